@@ -1,0 +1,1 @@
+"""Merge scattered customer data into one row per person and export it as a tracked job."""

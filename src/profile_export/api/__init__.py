@@ -1,0 +1,1 @@
+"""A call comes in: gRPC servicers, one file per service."""

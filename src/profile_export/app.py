@@ -1,0 +1,1 @@
+"""Composition root: knows every room, holds no logic."""

@@ -1,0 +1,1 @@
+"""A thin client: imports only the contract and grpc."""

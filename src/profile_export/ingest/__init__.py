@@ -1,0 +1,1 @@
+"""Bytes become checked Parquet and rejected rows, one file per format."""

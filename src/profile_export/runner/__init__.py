@@ -1,0 +1,1 @@
+"""A job comes due: claim, plan, resolve, run, commit."""
