@@ -1,0 +1,101 @@
+"""What can be wrong with a call, as exceptions that carry everything a caller needs to act.
+
+Each class is one kind of refusal; `api/status.py` holds the one table that gives each kind its gRPC code. An error
+of the *work* of a job is data (`job.JobError`) and never one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field of a request that is wrong: its path in the request, and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+class DomainError(Exception):
+    """A refusal. `reason` is a stable UPPER_SNAKE_CASE code, `metadata` the facts behind it as text."""
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        violations: tuple[FieldViolation, ...] = (),
+        retry_after: timedelta | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.violations = violations
+        self.retry_after = retry_after
+
+
+class InvalidArgumentError(DomainError):
+    """The request itself is wrong, whatever the state of the service."""
+
+    @classmethod
+    def of_field(
+        cls, field: str, description: str, reason: str = "FIELD_INVALID", **metadata: str
+    ) -> InvalidArgumentError:
+        """Refuse one field of the request; `field` is its path there, such as `spec.fields[2]`."""
+        return cls(
+            reason,
+            f"{field}: {description}",
+            metadata={"field": field, **metadata},
+            violations=(FieldViolation(field, description),),
+        )
+
+
+class NotFoundError(DomainError):
+    """A resource that does not exist for this tenant."""
+
+    @classmethod
+    def of(cls, kind: str, resource_id: str | int) -> NotFoundError:
+        """Name the missing resource: `kind` in words such as `merge policy`, and its id."""
+        reason = f"{kind.upper().replace(' ', '_')}_NOT_FOUND"
+        return cls(reason, f"There is no {kind} {resource_id!r}.", metadata={"id": str(resource_id)})
+
+
+class AlreadyExistsError(DomainError):
+    """An id or request id that stands for something else already."""
+
+
+class FailedPreconditionError(DomainError):
+    """Right in itself, but not in the state that the resource is in; repeating it as it is does not help."""
+
+
+class AbortedError(DomainError):
+    """Lost a race; the same call may succeed after `retry_after`."""
+
+
+class PastEndError(DomainError):
+    """A position (revision, byte offset) beyond what exists."""
+
+
+class UnimplementedError(DomainError):
+    """In the contract, but not built yet."""
+
+    @classmethod
+    def of_field(cls, field: str) -> UnimplementedError:
+        """Refuse a request field that nothing would act upon."""
+        return cls(
+            "NOT_BUILT", f"The field '{field}' is not built yet; leave it out.", metadata={"field": field}
+        )
+
+    @classmethod
+    def of_method(cls, method: str) -> UnimplementedError:
+        """Refuse a whole method."""
+        return cls("NOT_BUILT", f"The method '{method}' is not built yet.", metadata={"method": method})
+
+
+class UnavailableError(DomainError):
+    """The server cannot do this now; the same call may succeed after `retry_after`, perhaps elsewhere."""

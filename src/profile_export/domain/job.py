@@ -1,0 +1,245 @@
+"""The life of an export job: its states, the moves between them, and the phases its time adds up from (DESIGN §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from itertools import pairwise
+
+from profile_export.domain.errors import FailedPreconditionError
+from profile_export.domain.plan import ExportCounts
+from profile_export.domain.request import BoundRequest
+
+MAX_ATTEMPTS = 3
+FIRST_BACK_OFF = timedelta(seconds=1)
+
+
+class JobState(StrEnum):
+    """Where a job stands; the comment says who moves it next."""
+
+    NEW = "new"
+    """A worker claims it, or a caller cancels it."""
+    PROCESSING = "processing"
+    """The worker that holds its lease ends it, or a caller asks to cancel it."""
+    SUCCEEDED = "succeeded"
+    """Nobody: final. Its batch counts."""
+    FAILED = "failed"
+    """Nobody: final. Its errors say why; nothing of it is visible."""
+    CANCELLING = "cancelling"
+    """The worker that holds its lease lets go of it."""
+    CANCELLED = "cancelled"
+    """Nobody: final. Nothing of it is visible."""
+
+
+FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why an attempt, or the job, went wrong. `component` is the room it happened in; `attempt` is 0 outside one."""
+
+    code: str
+    message: str
+    component: str
+    retryable: bool
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobMetrics:
+    """What a job has done so far, of its current or last attempt."""
+
+    counts: ExportCounts = field(default_factory=ExportCounts)
+    rows_written: int = 0
+    bytes_written: int = 0
+    files_written: int = 0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """Who asked to cancel (the caller's key or address, in words), when and why."""
+
+    requested_by: str
+    request_time: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An export job. `attempt` is 0 before the first claim; `end_time` is None until it is final.
+
+    `not_before` is the earliest time of the next claim after a back-off, None without one.
+    """
+
+    id: int
+    bound: BoundRequest
+    request_id: str
+    batch_id: str
+    state: JobState
+    revision: int
+    attempt: int
+    create_time: datetime
+    update_time: datetime
+    end_time: datetime | None = None
+    not_before: datetime | None = None
+    cancellation: Cancellation | None = None
+    errors: tuple[JobError, ...] = ()
+    metrics: JobMetrics = field(default_factory=JobMetrics)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in FINAL_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One entry of a job's log. `from_state` is None for its creation; `reason` is a move's name."""
+
+    revision: int
+    from_state: JobState | None
+    to_state: JobState
+    time: datetime
+    attempt: int
+    reason: str
+    metrics: JobMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A named change of state. `apply` checks first and then changes; nothing else makes a job's next version."""
+
+    name: str
+    sources: frozenset[JobState]
+    target: JobState
+
+    def apply(
+        self,
+        job: Job,
+        now: datetime,
+        *,
+        error: JobError | None = None,
+        not_before: datetime | None = None,
+        cancellation: Cancellation | None = None,
+        metrics: JobMetrics | None = None,
+    ) -> tuple[Job, Transition]:
+        """Return the job one revision on, and the entry of its log.
+
+        Raises:
+            FailedPreconditionError: The job is not in a state that this move starts from.
+        """
+        if job.state not in self.sources:
+            raise FailedPreconditionError(
+                "JOB_FINISHED" if job.is_final else "JOB_STATE",
+                f"The job {job.id} is {job.state.name} and cannot be {self.name}.",
+                metadata={"job_id": str(job.id), "state": job.state.name},
+            )
+        moved = replace(
+            job,
+            state=self.target,
+            revision=job.revision + 1,
+            attempt=job.attempt + (self is CLAIM),
+            update_time=now,
+            end_time=now if self.target in FINAL_STATES else None,
+            not_before=not_before,
+            cancellation=cancellation or job.cancellation,
+            errors=(*job.errors, error) if error else job.errors,
+            metrics=metrics or job.metrics,
+        )
+        return moved, Transition(
+            moved.revision, job.state, moved.state, now, moved.attempt, self.name, moved.metrics
+        )
+
+
+def _move(name: str, sources: Iterable[JobState], target: JobState) -> Move:
+    return Move(name, frozenset(sources), target)
+
+
+CLAIM = _move("claimed", [JobState.NEW], JobState.PROCESSING)
+RETRY = _move("retried", [JobState.PROCESSING], JobState.NEW)
+RELEASE = _move("released", [JobState.PROCESSING], JobState.NEW)
+SUCCEED = _move("succeeded", [JobState.PROCESSING], JobState.SUCCEEDED)
+FAIL = _move("failed", [JobState.PROCESSING], JobState.FAILED)
+REFUSE = _move("refused", [JobState.NEW], JobState.FAILED)
+ASK_TO_CANCEL = _move("asked to cancel", [JobState.PROCESSING], JobState.CANCELLING)
+LET_GO = _move("let go", [JobState.CANCELLING], JobState.CANCELLED)
+CANCEL = _move("cancelled", [JobState.NEW], JobState.CANCELLED)
+MOVES = (CLAIM, RETRY, RELEASE, SUCCEED, FAIL, REFUSE, ASK_TO_CANCEL, LET_GO, CANCEL)
+
+
+def cancelling_move(job: Job) -> Move | None:
+    """Decide what a caller's cancel does: None if it was asked before.
+
+    Raises:
+        FailedPreconditionError: The job has SUCCEEDED or FAILED.
+    """
+    match job.state:
+        case JobState.CANCELLING | JobState.CANCELLED:
+            return None
+        case JobState.NEW:
+            return CANCEL
+        case _:
+            return ASK_TO_CANCEL
+
+
+def after_error(job: Job, error: JobError, now: datetime) -> tuple[Move, datetime | None]:
+    """Decide how an attempt that went wrong goes on: the move, and the earliest next claim.
+
+    A retryable error is tried again with a back-off that doubles, up to `MAX_ATTEMPTS` attempts in all.
+    """
+    if error.retryable and job.attempt < MAX_ATTEMPTS:
+        return RETRY, now + FIRST_BACK_OFF * 2 ** (job.attempt - 1)
+    return FAIL, None
+
+
+class Phase(StrEnum):
+    """What a job's time went into."""
+
+    QUEUE = "queue"
+    PLAN = "plan"
+    RESOLVE = "resolve"
+    RUN = "run"
+    COMMIT = "commit"
+    CANCEL = "cancel"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """The moment at which a phase began; it lasts until the next stamp, or the job's end."""
+
+    attempt: int
+    phase: Phase
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTime:
+    """One interval of a job's life; `end_time` is None while it lasts."""
+
+    attempt: int
+    phase: Phase
+    start_time: datetime
+    end_time: datetime | None
+
+
+def phase_times(stamps: Sequence[Stamp], end_time: datetime | None) -> Iterator[PhaseTime]:
+    """Turn stamps, in their order, into intervals that add up to the whole time by construction."""
+    for stamp, following in pairwise(stamps):
+        yield PhaseTime(stamp.attempt, stamp.phase, stamp.time, following.time)
+    for stamp in stamps[-1:]:
+        yield PhaseTime(stamp.attempt, stamp.phase, stamp.time, end_time)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the current attempt is: source rows read, of how many."""
+
+    phase: Phase
+    attempt: int
+    done: int
+    estimated: int

@@ -1,0 +1,162 @@
+"""The export plan: everything an engine needs to know, as plain data, fixed once for all attempts of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.policy import IdentityGraph
+from profile_export.domain.schema import ObjectType
+
+LOWEST_KEY = -(2**63)
+HIGHEST_KEY = 2**63 - 1
+ROWS_PER_RANGE = 250_000
+"""How many source rows one range should read: bounds the memory, yet gives no tiny files."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A data file of the snapshot; `path` is relative to the lake's root."""
+
+    path: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePart:
+    """Files of a source that were written with the same fields. A known field that is not among them is null there."""
+
+    fields: ObjectType
+    files: tuple[PinnedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A dataset of the snapshot, with exactly the files that count. `kind` is RECORD or EVENT."""
+
+    dataset_id: str
+    kind: DatasetKind
+    parts: tuple[SourcePart, ...]
+
+    @property
+    def rows(self) -> int:
+        """All rows of its files."""
+        return sum(file.rows for part in self.parts for file in part.files)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedBatch:
+    """What a row's place and ingest time follow from (S8)."""
+
+    id: str
+    number: int
+    ingest_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """A slice of the work: profiles whose key's high half is in [low, high], both ends included."""
+
+    index: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventSelection:
+    """Which events are attached (S17, S18) and which of their fields; both ends may be None for open."""
+
+    fields: ObjectType
+    identity_members: tuple[str, ...]
+    from_ingest_time: datetime | None
+    to_ingest_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What to export, from what.
+
+    `record_fields` and `event_fields` are the union schemas of the sources: the types every part is cast to.
+    `fields` is what is kept of `record_fields` (a subtree: objects have fewer members, arrays of objects fewer item
+    members, maps of objects fewer value members), without `identityMap`, of which `identity_members` are kept (none:
+    no such column). `namespaces` maps every spelling of an identity namespace that was sent and differs from the
+    registered one to that; `segment_namespaces` is the same for segments (S2). `events` is None where no event
+    is attached.
+    """
+
+    batch_id: str
+    graph: IdentityGraph
+    sources: tuple[Source, ...]
+    batches: tuple[PinnedBatch, ...]
+    namespaces: Mapping[str, str]
+    segment_namespaces: Mapping[str, str]
+    record_fields: ObjectType
+    event_fields: ObjectType
+    fields: ObjectType
+    identity_members: tuple[str, ...]
+    events: EventSelection | None
+    empty_profiles: bool = False
+
+    def ranges(self) -> tuple[KeyRange, ...]:
+        """Cut the work into ranges of the identity key; the same for every attempt.
+
+        Keys are hashes and so spread evenly: ranges of equal width hold about equally many profiles.
+        """
+        rows = sum(source.rows for source in self.sources)
+        count = max(1, round(rows / ROWS_PER_RANGE))
+        width = (HIGHEST_KEY - LOWEST_KEY + 1) // count
+        starts = [LOWEST_KEY + index * width for index in range(count)]
+        ends = [start - 1 for start in starts[1:]] + [HIGHEST_KEY]
+        return tuple(
+            KeyRange(index, low, high) for index, (low, high) in enumerate(zip(starts, ends, strict=True))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file that an engine has written. `name` is relative to the attempt's folder; `sha256` is in hex."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportCounts:
+    """What was read, kept and left out; sums over ranges. Each left-out profile is in exactly one figure (S22).
+
+    `fragments_read` are record rows that count after replacement (S9), `profiles_merged` are all profiles found.
+    `identities_left_out` and `fragments_left_out` went with profiles of too many identities (S7).
+    """
+
+    fragments_read: int = 0
+    events_read: int = 0
+    profiles_merged: int = 0
+    profiles_exported: int = 0
+    events_exported: int = 0
+    too_many_identities: int = 0
+    identities_left_out: int = 0
+    fragments_left_out: int = 0
+    events_only: int = 0
+    by_namespace: Mapping[str, int] | None = None
+    """Exported profiles that have an identity of the namespace, in its registered spelling; None counts as empty."""
+
+    def __add__(self, other: ExportCounts) -> ExportCounts:
+        names = self.by_namespace or {}
+        others = other.by_namespace or {}
+        return ExportCounts(
+            self.fragments_read + other.fragments_read,
+            self.events_read + other.events_read,
+            self.profiles_merged + other.profiles_merged,
+            self.profiles_exported + other.profiles_exported,
+            self.events_exported + other.events_exported,
+            self.too_many_identities + other.too_many_identities,
+            self.identities_left_out + other.identities_left_out,
+            self.fragments_left_out + other.fragments_left_out,
+            self.events_only + other.events_only,
+            {name: names.get(name, 0) + others.get(name, 0) for name in sorted({*names, *others})},
+        )

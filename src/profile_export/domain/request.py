@@ -1,0 +1,104 @@
+"""What a caller asks of an export, and how it is bound to what exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from profile_export.domain.catalog import PROFILE_CLASS, Dataset, DatasetKind
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.policy import MergePolicy
+from profile_export.domain.schema import ObjectType
+from profile_export.domain.selection import select_fields
+
+ENGINE = "duckdb"
+
+
+@dataclass(frozen=True, slots=True)
+class EventList:
+    """Which events to attach, and which of their fields (S17, S18); no fields means all, None an open end."""
+
+    fields: tuple[str, ...] = ()
+    from_ingest_time: datetime | None = None
+    to_ingest_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """A request as sent, checked as far as it can be without looking anything up.
+
+    `policy_id` empty means the default policy, `policy_version` None the newest version. `event_list` None means no
+    events. `schema_name` and `engine` may be empty.
+    """
+
+    destination_id: str
+    fields: tuple[str, ...] = ()
+    policy_id: str = ""
+    policy_version: int | None = None
+    event_list: EventList | None = None
+    schema_name: str = ""
+    engine: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.destination_id:
+            raise InvalidArgumentError.of_field(
+                "spec.destination.dataset_id", "is required.", "FIELD_REQUIRED"
+            )
+        if self.engine not in {"", ENGINE}:
+            raise InvalidArgumentError.of_field(
+                "spec.engine",
+                f"must be empty or '{ENGINE}'; this server has no '{self.engine}'.",
+                "ENGINE_UNKNOWN",
+            )
+        window = self.event_list or EventList()
+        start, end = window.from_ingest_time, window.to_ingest_time
+        if start and end and start > end:
+            raise InvalidArgumentError.of_field(
+                "spec.event_list.filter.from_ingest_time",
+                "is later than to_ingest_time.",
+                "TIME_WINDOW_INVALID",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BoundRequest:
+    """A request whose names stand for things that exist: this is what a job keeps, echoes and plans from."""
+
+    request: ExportRequest
+    policy: MergePolicy
+
+
+def bind(
+    request: ExportRequest,
+    destination: Dataset,
+    policy: MergePolicy,
+    record_fields: ObjectType,
+    event_fields: ObjectType,
+) -> BoundRequest:
+    """Check a request against what it names.
+
+    Args:
+        request: As sent.
+        destination: The dataset it names.
+        policy: The policy it names, or the default.
+        record_fields: The union schema of the tenant's record sources.
+        event_fields: The same of its event sources.
+
+    Raises:
+        InvalidArgumentError: The destination is not a union dataset or of another class, or a field path is unknown.
+    """
+    if destination.kind is not DatasetKind.UNION:
+        raise InvalidArgumentError.of_field(
+            "spec.destination.dataset_id",
+            f"'{destination.id}' follows '{destination.schema.id}'; an export needs a dataset of a union schema, "
+            "such as https://ns.adobe.com/xdm/context/profile__union.",
+            "DESTINATION_NOT_UNION",
+        )
+    if request.schema_name not in {"", PROFILE_CLASS}:
+        raise InvalidArgumentError.of_field(
+            "spec.schema_name", f"must be the destination's class, '{PROFILE_CLASS}'.", "SCHEMA_NAME_MISMATCH"
+        )
+    select_fields(record_fields, request.fields, "spec.fields")
+    if request.event_list:
+        select_fields(event_fields, request.event_list.fields, "spec.event_list.fields")
+    return BoundRequest(request, policy)

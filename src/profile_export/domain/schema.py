@@ -1,0 +1,240 @@
+"""The types of fields: how they are learned from JSON, how they grow by union, and how a field path finds them.
+
+The schema of a dataset is an `ObjectType`. Every field is optional. What counts as known, as a conflict and as a
+leaf is DESIGN §6 and SEMANTICS S12 to S14 and S23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from profile_export.domain.errors import InvalidArgumentError
+
+
+class ScalarKind(StrEnum):
+    """The kinds of single values. The value is the word used for it on the wire and in messages."""
+
+    TEXT = "string"
+    BOOLEAN = "boolean"
+    LONG = "long"
+    DOUBLE = "double"
+    DATE = "date"
+    TIMESTAMP = "timestamp"
+    """An instant in UTC with microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A single value."""
+
+    kind: ScalarKind
+
+    def __str__(self) -> str:
+        return self.kind.value
+
+
+@dataclass(frozen=True, slots=True)
+class DecimalType:
+    """A decimal number with `precision` digits in all, `scale` of them behind the point; at most 38 digits."""
+
+    precision: int
+    scale: int
+
+    def __str__(self) -> str:
+        return f"decimal({self.precision},{self.scale})"
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayType:
+    """A list of items of one type, merged as a whole."""
+
+    item: FieldType
+
+    def __str__(self) -> str:
+        return f"array<{self.item}>"
+
+
+@dataclass(frozen=True, slots=True)
+class MapType:
+    """Text keys to values of one type, merged per key."""
+
+    value: FieldType
+
+    def __str__(self) -> str:
+        return f"map<{self.value}>"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectType:
+    """Named fields, merged leaf by leaf. `fields` keeps the order in which they became known."""
+
+    fields: Mapping[str, FieldType]
+
+    def __str__(self) -> str:
+        return "object"
+
+
+FieldType = Scalar | DecimalType | ArrayType | MapType | ObjectType
+FieldPath = tuple[str, ...]
+
+TEXT = Scalar(ScalarKind.TEXT)
+BOOLEAN = Scalar(ScalarKind.BOOLEAN)
+LONG = Scalar(ScalarKind.LONG)
+DOUBLE = Scalar(ScalarKind.DOUBLE)
+DATE = Scalar(ScalarKind.DATE)
+TIMESTAMP = Scalar(ScalarKind.TIMESTAMP)
+EMPTY = ObjectType({})
+
+MAX_DECIMAL_DIGITS = 38
+LONG_DIGITS = 19
+EXACT_IN_A_DOUBLE = 2**53
+
+IDENTITY_MAP = "identityMap"
+SEGMENT_MEMBERSHIP = "segmentMembership"
+TIME_SERIES_EVENTS = "timeSeriesEvents"
+EVENT_ID = "_id"
+EVENT_TIME = "timestamp"
+
+IDENTITY_MEMBERS = ("id", "authenticatedState", "primary")
+
+# The XDM types of the two maps that every union schema carries (adobe/xdm identityitem and segmentmembership).
+IDENTITY_MAP_TYPE = MapType(
+    ArrayType(ObjectType({"id": TEXT, "authenticatedState": TEXT, "primary": BOOLEAN}))
+)
+SEGMENT_MEMBERSHIP_TYPE = MapType(
+    MapType(ObjectType({"lastQualificationTime": TIMESTAMP, "status": TEXT, "validUntil": TIMESTAMP}))
+)
+
+
+class TypeConflictError(InvalidArgumentError):
+    """Two types for one field that do not go together."""
+
+    def __init__(
+        self, path: FieldPath, known: FieldType | str, found: FieldType | str, where: str = ""
+    ) -> None:
+        dotted = dotted_path(path)
+        super().__init__(
+            "FIELD_TYPE_CONFLICT",
+            f"The field '{dotted}' is {found}, but {where or 'it is known'} as {known}.",
+            metadata={"path": dotted, "known_type": str(known), "found_type": str(found)},
+        )
+        self.path, self.known, self.found = path, known, found
+
+
+def dotted_path(path: FieldPath) -> str:
+    """Write a field path as people do: `personalEmail.address`, with `[]` behind an array."""
+    return ".".join(path).replace(".[]", "[]")
+
+
+def union_types(known: FieldType, found: FieldType, path: FieldPath = ()) -> FieldType:
+    """Return the type that holds every value of both.
+
+    Objects grow field by field, numbers widen (long to decimal to double, decimals to more digits).
+
+    Raises:
+        TypeConflictError: No type holds both, or two names in one object differ in case alone (many engines,
+            ours among them, cannot tell such names apart).
+    """
+    match known, found:
+        case ObjectType(), ObjectType():
+            return union_objects(known, found, path)
+        case ArrayType(), ArrayType():
+            return ArrayType(union_types(known.item, found.item, (*path, "[]")))
+        case MapType(), MapType():
+            return MapType(union_types(known.value, found.value, (*path, "*")))
+        case _ if known == found:
+            return known
+    wider = _wider_number(known, found)
+    if wider is None:
+        raise TypeConflictError(path, known, found)
+    return wider
+
+
+def union_objects(known: ObjectType, found: ObjectType, path: FieldPath = ()) -> ObjectType:
+    """Return the object type with the fields of both; `known` itself if `found` adds nothing.
+
+    Raises:
+        TypeConflictError: As `union_types`.
+    """
+    fields = dict(known.fields)
+    by_folded = {name.casefold(): name for name in fields}
+    for name, field_type in found.fields.items():
+        spelled = by_folded.setdefault(name.casefold(), name)
+        if spelled != name:
+            raise TypeConflictError((*path, name), f"'{spelled}'", f"'{name}'", "its name stands")
+        fields[name] = union_types(fields[name], field_type, (*path, name)) if name in fields else field_type
+    return known if fields == known.fields else ObjectType(fields)
+
+
+def _wider_number(known: FieldType, found: FieldType) -> FieldType | None:
+    match known, found:
+        case DecimalType(), DecimalType():
+            scale = max(known.scale, found.scale)
+            precision = max(known.precision - known.scale, found.precision - found.scale) + scale
+            return DecimalType(precision, scale) if precision <= MAX_DECIMAL_DIGITS else None
+        case (DecimalType() as decimal, Scalar(ScalarKind.LONG)) | (
+            Scalar(ScalarKind.LONG),
+            DecimalType() as decimal,
+        ):
+            return _wider_number(decimal, DecimalType(LONG_DIGITS, 0))
+        case (DecimalType() | Scalar(ScalarKind.LONG), Scalar(ScalarKind.DOUBLE)) | (
+            Scalar(ScalarKind.DOUBLE),
+            DecimalType() | Scalar(ScalarKind.LONG),
+        ):
+            return DOUBLE
+    return None
+
+
+def leaves(schema: ObjectType, path: FieldPath = ()) -> Iterator[tuple[FieldPath, FieldType]]:
+    """Walk the leaves of a schema, depth first: everything but objects is one (S12)."""
+    for name, field_type in schema.fields.items():
+        if isinstance(field_type, ObjectType):
+            yield from leaves(field_type, (*path, name))
+        else:
+            yield (*path, name), field_type
+
+
+def to_json(field_type: FieldType) -> Any:
+    """Write a type as plain JSON: a word for a scalar or decimal, one-key objects for the rest."""
+    match field_type:
+        case ObjectType(fields):
+            return {"object": {name: to_json(member) for name, member in fields.items()}}
+        case ArrayType(item):
+            return {"array": to_json(item)}
+        case MapType(value):
+            return {"map": to_json(value)}
+        case DecimalType(precision, scale):
+            return {"decimal": [precision, scale]}
+        case Scalar(kind):
+            return kind.value
+
+
+def from_json(plain: Any) -> FieldType:
+    """Read back what `to_json` wrote."""
+    match plain:
+        case {"object": fields}:
+            return ObjectType({name: from_json(member) for name, member in fields.items()})
+        case {"array": item}:
+            return ArrayType(from_json(item))
+        case {"map": value}:
+            return MapType(from_json(value))
+        case {"decimal": [precision, scale]}:
+            return DecimalType(precision, scale)
+        case word:
+            return Scalar(ScalarKind(word))
+
+
+def object_from_json(plain: Any) -> ObjectType:
+    """Read back the schema of a dataset.
+
+    Raises:
+        ValueError: `plain` is not an object type.
+    """
+    schema = from_json(plain)
+    if not isinstance(schema, ObjectType):
+        message = f"not an object type: {plain!r}"
+        raise ValueError(message)
+    return schema

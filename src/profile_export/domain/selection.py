@@ -1,0 +1,145 @@
+"""Which fields an export keeps: field paths of a request become a subtree of the union schema (S23 to S25)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.schema import (
+    EMPTY,
+    IDENTITY_MAP,
+    IDENTITY_MEMBERS,
+    TIME_SERIES_EVENTS,
+    ArrayType,
+    FieldPath,
+    FieldType,
+    MapType,
+    ObjectType,
+)
+
+# The older layout of a profile had a list `identities`; the guide's examples still select from it (S25).
+_IDENTITIES = "identities"
+_ALIASES = {
+    (_IDENTITIES,): IDENTITY_MEMBERS,
+    (_IDENTITIES, "id"): ("id",),
+    (_IDENTITIES, "authenticatedState"): ("authenticatedState",),
+    (_IDENTITIES, "primary"): ("primary",),
+    (_IDENTITIES, "namespace"): ("id",),
+    (_IDENTITIES, "namespace", "code"): ("id",),
+    (IDENTITY_MAP,): IDENTITY_MEMBERS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is kept: a subtree of the union schema without `identityMap`, and the members of that map's items."""
+
+    fields: ObjectType
+    identity_members: tuple[str, ...]
+
+
+def select_fields(schema: ObjectType, paths: Sequence[str], request_field: str) -> Selection:
+    """Resolve field paths against a union schema; no path means every field (S26).
+
+    Args:
+        schema: The union schema of the class, with `identityMap`.
+        paths: Dotted paths; blanks around them do not count.
+        request_field: Where the paths stand in the request, for messages: `spec.fields`.
+
+    Raises:
+        InvalidArgumentError: A path is unknown (with the nearest known one) or is `timeSeriesEvents`.
+        UnimplementedError: A path goes behind a map to one of its keys.
+    """
+    attributes = ObjectType({name: member for name, member in schema.fields.items() if name != IDENTITY_MAP})
+    if not paths:
+        return Selection(attributes, IDENTITY_MEMBERS)
+    wanted: list[FieldPath] = []
+    members: set[str] = set()
+    for index, text in enumerate(paths):
+        path = tuple(text.strip().split("."))
+        where = f"{request_field}[{index}]"
+        if path in _ALIASES:
+            members.update(_ALIASES[path])
+        elif path[0] == TIME_SERIES_EVENTS:
+            raise InvalidArgumentError.of_field(
+                where, "events are switched on and their fields chosen by 'event_list'."
+            )
+        else:
+            _check_path(schema, path, where)
+            wanted.append(path)
+    kept = _prune(attributes, wanted)
+    return Selection(
+        kept if isinstance(kept, ObjectType) else EMPTY,
+        tuple(member for member in IDENTITY_MEMBERS if member in members),
+    )
+
+
+def _check_path(schema: ObjectType, path: FieldPath, where: str) -> None:
+    text = ".".join(path)
+    member: FieldType = schema
+    for name in path:
+        while isinstance(member, ArrayType):
+            member = member.item
+        if isinstance(member, MapType):
+            raise UnimplementedError.of_field(f"{where}: {text}, the key of a map")
+        found = member.fields.get(name) if isinstance(member, ObjectType) else None
+        if found is None:
+            nearest = _nearest(text, known_paths(schema))
+            raise InvalidArgumentError.of_field(
+                where,
+                f"no source has a field '{text}'; the nearest known path is '{nearest}'.",
+                reason="UNKNOWN_FIELD",
+                path=text,
+                nearest=nearest,
+            )
+        member = found
+
+
+def _prune(member: FieldType, wanted: Sequence[FieldPath]) -> FieldType:
+    """Keep of a type what the paths name: a path that ends here keeps all of it."""
+    if () in wanted:
+        return member
+    match member:
+        case ArrayType(item):
+            return ArrayType(_prune(item, wanted))
+        case ObjectType(fields):
+            kept = {
+                name: _prune(field, [path[1:] for path in wanted if path[0] == name])
+                for name, field in fields.items()
+                if any(path[0] == name for path in wanted)
+            }
+            return ObjectType(kept)
+        case _:
+            return member
+
+
+def known_paths(schema: ObjectType) -> list[str]:
+    """Return every path that `fields` may name, objects as well as their members, through arrays."""
+    return list(_walk(schema, ""))
+
+
+def _walk(member: FieldType, prefix: str) -> Iterator[str]:
+    if isinstance(member, ArrayType):
+        yield from _walk(member.item, prefix)
+    elif isinstance(member, ObjectType):
+        for name, field in member.fields.items():
+            yield f"{prefix}{name}"
+            yield from _walk(field, f"{prefix}{name}.")
+
+
+def _nearest(text: str, known: Sequence[str]) -> str:
+    return min(known, key=lambda path: (_edit_distance(text, path), path.encode()))
+
+
+def _edit_distance(one: str, other: str) -> int:
+    """Count the characters to insert, delete or replace (Levenshtein)."""
+    row = list(range(len(other) + 1))
+    for index, character in enumerate(one, start=1):
+        diagonal, row[0] = row[0], index
+        for column, candidate in enumerate(other, start=1):
+            diagonal, row[column] = (
+                row[column],
+                min(row[column] + 1, row[column - 1] + 1, diagonal + (character != candidate)),
+            )
+    return row[-1]
