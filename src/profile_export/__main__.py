@@ -1,10 +1,6 @@
 """Entry point of `profile-export` and `python -m profile_export`."""
 
-
-def main() -> None:
-    """Run the command line."""
-    raise SystemExit("profile-export: the command line is not built yet")
-
+from profile_export.cli import main
 
 if __name__ == "__main__":
     main()

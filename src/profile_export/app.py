@@ -1,1 +1,153 @@
-"""Composition root: knows every room, holds no logic."""
+"""The composition root: makes every room, wires them, runs them as one server. No logic of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from profile_export.api.dataset_service import DatasetService
+from profile_export.api.export_service import ExportService
+from profile_export.api.logs import configure_logs
+from profile_export.api.profile_service import ProfileService
+from profile_export.api.schema_service import SchemaService
+from profile_export.api.server import BindError, GrpcServer, contract, create_server
+from profile_export.api.watch import Watches
+from profile_export.config import ServeSettings, SettingsError, load
+from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.ingest.pool import IngestPool
+from profile_export.ingest.sessions import UploadSessions
+from profile_export.lake.local import LocalLake
+from profile_export.runner.ports import Engine
+from profile_export.runner.worker import Worker
+from profile_export.store.attempts import Attempts
+from profile_export.store.batches import Batches
+from profile_export.store.catalog import Catalog
+from profile_export.store.database import Database, DataDirectoryInUseError
+from profile_export.store.events import Wakeups
+from profile_export.store.jobs import Jobs
+from profile_export.store.snapshots import Snapshots
+from profile_export.store.uploads import Uploads
+
+
+class StartError(Exception):
+    """The server cannot start. Its text is one line with the way out."""
+
+
+def serve(options: Mapping[str, str | bool | None]) -> None:
+    """Run a server until SIGTERM or SIGINT; prints `listening on HOST:PORT` when it answers.
+
+    Args:
+        options: As `config.load` takes them; variables come from the environment.
+
+    Raises:
+        StartError: A setting, the address or the data directory cannot be used.
+    """
+    try:
+        settings = load(options, os.environ)
+    except SettingsError as error:
+        raise StartError(str(error)) from error
+    configure_logs(settings.log_level)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: ServeSettings) -> None:
+    told_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    application = Application(settings)
+    await application.start()
+    host = settings.grpc_address[0]
+    shown = f"[{host}]" if ":" in host else host
+    sys.stdout.write(f"listening on {shown}:{application.port}\n")
+    sys.stdout.flush()
+    await told_to_stop.wait()
+    await application.stop()
+
+
+class Application:
+    """One server with its runner, engine, store and lake. Tests may give it another engine."""
+
+    def __init__(self, settings: ServeSettings, engine: Engine | None = None) -> None:
+        self._settings = settings
+        self._database = Database(settings.data_dir)
+        self._lake = LocalLake(settings.data_dir)
+        self._duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads)
+        self._pool = IngestPool()
+        wakeups = Wakeups()
+        self._batches = Batches(self._database)
+        self._attempts = Attempts(self._database, wakeups)
+        catalog, jobs = Catalog(self._database), Jobs(self._database, wakeups)
+        self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
+        sessions = UploadSessions(catalog, Uploads(self._database), self._lake, self._pool, _new_id)
+        self._services = contract(
+            datasets=DatasetService(catalog, self._batches, sessions, self._lake, _new_id),
+            schemas=SchemaService(),
+            profiles=ProfileService(catalog, _new_id),
+            exports=ExportService(catalog, jobs, self._watches, _new_id),
+        )
+        self._worker = Worker(
+            f"{os.getpid()}-{_new_id()}",
+            self._attempts,
+            Snapshots(self._database),
+            wakeups,
+            engine or self._duckdb,
+            self._lake,
+        )
+        self._running: asyncio.Task[None] | None = None
+        self._server: GrpcServer | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, once started."""
+        if self._server is None:
+            raise StartError("The server has not started.")
+        return self._server.port
+
+    async def start(self) -> None:
+        """Open everything, settle what a former process left, and answer calls.
+
+        Raises:
+            StartError: The address or the data directory cannot be used.
+        """
+        host, port = self._settings.grpc_address
+        try:
+            await self._database.open()
+            self._server = await create_server(self._services, host=host, port=port, new_request_id=_new_id)
+        except (DataDirectoryInUseError, BindError, OSError) as error:
+            await self._close()
+            raise StartError(str(error)) from error
+        await asyncio.to_thread(self._lake.open)
+        await self._attempts.release_all()
+        await asyncio.to_thread(self._lake.sweep, frozenset(await self._batches.kept_folders()))
+        await self._duckdb.start()
+        self._running = asyncio.create_task(self._worker.run())
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Drain: no new job, watches end, calls finish, the job that runs is given back."""
+        if self._server:
+            await self._server.drain(
+                stop_claiming=self._stop_worker,
+                end_watches=self._watches.end_all,
+                grace=timedelta(seconds=self._settings.drain_seconds),
+            )
+        await self._close()
+
+    async def _close(self) -> None:
+        await self._duckdb.close()
+        await asyncio.to_thread(self._pool.close)
+        await self._database.close()
+
+    async def _stop_worker(self) -> None:
+        self._worker.stop_claiming()
+        if self._running:
+            await self._running
+
+
+def _new_id() -> str:
+    return secrets.token_hex(12)

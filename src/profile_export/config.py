@@ -1,1 +1,167 @@
 """What an operator can set, from options and `PROFILE_EXPORT_*` variables."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T")
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]\s]+)):(?P<port>[0-9]{1,5})")
+_HIGHEST_PORT = 65_535
+_YES = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used. Its text is one line that names option, variable and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """How one server runs.
+
+    `memory_limit_mb` and `threads` bound the engine, None leaves them to it; `drain_seconds` is how long calls may
+    take to finish after the server was told to stop.
+    """
+
+    data_dir: Path
+    grpc_address: tuple[str, int]
+    insecure: bool
+    memory_limit_mb: int | None
+    threads: int | None
+    log_level: str
+    drain_seconds: int
+
+
+def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -> ServeSettings:
+    """Read the settings of a server. Pure: it looks at nothing but its arguments.
+
+    Args:
+        options: What stood on the command line, by field of `ServeSettings`; None or missing: not given.
+        environ: The environment. An option beats its variable, and a variable that is empty is not given.
+
+    Raises:
+        SettingsError: A value is missing or cannot be used.
+    """
+    source = _Source(options, environ)
+    settings = ServeSettings(
+        data_dir=source.required("data_dir", _path, "give a folder, such as --data-dir .data"),
+        grpc_address=source.read(
+            "grpc_address",
+            _address,
+            ("127.0.0.1", 50_051),
+            "give HOST:PORT, such as 127.0.0.1:50051 or [::1]:0 (port 0: any free one)",
+        ),
+        insecure=source.read("insecure", _flag, default=False, advice="give true or false"),
+        memory_limit_mb=source.read(
+            "memory_limit_mb", _whole(64), None, "give whole megabytes, 64 or more, or leave it out"
+        ),
+        threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
+        log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
+        drain_seconds=source.read("drain_seconds", _whole(0), 10, "give whole seconds, 0 or more"),
+    )
+    if not settings.insecure and not _is_loopback(settings.grpc_address[0]):
+        raise source.refusal(
+            "grpc_address",
+            "is not a loopback address, and nothing protects the calls: listen on 127.0.0.1, or accept that with "
+            "--insecure (PROFILE_EXPORT_INSECURE=true)",
+        )
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    options: Mapping[str, str | bool | None]
+    environ: Mapping[str, str]
+
+    def given(self, name: str) -> str | None:
+        option = self.options.get(name)
+        if option is not None:
+            return str(option)
+        return self.environ.get(_variable(name)) or None
+
+    def read(self, name: str, parse: Callable[[str], _T], default: _T, advice: str) -> _T:
+        text = self.given(name)
+        if text is None:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise self.refusal(name, f"cannot be used: {advice}") from error
+
+    def required(self, name: str, parse: Callable[[str], _T], advice: str) -> _T:
+        if self.given(name) is None:
+            raise SettingsError(f"{_names(name)} is required: {advice}.")
+        return self.read(name, parse, parse("."), advice)
+
+    def refusal(self, name: str, what: str) -> SettingsError:
+        # repr, so that a line break in the value does not make two lines of one.
+        return SettingsError(f"{_names(name)}: {self.given(name)!r} {what}.")
+
+
+def _variable(name: str) -> str:
+    return f"PROFILE_EXPORT_{name.upper()}"
+
+
+def _names(name: str) -> str:
+    return f"--{name.replace('_', '-')} ({_variable(name)})"
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError(text)
+    return Path(text)
+
+
+def _address(text: str) -> tuple[str, int]:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > _HIGHEST_PORT:
+        raise ValueError(text)
+    if match["v6"] is not None:
+        return str(ipaddress.IPv6Address(match["v6"])), int(match["port"])
+    return match["host"], int(match["port"])
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may resolve to anything
+
+
+def _flag(text: str) -> bool:
+    try:
+        return _YES[text.lower()]
+    except KeyError as error:
+        raise ValueError(text) from error
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        # int() also takes signs, underscores and other scripts' digits.
+        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+            raise ValueError(text)
+        return int(text)
+
+    return parse
+
+
+def _log_level(text: str) -> str:
+    if text.lower() not in _LOG_LEVELS:
+        raise ValueError(text)
+    return text.lower()

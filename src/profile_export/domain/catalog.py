@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.learning import MAX_DEPTH, ValueRefusedError, check_name
 from profile_export.domain.schema import (
     EMPTY,
     EVENT_ID,
@@ -19,6 +20,7 @@ from profile_export.domain.schema import (
     SEGMENT_MEMBERSHIP_TYPE,
     TEXT,
     TIMESTAMP,
+    FieldPath,
     ObjectType,
     union_objects,
 )
@@ -141,7 +143,7 @@ def check_identity_fields(kind: DatasetKind, identity_fields: tuple[IdentityFiel
     """Refuse declared identity fields that cannot work.
 
     Raises:
-        InvalidArgumentError: On a union dataset, without path or namespace, a path twice, or two primaries.
+        InvalidArgumentError: On a union dataset, a path or namespace that cannot be, a path twice, or two primaries.
     """
     if identity_fields and kind is DatasetKind.UNION:
         raise InvalidArgumentError.of_field(
@@ -150,11 +152,9 @@ def check_identity_fields(kind: DatasetKind, identity_fields: tuple[IdentityFiel
     seen: set[tuple[str, ...]] = set()
     for index, declared in enumerate(identity_fields):
         field = f"identity_fields[{index}]"
-        if not all(declared.path):
-            raise InvalidArgumentError.of_field(
-                f"{field}.path", "must be a dotted field path such as 'crm.id'."
-            )
-        if not declared.namespace:
+        _check_identity_path(declared.path, f"{field}.path")
+        # A key is computed of namespace, NUL and id: with a NUL inside, two identities could share one.
+        if not declared.namespace or "\0" in declared.namespace:
             raise InvalidArgumentError.of_field(
                 f"{field}.namespace", "must name a namespace such as 'Email'."
             )
@@ -163,6 +163,19 @@ def check_identity_fields(kind: DatasetKind, identity_fields: tuple[IdentityFiel
         seen.add(declared.path)
     if sum(declared.primary for declared in identity_fields) > 1:
         raise InvalidArgumentError.of_field("identity_fields", "at most one may be primary.")
+
+
+def _check_identity_path(path: FieldPath, field: str) -> None:
+    """Hold a declared path to what ingestion asks of any field: once it is known, nobody looks at its names again."""
+    if not path or not all(path) or len(path) > MAX_DEPTH:
+        raise InvalidArgumentError.of_field(
+            field, f"must be a dotted field path such as 'crm.id', of at most {MAX_DEPTH} names."
+        )
+    try:
+        for depth, name in enumerate(path):
+            check_name(name, {}, path[:depth])
+    except ValueRefusedError as refused:
+        raise InvalidArgumentError.of_field(field, refused.reason) from None
 
 
 def check_tags(tags: Mapping[str, tuple[str, ...]]) -> None:

@@ -174,8 +174,7 @@ MOVES = (CLAIM, RETRY, RELEASE, SUCCEED, FAIL, REFUSE, ASK_TO_CANCEL, LET_GO, CA
 def cancelling_move(job: Job) -> Move | None:
     """Decide what a caller's cancel does: None if it was asked before.
 
-    Raises:
-        FailedPreconditionError: The job has SUCCEEDED or FAILED.
+    For a job that has SUCCEEDED or FAILED it is a move that refuses to be applied.
     """
     match job.state:
         case JobState.CANCELLING | JobState.CANCELLED:

@@ -129,19 +129,21 @@ class WrittenFile:
 class ExportCounts:
     """What was read, kept and left out; sums over ranges. Each left-out profile is in exactly one figure (S22).
 
-    `fragments_read` are record rows that count after replacement (S9), `profiles_merged` are all profiles found.
+    `fragments_read` are record rows that count after replacement (S9), `profiles_read` all profiles found,
+    `profiles_merged` the exported ones that were put together from two or more fragments.
     `identities_left_out` and `fragments_left_out` went with profiles of too many identities (S7).
     """
 
     fragments_read: int = 0
     events_read: int = 0
-    profiles_merged: int = 0
+    profiles_read: int = 0
     profiles_exported: int = 0
     events_exported: int = 0
     too_many_identities: int = 0
     identities_left_out: int = 0
     fragments_left_out: int = 0
     events_only: int = 0
+    profiles_merged: int = 0
     by_namespace: Mapping[str, int] | None = None
     """Exported profiles that have an identity of the namespace, in its registered spelling; None counts as empty."""
 
@@ -151,12 +153,13 @@ class ExportCounts:
         return ExportCounts(
             self.fragments_read + other.fragments_read,
             self.events_read + other.events_read,
-            self.profiles_merged + other.profiles_merged,
+            self.profiles_read + other.profiles_read,
             self.profiles_exported + other.profiles_exported,
             self.events_exported + other.events_exported,
             self.too_many_identities + other.too_many_identities,
             self.identities_left_out + other.identities_left_out,
             self.fragments_left_out + other.fragments_left_out,
             self.events_only + other.events_only,
+            self.profiles_merged + other.profiles_merged,
             {name: names.get(name, 0) + others.get(name, 0) for name in sorted({*names, *others})},
         )

@@ -28,7 +28,7 @@ class ExportRequest:
     """A request as sent, checked as far as it can be without looking anything up.
 
     `policy_id` empty means the default policy, `policy_version` None the newest version. `event_list` None means no
-    events. `schema_name` and `engine` may be empty.
+    events. `empty_profiles` also takes profiles that have events only (S19). `schema_name` and `engine` may be empty.
     """
 
     destination_id: str
@@ -36,6 +36,7 @@ class ExportRequest:
     policy_id: str = ""
     policy_version: int | None = None
     event_list: EventList | None = None
+    empty_profiles: bool = False
     schema_name: str = ""
     engine: str = ""
 

@@ -119,9 +119,19 @@ class TypeConflictError(InvalidArgumentError):
         super().__init__(
             "FIELD_TYPE_CONFLICT",
             f"The field '{dotted}' is {found}, but {where or 'it is known'} as {known}.",
-            metadata={"path": dotted, "known_type": str(known), "found_type": str(found)},
+            metadata={"path": dotted, "type": str(found), "other_type": str(known)},
         )
         self.path, self.known, self.found = path, known, found
+
+    def between(self, dataset_id: str, other: str) -> TypeConflictError:
+        """Return the same conflict, naming the dataset that brings a type and the one that has the other."""
+        conflict = TypeConflictError(self.path, self.known, self.found)
+        conflict.message = (
+            f"The field '{dotted_path(self.path)}' is {self.found} in dataset '{dataset_id}', but {self.known} in "
+            f"'{other}'. Send the same type, or create the dataset with the tag unifiedProfile: enabled:false."
+        )
+        conflict.metadata |= {"dataset_id": dataset_id, "other_dataset_id": other}
+        return conflict
 
 
 def dotted_path(path: FieldPath) -> str:
@@ -238,3 +248,19 @@ def object_from_json(plain: Any) -> ObjectType:
         message = f"not an object type: {plain!r}"
         raise ValueError(message)
     return schema
+
+
+def type_at(schema: ObjectType, path: FieldPath) -> FieldType | None:
+    """Return the type of the field at a path, through arrays (`[]`) and maps (any key); None if it is not known."""
+    member: FieldType | None = schema
+    for name in path:
+        match member:
+            case ObjectType(fields):
+                member = fields.get(name)
+            case ArrayType(item):
+                member = item
+            case MapType(value):
+                member = value
+            case _:
+                return None
+    return member

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
 from profile_export.domain.schema import (
-    EMPTY,
     IDENTITY_MAP,
     IDENTITY_MEMBERS,
     TIME_SERIES_EVENTS,
@@ -68,10 +67,8 @@ def select_fields(schema: ObjectType, paths: Sequence[str], request_field: str) 
         else:
             _check_path(schema, path, where)
             wanted.append(path)
-    kept = _prune(attributes, wanted)
     return Selection(
-        kept if isinstance(kept, ObjectType) else EMPTY,
-        tuple(member for member in IDENTITY_MEMBERS if member in members),
+        _prune_object(attributes, wanted), tuple(member for member in IDENTITY_MEMBERS if member in members)
     )
 
 
@@ -98,20 +95,21 @@ def _check_path(schema: ObjectType, path: FieldPath, where: str) -> None:
 
 def _prune(member: FieldType, wanted: Sequence[FieldPath]) -> FieldType:
     """Keep of a type what the paths name: a path that ends here keeps all of it."""
-    if () in wanted:
+    if isinstance(member, ArrayType):
+        return ArrayType(_prune(member.item, wanted))
+    if () in wanted or not isinstance(member, ObjectType):
         return member
-    match member:
-        case ArrayType(item):
-            return ArrayType(_prune(item, wanted))
-        case ObjectType(fields):
-            kept = {
-                name: _prune(field, [path[1:] for path in wanted if path[0] == name])
-                for name, field in fields.items()
-                if any(path[0] == name for path in wanted)
-            }
-            return ObjectType(kept)
-        case _:
-            return member
+    return _prune_object(member, wanted)
+
+
+def _prune_object(schema: ObjectType, wanted: Sequence[FieldPath]) -> ObjectType:
+    return ObjectType(
+        {
+            name: _prune(field, [path[1:] for path in wanted if path[0] == name])
+            for name, field in schema.fields.items()
+            if any(path[0] == name for path in wanted)
+        }
+    )
 
 
 def known_paths(schema: ObjectType) -> list[str]:

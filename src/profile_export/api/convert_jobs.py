@@ -1,0 +1,216 @@
+"""Messages to domain and back: export requests, jobs, transitions and progress. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from google.protobuf.duration_pb2 import Duration
+
+from profile_export.api.convert import instant, refuse_unbuilt, required, timestamp
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.job import Job, JobMetrics, Phase, PhaseTime, Progress, Transition
+from profile_export.domain.request import ENGINE, BoundRequest, EventList, ExportRequest
+from profile_export.store.jobs import JobView
+from profile_export.v1 import job_pb2, merge_policy_pb2
+
+_PHASES = {phase: job_pb2.JobPhase.Value(f"JOB_PHASE_{phase.name}") for phase in Phase}
+
+
+def export_request(spec: job_pb2.ExportSpec) -> ExportRequest:
+    """Read and check what a caller asks of an export.
+
+    Raises:
+        InvalidArgumentError: A field is wrong.
+        UnimplementedError: It asks for what is not built yet; the field is named.
+    """
+    refuse_unbuilt(spec, "max_run_time", "evaluate_segments", prefix="spec.")
+    refuse_unbuilt(spec.destination, "segment_per_batch", prefix="spec.destination.")
+    unbuilt = ("segments", "segment_qualification_time", "from_ingest_time")
+    refuse_unbuilt(spec.filter, *unbuilt, prefix="spec.filter.")
+    policy_id = spec.merge_policy.id
+    if spec.HasField("merge_policy"):
+        required(policy_id, "spec.merge_policy.id")
+    return ExportRequest(
+        destination_id=spec.destination.dataset_id,
+        fields=tuple(spec.fields),
+        policy_id=policy_id,
+        policy_version=spec.merge_policy.version if spec.merge_policy.HasField("version") else None,
+        event_list=_event_list(spec.event_list) if spec.HasField("event_list") else None,
+        empty_profiles=spec.filter.empty_profiles,
+        schema_name=spec.schema_name,
+        engine=spec.engine,
+    )
+
+
+def _event_list(message: job_pb2.EventList) -> EventList:
+    where = "spec.event_list.filter."
+    return EventList(
+        fields=tuple(message.fields),
+        from_ingest_time=instant(message.filter, "from_ingest_time", where),
+        to_ingest_time=instant(message.filter, "to_ingest_time", where),
+    )
+
+
+def _spec(bound: BoundRequest) -> job_pb2.ExportSpec:
+    request = bound.request
+    spec = job_pb2.ExportSpec(
+        fields=request.fields,
+        merge_policy=merge_policy_pb2.MergePolicyRef(id=bound.policy.id, version=bound.policy.version),
+        destination=job_pb2.ExportDestination(dataset_id=request.destination_id),
+        schema_name=request.schema_name or bound.policy.schema_name,
+        engine=request.engine or ENGINE,
+    )
+    if request.empty_profiles:
+        spec.filter.empty_profiles = True
+    if request.event_list:
+        window = job_pb2.EventFilter(
+            from_ingest_time=timestamp(request.event_list.from_ingest_time),
+            to_ingest_time=timestamp(request.event_list.to_ingest_time),
+        )
+        spec.event_list.CopyFrom(job_pb2.EventList(fields=request.event_list.fields, filter=window))
+    return spec
+
+
+def export_job(view: JobView) -> job_pb2.ExportJob:
+    """Write a job."""
+    job = view.job
+    message = job_pb2.ExportJob(
+        id=job.id,
+        spec=_spec(job.bound),
+        state=job_pb2.JobState.Value(f"JOB_STATE_{job.state.name}"),
+        revision=job.revision,
+        attempt=job.attempt,
+        batch_id=job.batch_id,
+        phases=[
+            job_pb2.PhaseTime(
+                phase=_PHASES[time.phase],
+                attempt=time.attempt,
+                start_time=timestamp(time.start_time),
+                end_time=timestamp(time.end_time),
+            )
+            for time in view.phases
+        ],
+        metrics=_metrics(job, job.metrics, view.phases, job.end_time or job.update_time),
+        errors=[
+            job_pb2.JobError(
+                code=error.code,
+                message=error.message,
+                component=error.component,
+                retryable=error.retryable,
+                attempt=error.attempt,
+            )
+            for error in job.errors
+        ],
+        notes=job.notes,
+        create_time=timestamp(job.create_time),
+        update_time=timestamp(job.update_time),
+        end_time=timestamp(job.end_time),
+        not_before_time=timestamp(job.not_before),
+        request_id=job.request_id,
+    )
+    if job.cancellation:
+        message.cancellation.CopyFrom(
+            job_pb2.JobCancellation(
+                requested_by=job.cancellation.requested_by,
+                request_time=timestamp(job.cancellation.request_time),
+                reason=job.cancellation.reason,
+            )
+        )
+    if view.progress:
+        message.progress.CopyFrom(progress(view.progress))
+    return message
+
+
+def job_transition(view: JobView, transition: Transition) -> job_pb2.JobTransition:
+    """Write one entry of a job's log, with the metrics as they were then."""
+    states = {
+        f"{end}_state": job_pb2.JobState.Value(f"JOB_STATE_{state.name}")
+        for end, state in (("from", transition.from_state), ("to", transition.to_state))
+        if state
+    }
+    return job_pb2.JobTransition(
+        revision=transition.revision,
+        time=timestamp(transition.time),
+        attempt=transition.attempt,
+        reason=transition.reason,
+        metrics=_metrics(view.job, transition.metrics, view.phases, transition.time),
+        **states,
+    )
+
+
+def progress(value: Progress) -> job_pb2.JobProgress:
+    """Write how far an attempt is."""
+    return job_pb2.JobProgress(
+        phase=_PHASES[value.phase],
+        attempt=value.attempt,
+        done=value.done,
+        estimated=value.estimated,
+        unit="rows",
+    )
+
+
+def _metrics(
+    job: Job, metrics: JobMetrics, phases: Iterable[PhaseTime], until: datetime
+) -> job_pb2.JobMetrics:
+    counts = metrics.counts
+    return job_pb2.JobMetrics(
+        total_time=_duration(until - job.create_time),
+        phases=_phase_metrics(metrics, phases, until),
+        profiles_read=counts.profiles_read,
+        fragments_read=counts.fragments_read,
+        profiles_merged=counts.profiles_merged,
+        profiles_exported=counts.profiles_exported,
+        profiles_exported_by_namespace=counts.by_namespace or {},
+        events_read=counts.events_read,
+        events_exported=counts.events_exported,
+        left_out=job_pb2.LeftOut(
+            too_many_identities=counts.too_many_identities,
+            events_only=counts.events_only,
+            too_many_identities_identities=counts.identities_left_out,
+            too_many_identities_fragments=counts.fragments_left_out,
+        ),
+        rows_written=metrics.rows_written,
+        bytes_written=metrics.bytes_written,
+        files_written=metrics.files_written,
+        peak_memory_bytes=metrics.peak_memory_bytes,
+    )
+
+
+def _phase_metrics(
+    metrics: JobMetrics, phases: Iterable[PhaseTime], until: datetime
+) -> list[job_pb2.PhaseMetrics]:
+    """Add up the time of each phase over all attempts, up to a moment; together they are the whole time."""
+    times: dict[Phase, timedelta] = {}
+    for time in phases:
+        if time.start_time <= until:
+            spent = min(time.end_time or until, until) - time.start_time
+            times[time.phase] = times.get(time.phase, timedelta()) + spent
+    messages = [
+        job_pb2.PhaseMetrics(phase=_PHASES[phase], time=_duration(time)) for phase, time in times.items()
+    ]
+    for message in messages:
+        if message.phase == job_pb2.JOB_PHASE_RUN:
+            message.rows = metrics.rows_written
+            message.bytes = metrics.bytes_written
+            message.files = metrics.files_written
+            message.peak_memory_bytes = metrics.peak_memory_bytes
+    return messages
+
+
+def seconds_between(value: Duration, field: str, least: float, most: float) -> float:
+    """Read a Duration in seconds.
+
+    Raises:
+        InvalidArgumentError: It is not between `least` and `most` seconds.
+    """
+    seconds = value.ToTimedelta().total_seconds()
+    if not least <= seconds <= most:
+        raise InvalidArgumentError.of_field(field, f"must be between {least:g} and {most:g} seconds.")
+    return seconds
+
+
+def _duration(value: timedelta) -> Duration:
+    message = Duration()
+    message.FromTimedelta(value)
+    return message

@@ -1,0 +1,72 @@
+"""ExportService: jobs and their watch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import grpc.aio
+
+from profile_export.api import convert_jobs
+from profile_export.api.convert import optional, page_request
+from profile_export.api.tenancy import current_tenant
+from profile_export.api.watch import Watches, WatchOptions
+from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.errors import UnimplementedError
+from profile_export.domain.request import bind
+from profile_export.store.catalog import Catalog
+from profile_export.store.jobs import Jobs, NewJob
+from profile_export.v1 import export_service_pb2 as pb
+from profile_export.v1.export_service_pb2_grpc import ExportServiceServicer
+
+_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class ExportService(ExportServiceServicer):
+    """Serves jobs from the store."""
+
+    def __init__(self, catalog: Catalog, jobs: Jobs, watches: Watches, new_id: Callable[[], str]) -> None:
+        self._catalog = catalog
+        self._jobs = jobs
+        self._watches = watches
+        self._new_id = new_id
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: _Context) -> pb.CreateJobResponse:
+        tenant = current_tenant()
+        asked = convert_jobs.export_request(request.spec)
+        destination = await self._catalog.get_dataset(tenant, asked.destination_id)
+        policy = await self._catalog.find_policy(tenant, asked.policy_id, asked.policy_version)
+        unions = await self._catalog.union_fields(tenant)
+        bound = bind(asked, destination, policy, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
+        new = NewJob(
+            bound=bound,
+            request_id=optional(request.request_id, "request_id"),
+            batch_id=self._new_id(),
+            folder=f"{destination.id}/{self._new_id()}",
+        )
+        view, replayed = await self._jobs.create(tenant, new)
+        return pb.CreateJobResponse(job=convert_jobs.export_job(view), replayed=replayed)
+
+    async def EstimateJob(self, request: pb.EstimateJobRequest, context: _Context) -> pb.EstimateJobResponse:
+        raise UnimplementedError.of_method("EstimateJob")
+
+    async def GetJob(self, request: pb.GetJobRequest, context: _Context) -> pb.GetJobResponse:
+        view = await self._jobs.get(current_tenant(), request.job_id)
+        return pb.GetJobResponse(job=convert_jobs.export_job(view))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: _Context) -> pb.ListJobsResponse:
+        page = await self._jobs.list(current_tenant(), page_request(request))
+        jobs = [convert_jobs.export_job(view) for view in page.items]
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=page.next_token)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: _Context) -> pb.CancelJobResponse:
+        reason = optional(request.reason, "reason", longest=1_000)
+        view = await self._jobs.cancel(current_tenant(), request.job_id, context.peer(), reason)
+        return pb.CancelJobResponse(job=convert_jobs.export_job(view))
+
+    # Streams are written to the context, which grpc.aio takes as well as a generator, and which waits for the reader.
+    async def WatchJob(self, request: pb.WatchJobRequest, context: _Context) -> None:  # type: ignore[override]  # as said
+        await self._watches.serve(current_tenant(), WatchOptions.of(request), context.write)
+
+    async def WatchJobs(self, request: pb.WatchJobsRequest, context: _Context) -> None:  # type: ignore[override]  # as above
+        raise UnimplementedError.of_method("WatchJobs")

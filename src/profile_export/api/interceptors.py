@@ -1,0 +1,224 @@
+"""Around every call: request id, tenant, error table, one line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing, suppress
+from typing import Any, NoReturn, TypeAlias
+
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from profile_export.api import tenancy
+from profile_export.api.status import code_of, internal_status, server_draining, status_of
+from profile_export.domain.catalog import Tenant
+from profile_export.domain.errors import DomainError, InvalidArgumentError, UnimplementedError
+
+REQUEST_ID = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_READ_ON_SECONDS = 0.5
+_OF_THE_SERVER = "/grpc."  # health and reflection, which must answer to the end
+
+_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_Behaviour: TypeAlias = Callable[[Any, _Context], Awaitable[Any]]
+# In quotes: only the stubs know it as generic.
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Lookup: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
+
+_log = structlog.get_logger()
+
+# By (request_streaming, response_streaming).
+_MAKE_HANDLER: dict[tuple[bool, bool], Callable[..., _Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method of a server, of all four kinds. It must be the last of a server's interceptors.
+
+    Servicers raise `DomainError`s, and may give bytes where a response message is expected: those go out as they are.
+    """
+
+    def __init__(self, new_request_id: Callable[[], str]) -> None:
+        self._new_request_id = new_request_id
+        self._handlers: dict[str, _Handler] = {}
+        self._draining = False
+
+    def refuse_new_calls(self) -> None:
+        """From now on answer new calls with UNAVAILABLE SERVER_DRAINING; those that run are left alone."""
+        self._draining = True
+
+    # The stub ties request and response type to a type variable, which a wrapper of any method cannot have.
+    async def intercept_service(
+        self, continuation: _Lookup, handler_call_details: grpc.HandlerCallDetails
+    ) -> _Handler | None:
+        """Return the wrapped handler; an unknown method gets one too, so that its refusal has all details."""
+        method = handler_call_details.method
+        wrapped = self._handlers.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # not kept: names that callers make up would grow the table without end
+                return self._wrap(method, grpc.stream_stream_rpc_method_handler(_refuse_unknown(method)))
+            wrapped = self._handlers[method] = self._wrap(method, handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: _Handler) -> _Handler:
+        behaviour = _as_coroutine_function(handler)
+        decode = _refusing_decoder(handler.request_deserializer)
+        encode = _lenient_encoder(handler.response_serializer)
+        serves_drained = method.startswith(_OF_THE_SERVER)
+
+        # Single messages are decoded and encoded in here, where what goes wrong meets the error table.
+        async def answer(request: Any, context: _Context) -> bytes | None:
+            if self._draining and not serves_drained:
+                raise server_draining()
+            response = await behaviour(request if handler.request_streaming else decode(request), context)
+            return None if handler.response_streaming else encode(response)
+
+        async def serve(request: Any, context: _Context) -> bytes | None:
+            metadata = context.invocation_metadata() or ()
+            call = _Call(method, _well_formed_id(metadata) or self._new_request_id())
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+            try:
+                call.tenant = tenancy.enter(metadata)
+                response = await answer(request, context)
+            except asyncio.CancelledError:
+                call.log("CANCELLED")
+                raise
+            except DomainError as error:
+                call.log(code_of(error).name, error.reason)
+                status = status_of(error)
+            except grpc.aio.AbortError:  # a servicer of grpc's own has answered already
+                call.log(_code_name(context))
+                raise
+            except Exception as error:  # noqa: BLE001 - the outermost handler: no text of ours may reach a client
+                call.log("INTERNAL", "INTERNAL", error)
+                status = internal_status(call.request_id)
+            else:
+                call.log(_code_name(context))
+                return response
+            if handler.request_streaming:
+                await _read_on(context)
+            await _abort(context, status, call.request_id)
+
+        return _MAKE_HANDLER[handler.request_streaming, handler.response_streaming](
+            serve,
+            request_deserializer=decode if handler.request_streaming else None,
+            response_serializer=encode if handler.response_streaming else None,
+        )
+
+
+class _Call:
+    """What one line of the log says of a call."""
+
+    __slots__ = ("_started", "method", "request_id", "tenant")
+
+    def __init__(self, method: str, request_id: str) -> None:
+        self._started = time.perf_counter()
+        self.method = method
+        self.request_id = request_id
+        self.tenant: Tenant | None = None
+        structlog.contextvars.bind_contextvars(request_id=request_id)  # for lines written while it runs
+
+    def log(self, code: str, reason: str = "", error: Exception | None = None) -> None:
+        facts: dict[str, Any] = {
+            "method": self.method,
+            "org": self.tenant and self.tenant.org,
+            "sandbox": self.tenant and self.tenant.sandbox,
+            "code": code,
+            "reason": reason,
+            "duration_ms": round((time.perf_counter() - self._started) * 1_000, 3),
+            "request_id": self.request_id,
+        }
+        if error is None:
+            _log.info("call", **facts)
+        else:
+            _log.error("call", **facts, exc_info=error)
+
+
+async def _abort(context: _Context, status: Status, request_id: str) -> NoReturn:
+    rich = rpc_status.to_status(status)
+    # An abort replaces the trailing metadata that were set before.
+    trailers = (*rich.trailing_metadata, (REQUEST_ID, request_id))
+    await context.abort(rich.code, rich.details, trailers)
+
+
+async def _read_on(context: _Context) -> None:
+    """Let a client that is still sending come to its end.
+
+    Python's client reports a write that meets the end of its call as INTERNAL, instead of the status it was given.
+    """
+    with suppress(TimeoutError, DomainError):
+        async with asyncio.timeout(_READ_ON_SECONDS):
+            while await context.read() is not grpc.aio.EOF:
+                pass
+
+
+def _well_formed_id(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    for key, value in metadata:
+        if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return None
+
+
+def _code_name(context: _Context) -> str:
+    code: Any = context.code()  # None until somebody sets one, whatever the stubs say
+    return "OK" if code is None else str(getattr(code, "name", code))
+
+
+def _as_coroutine_function(handler: _Handler) -> _Behaviour:
+    # The stubs know the methods of threaded servicers only.
+    behaviour: Any = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    if not inspect.isasyncgenfunction(behaviour):
+        method: _Behaviour = behaviour
+        return method
+
+    async def write_all(request: Any, context: _Context) -> None:
+        async with aclosing(behaviour(request, context)) as messages:
+            async for message in messages:
+                await context.write(message)
+
+    return write_all
+
+
+def _refusing_decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    if decode is None:
+        return lambda raw: raw
+
+    def refusing(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except DecodeError as error:
+            raise InvalidArgumentError(
+                "MESSAGE_MALFORMED", "The bytes are not a message of this method."
+            ) from error
+
+    return refusing
+
+
+def _lenient_encoder(encode: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    if encode is None:
+        return lambda message: message
+    # What many watchers get is serialised once.
+    return lambda message: message if type(message) is bytes else encode(message)
+
+
+def _refuse_unknown(method: str) -> _Behaviour:
+    async def refuse(_request: Any, _context: _Context) -> None:
+        raise UnimplementedError(
+            "METHOD_UNKNOWN", "There is no such method here.", metadata={"method": method}
+        )
+
+    return refuse

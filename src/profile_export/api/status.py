@@ -1,0 +1,132 @@
+"""What went wrong, as gRPC says it: THE table from kinds of domain errors to codes, and their details."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from profile_export.domain.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    DomainError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PastEndError,
+    UnavailableError,
+    UnimplementedError,
+)
+
+DOMAIN = "profile-export"
+CODES: dict[type[DomainError], grpc.StatusCode] = {
+    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    AbortedError: grpc.StatusCode.ABORTED,
+    PastEndError: grpc.StatusCode.OUT_OF_RANGE,
+    UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+}
+
+# A status travels twice in the trailers (grpc-message, percent-encoded, and the details, in base64), and a client
+# refuses trailers above 8 KiB: it would then see RESOURCE_EXHAUSTED instead of the error.
+_MOST_MESSAGE_BYTES = 800
+_MOST_TEXT_BYTES = 300
+_MOST_DETAIL_BYTES = 3_600
+
+
+def code_of(error: DomainError) -> grpc.StatusCode:
+    """Return the code of an error's kind; a subclass has that of the kind it belongs to."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+
+
+def status_of(error: DomainError) -> Status:
+    """Return the status of a refused call: exactly one ErrorInfo, then what else fits.
+
+    Long texts are cut, and field violations that do not fit into the trailers are left out.
+    """
+    message = _cut(error.message, _MOST_MESSAGE_BYTES)
+    info = ErrorInfo(
+        reason=error.reason,
+        domain=DOMAIN,
+        metadata={key: _cut(value, _MOST_TEXT_BYTES) for key, value in error.metadata.items()},
+    )
+    status = _status(code_of(error), message, info)
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromTimedelta(error.retry_after)
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
+    if isinstance(error, FailedPreconditionError):
+        subject = info.metadata.get("id", "")
+        _add_fitting(status, PreconditionFailure(violations=[_changed_first(error.reason, subject, message)]))
+    elif error.violations:
+        _add_fitting(
+            status,
+            BadRequest(
+                field_violations=[
+                    BadRequest.FieldViolation(
+                        field=_cut(violation.field, _MOST_TEXT_BYTES),
+                        description=_cut(violation.description, _MOST_TEXT_BYTES),
+                    )
+                    for violation in error.violations
+                ]
+            ),
+        )
+    return status
+
+
+def internal_status(request_id: str) -> Status:
+    """Return the status of a failure that is ours. It tells nothing of it but how to find it in the log."""
+    return _status(
+        grpc.StatusCode.INTERNAL,
+        f"Internal error. Report it with the request id {request_id}.",
+        ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"request_id": request_id}),
+    )
+
+
+def server_draining() -> UnavailableError:
+    """Return the error that ends watches, and refuses new calls, of a server that stops."""
+    return UnavailableError(
+        "SERVER_DRAINING",
+        "This server is stopping; the same call will be answered by the next one.",
+        retry_after=timedelta(seconds=1),
+    )
+
+
+def _status(code: grpc.StatusCode, message: str, info: ErrorInfo) -> Status:
+    number, _ = code.value
+    status = Status(code=number, message=message)
+    status.details.add().Pack(info)
+    return status
+
+
+def _changed_first(reason: str, subject: str, message: str) -> PreconditionFailure.Violation:
+    return PreconditionFailure.Violation(
+        type=reason, subject=subject, description=_cut(message, _MOST_TEXT_BYTES)
+    )
+
+
+def _add_fitting(status: Status, detail: BadRequest | PreconditionFailure) -> None:
+    violations = detail.field_violations if isinstance(detail, BadRequest) else detail.violations
+    room = _MOST_DETAIL_BYTES - status.ByteSize()
+    while violations and detail.ByteSize() > room:
+        del violations[-1]
+    if violations:
+        _pack(status, detail)
+
+
+def _pack(status: Status, detail: Message) -> None:
+    status.details.add().Pack(detail)
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    encoded = text.encode()
+    if len(encoded) <= most_bytes:
+        return text
+    return encoded[:most_bytes].decode(errors="ignore") + "…"

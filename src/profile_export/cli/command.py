@@ -1,0 +1,105 @@
+"""What all commands that talk to a server share: the address, the connection, and how an error ends them."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from profile_export.cli.output import complain
+from profile_export.client import Client, ClientError
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+_Work = Callable[..., Coroutine[Any, Any, int | None]]
+_WorkT = TypeVar("_WorkT", bound=_Work)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, fields named as in the contract.")]
+RequestId = Annotated[
+    str,
+    typer.Option(metavar="KEY", help="Makes the call safe to repeat: the same key gives the same result."),
+]
+
+
+@dataclass(frozen=True)
+class Server:
+    """Which server to talk to, and as whom."""
+
+    address: str
+    org: str
+    sandbox: str
+
+
+_PANEL = "Server (also before the command)"
+_ADDRESS = typer.Option(
+    "--address",
+    metavar="HOST:PORT",
+    help=f"Where the server listens; or PROFILE_EXPORT_ADDRESS. Default: {DEFAULT_ADDRESS}.",
+    rich_help_panel=_PANEL,
+)
+_ORG = typer.Option("--org", metavar="ORG", help="Organisation of the tenant.", rich_help_panel=_PANEL)
+_SANDBOX = typer.Option("--sandbox", metavar="NAME", help="Sandbox of the tenant.", rich_help_panel=_PANEL)
+_SERVER_OPTIONS = {"address": _ADDRESS, "org": _ORG, "sandbox": _SANDBOX}
+
+
+def command(group: typer.Typer, name: str) -> Callable[[_WorkT], _WorkT]:
+    """Make a coroutine that takes a client and options into a command of a group.
+
+    The command gets the options of the coroutine, and those that name the server. It exits with the number that
+    the coroutine returns, or 1 with one line about the error of a call.
+    """
+
+    def decorate(work: _WorkT) -> _WorkT:
+        group.command(name)(_command(work))
+        return work
+
+    return decorate
+
+
+def _command(work: _Work) -> Callable[..., None]:
+    def run(context: typer.Context, **options: object) -> None:
+        chosen = {name: options.pop(name) for name in _SERVER_OPTIONS}
+        root: Server = context.find_root().obj
+        server = Server(*(str(chosen[name] or getattr(root, name)) for name in _SERVER_OPTIONS))
+        code = asyncio.run(_talk(server, work, options))
+        if code:
+            raise typer.Exit(code)
+
+    own = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = [
+        inspect.Parameter(name, keyword, default=None, annotation=Annotated[str | None, option])
+        for name, option in _SERVER_OPTIONS.items()
+    ]
+    first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [first, *(parameter.replace(kind=keyword) for parameter in own), *shared]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads the options from it
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = work.__doc__
+    return run
+
+
+async def _talk(server: Server, work: _Work, options: dict[str, object]) -> int | None:
+    try:
+        async with Client(server.address, org=server.org, sandbox=server.sandbox) as client:
+            return await work(client, **options)
+    except ClientError as error:
+        complain(explain(error, server.address))
+        return 1
+
+
+def explain(error: ClientError, address: str) -> str:
+    """Say in one line what went wrong and what to do about it."""
+    if error.code == "UNAVAILABLE" and not error.reason:
+        cause = " ".join(error.message.split()).rsplit(": ", 1)[-1]
+        return (
+            f"No server answers at {address} ({cause}). Start one with `profile-export serve --data-dir DIR`, "
+            "or name another with --address."
+        )
+    line = " ".join(error.message.split())
+    fields = [f"{one.field}: {one.description}" for one in error.violations if one.description not in line]
+    if fields:
+        line += " " + "; ".join(fields)
+    return f"{line} [{error.reason or error.code}]"

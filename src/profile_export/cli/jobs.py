@@ -1,0 +1,155 @@
+"""Export jobs: start, follow, stop."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from profile_export.cli.command import AsJson, RequestId, command
+from profile_export.cli.output import console, count, moment, print_json, print_rows, span, state
+from profile_export.cli.watch import follow, summary
+from profile_export.client import Client, Events, ExportJob, JobState, as_json
+
+group = typer.Typer(no_args_is_help=True, help="Export jobs: start, follow, stop.")
+
+JobId = Annotated[int, typer.Argument(metavar="ID", help="Number of the job.")]
+
+
+@command(group, "create")
+async def create(
+    client: Client,
+    *,
+    to: Annotated[str, typer.Option(metavar="DATASET_ID", help="The union dataset that gets the rows.")],
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH", help="A field to keep, such as person.name. May be given again. Default: all."
+        ),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(metavar="ID", help="Merge policy. Default: each primary identity is a profile.")
+    ] = "",
+    events: Annotated[bool, typer.Option("--events", help="Take the experience events along.")] = False,
+    event_field: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="A field of events to keep. Default: all.")
+    ] = None,
+    events_from: Annotated[
+        str, typer.Option(metavar="TIME", help="Only events ingested later, such as 2026-01-31T00:00:00Z.")
+    ] = "",
+    events_to: Annotated[str, typer.Option(metavar="TIME", help="Only events ingested until then.")] = "",
+    request_id: RequestId = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    as_data: AsJson = False,
+) -> int | None:
+    """Start an export and print the number of the job, or with --watch follow it.
+
+    Example: `profile-export jobs create --to 5f0c… --policy 3a1b… --events --watch`
+    """
+    wanted = Events(
+        tuple(event_field or ()), _time("--events-from", events_from), _time("--events-to", events_to)
+    )
+    answer = await client.create_job(
+        to,
+        fields=field or (),
+        policy_id=policy,
+        events=wanted if events or wanted != Events() else None,
+        request_id=request_id,
+    )
+    if watch:
+        return await _watch(client, answer.job.id, as_data=as_data)
+    if as_data:
+        print_json(as_json(answer.job))
+    else:
+        typer.echo(answer.job.id)
+    return None
+
+
+@command(group, "list")
+async def list_(
+    client: Client,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the newest.")] = 20,
+    as_data: AsJson = False,
+) -> None:
+    """List the newest jobs.
+
+    Example: `profile-export jobs list --limit 5`
+    """
+    jobs = await client.list_jobs(limit)
+    if as_data:
+        print_json([as_json(job) for job in jobs])
+        return
+    rows = [
+        (
+            str(job.id),
+            state(job.state),
+            moment(job.create_time.ToDatetime()),
+            span(job.metrics.total_time.ToTimedelta()),
+            count(job.metrics.profiles_exported),
+            count(job.metrics.events_exported),
+            job.spec.destination.dataset_id,
+        )
+        for job in jobs
+    ]
+    headers = ("id", "state", "created", "took", "profiles", "events", "to")
+    print_rows(headers, rows, empty="No jobs. Start one: profile-export jobs create --to DATASET_ID")
+
+
+@command(group, "get")
+async def get(client: Client, job_id: JobId, as_data: AsJson = False) -> None:
+    """Show one job: its state, its counts and where its time went.
+
+    Example: `profile-export jobs get 7 --json`
+    """
+    _show(await client.get_job(job_id), as_data=as_data)
+
+
+@command(group, "cancel")
+async def cancel(
+    client: Client,
+    job_id: JobId,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the job.")] = "",
+    as_data: AsJson = False,
+) -> None:
+    """Ask a job to stop: nothing of it will be visible.
+
+    Example: `profile-export jobs cancel 7 --reason "wrong policy"`
+    """
+    job = await client.cancel_job(job_id, reason)
+    if as_data:
+        print_json(as_json(job))
+    else:
+        console().print(f"job {job.id}", state(job.state))
+
+
+@command(group, "watch")
+async def watch(client: Client, job_id: JobId, as_data: AsJson = False) -> int:
+    """Follow a job to its end: exit 0 if it SUCCEEDED, 1 if not.
+
+    A lost connection is taken up again where it broke.
+
+    Example: `profile-export jobs watch 7`
+    """
+    return await _watch(client, job_id, as_data=as_data)
+
+
+async def _watch(client: Client, job_id: int, *, as_data: bool) -> int:
+    job = await follow(client, job_id, console(stderr=True) if as_data else console())
+    _show(job, as_data=as_data)
+    return 0 if job.state == JobState.JOB_STATE_SUCCEEDED else 1
+
+
+def _show(job: ExportJob, *, as_data: bool) -> None:
+    if as_data:
+        print_json(as_json(job))
+    else:
+        console().print(summary(job))
+
+
+def _time(option: str, text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text!r} is no time: write it as 2026-01-31T00:00:00Z.") from None
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

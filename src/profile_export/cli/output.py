@@ -1,0 +1,115 @@
+"""How answers look: short tables for people, plain columns for pipes, JSON for programs."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from profile_export.client import JobState
+
+_WIDE = 1000
+_SIZE_STEP = 1000.0
+_MINUTE = 60
+STATE_STYLES = {
+    "NEW": "cyan",
+    "PROCESSING": "blue",
+    "CANCELLING": "yellow",
+    "CANCELLED": "yellow",
+    "SUCCEEDED": "green",
+    "FAILED": "red",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return the terminal, or for a pipe or a file one that never wraps or cuts a line."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else _WIDE)
+
+
+def complain(line: str) -> None:
+    """Write one line about an error."""
+    prefix = Text("profile-export: ", style="bold red" if sys.stderr.isatty() else "")
+    console(stderr=True).print(prefix + Text(line), soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """Write data as JSON."""
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(*headers: str, numbers: Iterable[str] = (), gap: int = 3) -> Table:
+    """Return an empty table; the columns named in `numbers` stand to the right."""
+    made = Table(box=None, padding=(0, gap, 0, 0), header_style="dim")
+    right = set(numbers)
+    for header in headers:
+        made.add_column(
+            Text(header), justify="right" if header in right else "left", overflow="ellipsis", no_wrap=True
+        )
+    return made
+
+
+def print_rows(headers: Sequence[str], rows: Iterable[Sequence[RenderableType]], *, empty: str) -> None:
+    """Write rows as a table, or one sentence if there are none."""
+    made = table(
+        *headers, numbers=[header for header in headers if header in {"profiles", "events", "version"}]
+    )
+    for row in rows:
+        made.add_row(*row)
+    screen = console()
+    screen.print(made if made.row_count else Text(empty, style="dim"))
+
+
+def state(value: JobState.ValueType) -> Text:
+    """Return the state of a job, coloured."""
+    word = JobState.Name(value).removeprefix("JOB_STATE_")
+    return Text(word, style=STATE_STYLES.get(word, ""))
+
+
+def count(number: int) -> str:
+    """Write 1234567 as 1,234,567."""
+    return f"{number:,}"
+
+
+def size(number: float) -> str:
+    """Write 1234567 as 1.2 MB."""
+    if number < _SIZE_STEP:
+        return f"{number:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        number /= _SIZE_STEP
+        if number < _SIZE_STEP:
+            return f"{number:.1f} {unit}"
+    return f"{number / _SIZE_STEP:,.1f} TB"
+
+
+def span(time: timedelta) -> str:
+    """Write a length of time as 83 ms, 1.24 s or 3 min 05 s."""
+    seconds = time.total_seconds()
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < _MINUTE:
+        return f"{seconds:.2f} s"
+    return f"{seconds // _MINUTE:,.0f} min {seconds % _MINUTE:02.0f} s"
+
+
+def moment(time: datetime, *, clock: bool = False) -> str:
+    """Write an instant in the zone of the terminal; with `clock` the time of day only, to the millisecond."""
+    local = time.replace(tzinfo=time.tzinfo or UTC).astimezone()
+    return local.strftime("%H:%M:%S.%f")[:-3] if clock else local.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def transfer(screen: Console) -> Progress:
+    """Return a progress bar for bytes; silent where the output is no terminal."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=screen,
+        disable=not screen.is_terminal,
+    )

@@ -1,0 +1,64 @@
+"""Become a server."""
+
+from typing import Annotated
+
+import typer
+
+from profile_export.cli.output import complain
+
+# The texts go to the settings as they are, which say what is wrong with a value whether it was an option or a variable.
+Text = str | None
+
+
+def serve(
+    data_dir: Annotated[
+        Text, typer.Option(metavar="DIR", help="Folder that keeps everything; made if missing. Required.")
+    ] = None,
+    grpc_address: Annotated[
+        Text,
+        typer.Option(
+            metavar="HOST:PORT", help="Where to listen; port 0: any free one. Default: 127.0.0.1:50051."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option(
+            "--insecure",
+            help="Listen beyond loopback without TLS and tokens: whoever reaches the port may do all.",
+        ),
+    ] = None,
+    memory_limit_mb: Annotated[
+        Text, typer.Option(metavar="MB", help="Memory of the engine. Default: the engine's choice.")
+    ] = None,
+    threads: Annotated[
+        Text, typer.Option(metavar="N", help="Threads of the engine. Default: all cores.")
+    ] = None,
+    log_level: Annotated[Text, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
+    drain_seconds: Annotated[
+        Text,
+        typer.Option(metavar="SECONDS", help="How long calls may take to finish when it stops. Default: 10."),
+    ] = None,
+) -> None:
+    """Run a server until it is told to stop (Ctrl-C or SIGTERM).
+
+    When it is ready it prints `listening on HOST:PORT`. Each option can also come from a variable such as
+    PROFILE_EXPORT_DATA_DIR; an option beats its variable.
+
+    Example: `profile-export serve --data-dir data --grpc-address 127.0.0.1:50051`
+    """
+    from profile_export import app
+
+    options = {
+        "data_dir": data_dir,
+        "grpc_address": grpc_address,
+        "insecure": insecure,
+        "memory_limit_mb": memory_limit_mb,
+        "threads": threads,
+        "log_level": log_level,
+        "drain_seconds": drain_seconds,
+    }
+    try:
+        app.serve(options)
+    except app.StartError as error:
+        complain(str(error))
+        raise typer.Exit(2) from None

@@ -1,0 +1,156 @@
+"""A job as it runs, and what it came to."""
+
+from datetime import timedelta
+
+from rich.bar import Bar
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from profile_export.cli.output import count, moment, size, span, state, table
+from profile_export.client import Client, ExportJob, JobMetrics, JobPhase, JobProgress, JobTransition
+
+_PROGRESS_INTERVAL = timedelta(milliseconds=100)
+_BAR_WIDTH = 40
+_FINAL = {"SUCCEEDED", "FAILED", "CANCELLED"}
+PHASE_STYLES = {
+    "queue": "bright_black",
+    "plan": "cyan",
+    "resolve": "magenta",
+    "run": "blue",
+    "commit": "green",
+    "cancel": "yellow",
+    "lost": "red",
+}
+_LEFT_OUT = {
+    "not_listed": "no dataset of the policy",
+    "too_many_identities": "too many identities",
+    "events_only": "events only",
+    "not_newer": "nothing newer",
+    "not_in_segments": "in no segment asked for",
+}
+
+
+async def follow(client: Client, job_id: int, screen: Console, *, indent: int = 0) -> ExportJob:
+    """Show the moves of a job and its progress as they come; return the job when it has ended."""
+    job: ExportJob | None = None
+    bar = Progress(
+        TextColumn(" " * max(indent - 1, 0)),
+        SpinnerColumn(),
+        TextColumn("{task.description:<8}", markup=False),
+        BarColumn(bar_width=_BAR_WIDTH),
+        TextColumn("{task.fields[counts]}", markup=False),
+        TimeElapsedColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("queue", total=None, counts="")
+        async for message in client.watch_job(job_id, after_revision=0, progress_interval=_PROGRESS_INTERVAL):
+            for transition in message.transitions:
+                screen.print(Text(" " * indent) + _move(transition), soft_wrap=True)
+            if message.HasField("progress"):
+                _advance(bar, task, message.progress)
+            if message.HasField("job"):
+                job = message.job
+    return job or await client.get_job(job_id)
+
+
+def summary(job: ExportJob) -> RenderableType:
+    """Return what a job came to: its counts, where its time went, and what went wrong."""
+    parts: list[RenderableType] = [facts(job), Text(), phase_chart(job.metrics)]
+    for error in job.errors:
+        line = f"{error.code} in {error.component}, attempt {error.attempt}: {error.message}"
+        parts.append(Text(line, style="red"))
+    parts.extend(Text(f"Note: {note}", style="yellow") for note in job.notes)
+    return Group(*parts)
+
+
+def phase_chart(metrics: JobMetrics) -> Table:
+    """Return the time of each phase as a bar that begins where the one before ends, adding up to the total."""
+    chart = table("phase", "", "time", "share", numbers=("time", "share"))
+    total = metrics.total_time.ToTimedelta().total_seconds()
+    begin = 0.0
+    for phase in metrics.phases:
+        name = phase_name(phase.phase)
+        seconds = phase.time.ToTimedelta().total_seconds()
+        bar = Bar(
+            total or 1.0, begin, begin + seconds, width=_BAR_WIDTH, color=PHASE_STYLES.get(name, "white")
+        )
+        chart.add_row(name, bar, span(phase.time.ToTimedelta()), _share(seconds, total))
+        begin += seconds
+    chart.add_row(
+        Text("total", style="bold"),
+        "",
+        Text(span(timedelta(seconds=total)), style="bold"),
+        _share(begin, total),
+    )
+    return chart
+
+
+def phase_name(phase: JobPhase.ValueType) -> str:
+    """Return the word for a phase."""
+    return JobPhase.Name(phase).removeprefix("JOB_PHASE_").lower()
+
+
+def _share(part: float, total: float) -> str:
+    return f"{part / total:.0%}" if total else ""
+
+
+def _move(transition: JobTransition) -> Text:
+    line = Text(moment(transition.time.ToDatetime(), clock=True) + "  ", style="dim")
+    if transition.revision > 1:
+        line += state(transition.from_state) + Text(" → ")
+    line += state(transition.to_state)
+    details = [f"attempt {transition.attempt}"] if transition.attempt else []
+    details += [transition.reason] if transition.reason else []
+    return line + Text("  " + ", ".join(details), style="dim") if details else line
+
+
+def _advance(bar: Progress, task: TaskID, progress: JobProgress) -> None:
+    done, estimated = progress.done, progress.estimated
+    counts = f"{count(done)}/{count(estimated)} {progress.unit}" if estimated else ""
+    if progress.metrics.rows_written:
+        counts += f"  {count(progress.metrics.rows_written)} rows written"
+    bar.update(
+        task,
+        description=phase_name(progress.phase),
+        completed=done,
+        total=estimated or None,
+        counts=counts.strip(),
+    )
+
+
+def facts(job: ExportJob) -> Table:
+    """Return the counts of a job."""
+    metrics = job.metrics
+    facts = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("job", Text(f"{job.id}  ") + state(job.state))
+    if job.batch_id:
+        facts.add_row("batch", job.batch_id)
+    facts.add_row(
+        "profiles", f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"
+    )
+    facts.add_row("", f"{count(metrics.profiles_merged)} put together from several fragments")
+    namespaces = sorted(metrics.profiles_exported_by_namespace.items())
+    if namespaces:
+        facts.add_row("", ", ".join(f"{name} {count(number)}" for name, number in namespaces))
+    left_out = [
+        f"{words} {count(getattr(metrics.left_out, name))}"
+        for name, words in _LEFT_OUT.items()
+        if getattr(metrics.left_out, name)
+    ]
+    if left_out:
+        facts.add_row("left out", ", ".join(left_out))
+    facts.add_row("fragments", f"{count(metrics.fragments_read)} read")
+    if metrics.events_read:
+        facts.add_row("events", f"{count(metrics.events_exported)} of {count(metrics.events_read)} exported")
+    files = f"{count(metrics.files_written)} file{'' if metrics.files_written == 1 else 's'}"
+    facts.add_row("written", f"{count(metrics.rows_written)} rows, {files}, {size(metrics.bytes_written)}")
+    if metrics.peak_memory_bytes:
+        facts.add_row("memory", f"{size(metrics.peak_memory_bytes)} at most")
+    return facts

@@ -1,1 +1,0 @@
-"""A thin client: imports only the contract and grpc."""

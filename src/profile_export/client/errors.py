@@ -1,0 +1,125 @@
+"""Errors of calls, and how long to wait before the next try."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import grpc.aio
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+_Answer = TypeVar("_Answer")
+_Message = TypeVar("_Message", bound=Message)
+
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One field of a request that the server refused."""
+
+    field: str
+    description: str
+
+
+@dataclass(eq=False)
+class ClientError(Exception):
+    """An error of a call.
+
+    Attributes:
+        code: Name of the gRPC status, such as `NOT_FOUND`.
+        reason: Stable upper-case word of the server, such as `DATASET_NOT_FOUND`. Empty: the server said none.
+        message: A sentence for people.
+        violations: The fields of the request that are wrong.
+        metadata: Facts that belong to the reason.
+        retry_after: After which time a repetition may help. None: the server gave no advice.
+    """
+
+    code: str
+    reason: str
+    message: str
+    violations: tuple[Violation, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    retry_after: timedelta | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+async def checked(answer: Awaitable[_Answer]) -> _Answer:
+    """Wait for the answer of a call, or raise its error as a ClientError."""
+    try:
+        return await answer
+    except grpc.aio.AioRpcError as error:
+        raise _decode(error) from None
+
+
+async def messages(
+    call: "grpc.aio.UnaryStreamCall[Any, _Message]", silence: float
+) -> AsyncIterator[_Message]:
+    """Yield the messages of a stream; an error, or a silence of so many seconds, is a ClientError."""
+    while True:
+        try:
+            async with asyncio.timeout(silence):
+                message = await checked(call.read())
+        except TimeoutError:
+            raise ClientError("UNAVAILABLE", "", f"The server has been silent for {silence:g} s.") from None
+        if message is grpc.aio.EOF:
+            return
+        yield cast("_Message", message)
+
+
+class BackOff:
+    """Jittered, growing delays for as long as the patience lasts.
+
+    A server that has never answered is not waited for, unless it says so itself.
+    """
+
+    def __init__(self, patience: timedelta) -> None:
+        self._patience = patience.total_seconds()
+        self._heard: float | None = None
+        self._tries = 0
+
+    def heard(self) -> None:
+        """Note a sign of life: patience and delays begin again."""
+        self._heard = time.monotonic()
+        self._tries = 0
+
+    async def wait(self, error: ClientError) -> None:
+        """Wait before the next try, or raise the error when there should be none."""
+        if self._heard is None and error.retry_after is not None:
+            self._heard = time.monotonic()
+        if self._heard is None or time.monotonic() - self._heard > self._patience:
+            raise error
+        delay = min(_FIRST_DELAY_SECONDS * 2**self._tries, _LONGEST_DELAY_SECONDS)
+        self._tries += 1
+        advice = error.retry_after.total_seconds() if error.retry_after else 0.0
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - spreads clients, guards no secret
+        await asyncio.sleep(min(advice, self._patience) + delay * jitter)
+
+
+def _decode(error: grpc.aio.AioRpcError) -> ClientError:
+    decoded = ClientError(error.code().name, "", error.details() or error.code().name)
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            _add_details(decoded, Status.FromString(value))
+    return decoded
+
+
+def _add_details(decoded: ClientError, status: Status) -> None:
+    info, request, retry = ErrorInfo(), BadRequest(), RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            decoded.reason, decoded.metadata = info.reason, dict(info.metadata)
+        elif detail.Unpack(request):
+            decoded.violations = tuple(
+                Violation(one.field, one.description) for one in request.field_violations
+            )
+        elif detail.Unpack(retry):
+            decoded.retry_after = retry.retry_delay.ToTimedelta()

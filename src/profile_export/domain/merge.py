@@ -1,0 +1,219 @@
+"""Merging, said once in plain Python: SEMANTICS with its sentence numbers, for rows in memory.
+
+Profile look-up answers with it, and every engine is held to it row for row.
+
+Values are plain: objects and maps are dicts, arrays lists, instants aware datetimes. What comes out holds no null
+and no empty object or map except as an item of an array, where it keeps its place as None (S13, S24); a profile
+without attached events has no `timeSeriesEvents`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.identity import MAX_IDENTITIES, Identity
+from profile_export.domain.plan import EventSelection, ExportCounts, ExportPlan
+from profile_export.domain.resolution import Person, Row, SourceRow, newest, people, placed
+from profile_export.domain.schema import (
+    DOUBLE,
+    EVENT_ID,
+    EVENT_TIME,
+    IDENTITY_MAP,
+    SEGMENT_MEMBERSHIP,
+    SEGMENT_MEMBERSHIP_TYPE,
+    TIME_SERIES_EVENTS,
+    ArrayType,
+    DecimalType,
+    FieldType,
+    MapType,
+    ObjectType,
+)
+
+Profile = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """The exported profiles by identity key, and what was read, kept and left out."""
+
+    profiles: tuple[Profile, ...]
+    counts: ExportCounts
+
+
+def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
+    """Merge rows into profiles as a plan says; of its sources only the kinds are looked at, never the files.
+
+    Args:
+        plan: The plan that an engine would get.
+        rows: All rows of the plan's sources, or all that any of the profiles in question may need.
+    """
+    by_kind = placed(plan, rows)
+    records, events = by_kind[DatasetKind.RECORD], by_kind[DatasetKind.EVENT]
+    current = newest(records, lambda record: (record.dataset_id, record.primary))
+    happened = newest(events, lambda event: (event.dataset_id, event.primary, event.value[EVENT_ID]))
+    counts = Counter(fragments_read=len(current), events_read=len(happened))
+    namespaces: Counter[str] = Counter()
+    profiles = []
+    for person in people(plan.graph, current, happened, [*records, *events]):
+        counts["profiles_read"] += 1
+        if left_out := _left_out(plan, person):
+            counts.update(left_out)
+            continue
+        profile = _profile(plan, person)
+        profiles.append(profile)
+        counts["profiles_merged"] += len(person.records) > 1
+        counts["events_exported"] += len(profile.get(TIME_SERIES_EVENTS, ()))
+        namespaces.update({identity.namespace for identity in person.states})
+    counts["profiles_exported"] = len(profiles)
+    return MergeResult(tuple(profiles), ExportCounts(**counts, by_namespace=dict(sorted(namespaces.items()))))
+
+
+def _left_out(plan: ExportPlan, person: Person) -> Mapping[str, int]:
+    """Say under which figures a profile that is left out counts (S22); none if it is exported.
+
+    Too many identities (S7) come before events only (S19).
+    """
+    if len(person.states) > MAX_IDENTITIES:
+        return {
+            "too_many_identities": 1,
+            "identities_left_out": len(person.states),
+            "fragments_left_out": len(person.records),
+        }
+    if not person.records and not plan.empty_profiles:
+        return {"events_only": 1}
+    return {}
+
+
+# --- Profiles: merged fragments and attached events ---
+
+
+def _profile(plan: ExportPlan, person: Person) -> Profile:
+    """Write one profile: merge first and select last, so that `fields` never changes which value wins (S23)."""
+    values = [record.value for record in person.records]
+    merged = _merged(values, plan.record_fields) or {}
+    merged[SEGMENT_MEMBERSHIP] = _merged_segments(plan, plan.record_fields, values)
+    profile: Profile = _whole(merged, plan.fields) or {}
+    if plan.identity_members:
+        profile[IDENTITY_MAP] = _identity_map(person.states, person.primaries, plan.identity_members)
+    if plan.events is not None and (attached := _time_series(plan, plan.events, person.events)):
+        profile[TIME_SERIES_EVENTS] = attached
+    return profile
+
+
+def _merged(values: Sequence[Any], kind: FieldType) -> Any:
+    """Merge the values of fragments, the strongest first; None if none has any.
+
+    Objects merge by leaf (S12) and maps by key, where a value comes whole even if it is an object (S14). Everything
+    else, arrays among it, comes whole from the first that has it: null and objects without any value never
+    override, an empty text or array does (S13).
+    """
+    present = [value for value in values if value is not None]
+    match kind:
+        case ObjectType(fields):
+            found = {
+                name: _merged([value.get(name) for value in present], member)
+                for name, member in fields.items()
+            }
+            return _with_values(found)
+        case MapType():
+            weakest_first = [_whole(value, kind) or {} for value in reversed(present)]
+            return {key: value for entries in weakest_first for key, value in entries.items()} or None
+        case _:
+            return _whole(present[0], kind) if present else None
+
+
+def _whole(value: Any, kind: FieldType) -> Any:
+    """Take of one value what its type names (S23), without what is null or empty (S13); None if nothing is left.
+
+    Items of an array keep their number and order, and are None where nothing is left (S13, S24). Numbers become
+    the type that holds those of every source.
+    """
+    if value is None:
+        return None
+    match kind:
+        case ObjectType(fields):
+            return _with_values({name: _whole(value.get(name), member) for name, member in fields.items()})
+        case MapType(member):
+            return _with_values({key: _whole(entry, member) for key, entry in value.items()})
+        case ArrayType(item):
+            return [_whole(entry, item) for entry in value]
+        case DecimalType():
+            return Decimal(value)
+        case _:
+            return float(value) if kind == DOUBLE else value
+
+
+def _with_values(members: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Leave out members that are null; an object or map without any value is null itself (S13)."""
+    return {name: value for name, value in members.items() if value is not None} or None
+
+
+def _merged_segments(plan: ExportPlan, fields: ObjectType, values: Sequence[Mapping[str, Any]]) -> Any:
+    """Merge `segmentMembership` of fragments, the strongest first; None if none has an entry.
+
+    Per registered namespace and segment the whole entry of the newest `lastQualificationTime` stays; among equals the
+    strongest fragment's, and within one record that of the namespace that comes first as sent (S2, S15).
+    """
+    kind = fields.fields.get(SEGMENT_MEMBERSHIP, SEGMENT_MEMBERSHIP_TYPE)
+    merged: dict[str, dict[str, Any]] = {}
+    for value in values:
+        memberships = _whole(value.get(SEGMENT_MEMBERSHIP), kind) or {}
+        for namespace, segments in sorted(memberships.items()):
+            known = merged.setdefault(plan.segment_namespaces.get(namespace, namespace), {})
+            for segment, entry in segments.items():
+                if segment not in known or _qualified_later(entry, known[segment]):
+                    known[segment] = entry
+    return merged or None
+
+
+def _qualified_later(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Compare two memberships by `lastQualificationTime`, of which none is the oldest (S15)."""
+    time, other_time = entry.get("lastQualificationTime"), other.get("lastQualificationTime")
+    return time is not None and (other_time is None or time > other_time)
+
+
+def _identity_map(
+    states: Mapping[Identity, str | None], primaries: Collection[Identity], members: Sequence[str]
+) -> Profile:
+    """Write identities by namespace, items sorted by id (S6), of each item the members that are selected (S25).
+
+    Text compares as UTF-8 bytes do: Python's order of code points is the same.
+    """
+    found: dict[str, list[Profile | None]] = defaultdict(list)
+    for identity in sorted(states):
+        item = {
+            "id": identity.id,
+            "authenticatedState": states[identity],
+            "primary": True if identity in primaries else None,
+        }
+        found[identity.namespace].append(_with_values({member: item[member] for member in members}))
+    return dict(found)
+
+
+def _time_series(plan: ExportPlan, selection: EventSelection, events: Iterable[Row]) -> list[Profile | None]:
+    """List the events in the window (S18), in the order of S17, each with the selected fields (S23 to S25)."""
+    after, up_to = selection.from_ingest_time, selection.to_ingest_time
+    kept = [
+        event
+        for event in events
+        if (after is None or after < event.ingest_time) and (up_to is None or event.ingest_time <= up_to)
+    ]
+    kept.sort(
+        key=lambda event: (event.value[EVENT_TIME], event.value[EVENT_ID], event.dataset_id, event.place)
+    )
+    return [_event(plan, selection, event) for event in kept]
+
+
+def _event(plan: ExportPlan, selection: EventSelection, event: Row) -> Profile | None:
+    """Write one event, its namespaces in the registered spelling too (S2); None if no selected field has a value."""
+    segments = _merged_segments(plan, plan.event_fields, [event.value])
+    value = {**event.value, SEGMENT_MEMBERSHIP: segments}
+    written: Profile = _whole(value, selection.fields) or {}
+    if selection.identity_members:
+        written[IDENTITY_MAP] = _identity_map(event.states, {event.primary}, selection.identity_members)
+    return written or None

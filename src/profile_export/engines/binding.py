@@ -1,0 +1,209 @@
+"""How DuckDB binds the sources of a plan: views over Parquet files, in the form that `inputs` describes.
+
+Nested files are never read with `union_by_name`: where their structs differ, a projection of nested columns ends in an
+internal error that takes the whole database with it (DuckDB 2.0). So every part is flattened by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from profile_export.domain import columns
+from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.plan import ExportPlan, KeyRange, Source, SourcePart
+from profile_export.domain.schema import (
+    EVENT_ID,
+    EVENT_TIME,
+    TEXT,
+    TIMESTAMP,
+    ArrayType,
+    DecimalType,
+    FieldPath,
+    FieldType,
+    MapType,
+    ObjectType,
+    Scalar,
+    ScalarKind,
+)
+from profile_export.engines.leaves import Leaf, without_empty
+from profile_export.engines.shape import Shape
+
+_TYPES = {
+    ScalarKind.TEXT: "VARCHAR",
+    ScalarKind.BOOLEAN: "BOOLEAN",
+    ScalarKind.LONG: "BIGINT",
+    ScalarKind.DOUBLE: "DOUBLE",
+    ScalarKind.DATE: "DATE",
+    ScalarKind.TIMESTAMP: "TIMESTAMPTZ",
+}
+_LINKS = (
+    "STRUCT(namespace VARCHAR, id VARCHAR, authenticated_state VARCHAR, key_high BIGINT, key_low BIGINT)[]"
+)
+_SYSTEM = {
+    "key_high": columns.KEY_HIGH,
+    "key_low": columns.KEY_LOW,
+    "batch_id": columns.BATCH_ID,
+    "row": columns.ROW,
+    "namespace": columns.NAMESPACE,
+    "identity": columns.IDENTITY,
+    "authenticated_state": columns.AUTHENTICATED_STATE,
+}
+_EVENT_LEAVES = (
+    Leaf("event_id", (EVENT_ID,), TEXT, TEXT),
+    Leaf("event_time", (EVENT_TIME,), TIMESTAMP, TIMESTAMP),
+)
+_GLOB = re.compile(r"([*?\[])")
+
+
+def text(value: str) -> str:
+    """Quote a text."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def name(value: str) -> str:
+    """Quote a name."""
+    return '"' + value.replace('"', '""') + '"'
+
+
+def type_name(kind: FieldType) -> str:
+    """Write a field type as DuckDB does."""
+    match kind:
+        case ObjectType(fields):
+            return f"STRUCT({', '.join(f'{name(member)} {type_name(field)}' for member, field in fields.items())})"
+        case ArrayType(item):
+            return f"{type_name(item)}[]"
+        case MapType(value):
+            return f"MAP(VARCHAR, {type_name(value)})"
+        case DecimalType(precision, scale):
+            return f"DECIMAL({precision}, {scale})"
+        case Scalar(scalar):
+            return _TYPES[scalar]
+
+
+def range_statements(key_range: KeyRange) -> tuple[str, ...]:
+    """Bind the range that the views of `source_view` show."""
+    return tuple(
+        f"SET VARIABLE {end} = CAST({key} AS BIGINT)"
+        for end, key in (("lowest", key_range.low), ("highest", key_range.high))
+    )
+
+
+def in_range(column: str) -> str:
+    """Restrict rows to the bound range; folded to constants when a query is planned, so row groups are skipped."""
+    return f"{column} BETWEEN getvariable('lowest') AND getvariable('highest')"
+
+
+def scan(paths: Sequence[Path]) -> str:
+    """Read Parquet files that have the same columns."""
+    # Every path is taken as a pattern.
+    listed = ", ".join(text(_GLOB.sub(r"[\1]", str(path))) for path in paths)
+    return f"read_parquet([{listed}], hive_partitioning = false)"
+
+
+class Binding:
+    """The bound sources of a plan. All methods return SQL."""
+
+    def __init__(self, plan: ExportPlan, shape: Shape, lake_root: Path) -> None:
+        self._shape = shape
+        self._root = lake_root
+        # Events of one instant and id are ordered by dataset id (S17).
+        ranks = {
+            source: rank for rank, source in enumerate(sorted(source.dataset_id for source in plan.sources))
+        }
+        self._parts = [
+            (source.kind, ranks[source.dataset_id], part)
+            for source in plan.sources
+            for part in filled_parts(source)
+        ]
+
+    def rows(self, kind: DatasetKind) -> str:
+        """Select all rows of a kind, without `profile_*`."""
+        return " UNION ALL ".join(
+            self._part(kind, rank, part) for part_kind, rank, part in self._parts if part_kind is kind
+        )
+
+    def view(self, kind: DatasetKind, *, mapping: str | None, moved: Path | None) -> str:
+        """Select the rows of a kind that belong to the bound range.
+
+        Args:
+            kind: RECORD or EVENT.
+            mapping: The table of identities whose profile has another key than they; None if there are none.
+            moved: The file with the rows of those identities, by profile key; None if there are none.
+        """
+        stay = f"SELECT key_high AS profile_high, key_low AS profile_low, * FROM ({self.rows(kind)}) AS rows"
+        stay += f" WHERE {in_range('key_high')}"
+        if mapping is not None:
+            same = "moved.key_high = rows.key_high AND moved.key_low = rows.key_low"
+            stay += f" AND NOT EXISTS (SELECT 1 FROM {mapping} AS moved WHERE {same})"
+        if moved is None:
+            return stay
+        return f"{stay} UNION ALL SELECT * FROM {scan([moved])} WHERE {in_range('profile_high')}"
+
+    def _part(self, kind: DatasetKind, rank: int, part: SourcePart) -> str:
+        selected = [f"{name(column)} AS {name(alias)}" for alias, column in _SYSTEM.items()]
+        selected.append(f"{rank}::INTEGER AS dataset")
+        selected.append(f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links")
+        leaves = self._shape.record_leaves
+        if kind is DatasetKind.EVENT:
+            leaves = (*_EVENT_LEAVES, *self._shape.event_leaves)
+        selected += [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
+        return f"SELECT {', '.join(selected)} FROM {scan(self.paths(part))} AS file"
+
+    def paths(self, part: SourcePart) -> list[Path]:
+        """Locate the files of a part that have rows."""
+        return [self._root / file.path for file in part.files if file.rows]
+
+
+def filled_parts(source: Source) -> Iterable[SourcePart]:
+    """Leave out parts without rows."""
+    return (part for part in source.parts if any(file.rows for file in part.files))
+
+
+def _leaf(leaf: Leaf, fields: ObjectType) -> str:
+    """Select a leaf in normal form as the union schema types it; null where the part does not know it."""
+    found = _find(leaf.path, fields)
+    if found is None:
+        return f"CAST(NULL AS {type_name(leaf.type)})"
+    # Always cast: members of equal types may still differ in their order.
+    value = _normal("file." + ".".join(name(step) for step in leaf.path), found, 0)
+    return f"CAST({value} AS {type_name(leaf.type)})"
+
+
+def _find(path: FieldPath, fields: FieldType) -> FieldType | None:
+    kind: FieldType | None = fields
+    for step in path:
+        kind = kind.fields.get(step) if isinstance(kind, ObjectType) else None
+    return kind and without_empty(kind)
+
+
+def _normal(value: str, kind: FieldType, depth: int) -> str:
+    """Make objects and maps without any value null, and leave out entries of maps that are null (S13)."""
+    match kind:
+        case ObjectType(fields):
+            members = {
+                field: _normal(f"{value}.{name(field)}", member, depth) for field, member in fields.items()
+            }
+            filled = " OR ".join(f"{member} IS NOT NULL" for member in members.values())
+            made = ", ".join(f"{name(field)} := {member}" for field, member in members.items())
+            return f"CASE WHEN {filled} THEN struct_pack({made}) END"
+        case ArrayType(item) if _may_be_empty(item):
+            return f"list_transform({value}, lambda i{depth}: {_normal(f'i{depth}', item, depth + 1)})"
+        case MapType(entry):
+            inner = _normal(f"e{depth}.value", entry, depth + 1)
+            entries = (
+                f"list_transform(map_entries({value}), lambda e{depth}: {{k: e{depth}.key, v: {inner}}})"
+            )
+            kept = f"list_filter({entries}, lambda e{depth}: e{depth}.v IS NOT NULL)"
+            return f"CASE WHEN len({kept}) > 0 THEN map_from_entries({kept}) END"
+    return value
+
+
+def _may_be_empty(kind: FieldType) -> bool:
+    match kind:
+        case ObjectType() | MapType():
+            return True
+        case ArrayType(item):
+            return _may_be_empty(item)
+    return False

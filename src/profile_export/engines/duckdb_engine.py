@@ -1,0 +1,216 @@
+"""The DuckDB engine as the server sees it: attempts, each in a child process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from profile_export.domain.plan import ExportPlan, KeyRange
+from profile_export.engines.protocol import LENGTH, Close, Failed, Open, Ready, Resolve, Run, decode, encode
+from profile_export.engines.results import (
+    EngineDiedError,
+    EngineFailedError,
+    EngineProgress,
+    RangeResult,
+    ResolutionFacts,
+)
+
+OnProgress = Callable[[EngineProgress], None]
+_PACKAGE_ROOT = Path(__file__).parents[2]
+
+
+class _Child:
+    """A child process. `busy` while it works on a request: then only killing it stops it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.busy = False
+
+    @classmethod
+    async def spawned(cls) -> _Child:
+        # A fresh interpreter, since a process forked after gRPC has started hangs; and a module of its own, since the
+        # parent's main module would bring half the server along.
+        paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "profile_export.engines.child",
+            stdin=PIPE,
+            stdout=PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        child = cls(process)
+        try:
+            await child._answer(_ignore)
+        except BaseException:
+            await child.kill()
+            raise
+        return child
+
+    async def ask(self, request: object, on_progress: OnProgress) -> Any:
+        """Send a request and wait for its answer.
+
+        Raises:
+            EngineDiedError: The child is gone or ran out of memory.
+            EngineFailedError: The request failed.
+        """
+        self.busy = True
+        with suppress(ConnectionError):  # its end is noticed where the answer is read
+            self._stream_in.write(encode(request))
+            await self._stream_in.drain()
+        answer = await self._answer(on_progress)
+        self.busy = False
+        if isinstance(answer, Failed):
+            if answer.died:
+                raise EngineDiedError(answer.message)
+            raise EngineFailedError(answer.code, answer.message, retryable=answer.retryable)
+        return answer
+
+    async def kill(self) -> None:
+        """End it at once, whatever it does."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    async def _answer(self, on_progress: OnProgress) -> Any:
+        stream = self._process.stdout
+        assert stream is not None
+        while True:
+            try:
+                (length,) = LENGTH.unpack(await stream.readexactly(LENGTH.size))
+                message = decode(await stream.readexactly(length))
+            except asyncio.IncompleteReadError:
+                code = await self._process.wait()
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                raise EngineDiedError(f"The engine's process {how}.") from None
+            if not isinstance(message, EngineProgress):
+                return message
+            on_progress(message)
+
+    @property
+    def _stream_in(self) -> asyncio.StreamWriter:
+        stream = self._process.stdin
+        assert stream is not None
+        return stream
+
+
+def _ignore(_progress: EngineProgress) -> None:
+    pass
+
+
+class EngineAttempt:
+    """One try at a plan. One call at a time; leave the context to stop one that runs."""
+
+    def __init__(self, child: _Child, on_progress: OnProgress) -> None:
+        self._child, self._on_progress = child, on_progress
+
+    async def resolve(self) -> ResolutionFacts:
+        """Find out which identities are one person; to be called once, before `run`.
+
+        Leaves its files below `resolution/` in the attempt's folder.
+
+        Raises:
+            EngineDiedError: The process ended or ran out of memory; another attempt may succeed.
+            EngineFailedError: A query failed.
+        """
+        facts: ResolutionFacts = await self._child.ask(Resolve(), self._on_progress)
+        return facts
+
+    async def run(self, key_range: KeyRange) -> RangeResult:
+        """Write the files of one range into the attempt's folder, safe on the disk when this returns.
+
+        Raises:
+            EngineDiedError: As `resolve`.
+            EngineFailedError: As `resolve`.
+        """
+        result: RangeResult = await self._child.ask(Run(key_range), self._on_progress)
+        return result
+
+
+class DuckDbEngine:
+    """Runs plans with DuckDB, in child processes of which one is kept warm.
+
+    Args:
+        memory_limit_mb: How much memory a child's database may take; None leaves it to DuckDB (80 % of the machine's).
+        threads: How many threads it uses; None means one per core.
+    """
+
+    name = "duckdb"
+
+    def __init__(self, memory_limit_mb: int | None, threads: int | None) -> None:
+        self._memory_limit_mb, self._threads = memory_limit_mb, threads
+        self._idle: list[_Child] = []
+        self._children: set[_Child] = set()
+        self._warming: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def start(self) -> None:
+        """Warm a child, so that the first attempt need not wait for its libraries to load."""
+        self._idle.append(await self._spawned())
+
+    async def close(self) -> None:
+        """End every child, also those in an attempt."""
+        self._closed = True
+        if self._warming is not None:
+            self._warming.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._warming
+        self._idle.clear()
+        await asyncio.gather(*(child.kill() for child in self._children))
+        self._children.clear()
+
+    @asynccontextmanager
+    async def attempt(
+        self, plan: ExportPlan, lake_root: Path, folder: Path, on_progress: OnProgress
+    ) -> AsyncIterator[EngineAttempt]:
+        """Begin an attempt. Leaving the context ends it: a child that still works is killed.
+
+        Args:
+            plan: What to export; the files it names stay where they are.
+            lake_root: What the paths of the plan are relative to.
+            folder: Where to write, exclusively this attempt's; made if it is missing.
+            on_progress: Called in the loop, a few times a second.
+
+        Raises:
+            EngineDiedError: No child can be started.
+        """
+        child = await self._taken()
+        try:
+            request = Open(plan, lake_root, folder, self._memory_limit_mb, self._threads)
+            await child.ask(request, on_progress)
+            yield EngineAttempt(child, on_progress)
+        finally:
+            await asyncio.shield(self._given_back(child))
+
+    async def _taken(self) -> _Child:
+        if self._warming is not None and not self._idle:
+            await asyncio.shield(self._warming)
+        return self._idle.pop() if self._idle else await self._spawned()
+
+    async def _given_back(self, child: _Child) -> None:
+        if not child.busy:
+            with suppress(EngineDiedError, EngineFailedError):
+                await child.ask(Close(), _ignore)
+                if not self._idle and not self._closed:
+                    self._idle.append(child)
+                    return
+        await child.kill()
+        self._children.discard(child)
+        if not self._idle and not self._closed and (self._warming is None or self._warming.done()):
+            self._warming = asyncio.create_task(self._warm())
+
+    async def _warm(self) -> None:
+        # Nobody waits for this one: who needs a child and finds none sees the error for himself.
+        with suppress(EngineDiedError):
+            self._idle.append(await self._spawned())
+
+    async def _spawned(self) -> _Child:
+        child = await _Child.spawned()
+        self._children.add(child)
+        return child

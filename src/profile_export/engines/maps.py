@@ -1,0 +1,79 @@
+"""Maps merged per key (S14), and segment memberships by their newest qualification (S15)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ibis
+import ibis.expr.types as ir
+
+from profile_export.engines.inputs import SEGMENT_NAMESPACES, spellings_table
+from profile_export.engines.nested import map_of
+
+MERGED = "merged"
+_QUALIFIED = "lastQualificationTime"
+
+
+def registered(rows: ir.Table, column: str, spellings: str) -> ir.Table:
+    """Replace a namespace as sent by its registered spelling (S2)."""
+    known = spellings_table(spellings)
+    joined = rows.left_join(known, rows[column] == known.sent)
+    found = joined.select(*(rows[name] for name in rows.columns), known.registered)
+    others = [name for name in rows.columns if name != column]
+    return found.select(*others, ibis.coalesce(found.registered, found[column]).name(column))
+
+
+def held_by_several(rows: ir.Table, owner: Sequence[str]) -> ir.Table:
+    """Keep the rows whose owner has another: the one map of everybody else is already merged."""
+    counted = rows.group_by(owner).agg(rows=rows.count())
+    return rows.semi_join(counted.filter(counted.rows > 1), list(owner))
+
+
+def merged_maps(rows: ir.Table, owner: Sequence[str], column: str) -> ir.Table:
+    """Merge the maps in a column per key, each value whole from the latest place that has it.
+
+    Returns:
+        The owner's columns and `merged`; no row for an owner without an entry.
+    """
+    placed = _with_place(owner)
+    keys = rows.select(*placed, held=rows[column], entry=rows[column].keys().unnest())
+    entries = keys.select(*placed, "entry", kept=keys.held[keys.entry])
+    newest = entries.group_by([*owner, "entry"]).agg(kept=entries.kept.argmax(entries.place))
+    return _collected(newest, owner, "entry")
+
+
+def merged_segments(rows: ir.Table, owner: Sequence[str], column: str, *, respelled: bool) -> ir.Table:
+    """Merge segment memberships per (namespace, segment), the newest `lastQualificationTime` first (S15).
+
+    Returns:
+        As `merged_maps`.
+    """
+    placed = _with_place(owner)
+    spaces = rows.select(*placed, held=rows[column], sent=rows[column].keys().unnest())
+    inner = spaces.select(*placed, "sent", segments=spaces.held[spaces.sent])
+    named = inner.select(
+        *placed, "sent", "segments", namespace=inner.sent, segment=inner.segments.keys().unnest()
+    )
+    entries = named.select(*placed, "sent", "namespace", "segment", kept=named.segments[named.segment])
+    if respelled:
+        entries = registered(entries, "namespace", SEGMENT_NAMESPACES)
+    entries = entries.mutate(qualified=entries.kept[_QUALIFIED])
+    rank = ibis.row_number().over(
+        group_by=[*owner, "namespace", "segment"],
+        order_by=[ibis.desc("qualified", nulls_first=False), ibis.desc("place"), ibis.asc("sent")],
+    )
+    ranked = entries.mutate(rank=rank)
+    newest = ranked.filter(ranked["rank"] == 0)
+    segments = _collected(newest, (*owner, "namespace"), "segment")
+    return _collected(segments.rename(kept=MERGED), owner, "namespace")
+
+
+def _with_place(owner: Sequence[str]) -> list[str]:
+    """Name the columns of owner and place, each once: an event is known by its place."""
+    return list(dict.fromkeys((*owner, "place")))
+
+
+def _collected(entries: ir.Table, owner: Sequence[str], key: str) -> ir.Table:
+    pairs = ibis.struct({"k": entries[key], "v": entries.kept})
+    collected = entries.group_by(list(owner)).agg(pairs=pairs.collect().sort())
+    return collected.select(*owner, map_of(collected.pairs, "k", "v").name(MERGED))

@@ -1,0 +1,47 @@
+"""How far a running query is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+import duckdb
+
+_POLL_SECONDS = 0.2
+
+
+class ProgressMeter:
+    """Turns the progress of DuckDB's queries into source rows done, which never falls."""
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, rows: int, report: Callable[[int, int], None]
+    ) -> None:
+        # Without a progress bar there is no progress, and nobody wants to see it printed.
+        connection.execute("SET enable_progress_bar = true")
+        connection.execute("SET enable_progress_bar_print = false")
+        self._connection, self._rows, self._report = connection, rows, report
+        self._done = 0
+
+    @contextmanager
+    def measuring(self, rows: int) -> Iterator[None]:
+        """Report while the body runs one query, which reads about `rows`."""
+        finished = Event()
+        watcher = Thread(target=self._watch, args=(rows, finished), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            finished.set()
+            watcher.join()
+        self._done = min(self._rows, self._done + rows)
+        self._report(self._done, self._rows)
+
+    def _watch(self, rows: int, finished: Event) -> None:
+        highest = 0
+        while not finished.wait(_POLL_SECONDS):
+            # -1 until the query has begun.
+            reached = round(max(0.0, self._connection.query_progress()) / 100 * rows)
+            if reached > highest:
+                highest = reached
+                self._report(min(self._rows, self._done + reached), self._rows)

@@ -1,0 +1,56 @@
+"""Which rows count, and in what order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ibis.expr.types as ir
+
+from profile_export.engines.inputs import KEY, batches_table
+
+SAME_RECORD = ("dataset", *KEY)
+"""Records alike in these replace each other (S9)."""
+SAME_EVENT = ("dataset", *KEY, "event_id")
+"""Events alike in these are one event (S16)."""
+
+
+class Rows:
+    """The rows of one kind of source. Of rows that are the same thing only the one of the latest place is current.
+
+    Every method reads the columns it is asked for and no others, and starts from the bound table again: a shared
+    wide intermediate would be materialised.
+    """
+
+    def __init__(self, table: ir.Table, same: Sequence[str]) -> None:
+        self._table = table
+        self._same = tuple(same)
+        # Nearly every row is the only one of its kind, so it pays to look at narrow rows first and to take the few
+        # that are superseded out of the wide ones, instead of ordering wide rows.
+        narrow = self._placed(self._same)
+        repeated = narrow.group_by(self._same).agg(latest=narrow.place.max(), rows=narrow.count())
+        self._repeated = repeated.filter(repeated.rows > 1).drop("rows")
+
+    def current(self, columns: Sequence[str]) -> ir.Table:
+        """Return columns of the current rows, with `place` and `attached`."""
+        rows = self._placed(dict.fromkeys((*columns, *self._same)))
+        newer = self._repeated
+        same = [rows[name] == newer[name] for name in self._same]
+        return rows.anti_join(newer, [*same, rows.place < newer.latest])
+
+    def every(self, columns: Sequence[str]) -> ir.Table:
+        """Return columns of all rows, with `place`, `attached`, and whether the row is `current`."""
+        rows = self._placed(dict.fromkeys((*columns, *self._same)))
+        newer = self._repeated
+        same = [rows[name] == newer[name] for name in self._same]
+        joined = rows.left_join(newer, same)
+        found = joined.select(*(rows[name] for name in rows.columns), newer.latest)
+        return found.select(*rows.columns, current=found.latest.isnull() | (found.place == found.latest))
+
+    def _placed(self, columns: Sequence[str] | dict[str, None]) -> ir.Table:
+        batches = batches_table()
+        rows = self._table.select(*columns, "batch_id", "row")
+        joined = rows.join(batches, rows.batch_id == batches.batch_id)
+        placed = joined.select(
+            *(rows[name] for name in columns), rows.row, batches.first_place, batches.attached
+        )
+        return placed.select(*columns, "attached", place=placed.first_place + placed.row)

@@ -1,0 +1,162 @@
+"""The types of fields as Arrow has them, and the schema of a data file."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from profile_export.domain import columns
+from profile_export.domain.learning import ValueRefusedError, check_name
+from profile_export.domain.schema import (
+    BOOLEAN,
+    DATE,
+    DOUBLE,
+    LONG,
+    MAX_DECIMAL_DIGITS,
+    TEXT,
+    TIMESTAMP,
+    ArrayType,
+    DecimalType,
+    FieldPath,
+    FieldType,
+    MapType,
+    ObjectType,
+    Scalar,
+    ScalarKind,
+)
+
+INSTANT = pa.timestamp("us", "UTC")
+_SCALARS = {
+    ScalarKind.TEXT: pa.string(),
+    ScalarKind.BOOLEAN: pa.bool_(),
+    ScalarKind.LONG: pa.int64(),
+    ScalarKind.DOUBLE: pa.float64(),
+    ScalarKind.DATE: pa.date32(),
+    ScalarKind.TIMESTAMP: INSTANT,
+}
+_FOUND = (
+    (pa.types.is_boolean, BOOLEAN),
+    (pa.types.is_integer, LONG),
+    (pa.types.is_floating, DOUBLE),
+    (pa.types.is_string, TEXT),
+    (pa.types.is_large_string, TEXT),
+    (pa.types.is_string_view, TEXT),
+    (pa.types.is_date, DATE),
+    (pa.types.is_timestamp, TIMESTAMP),
+)
+
+LINK = pa.struct(
+    [
+        ("namespace", pa.string()),
+        ("id", pa.string()),
+        ("authenticated_state", pa.string()),
+        ("key_high", pa.int64()),
+        ("key_low", pa.int64()),
+    ]
+)
+SYSTEM_FIELDS = (
+    pa.field(columns.BATCH_ID, pa.string()),
+    pa.field(columns.ROW, pa.int64()),
+    pa.field(columns.NAMESPACE, pa.string()),
+    pa.field(columns.IDENTITY, pa.string()),
+    pa.field(columns.AUTHENTICATED_STATE, pa.string()),
+    pa.field(columns.KEY_HIGH, pa.int64()),
+    pa.field(columns.KEY_LOW, pa.int64()),
+    pa.field(columns.LINKS, pa.list_(LINK)),
+)
+
+
+def arrow_type(field_type: FieldType) -> pa.DataType:
+    """Return the Arrow type that a field is stored as; everything in it may be null."""
+    match field_type:
+        case ObjectType(fields):
+            return pa.struct([(name, arrow_type(member)) for name, member in fields.items()])
+        case ArrayType(item):
+            return pa.list_(arrow_type(item))
+        case MapType(value):
+            return pa.map_(pa.string(), arrow_type(value))
+        case DecimalType(precision, scale):
+            return pa.decimal128(precision, scale)
+        case Scalar(kind):
+            return _SCALARS[kind]
+
+
+def file_schema(fields: ObjectType) -> pa.Schema:
+    """Return the schema of a data file: the system columns, then the fields."""
+    return pa.schema([*SYSTEM_FIELDS, *arrow_type(fields)])
+
+
+def field_type(found: pa.DataType, path: FieldPath, untyped: set[FieldPath]) -> FieldType | None:
+    """Return the field type of a column of a Parquet file; None if it teaches none (S13), such as a list of nulls.
+
+    `untyped` gets the paths of lists of nulls.
+
+    Raises:
+        ValueRefusedError: There is none for it, such as for bytes, or a name in it cannot be stored.
+        TypeConflictError: Two names in it differ in case alone.
+    """
+    found = plain_type(found)
+    learned: FieldType | None
+    if is_list(found):
+        item = field_type(found.value_type, (*path, "[]"), untyped)
+        learned = None if item is None else ArrayType(item)
+        if learned is None:
+            untyped.add(path)
+    elif pa.types.is_struct(found):
+        members = object_type(found, path, untyped)
+        learned = members if members.fields else None
+    elif pa.types.is_map(found) and field_type(found.key_type, path, untyped) == TEXT:
+        value = field_type(found.item_type, (*path, "*"), untyped)
+        learned = None if value is None else MapType(value)
+    else:
+        learned = _single_type(found, path)
+    return learned
+
+
+def object_type(found: pa.Schema | pa.StructType, path: FieldPath, untyped: set[FieldPath]) -> ObjectType:
+    """Return the fields of a struct or of a whole file; those that teach no type are left out.
+
+    `untyped` gets the paths of lists of nulls.
+
+    Raises:
+        ValueRefusedError: As `field_type`.
+        TypeConflictError: As `field_type`.
+    """
+    names: dict[str, FieldType] = {}
+    learned: dict[str, FieldType] = {}
+    for member in found:
+        inside = (*path, member.name)
+        if member.name in names:
+            raise ValueRefusedError(inside, "stands twice")
+        check_name(member.name, names, path)
+        member_type = field_type(member.type, inside, untyped)
+        names[member.name] = member_type or TEXT
+        if member_type is not None:
+            learned[member.name] = member_type
+    return ObjectType(learned)
+
+
+def _single_type(found: pa.DataType, path: FieldPath) -> FieldType | None:
+    if pa.types.is_null(found):
+        return None
+    if pa.types.is_decimal(found) and found.precision <= MAX_DECIMAL_DIGITS and found.scale >= 0:
+        return DecimalType(found.precision, found.scale)
+    for is_found, known in _FOUND:
+        if is_found(found):
+            return known
+    raise ValueRefusedError(path, f"is of the Parquet type {found}, which is not supported: write it as text")
+
+
+def plain_type(found: pa.DataType) -> pa.DataType:
+    """Return the type of the values themselves, without dictionary encoding or an extension's name."""
+    if isinstance(found, pa.BaseExtensionType):
+        return plain_type(found.storage_type)
+    if pa.types.is_dictionary(found):
+        return plain_type(found.value_type)
+    return found
+
+
+def is_list(found: pa.DataType) -> bool:
+    """Whether it is one of Arrow's kinds of list."""
+    return bool(
+        pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
+    )

@@ -1,0 +1,298 @@
+"""Bringing Arrow columns into the stored form: one type per field, whatever types a file had.
+
+Everything is done a column at a time; only text that must become an instant or a date is read value by value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from profile_export.domain.learning import ValueRefusedError, check_value
+from profile_export.domain.schema import (
+    DATE,
+    DOUBLE,
+    LONG,
+    TEXT,
+    TIMESTAMP,
+    ArrayType,
+    FieldPath,
+    FieldType,
+    MapType,
+    ObjectType,
+    union_objects,
+    union_types,
+)
+from profile_export.ingest.arrow_types import INSTANT, arrow_type
+from profile_export.ingest.refusals import MOST_KEPT, Refusals
+
+_SECONDS = (-62_135_596_800, 253_402_300_799)  # 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z
+_DAYS = (-719_162, 2_932_896)
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_OUTSIDE_YEARS = "is outside the years 1 to 9999"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a column stands, for refusals: its path, and the row of each of its values.
+
+    `first_row` is the row of the batch's first one, from 0; `parents` has per value the index of its row in the batch,
+    None for a column with one value per row.
+    """
+
+    path: FieldPath
+    first_row: int
+    refusals: Refusals
+    parents: pa.Array | None = None
+
+    def member(self, name: str) -> Place:
+        """Return the place of a member of each value."""
+        return replace(self, path=(*self.path, name))
+
+    def items(self, mark: str, indices: pa.Array) -> Place:
+        """Return the place of the items of each value; `indices` says per item which value has it."""
+        parents = indices if self.parents is None else self.parents.take(indices)
+        return replace(self, path=(*self.path, mark), parents=parents)
+
+    def refuse(self, index: int, error: ValueRefusedError) -> None:
+        """Refuse the row of one value."""
+        row = index if self.parents is None else self.parents[index].as_py()
+        self.refusals.add(self.first_row + row + 1, error)
+
+    def refuse_where(self, mask: pa.Array, complaint: str) -> None:
+        """Refuse the rows of the values for which `mask` is true."""
+        for index in pc.indices_nonzero(mask)[:MOST_KEPT].to_pylist():
+            self.refuse(index, ValueRefusedError(self.path, complaint))
+
+
+def accepted_fields(
+    known: ObjectType, found: ObjectType, path: FieldPath, identity_paths: Collection[FieldPath]
+) -> ObjectType:
+    """Return the fields that a file is stored with, as `accepted_type`.
+
+    Raises:
+        TypeConflictError: Two types do not go together, or two names differ in case alone.
+    """
+    taken = {
+        name: accepted_type(known.fields[name], member, (*path, name), identity_paths)
+        if name in known.fields
+        else member
+        for name, member in found.fields.items()
+    }
+    return union_objects(known, ObjectType(taken), path)
+
+
+def accepted_type(
+    known: FieldType, found: FieldType, path: FieldPath, identity_paths: Collection[FieldPath]
+) -> FieldType:
+    """Return the type that a column is stored as: that of both, where a known type takes what is no conflict.
+
+    A known instant or date takes text, a known map an object, a declared identity field an integer.
+
+    Raises:
+        TypeConflictError: The types do not go together.
+    """
+    match known, found:
+        case ObjectType(), ObjectType():
+            return accepted_fields(known, found, path, identity_paths)
+        case ArrayType(item), ArrayType(found_item):
+            return ArrayType(accepted_type(item, found_item, (*path, "[]"), identity_paths))
+        case MapType(value), MapType(found_value):
+            return MapType(accepted_type(value, found_value, (*path, "*"), identity_paths))
+        case MapType(value), ObjectType(members):
+            for member in members.values():
+                value = accepted_type(value, member, (*path, "*"), identity_paths)
+            return MapType(value)
+    if (known in {TIMESTAMP, DATE} and found == TEXT) or (
+        (known, found) == (TEXT, LONG) and path in identity_paths
+    ):
+        return known
+    return union_types(known, found, path)
+
+
+def conform(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
+    """Return a column as `arrow_type(target)`; values that do not fit are refused at their rows and come out null.
+
+    Args:
+        column: Any type that `accepted_type` let through for `target`; members that it has no type for are left out.
+        target: What the field is stored as.
+        place: Where the column stands.
+    """
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    found = column.type
+    if pa.types.is_null(found):
+        return pa.nulls(len(column), arrow_type(target))
+    match target:
+        case ObjectType():
+            return _object(column, target, place)
+        case ArrayType(item):
+            lengths = _lengths(column)
+            inside = place.items("[]", pc.list_parent_indices(column))
+            return pa.ListArray.from_arrays(
+                _offsets(lengths),
+                conform(column.flatten(), item, inside),
+                type=arrow_type(target),
+                mask=column.is_null(),
+            )
+        case MapType(value) if pa.types.is_struct(found):
+            return _map_of_object(column, value, place)
+        case MapType(value):
+            return _map(column, value, place)
+        case _:
+            return _scalar(column, target, place)
+
+
+def is_absent(column: pa.Array) -> pa.Array:
+    """Say of each value of a conformed column whether it is absent: null, or an object without a value (S13)."""
+    absent = column.is_null()
+    if not pa.types.is_struct(column.type):
+        return absent
+    nothing_inside = pa.array([True] * len(column), pa.bool_())
+    for member in column.flatten():
+        nothing_inside = pc.and_(nothing_inside, is_absent(member))
+    return pc.or_(absent, nothing_inside)
+
+
+# --- Objects and maps ---
+
+
+def _object(column: pa.Array, target: ObjectType, place: Place) -> pa.Array:
+    stored = arrow_type(target)
+    found = dict(zip([field.name for field in column.type], column.flatten(), strict=True))
+    members = [
+        conform(found[name], member, place.member(name))
+        if name in found
+        else pa.nulls(len(column), arrow_type(member))
+        for name, member in target.fields.items()
+    ]
+    return pa.StructArray.from_arrays(members, fields=list(stored), mask=column.is_null())
+
+
+def _map(column: pa.Array, value: FieldType, place: Place) -> pa.Array:
+    # By way of a list: the functions for lists do not take maps (list_parent_indices even ends the process).
+    entry = pa.struct([("key", column.type.key_type), ("value", column.type.item_type)])
+    column = column.cast(pa.list_(entry))
+    parents = pc.list_parent_indices(column)
+    keys, values = column.flatten().flatten()
+    inside = place.items("*", parents)
+    keys, values = conform(keys, TEXT, inside), conform(values, value, inside)
+    kept = pc.invert(is_absent(values))
+    keys, values, parents = keys.filter(kept), values.filter(kept), parents.filter(kept)
+    _refuse_repeated_keys(keys, parents, place.items("*", parents))
+    return _map_array(keys, values, parents, len(column))
+
+
+def _map_of_object(column: pa.Array, value: FieldType, place: Place) -> pa.Array:
+    names = [field.name for field in column.type]
+    members = [conform(member, value, place.member("*")) for member in column.flatten()]
+    kept = [pc.invert(is_absent(member)).to_pylist() for member in members]
+    rows, count = len(column), len(names)
+    chosen = [(row, name) for row in range(rows) for name in range(count) if kept[name][row]]
+    return _map_array(
+        pa.array([names[name] for _, name in chosen], pa.string()),
+        pa.concat_arrays(members).take(pa.array([name * rows + row for row, name in chosen], pa.int64())),
+        pa.array([row for row, _ in chosen], pa.int64()),
+        rows,
+    )
+
+
+def _map_array(keys: pa.Array, values: pa.Array, parents: pa.Array, rows: int) -> pa.Array:
+    """Build maps of entries in the order of their rows; a row without entries is null (S13)."""
+    counted = pc.value_counts(parents)
+    lengths = [0] * rows
+    for row, count in zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True):
+        lengths[row] = count
+    sizes = pa.array(lengths, pa.int32())
+    return pa.MapArray.from_arrays(_offsets(sizes), keys, values, mask=pc.equal(sizes, 0))
+
+
+def _refuse_repeated_keys(keys: pa.Array, parents: pa.Array, place: Place) -> None:
+    entries = pa.table({"row": parents, "key": keys})
+    if entries.group_by(["row", "key"]).aggregate([]).num_rows == len(keys):
+        return
+    seen: set[tuple[int, str]] = set()
+    for index, entry in enumerate(zip(parents.to_pylist(), keys.to_pylist(), strict=True)):
+        if entry in seen:
+            place.refuse(index, ValueRefusedError(place.path, f"has the key {entry[1]!r} twice"))
+        seen.add(entry)
+
+
+def _lengths(column: pa.Array) -> pa.Array:
+    return pc.if_else(column.is_valid(), pc.list_value_length(column), 0).cast(pa.int32())
+
+
+def _offsets(lengths: pa.Array) -> pa.Array:
+    return pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
+
+
+# --- Single values ---
+
+
+def _scalar(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
+    found = column.type
+    if pa.types.is_timestamp(found):
+        return _instants(column, place)
+    if pa.types.is_date(found):
+        return _dates(column, place)
+    if pa.types.is_integer(found):
+        return _integers(column, target, place)
+    if target in {TIMESTAMP, DATE}:
+        return _parsed(column, target, place)
+    if pa.types.is_floating(found):
+        column = column.cast(pa.float64())
+        column = _without(column, pc.invert(pc.is_finite(column)), "is NaN or infinite", place)
+    return column.cast(arrow_type(target))
+
+
+def _integers(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
+    if pa.types.is_uint64(column.type):
+        column = _without(column, pc.greater(column, 2**63 - 1), "is not an integer of 64 bits", place)
+    longs = column.cast(pa.int64())
+    if target != DOUBLE:
+        return longs.cast(arrow_type(target))
+    doubles = longs.cast(pa.float64(), safe=False)
+    lost = pc.not_equal(doubles.cast(pa.int64(), safe=False), longs)
+    return _without(doubles, lost, "is an integer that a double cannot hold exactly", place)
+
+
+def _dates(column: pa.Array, place: Place) -> pa.Array:
+    days = column.cast(pa.date32())
+    number = days.cast(pa.int32())
+    outside = pc.or_(pc.less(number, _DAYS[0]), pc.greater(number, _DAYS[1]))
+    return _without(days, outside, _OUTSIDE_YEARS, place)
+
+
+def _instants(column: pa.Array, place: Place) -> pa.Array:
+    per_second = _PER_SECOND[column.type.unit]
+    low, high = _SECONDS
+    number = column.cast(pa.int64())
+    outside = pc.or_(pc.less(number, low * per_second), pc.greater_equal(number, (high + 1) * per_second))
+    column = _without(column, outside, _OUTSIDE_YEARS, place)
+    # A time without a zone is read as UTC; nanoseconds are cut off.
+    return column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(INSTANT)
+
+
+def _parsed(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
+    values = []
+    for index, text in enumerate(column.to_pylist()):
+        try:
+            value, _ = check_value(text, target, place.path, set())
+        except ValueRefusedError as refused:
+            place.refuse(index, refused)
+            value = None
+        values.append(value)
+    return pa.array(values, arrow_type(target))
+
+
+def _without(column: pa.Array, mask: pa.Array, complaint: str, place: Place) -> pa.Array:
+    """Refuse the values for which `mask` is true and make them null."""
+    if not pc.any(mask).as_py():
+        return column
+    place.refuse_where(mask, complaint)
+    return pc.if_else(mask, pa.scalar(None, column.type), column)

@@ -1,0 +1,209 @@
+"""Whose a row is: the identities that it states, its primary one, and the namespaces that a batch uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from profile_export.domain.identity import Identity, IdentityKey, fold_namespace, identity_key
+from profile_export.domain.learning import ValueRefusedError, check_value
+from profile_export.domain.schema import (
+    BOOLEAN,
+    IDENTITY_MAP,
+    IDENTITY_MEMBERS,
+    TEXT,
+    FieldPath,
+    TypeConflictError,
+)
+from profile_export.ingest.task import NamespacesSent, NamespaceUse
+
+AUTHENTICATED_STATES = ("ambiguous", "authenticated", "loggedOut")
+
+
+class Stated(NamedTuple):
+    """An identity of a row with its key; `state` is None where absent or `ambiguous` (S6)."""
+
+    identity: Identity
+    state: str | None
+    key: IdentityKey
+
+
+class RowIdentities(NamedTuple):
+    """The identities of one row, each once; `spellings` are the namespaces as sent."""
+
+    primary: Stated
+    links: list[Stated]
+    spellings: list[str]
+
+
+class Mention(NamedTuple):
+    """One place of a row where an identity stands."""
+
+    identity: Identity
+    state: str | None
+    primary: bool
+
+
+def check_identity_map(value: object) -> tuple[dict[str, Any] | None, list[Mention]]:
+    """Bring a record's `identityMap` into its stored form and list what it mentions.
+
+    Args:
+        value: The map as sent: namespaces to lists of items. Null members of an item count as absent.
+
+    Returns:
+        The map without empty namespaces, None if nothing is left, and its mentions, ordered by namespace in UTF-8.
+
+    Raises:
+        ValueRefusedError: An item is not an identity.
+        TypeConflictError: Something in it has another JSON type.
+    """
+    if value is None:
+        return None, []
+    if not isinstance(value, dict):
+        raise TypeConflictError((IDENTITY_MAP,), "map", _kind(value))
+    kept: dict[str, Any] = {}
+    mentions: list[Mention] = []
+    for namespace in sorted(value):
+        items = value[namespace]
+        path = (IDENTITY_MAP, namespace)
+        if items is not None and not isinstance(items, list):
+            raise TypeConflictError(path, "array", _kind(items))
+        if not items:
+            continue
+        _check_namespace(namespace, path)
+        kept[namespace] = checked = [_item(item, (*path, "[]")) for item in items]
+        for item in checked:
+            state = item.get("authenticatedState")
+            mentions.append(
+                Mention(
+                    Identity(namespace, item["id"]),
+                    None if state == "ambiguous" else state,
+                    item.get("primary", False),
+                )
+            )
+    return {namespace: kept[namespace] for namespace in value if namespace in kept} or None, mentions
+
+
+def identity_text(value: object, path: FieldPath) -> str | None:
+    """Return an identity's id (S1): text as it is, an integer in decimal; None where it is absent.
+
+    Raises:
+        ValueRefusedError: It is empty, or neither text nor an integer.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is None or value == {}:
+        return None
+    if not isinstance(value, str):
+        raise ValueRefusedError(path, f"is {_kind(value)}, but an identity is text or an integer")
+    if not value:
+        raise ValueRefusedError(path, "is an empty text, which is no identity")
+    check_value(value, TEXT, path, set())
+    return value
+
+
+def resolve(mentions: Iterable[Mention], declared: Identity | None) -> RowIdentities:
+    """Find a row's identities, each once however its namespace is spelled, and its primary one (S3).
+
+    Several places of one identity are one: its state is the first that is stated, its spelling the smallest in UTF-8.
+
+    Args:
+        mentions: All places where one stands, those of declared fields included.
+        declared: What the dataset's declared primary field holds; None where it is absent or not declared.
+
+    Raises:
+        ValueRefusedError: There is no primary identity, or two.
+    """
+    found: dict[Identity, Stated] = {}
+    marked: set[Identity] = set()
+    spellings = []
+    for identity, state, primary in mentions:
+        folded = identity.folded
+        spellings.append(identity.namespace)
+        if primary:
+            marked.add(folded)
+        known = found.get(folded)
+        if known is None:
+            found[folded] = Stated(identity, state, identity_key(identity))
+        elif identity < known.identity or (state and not known.state):
+            found[folded] = Stated(min(identity, known.identity), known.state or state, known.key)
+    if len(marked) > 1:
+        names = " and ".join(
+            f"{one.namespace} '{one.id}'" for one in sorted(found[one].identity for one in marked)
+        )
+        raise ValueRefusedError((), f"has more than one primary identity: {names}")
+    chosen = marked.pop() if marked else declared.folded if declared else None
+    if chosen is None:
+        raise ValueRefusedError(
+            (),
+            "has no primary identity: none is marked in its identityMap, nor is one in a declared primary field",
+        )
+    primary_one = found.pop(chosen)
+    return RowIdentities(primary_one, list(found.values()), spellings)
+
+
+class NamespaceTally:
+    """Collects the namespaces of a batch (S2), row by row in their order."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, int]] = {}
+        self._spellings: set[str] = set()
+
+    def see(self, spelling: str, row: int) -> None:
+        """Note a namespace of a row, counted from 0."""
+        if spelling in self._spellings:
+            return
+        self._spellings.add(spelling)
+        folded = fold_namespace(spelling)
+        known, first_row = self._first.setdefault(folded, (spelling, row))
+        if first_row == row and spelling < known:
+            self._first[folded] = spelling, row
+
+    def sent(self) -> NamespacesSent:
+        """Return what was seen so far."""
+        uses = tuple(NamespaceUse(folded, spelling, row) for folded, (spelling, row) in self._first.items())
+        return NamespacesSent(uses, frozenset(self._spellings))
+
+
+def _item(item: object, path: FieldPath) -> dict[str, Any]:
+    if item is None:
+        item = {}
+    if not isinstance(item, dict):
+        raise TypeConflictError(path, "object", _kind(item))
+    kept: Mapping[str, Any] = {name: member for name, member in item.items() if member not in (None, {})}
+    identity_id = identity_text(kept.get("id"), (*path, "id"))
+    if identity_id is None:
+        raise ValueRefusedError(path, "has no id")
+    for name, member in kept.items():
+        inside = (*path, name)
+        if name not in IDENTITY_MEMBERS:
+            raise ValueRefusedError(inside, f"is unknown: an identity has {', '.join(IDENTITY_MEMBERS)}")
+        if name == "primary" and not isinstance(member, bool):
+            raise TypeConflictError(inside, BOOLEAN, _kind(member))
+        if name == "authenticatedState" and member not in AUTHENTICATED_STATES:
+            raise ValueRefusedError(
+                inside, f"must be one of {', '.join(AUTHENTICATED_STATES)}, not {str(member)[:40]!r}"
+            )
+    return {**kept, "id": identity_id}
+
+
+def _check_namespace(namespace: str, path: FieldPath) -> None:
+    # A key is computed of namespace, NUL and id: with a NUL inside, two identities could share one.
+    if not namespace or "\0" in namespace:
+        raise ValueRefusedError(path, "has an empty namespace or one with a NUL character")
+    check_value(namespace, TEXT, (IDENTITY_MAP, ascii(namespace)), set())
+
+
+def _kind(value: object) -> str:
+    match value:
+        case str():
+            return "string"
+        case bool():
+            return "boolean"
+        case dict():
+            return "object"
+        case list():
+            return "array"
+        case int() | float():
+            return "double"
+    return type(value).__name__

@@ -1,0 +1,166 @@
+"""Rows one by one: checked, brought into their stored form, and given their system columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.identity import Identity
+from profile_export.domain.learning import ValueRefusedError, check_record, typed_part
+from profile_export.domain.schema import (
+    EVENT_ID,
+    EVENT_TIME,
+    IDENTITY_MAP,
+    IDENTITY_MAP_TYPE,
+    SEGMENT_MEMBERSHIP,
+    TEXT,
+    FieldPath,
+    ObjectType,
+    type_at,
+    union_objects,
+)
+from profile_export.ingest.arrow_types import SYSTEM_FIELDS, arrow_type, file_schema
+from profile_export.ingest.identities import (
+    Mention,
+    NamespaceTally,
+    RowIdentities,
+    Stated,
+    check_identity_map,
+    identity_text,
+    resolve,
+)
+from profile_export.ingest.task import IngestTask
+
+MISSING_IN_EVENT = "is missing or empty, but an experience event needs it"
+
+
+class SystemColumns:
+    """The system columns of consecutive rows, filled row by row."""
+
+    def __init__(self, batch_id: str, first_row: int) -> None:
+        self._batch_id = batch_id
+        self.next_row = first_row
+        self._first_row = first_row
+        self._rows: list[tuple[str, str, str | None, int, int, list[tuple[Any, ...]] | None]] = []
+
+    def add(self, identities: RowIdentities) -> None:
+        """Add the next row."""
+        links = [_flat(link) for link in identities.links] or None
+        self._rows.append((*_flat(identities.primary), links))
+        self.next_row += 1
+
+    def arrays(self) -> list[pa.Array]:
+        """Return the columns in the order of `SYSTEM_FIELDS`."""
+        per_row = zip(*self._rows, strict=True)
+        numbers = range(self._first_row, self.next_row)
+        whole = [[self._batch_id] * len(self._rows), numbers, *per_row]
+        return [pa.array(values, field.type) for values, field in zip(whole, SYSTEM_FIELDS, strict=True)]
+
+
+def _flat(stated: Stated) -> tuple[str, str, str | None, int, int]:
+    return (stated.identity.namespace, stated.identity.id, stated.state, *stated.key)
+
+
+class RowChecker:
+    """Checks one parsed record after another; `fields` and `untyped` grow with what they teach.
+
+    A refused row teaches no field.
+    """
+
+    def __init__(self, task: IngestTask, fields: ObjectType) -> None:
+        self.fields = known_fields(fields)
+        self.untyped: set[FieldPath] = set()
+        self.identity_namespaces = NamespaceTally()
+        self.segment_namespaces = NamespaceTally()
+        self._is_event = task.kind is DatasetKind.EVENT
+        self._declared = task.identity_fields
+
+    def check(self, record: dict[str, Any], row: int) -> tuple[dict[str, Any], RowIdentities]:
+        """Return a record in its stored form, and its identities.
+
+        Args:
+            record: A parsed JSON object; it is used up.
+            row: Its number from 0.
+
+        Raises:
+            ValueRefusedError: It cannot be stored, has no primary identity, or is an event without `_id` or time.
+            TypeConflictError: It contradicts what is known.
+        """
+        identity_map, mentions = check_identity_map(record.pop(IDENTITY_MAP, None))
+        primary = self._take_declared(record, mentions)
+        value, fields = check_record(record, self.fields, self.untyped)
+        if self._is_event:
+            check_event(value)
+        identities = resolve(mentions, primary)
+        if identity_map:
+            value[IDENTITY_MAP] = identity_map
+        self.fields = fields
+        for spelling in identities.spellings:
+            self.identity_namespaces.see(spelling, row)
+        for spelling in value.get(SEGMENT_MEMBERSHIP, ()):
+            self.segment_namespaces.see(spelling, row)
+        return value, identities
+
+    def _take_declared(self, record: dict[str, Any], mentions: list[Mention]) -> Identity | None:
+        """Add the declared identities to the mentions, write integers there as text, and return the primary one."""
+        primary = None
+        for declared in self._declared:
+            *parents, name = declared.path
+            holder: Any = record
+            for parent in parents:
+                holder = holder.get(parent) if isinstance(holder, dict) else None
+            if not isinstance(holder, dict):
+                continue  # absent, or a conflict that the check of the record tells
+            text = identity_text(holder.get(name), declared.path)
+            if text is None:
+                continue
+            if type_at(self.fields, declared.path) in {None, TEXT}:
+                holder[name] = text
+            mention = Mention(Identity(declared.namespace, text), None, primary=False)
+            mentions.append(mention)
+            if declared.primary:
+                primary = mention.identity
+        return primary
+
+
+class RowBatch:
+    """Some consecutive rows on their way into Arrow."""
+
+    def __init__(self, batch_id: str, first_row: int) -> None:
+        self.system = SystemColumns(batch_id, first_row)
+        self.values: list[Mapping[str, Any]] = []
+
+    def add(self, value: Mapping[str, Any], identities: RowIdentities) -> None:
+        """Add the next row in its stored form."""
+        self.values.append(value)
+        self.system.add(identities)
+
+    def table(self, fields: ObjectType, *, has_untyped: bool) -> pa.Table:
+        """Return the rows as a table with the system columns and `fields`.
+
+        Args:
+            fields: What the values hold; nothing else of them is kept.
+            has_untyped: Whether a value may hold an array that `fields` has no type for.
+        """
+        values = [typed_part(value, fields) for value in self.values] if has_untyped else self.values
+        members = pa.array(values, arrow_type(fields)).flatten()
+        return pa.Table.from_arrays([*self.system.arrays(), *members], schema=file_schema(fields))
+
+
+def known_fields(fields: ObjectType) -> ObjectType:
+    """Return fields with `identityMap`, which every dataset has."""
+    return union_objects(fields, ObjectType({IDENTITY_MAP: IDENTITY_MAP_TYPE}))
+
+
+def check_event(value: Mapping[str, Any]) -> None:
+    """Refuse an experience event without `_id` or `timestamp`; both have their types already.
+
+    Raises:
+        ValueRefusedError: One is missing or empty.
+    """
+    for name in (EVENT_ID, EVENT_TIME):
+        if not value.get(name):
+            raise ValueRefusedError((name,), MISSING_IN_EVENT)

@@ -1,0 +1,63 @@
+"""What ingestion is asked to do and what comes of it: plain data that travels between processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from profile_export.domain.catalog import DatasetKind, IdentityField
+from profile_export.domain.plan import WrittenFile
+from profile_export.domain.schema import FieldPath, ObjectType
+
+
+@dataclass(frozen=True, slots=True)
+class IngestTask:
+    """An upload to turn into data files.
+
+    `source` is the upload as it was sent, in the `format` `json_lines` or `parquet`; `folder` is an empty or missing
+    folder for the files of this attempt. `fields` are those of the dataset as known now, `identity_fields` the ones it
+    declares. A file gets at most `rows_per_file` rows.
+    """
+
+    source: Path
+    format: str
+    kind: DatasetKind
+    batch_id: str
+    fields: ObjectType
+    identity_fields: tuple[IdentityField, ...]
+    folder: Path
+    rows_per_file: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceUse:
+    """A namespace as a batch uses it: as compared, as its first place spells it, and that place's row from 0."""
+
+    folded: str
+    spelling: str
+    first_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class NamespacesSent:
+    """The namespaces of a batch (S2), in the order of their first places, and all spellings that it holds."""
+
+    uses: tuple[NamespaceUse, ...]
+    spellings: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What an upload turned out to hold.
+
+    `files` are in the folder of the task, none if there is no row; every one has the system columns and exactly
+    `fields`: what the dataset knew and what this upload taught. `untyped` are the paths of arrays that were left out
+    because nobody knew the type of their items (S13).
+    """
+
+    files: tuple[WrittenFile, ...]
+    rows: int
+    fields: ObjectType
+    identity_namespaces: NamespacesSent
+    segment_namespaces: NamespacesSent
+    untyped: tuple[FieldPath, ...]

@@ -1,0 +1,92 @@
+"""Writing the data files of a batch: cut into files, each sorted by identity key."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from profile_export.domain import columns
+from profile_export.domain.plan import WrittenFile
+from profile_export.ingest.task import IngestTask
+
+MAX_BYTES_HELD = 256 * 1024 * 1024
+"""How much Arrow data may wait for its file: it is copied once to be sorted, so this bounds the memory."""
+ROWS_PER_GROUP = 65_536
+_SORTED_BY = [(name, "ascending") for name in (columns.KEY_HIGH, columns.KEY_LOW, columns.ROW)]
+
+
+class BatchWriter:
+    """Takes the rows of a batch in order and writes its files; a context that removes them again if it fails."""
+
+    def __init__(self, task: IngestTask) -> None:
+        self._folder = task.folder
+        self._rows_per_file = task.rows_per_file
+        self._held: list[pa.Table] = []
+        self._rows_held = 0
+        self._bytes_held = 0
+        self.files: list[WrittenFile] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            for number in range(len(self.files) + 1):
+                self._path(number).unlink(missing_ok=True)
+
+    def add(self, table: pa.Table) -> None:
+        """Take the next rows; every table of a batch has the same schema."""
+        while table.num_rows:
+            part = table.slice(0, self._rows_per_file - self._rows_held)
+            table = table.slice(part.num_rows)
+            self._held.append(part)
+            self._rows_held += part.num_rows
+            self._bytes_held += part.nbytes
+            if self._rows_held == self._rows_per_file or self._bytes_held >= MAX_BYTES_HELD:
+                self._write()
+
+    def finish(self) -> tuple[WrittenFile, ...]:
+        """Write what is held and return all files; they survive a crash of the machine from here on."""
+        if self._held:
+            self._write()
+        if self.files:
+            _sync(self._folder)
+        return tuple(self.files)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:05}.parquet"
+
+    def _write(self) -> None:
+        table = pa.concat_tables(self._held).combine_chunks()
+        self._held.clear()
+        self._rows_held = self._bytes_held = 0
+        table = table.sort_by(_SORTED_BY)
+        path = self._path(len(self.files))
+        pq.write_table(
+            table,
+            path,
+            compression="zstd",
+            row_group_size=ROWS_PER_GROUP,
+            write_statistics=True,
+            store_schema=False,
+        )
+        _sync(path)
+        with path.open("rb") as written:
+            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+        self.files.append(WrittenFile(path.name, table.num_rows, path.stat().st_size, sha256))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

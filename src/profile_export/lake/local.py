@@ -1,0 +1,83 @@
+"""The lake in a local folder. It blocks: callers on the event loop go through a thread."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+CHUNK_BYTES = 1024 * 1024
+
+
+class LocalLake:
+    """Data files under `root`, each in the folder of its batch, and the bytes of uploads that are under way."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.root = data_dir / "lake"
+        self._uploads = data_dir / "uploads"
+
+    def open(self) -> None:
+        """Make the folders."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._uploads.mkdir(parents=True, exist_ok=True)
+
+    def folder(self, folder: str) -> Path:
+        """Return the place of a batch's files; it need not exist yet."""
+        return self.root / folder
+
+    def upload(self, folder: str) -> Path:
+        """Return the place of an upload's bytes as sent; it need not exist yet."""
+        return self._uploads / folder.replace("/", "-")
+
+    def location(self, path: str) -> str:
+        """Return the address of a data file for readers on this machine."""
+        return str((self.root / path).resolve())
+
+    def received(self, folder: str) -> int:
+        """Return how many bytes of an upload have arrived."""
+        upload = self.upload(folder)
+        return upload.stat().st_size if upload.exists() else 0
+
+    def read(self, path: str, offset: int, length: int) -> Iterator[bytes]:
+        """Yield a stretch of a data file in chunks of at most `CHUNK_BYTES`."""
+        with (self.root / path).open("rb") as file:
+            file.seek(offset)
+            while length > 0 and (chunk := file.read(min(CHUNK_BYTES, length))):
+                length -= len(chunk)
+                yield chunk
+
+    def forget_upload(self, folder: str) -> None:
+        """Remove an upload's bytes, whether or not there are any."""
+        self.upload(folder).unlink(missing_ok=True)
+
+    def remove(self, folder: str) -> None:
+        """Remove a batch's folder with all that is in it, whether or not it exists."""
+        shutil.rmtree(self.root / folder, ignore_errors=True)
+
+    def empty(self, folder: str) -> None:
+        """Make a batch's folder, and make it empty if it exists."""
+        self.remove(folder)
+        self.folder(folder).mkdir(parents=True)
+
+    def keep_only(self, folder: str, paths: Collection[str]) -> None:
+        """Remove from a batch's folder every file but these (relative to the root), and the folders left empty."""
+        kept = {self.root / path for path in paths}
+        for place, _, names in os.walk(self.root / folder, topdown=False):
+            for name in names:
+                file = Path(place, name)
+                if file not in kept:
+                    file.unlink()
+            if not any(Path(place).iterdir()):
+                Path(place).rmdir()
+
+    def sweep(self, folders: Collection[str]) -> None:
+        """Remove every batch folder and upload that is none of these: what a former process left behind."""
+        for folder in self.root.glob("*/*"):
+            name = str(folder.relative_to(self.root))
+            if name not in folders:
+                self.remove(name)
+        kept = {self.upload(folder) for folder in folders}
+        for upload in self._uploads.iterdir():
+            if upload not in kept:
+                upload.unlink()

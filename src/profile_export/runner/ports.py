@@ -1,0 +1,58 @@
+"""What the runner needs of the rooms below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+from profile_export.domain.plan import ExportPlan, KeyRange
+from profile_export.engines.results import EngineProgress, RangeResult, ResolutionFacts
+
+
+class EngineAttempt(Protocol):
+    """One attempt at a plan."""
+
+    async def resolve(self) -> ResolutionFacts:
+        """Find out which identities belong to one person, before the first range."""
+        ...
+
+    async def run(self, key_range: KeyRange) -> RangeResult:
+        """Write the files of one range of profiles."""
+        ...
+
+
+class Engine(Protocol):
+    """What runs a plan.
+
+    Its calls raise `EngineDiedError` where the attempt is lost but a next one may do, and `EngineFailedError` where
+    the engine says no.
+    """
+
+    def attempt(
+        self, plan: ExportPlan, lake_root: Path, folder: Path, on_progress: Callable[[EngineProgress], None]
+    ) -> AbstractAsyncContextManager[EngineAttempt]:
+        """Begin an attempt that writes into `folder`; leaving it stops whatever still runs."""
+        ...
+
+
+class Lake(Protocol):
+    """Where files live."""
+
+    @property
+    def root(self) -> Path:
+        """What the paths of data files are relative to."""
+        ...
+
+    def folder(self, folder: str) -> Path:
+        """Return the place of a batch's files."""
+        ...
+
+    def remove(self, folder: str) -> None:
+        """Remove a batch's folder with all that is in it."""
+        ...
+
+    def keep_only(self, folder: str, paths: Collection[str]) -> None:
+        """Remove from a batch's folder every file but these."""
+        ...

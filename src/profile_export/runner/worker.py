@@ -1,0 +1,211 @@
+"""A worker: claims a job, carries out its plan, and ends it in exactly one way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from profile_export.domain.catalog import DataFile
+from profile_export.domain.errors import DomainError, FailedPreconditionError
+from profile_export.domain.job import JobError, JobState, Phase, Progress
+from profile_export.domain.plan import ExportPlan, WrittenFile
+from profile_export.domain.planning import plan_export
+from profile_export.engines.results import EngineDiedError, EngineFailedError, EngineProgress
+from profile_export.runner.ports import Engine, EngineAttempt, Lake
+from profile_export.store.attempts import Attempts, Claim, LeaseLostError
+from profile_export.store.events import Wakeups
+from profile_export.store.snapshots import Snapshots
+
+HEARTBEAT_SECONDS = 1.0
+POLL_SECONDS = 1.0
+_log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Runs one job after the other until it is told to stop."""
+
+    def __init__(
+        self,
+        name: str,
+        attempts: Attempts,
+        snapshots: Snapshots,
+        wakeups: Wakeups,
+        engine: Engine,
+        lake: Lake,
+    ) -> None:
+        self._name = name
+        self._attempts = attempts
+        self._snapshots = snapshots
+        self._wakeups = wakeups
+        self._engine = engine
+        self._lake = lake
+        self._stopping = asyncio.Event()
+
+    def stop_claiming(self) -> None:
+        """Claim no further job, and give the current one back."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Claim and carry out jobs until told to stop."""
+        with self._wakeups.of_any_job() as changed:
+            while not self._stopping.is_set():
+                changed.clear()
+                claim = await self._attempts.claim(self._name)
+                if claim:
+                    await self._carry_out(claim)
+                else:
+                    # Polling backs the wake-ups up, and finds jobs whose back-off is over.
+                    await _first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
+
+    async def _carry_out(self, claim: Claim) -> None:
+        """Run the attempt beside its heartbeat; whatever ends it, the job moves on or is given back."""
+        attempt = _Attempt(claim, self._attempts, self._snapshots, self._engine, self._lake)
+        log = _log.bind(job_id=claim.job.id, attempt=claim.fence.attempt)
+        log.info("attempt_started")
+        work = asyncio.create_task(attempt.run())
+        try:
+            asked_to_end = await self._watch_over(work, attempt)
+        except LeaseLostError:
+            log.warning("lease_lost")
+            asked_to_end = True
+        if asked_to_end:
+            work.cancel()
+        await asyncio.wait([work])
+        try:
+            await self._end(claim, attempt, work)
+        except LeaseLostError:
+            log.warning("lease_lost")
+
+    async def _watch_over(self, work: asyncio.Task[None], attempt: _Attempt) -> bool:
+        """Beat until the work is done; True if it has to end before, for a cancel or because this worker stops."""
+        fence = attempt.claim.fence
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time() + HEARTBEAT_SECONDS
+        with self._wakeups.of_job(fence.job_id) as changed:
+            while not work.done():
+                if self._stopping.is_set():
+                    return True
+                changed.clear()
+                if loop.time() >= next_beat:
+                    next_beat = loop.time() + HEARTBEAT_SECONDS
+                    state = await self._attempts.heartbeat(fence, attempt.progress)
+                else:
+                    state = await self._attempts.state_of(fence)
+                if state is JobState.CANCELLING:
+                    return True
+                remaining = max(0.0, next_beat - loop.time())
+                await _first_of(changed.wait(), self._stopping.wait(), work, seconds=remaining)
+        return False
+
+    async def _end(self, claim: Claim, attempt: _Attempt, work: asyncio.Task[None]) -> None:
+        """Make the one move that ends the attempt, and remove the files that the move leaves without an owner."""
+        fence = claim.fence
+        error = None if work.cancelled() else work.exception()
+        if isinstance(error, LeaseLostError):
+            raise error
+        if error is None and not work.cancelled():
+            await asyncio.to_thread(
+                self._lake.keep_only, claim.folder, [file.path for file in attempt.committed]
+            )
+            return
+        try:
+            if await self._attempts.state_of(fence) is JobState.CANCELLING:
+                await self._attempts.let_go(fence)
+            elif error is None:
+                await self._attempts.release(fence)
+                return
+            else:
+                job = await self._attempts.end_with_error(fence, attempt.describe(error))
+                if not job.is_final:
+                    return
+        except FailedPreconditionError:
+            # A cancel came between the look and the move.
+            await self._attempts.let_go(fence)
+        await asyncio.to_thread(self._lake.remove, claim.folder)
+
+
+class _Attempt:
+    """One attempt at a job: what it has reached, and the work itself."""
+
+    def __init__(
+        self, claim: Claim, attempts: Attempts, snapshots: Snapshots, engine: Engine, lake: Lake
+    ) -> None:
+        self.claim = claim
+        self.progress = Progress(Phase.PLAN, claim.fence.attempt, 0, 0)
+        self.committed: Sequence[DataFile] = ()
+        self._attempts = attempts
+        self._snapshots = snapshots
+        self._engine = engine
+        self._lake = lake
+
+    async def run(self) -> None:
+        """Plan, resolve, run range by range, commit."""
+        claim = self.claim
+        plan = claim.plan or plan_export(
+            claim.job.bound, await self._snapshots.take(claim.tenant), claim.job.batch_id
+        )
+        await self._begin(Phase.RESOLVE, plan)
+        folder = f"{claim.folder}/{claim.fence.attempt}"
+        place = self._lake.folder(folder)
+        await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True)
+        async with self._engine.attempt(plan, self._lake.root, place, self._advance) as attempt:
+            await attempt.resolve()
+            await self._begin(Phase.RUN)
+            await self._run_ranges(plan, attempt, folder)
+        await self._begin(Phase.COMMIT)
+        self.committed = await self._attempts.commit(claim.fence)
+
+    async def _run_ranges(self, plan: ExportPlan, attempt: EngineAttempt, folder: str) -> None:
+        for key_range in plan.ranges():
+            if key_range.index not in self.claim.recorded:
+                result = await attempt.run(key_range)
+                await self._attempts.record_range(
+                    self.claim.fence,
+                    key_range.index,
+                    [_data_file(file, folder) for file in result.files],
+                    result.counts,
+                    result.peak_memory_bytes,
+                )
+
+    async def _begin(self, phase: Phase, plan: ExportPlan | None = None) -> None:
+        self.progress = Progress(phase, self.claim.fence.attempt, 0, self.progress.estimated)
+        await self._attempts.begin_phase(self.claim.fence, phase, plan)
+
+    def _advance(self, engine: EngineProgress) -> None:
+        done = max(engine.done, self.progress.done)
+        self.progress = replace(self.progress, done=done, estimated=max(engine.estimated, done))
+
+    def describe(self, error: BaseException) -> JobError:
+        """Say what went wrong, as data; what nobody foresaw is logged and told without its text."""
+        phase, number = self.progress.phase.value, self.claim.fence.attempt
+        match error:
+            case EngineDiedError():
+                return JobError("ENGINE_DIED", str(error), "engine", retryable=True, attempt=number)
+            case EngineFailedError():
+                return JobError(error.code, str(error), "engine", retryable=error.retryable, attempt=number)
+            case DomainError():
+                return JobError(error.reason, error.message, phase, retryable=False, attempt=number)
+            case OSError():
+                message = f"The lake refused: {error.strerror}."
+                return JobError("LAKE_FAILED", message, "lake", retryable=True, attempt=number)
+            case _:
+                _log.error("attempt_failed", job_id=self.claim.job.id, attempt=number, exc_info=error)
+                message = "An internal error ended the attempt; the server's log has it."
+                return JobError("INTERNAL", message, phase, retryable=False, attempt=number)
+
+
+def _data_file(file: WrittenFile, folder: str) -> DataFile:
+    return DataFile(Path(file.name).name, f"{folder}/{file.name}", file.rows, file.bytes, file.sha256)
+
+
+async def _first_of(*waits: asyncio.Future[None] | Coroutine[None, None, object], seconds: float) -> None:
+    """Wait until one of these happens or the time is over. A future goes on, a coroutine is dropped."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait, task in zip(waits, tasks, strict=True):
+        if wait is not task:
+            task.cancel()

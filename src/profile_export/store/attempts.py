@@ -1,0 +1,280 @@
+"""What a worker writes while it holds a job: every write carries its fence, and a former holder's is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog import DataFile, Tenant
+from profile_export.domain.job import (
+    CLAIM,
+    LET_GO,
+    RELEASE,
+    SUCCEED,
+    Job,
+    JobError,
+    JobMetrics,
+    JobState,
+    Phase,
+    Progress,
+    after_error,
+)
+from profile_export.domain.plan import ExportCounts, ExportPlan
+from profile_export.store.batches import add_files, files_of, succeed_batch
+from profile_export.store.database import Database, database_time
+from profile_export.store.events import Wakeups
+from profile_export.store.jobs import job_from, move_job, stamp
+from profile_export.store.tables import batches, job_ranges, jobs, leases, tenants
+from profile_export.store.tenants import next_place
+
+LEASE_TTL = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Who may write to a job: this worker, for this attempt."""
+
+    job_id: int
+    attempt: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claimed job: what the attempt needs to go on. `plan` is None if no attempt has made it yet.
+
+    `folder` is the batch's place in the lake; `recorded` the ranges that an earlier attempt has finished.
+    """
+
+    fence: Fence
+    job: Job
+    tenant: Tenant
+    folder: str
+    plan: ExportPlan | None
+    recorded: frozenset[int]
+
+
+class LeaseLostError(Exception):
+    """The job is not this attempt's any more: whatever it wanted to write is void."""
+
+
+class Attempts:
+    """Attempts of all jobs, as workers drive them."""
+
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+        self._database = database
+        self._wakeups = wakeups
+
+    async def claim(self, worker: str) -> Claim | None:
+        """Take the oldest job that is due; None if there is none."""
+        async with self._database.write() as connection:
+            now = await database_time(connection)
+            due = (jobs.c.state == JobState.NEW.value) & (
+                jobs.c.not_before.is_(None) | (jobs.c.not_before <= now)
+            )
+            row = (await connection.execute(select(jobs).where(due).order_by(jobs.c.id).limit(1))).first()
+            if row is None:
+                return None
+            row = await move_job(connection, row, CLAIM)
+            fence = Fence(row.id, row.attempt, worker)
+            lease = {
+                "job_id": row.id,
+                "attempt": row.attempt,
+                "worker": worker,
+                "expire_time": now + LEASE_TTL,
+            }
+            await connection.execute(insert(leases).values(lease))
+            claim = await _claim(connection, fence, row)
+        self._wakeups.job_changed(fence.job_id)
+        return claim
+
+    async def begin_phase(self, fence: Fence, phase: Phase, plan: ExportPlan | None = None) -> None:
+        """Stamp the beginning of a phase, and pin the plan when it is made.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self._database.write() as connection:
+            await _held(connection, fence)
+            if plan:
+                await connection.execute(update(jobs).where(jobs.c.id == fence.job_id).values(plan=plan))
+            await stamp(connection, fence.job_id, fence.attempt, phase, await database_time(connection))
+        self._wakeups.job_changed(fence.job_id)
+
+    async def heartbeat(self, fence: Fence, progress: Progress) -> JobState:
+        """Renew the lease and carry progress in; bring back the job's state, which tells of a cancel.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self._database.write() as connection:
+            row = await _held(connection, fence)
+            expire_time = await database_time(connection) + LEASE_TTL
+            renewal = update(leases).where(leases.c.job_id == fence.job_id)
+            await connection.execute(renewal.values(expire_time=expire_time, progress=progress))
+        self._wakeups.job_changed(fence.job_id)
+        return JobState(row.state)
+
+    async def state_of(self, fence: Fence) -> JobState:
+        """Return the job's state.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self._database.read() as connection:
+            return JobState((await _held(connection, fence)).state)
+
+    async def record_range(
+        self,
+        fence: Fence,
+        index: int,
+        files: Sequence[DataFile],
+        counts: ExportCounts,
+        peak_memory_bytes: int,
+    ) -> None:
+        """Write down a finished range and its files together; an attempt that comes later need not repeat it.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self._database.write() as connection:
+            row = await _held(connection, fence)
+            values = {
+                "job_id": fence.job_id,
+                "range_index": index,
+                "attempt": fence.attempt,
+                "counts": counts,
+                "peak_memory_bytes": peak_memory_bytes,
+            }
+            await connection.execute(insert(job_ranges).values(values))
+            await add_files(connection, await _batch_key(connection, row), files, None)
+
+    async def commit(self, fence: Fence) -> Sequence[DataFile]:
+        """Make the batch count and end the job, in one transaction; return the files that count.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+            FailedPreconditionError: A cancel came first; it wins.
+        """
+        async with self._database.write() as connection:
+            row = await _held(connection, fence)
+            key = await _batch_key(connection, row)
+            files = await files_of(connection, key)
+            metrics = await _metrics(connection, fence.job_id, files)
+            await move_job(connection, row, SUCCEED, metrics=metrics)
+            await succeed_batch(connection, key, await next_place(connection, row.tenant_id), files)
+            await _end(connection, fence)
+        self._wakeups.job_changed(fence.job_id)
+        return files
+
+    async def end_with_error(self, fence: Fence, error: JobError) -> Job:
+        """End an attempt that went wrong: the job is tried again later, or FAILED.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+            FailedPreconditionError: A cancel came first; let go instead.
+        """
+        async with self._database.write() as connection:
+            row = await _held(connection, fence)
+            move, not_before = after_error(job_from(row), error, await database_time(connection))
+            row = await move_job(connection, row, move, error=error, not_before=not_before)
+            await _end(connection, fence, keep_ranges=move.target is JobState.NEW)
+        self._wakeups.job_changed(fence.job_id)
+        return job_from(row)
+
+    async def let_go(self, fence: Fence) -> None:
+        """End a job that was asked to cancel, and forget what it recorded.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self._database.write() as connection:
+            await move_job(connection, await _held(connection, fence), LET_GO)
+            await _end(connection, fence)
+        self._wakeups.job_changed(fence.job_id)
+
+    async def release(self, fence: Fence) -> None:
+        """Give a job back unfinished, keeping its recorded ranges: this worker is about to stop.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self._database.write() as connection:
+            await _release(connection, await _held(connection, fence), fence)
+        self._wakeups.job_changed(fence.job_id)
+
+    async def release_all(self) -> None:
+        """Release the jobs of a former process; only one that has just locked the data directory may say so."""
+        async with self._database.write() as connection:
+            for lease in (await connection.execute(select(leases))).all():
+                fence = Fence(lease.job_id, lease.attempt, lease.worker)
+                await _release(connection, await _held(connection, fence), fence)
+
+
+async def _release(connection: AsyncConnection, row: Row[Any], fence: Fence) -> None:
+    cancelling = row.state == JobState.CANCELLING
+    await move_job(connection, row, LET_GO if cancelling else RELEASE)
+    await _end(connection, fence, keep_ranges=not cancelling)
+
+
+async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Claim:
+    query = (
+        select(batches.c.folder, tenants.c.org, tenants.c.sandbox)
+        .join(tenants, tenants.c.id == batches.c.tenant_id)
+        .where(batches.c.tenant_id == row.tenant_id, batches.c.id == row.batch_id)
+    )
+    batch = (await connection.execute(query)).one()
+    recorded = await connection.execute(select(job_ranges.c.range_index).where(job_ranges.c.job_id == row.id))
+    return Claim(
+        fence=fence,
+        job=job_from(row),
+        tenant=Tenant(batch.org, batch.sandbox),
+        folder=batch.folder,
+        plan=row.plan,
+        recorded=frozenset(recorded.scalars()),
+    )
+
+
+async def _held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
+    query = (
+        select(jobs)
+        .join(leases, leases.c.job_id == jobs.c.id)
+        .where(
+            leases.c.job_id == fence.job_id,
+            leases.c.attempt == fence.attempt,
+            leases.c.worker == fence.worker,
+        )
+    )
+    row: Row[Any] | None = (await connection.execute(query)).first()
+    if row is None:
+        message = f"attempt {fence.attempt} of job {fence.job_id} is no longer {fence.worker}'s"
+        raise LeaseLostError(message)
+    return row
+
+
+async def _end(connection: AsyncConnection, fence: Fence, *, keep_ranges: bool = False) -> None:
+    await connection.execute(delete(leases).where(leases.c.job_id == fence.job_id))
+    if not keep_ranges:
+        await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == fence.job_id))
+
+
+async def _batch_key(connection: AsyncConnection, row: Row[Any]) -> int:
+    query = select(batches.c.key).where(batches.c.tenant_id == row.tenant_id, batches.c.id == row.batch_id)
+    key: int = (await connection.execute(query)).scalar_one()
+    return key
+
+
+async def _metrics(connection: AsyncConnection, job_id: int, files: Sequence[DataFile]) -> JobMetrics:
+    ranges = (await connection.execute(select(job_ranges).where(job_ranges.c.job_id == job_id))).all()
+    return JobMetrics(
+        counts=sum((row.counts for row in ranges), ExportCounts()),
+        rows_written=sum(file.rows for file in files),
+        bytes_written=sum(file.bytes for file in files),
+        files_written=len(files),
+        peak_memory_bytes=max((row.peak_memory_bytes for row in ranges), default=0),
+    )

@@ -1,0 +1,43 @@
+"""Wake-ups: something about a job has changed. They carry no data; whoever wakes reads the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Wakeups:
+    """Wake-ups between the tasks of one process."""
+
+    def __init__(self) -> None:
+        self._of_job: dict[int, set[asyncio.Event]] = defaultdict(set)
+        self._of_any: set[asyncio.Event] = set()
+
+    @contextmanager
+    def of_job(self, job_id: int) -> Iterator[asyncio.Event]:
+        """Yield a flag that is set at each change of this job from now on; its reader clears it."""
+        flag = asyncio.Event()
+        self._of_job[job_id].add(flag)
+        try:
+            yield flag
+        finally:
+            self._of_job[job_id].discard(flag)
+            if not self._of_job[job_id]:
+                del self._of_job[job_id]
+
+    @contextmanager
+    def of_any_job(self) -> Iterator[asyncio.Event]:
+        """Yield a flag that is set at each change of any job from now on; its reader clears it."""
+        flag = asyncio.Event()
+        self._of_any.add(flag)
+        try:
+            yield flag
+        finally:
+            self._of_any.discard(flag)
+
+    def job_changed(self, job_id: int) -> None:
+        """Wake whoever waits for this job, after the transaction that changed it has committed."""
+        for flag in (*self._of_job.get(job_id, ()), *self._of_any):
+            flag.set()

@@ -1,0 +1,309 @@
+"""Jobs: every move and its log entry are one transaction, checked against the job's revision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog import BatchState, Tenant
+from profile_export.domain.errors import NotFoundError, PastEndError
+from profile_export.domain.job import (
+    Cancellation,
+    Job,
+    JobMetrics,
+    JobState,
+    Move,
+    Phase,
+    PhaseTime,
+    Progress,
+    Stamp,
+    Transition,
+    cancelling_move,
+    phase_times,
+)
+from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.domain.request import BoundRequest
+from profile_export.store.batches import drop_batch
+from profile_export.store.catalog import check_digest
+from profile_export.store.column_types import digest_of
+from profile_export.store.database import Database, database_time
+from profile_export.store.events import Wakeups
+from profile_export.store.tables import batches, job_stamps, job_transitions, jobs, leases
+from profile_export.store.tenants import ensure_tenant, id_of
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a job starts with; `batch_id` and `folder` are those of the batch that every attempt fills."""
+
+    bound: BoundRequest
+    request_id: str
+    batch_id: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as a caller sees it: with its phases so far, and the progress of a running attempt (else None)."""
+
+    job: Job
+    phases: tuple[PhaseTime, ...]
+    progress: Progress | None
+
+
+class Jobs:
+    """Jobs of all tenants, as callers see them."""
+
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+        self._database = database
+        self._wakeups = wakeups
+
+    async def create(self, tenant: Tenant, new: NewJob) -> tuple[JobView, bool]:
+        """Make a job and its batch, or find the one made before with the same request id; True says found.
+
+        Raises:
+            AlreadyExistsError: The request id stands for a job made from other values.
+        """
+        digest = digest_of(new.bound.request)
+        async with self._database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            if new.request_id:
+                query = select(jobs).where(jobs.c.tenant_id == tenant_id, jobs.c.request_id == new.request_id)
+                found = (await connection.execute(query)).first()
+                if found:
+                    check_digest(found, digest, new.request_id)
+                    return await _view(connection, found), True
+            now = await database_time(connection)
+            row = await _insert_job(connection, tenant_id, new, digest, now)
+            first = Transition(1, None, JobState.NEW, now, 0, "created", JobMetrics())
+            await _log(connection, row.id, first)
+            await stamp(connection, row.id, 0, Phase.QUEUE, now)
+            view = await _view(connection, row)
+        self._wakeups.job_changed(view.job.id)
+        return view, False
+
+    async def get(self, tenant: Tenant, job_id: int) -> JobView:
+        """Return a job.
+
+        Raises:
+            NotFoundError: The tenant has none of that id.
+        """
+        async with self._database.read() as connection:
+            return await _view(connection, await _existing(connection, tenant, job_id))
+
+    async def list(self, tenant: Tenant, request: PageRequest) -> Page[JobView]:
+        """Return a page of jobs, newest first; ids grow with time, so they are the key."""
+        query = select(jobs).where(jobs.c.tenant_id == id_of(tenant))
+        if request.cursor:
+            query = query.where(jobs.c.id < int(request.cursor))
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query.order_by(jobs.c.id.desc()).limit(request.size + 1))).all()
+            views = [await _view(connection, row) for row in rows]
+        return cut_page(views, request, lambda last: str(last.job.id))
+
+    async def cancel(self, tenant: Tenant, job_id: int, requested_by: str, reason: str) -> JobView:
+        """Ask a job to end without effect; asking again changes nothing.
+
+        Raises:
+            NotFoundError: The tenant has no such job.
+            FailedPreconditionError: It has SUCCEEDED or FAILED.
+        """
+        async with self._database.write() as connection:
+            row = await _existing(connection, tenant, job_id)
+            move = cancelling_move(job_from(row))
+            if move:
+                now = await database_time(connection)
+                cancellation = Cancellation(requested_by, now, reason)
+                row = await move_job(connection, row, move, cancellation=cancellation)
+            view = await _view(connection, row)
+        self._wakeups.job_changed(job_id)
+        return view
+
+    async def transitions_after(
+        self, tenant: Tenant, job_id: int, revision: int
+    ) -> tuple[JobView, Sequence[Transition]]:
+        """Return the job and the log entries after a revision, of one moment.
+
+        Raises:
+            NotFoundError: The tenant has no such job.
+            PastEndError: The job has not reached that revision.
+        """
+        async with self._database.read() as connection:
+            view = await _view(connection, await _existing(connection, tenant, job_id))
+            if revision > view.job.revision:
+                raise PastEndError(
+                    "REVISION_OUT_OF_RANGE",
+                    f"The job {job_id} is at revision {view.job.revision}, which is before {revision}.",
+                    metadata={"job_id": str(job_id), "revision": str(view.job.revision)},
+                )
+            if revision == view.job.revision:
+                return view, ()
+            query = select(job_transitions).where(
+                job_transitions.c.job_id == job_id, job_transitions.c.revision > revision
+            )
+            rows = await connection.execute(query.order_by(job_transitions.c.revision))
+            return view, [_transition(row) for row in rows]
+
+
+async def move_job(connection: AsyncConnection, row: Row[Any], move: Move, **changes: Any) -> Row[Any]:
+    """Make a move and its log entry, and what follows from the state it leads to; return the job's new row.
+
+    `changes` are those of `Move.apply`. The update is a compare-and-set on the revision; within SQLite's one writing
+    transaction it always meets its row.
+
+    Raises:
+        FailedPreconditionError: The job is not in a state that the move starts from.
+    """
+    now = await database_time(connection)
+    job, transition = move.apply(job_from(row), now, **changes)
+    values = {
+        "state": job.state.value,
+        "revision": job.revision,
+        "attempt": job.attempt,
+        "update_time": job.update_time,
+        "end_time": job.end_time,
+        "not_before": job.not_before,
+        "cancellation": job.cancellation,
+        "errors": job.errors,
+        "metrics": job.metrics,
+    }
+    query = (
+        update(jobs)
+        .where(jobs.c.id == job.id, jobs.c.revision == row.revision)
+        .values(values)
+        .returning(jobs)
+    )
+    moved: Row[Any] = (await connection.execute(query)).one()
+    await _log(connection, job.id, transition)
+    phase = _PHASE_OF.get(job.state)
+    if phase:
+        await stamp(connection, job.id, job.attempt, phase, now)
+    if job.state in _BATCH_ENDS:
+        key = (
+            await connection.execute(
+                select(batches.c.key).where(
+                    batches.c.tenant_id == row.tenant_id, batches.c.id == job.batch_id
+                )
+            )
+        ).scalar_one()
+        await drop_batch(connection, key, _BATCH_ENDS[job.state])
+    return moved
+
+
+# The phase that begins with a state; an attempt stamps the ones within PROCESSING itself.
+_PHASE_OF = {JobState.NEW: Phase.QUEUE, JobState.PROCESSING: Phase.PLAN, JobState.CANCELLING: Phase.CANCEL}
+_BATCH_ENDS = {JobState.CANCELLED: BatchState.ABORTED, JobState.FAILED: BatchState.FAILED}
+
+
+async def stamp(connection: AsyncConnection, job_id: int, attempt: int, phase: Phase, now: datetime) -> None:
+    """Note that a phase begins."""
+    row = {"job_id": job_id, "attempt": attempt, "phase": phase.value, "time": now}
+    await connection.execute(insert(job_stamps).values(row))
+
+
+def job_from(row: Row[Any]) -> Job:
+    """Make a job of its row."""
+    return Job(
+        id=row.id,
+        bound=row.bound,
+        request_id=row.request_id or "",
+        batch_id=row.batch_id,
+        state=JobState(row.state),
+        revision=row.revision,
+        attempt=row.attempt,
+        create_time=row.create_time,
+        update_time=row.update_time,
+        end_time=row.end_time,
+        not_before=row.not_before,
+        cancellation=row.cancellation,
+        errors=row.errors,
+        metrics=row.metrics,
+        notes=row.notes,
+    )
+
+
+async def _insert_job(
+    connection: AsyncConnection, tenant_id: int, new: NewJob, digest: str, now: datetime
+) -> Row[Any]:
+    destination_id = new.bound.request.destination_id
+    values = {
+        "tenant_id": tenant_id,
+        "bound": new.bound,
+        "request_id": new.request_id or None,
+        "request_digest": digest,
+        "destination_id": destination_id,
+        "batch_id": new.batch_id,
+        "state": JobState.NEW.value,
+        "revision": 1,
+        "attempt": 0,
+        "create_time": now,
+        "update_time": now,
+        "errors": (),
+        "metrics": JobMetrics(),
+        "notes": (),
+    }
+    row: Row[Any] = (await connection.execute(insert(jobs).values(values).returning(jobs))).one()
+    batch = {
+        "tenant_id": tenant_id,
+        "id": new.batch_id,
+        "dataset_id": destination_id,
+        "state": BatchState.LOADING.value,
+        "create_time": now,
+        "format": "parquet",
+        "job_id": row.id,
+        "folder": new.folder,
+    }
+    await connection.execute(insert(batches).values(batch))
+    return row
+
+
+async def _log(connection: AsyncConnection, job_id: int, transition: Transition) -> None:
+    values = {
+        "job_id": job_id,
+        "revision": transition.revision,
+        "from_state": transition.from_state.value if transition.from_state else None,
+        "to_state": transition.to_state.value,
+        "time": transition.time,
+        "attempt": transition.attempt,
+        "reason": transition.reason,
+        "metrics": transition.metrics,
+    }
+    await connection.execute(insert(job_transitions).values(values))
+
+
+async def _existing(connection: AsyncConnection, tenant: Tenant, job_id: int) -> Row[Any]:
+    query = select(jobs).where(jobs.c.id == job_id, jobs.c.tenant_id == id_of(tenant))
+    row: Row[Any] | None = (await connection.execute(query)).first()
+    if row is None:
+        raise NotFoundError.of("job", job_id)
+    return row
+
+
+async def _view(connection: AsyncConnection, row: Row[Any]) -> JobView:
+    job = job_from(row)
+    query = select(job_stamps).where(job_stamps.c.job_id == job.id).order_by(job_stamps.c.key)
+    stamps = [
+        Stamp(found.attempt, Phase(found.phase), found.time) for found in await connection.execute(query)
+    ]
+    progress = None
+    if job.state is JobState.PROCESSING:
+        lease = (await connection.execute(select(leases.c.progress).where(leases.c.job_id == job.id))).first()
+        progress = lease.progress if lease else None
+    return JobView(job, tuple(phase_times(stamps, job.end_time)), progress)
+
+
+def _transition(row: Row[Any]) -> Transition:
+    return Transition(
+        revision=row.revision,
+        from_state=JobState(row.from_state) if row.from_state else None,
+        to_state=JobState(row.to_state),
+        time=row.time,
+        attempt=row.attempt,
+        reason=row.reason,
+        metrics=row.metrics,
+    )

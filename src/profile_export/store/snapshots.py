@@ -1,0 +1,77 @@
+"""The snapshot of a tenant: which files count at one moment, read in one transaction."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from sqlalchemy import select
+
+from profile_export.domain.catalog import BatchState, Tenant
+from profile_export.domain.plan import PinnedBatch, PinnedFile, Source, SourcePart
+from profile_export.domain.planning import Snapshot
+from profile_export.store.catalog import source_datasets, union_by_kind
+from profile_export.store.database import Database
+from profile_export.store.tables import batches, field_sets, files
+from profile_export.store.tenants import IDENTITY, SEGMENT, id_of, renamed_namespaces
+
+
+class Snapshots:
+    """Snapshots of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def take(self, tenant: Tenant) -> Snapshot:
+        """Pin every batch and file of the tenant's sources that counts now."""
+        tenant_id = id_of(tenant)
+        counts = (batches.c.tenant_id == tenant_id) & (batches.c.state == BatchState.SUCCEEDED.value)
+        async with self._database.read() as connection:
+            datasets = {dataset.id: dataset for dataset in await source_datasets(connection, tenant_id)}
+            pinned = (
+                await connection.execute(
+                    select(batches.c.id, batches.c.number, batches.c.ingest_time, batches.c.dataset_id)
+                    .where(counts)
+                    .order_by(batches.c.number)
+                )
+            ).all()
+            rows = (
+                await connection.execute(
+                    select(
+                        batches.c.dataset_id, files.c.path, files.c.rows, files.c.bytes, files.c.field_set_id
+                    )
+                    .join(batches, files.c.batch_key == batches.c.key)
+                    .where(counts)
+                    .order_by(files.c.key)
+                )
+            ).all()
+            sets = await connection.execute(
+                select(field_sets).where(field_sets.c.id.in_({row.field_set_id for row in rows}))
+            )
+            fields_of = {row.id: row.fields for row in sets}
+            namespaces = await renamed_namespaces(connection, tenant_id, IDENTITY)
+            segment_namespaces = await renamed_namespaces(connection, tenant_id, SEGMENT)
+        parts: dict[str, dict[int, list[PinnedFile]]] = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            if row.dataset_id in datasets:
+                parts[row.dataset_id][row.field_set_id].append(PinnedFile(row.path, row.rows, row.bytes))
+        return Snapshot(
+            sources=tuple(
+                Source(
+                    dataset_id,
+                    datasets[dataset_id].kind,
+                    tuple(
+                        SourcePart(fields_of[key], tuple(pinned_files))
+                        for key, pinned_files in by_fields.items()
+                    ),
+                )
+                for dataset_id, by_fields in parts.items()
+            ),
+            batches=tuple(
+                PinnedBatch(row.id, row.number, row.ingest_time)
+                for row in pinned
+                if row.dataset_id in datasets
+            ),
+            unions=union_by_kind(list(datasets.values())),
+            namespaces=namespaces,
+            segment_namespaces=segment_namespaces,
+        )

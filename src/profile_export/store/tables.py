@@ -1,0 +1,229 @@
+"""The tables. A change here needs a migration beside it; a test compares the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from profile_export.domain.catalog import IdentityField, RowError
+from profile_export.domain.job import Cancellation, JobError, JobMetrics, Progress
+from profile_export.domain.plan import ExportCounts, ExportPlan
+from profile_export.domain.request import BoundRequest
+from profile_export.domain.schema import ObjectType
+from profile_export.store.column_types import Instant, Json
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+# SQLite counts up by itself only where the key is spelled INTEGER.
+_Serial = BigInteger().with_variant(Integer, "sqlite")
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", _Serial, primary_key=True),
+    Column("org", Text, nullable=False),
+    Column("sandbox", Text, nullable=False),
+    # The last batch number and ingest time given out: both grow within the tenant (S8).
+    Column("last_batch_number", BigInteger, nullable=False, default=0),
+    Column("last_ingest_time", Instant),
+    UniqueConstraint("org", "sandbox"),
+)
+
+namespaces = Table(
+    "namespaces",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
+    # `identity` or `segment`: the two are registered apart (S2).
+    Column("kind", Text, primary_key=True),
+    Column("folded", Text, primary_key=True),
+    Column("registered", Text, nullable=False),
+)
+
+# Every spelling that any committed row holds, so that a plan can bind those that differ from the registered one.
+namespace_spellings = Table(
+    "namespace_spellings",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("spelling", Text, primary_key=True),
+    Column("folded", Text, nullable=False),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("schema_id", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("tags", Json(Mapping[str, tuple[str, ...]]), nullable=False),
+    Column("identity_fields", Json(tuple[IdentityField, ...]), nullable=False),
+    Column("fields", Json(ObjectType), nullable=False),
+    Column("create_time", Instant, nullable=False),
+    Column("update_time", Instant, nullable=False),
+    Column("request_id", Text),
+    # What was asked for under the request id, to tell a repetition from another request.
+    Column("request_digest", Text),
+    UniqueConstraint("tenant_id", "request_id"),
+    Index(None, "tenant_id", "create_time", "id"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("key", _Serial, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("dataset_id", ForeignKey("datasets.id"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("number", BigInteger),
+    Column("ingest_time", Instant),
+    Column("create_time", Instant, nullable=False),
+    Column("end_time", Instant),
+    Column("rows", BigInteger, nullable=False, default=0),
+    Column("bytes", BigInteger, nullable=False, default=0),
+    Column("file_count", Integer, nullable=False, default=0),
+    Column("format", Text, nullable=False, default=""),
+    Column("file_name", Text, nullable=False, default=""),
+    Column("sha256", Text),
+    Column("byte_count", BigInteger),
+    Column("job_id", BigInteger),
+    Column("errors", Json(tuple[RowError, ...]), nullable=False, default=()),
+    # A generated name: neither a tenant's nor a caller's words ever form a path.
+    Column("folder", Text, nullable=False),
+    UniqueConstraint("tenant_id", "id"),
+    Index(None, "dataset_id", "state"),
+    Index(None, "tenant_id", "create_time", "key"),
+)
+
+# The fields that files were written with, each different set of a dataset once.
+field_sets = Table(
+    "field_sets",
+    metadata,
+    Column("id", _Serial, primary_key=True),
+    Column("dataset_id", ForeignKey("datasets.id"), nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("fields", Json(ObjectType), nullable=False),
+    UniqueConstraint("dataset_id", "digest"),
+)
+
+# A file counts if its batch has succeeded; an export's are recorded with their range before that.
+files = Table(
+    "files",
+    metadata,
+    Column("key", _Serial, primary_key=True),
+    Column("batch_key", ForeignKey("batches.key"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("field_set_id", ForeignKey("field_sets.id")),
+    UniqueConstraint("batch_key", "name"),
+)
+
+merge_policies = Table(
+    "merge_policies",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("graph", Text, nullable=False),
+    Column("attribute_merge", Text, nullable=False),
+    Column("schema_name", Text, nullable=False),
+    Column("create_time", Instant, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", _Serial, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("bound", Json(BoundRequest), nullable=False),
+    Column("request_id", Text),
+    Column("request_digest", Text),
+    Column("destination_id", ForeignKey("datasets.id"), nullable=False),
+    Column("batch_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    # Counts the job's moves from 1: optimistic lock, fence and watch cursor in one.
+    Column("revision", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("create_time", Instant, nullable=False),
+    Column("update_time", Instant, nullable=False),
+    Column("end_time", Instant),
+    Column("not_before", Instant),
+    Column("cancellation", Json(Cancellation)),
+    Column("errors", Json(tuple[JobError, ...]), nullable=False),
+    Column("metrics", Json(JobMetrics), nullable=False),
+    Column("notes", Json(tuple[str, ...]), nullable=False),
+    # Pinned by the first attempt, the same for every other.
+    Column("plan", Json(ExportPlan)),
+    UniqueConstraint("tenant_id", "request_id"),
+    Index(None, "state", "not_before"),
+    sqlite_autoincrement=True,  # an id is never given twice
+)
+
+job_transitions = Table(
+    "job_transitions",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("revision", BigInteger, primary_key=True),
+    Column("from_state", Text),
+    Column("to_state", Text, nullable=False),
+    Column("time", Instant, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("metrics", Json(JobMetrics), nullable=False),
+)
+
+job_stamps = Table(
+    "job_stamps",
+    metadata,
+    Column("key", _Serial, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("attempt", Integer, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("time", Instant, nullable=False),
+)
+
+# The right to move a job, apart from the job so that a heartbeat and a move never overwrite each other.
+leases = Table(
+    "leases",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("expire_time", Instant, nullable=False),
+    Column("progress", Json(Progress)),
+)
+
+job_ranges = Table(
+    "job_ranges",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("range_index", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("counts", Json(ExportCounts), nullable=False),
+    Column("peak_memory_bytes", BigInteger, nullable=False),
+)

@@ -1,0 +1,113 @@
+"""Tenants by name, and what grows or is registered once in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ScalarSelect, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog import Tenant
+from profile_export.domain.identity import fold_namespace
+from profile_export.store.database import database_time
+from profile_export.store.tables import namespace_spellings, namespaces, tenants
+
+IDENTITY = "identity"
+SEGMENT = "segment"
+
+
+def id_of(tenant: Tenant) -> ScalarSelect[Any]:
+    """Return the tenant's key as a subquery; NULL, which equals nothing, if the tenant has stored nothing yet."""
+    return (
+        select(tenants.c.id)
+        .where(tenants.c.org == tenant.org, tenants.c.sandbox == tenant.sandbox)
+        .scalar_subquery()
+    )
+
+
+async def ensure_tenant(connection: AsyncConnection, tenant: Tenant) -> int:
+    """Return the tenant's key, making its row at the first write."""
+    await connection.execute(
+        insert(tenants).values(org=tenant.org, sandbox=tenant.sandbox).on_conflict_do_nothing()
+    )
+    tenant_id: int = (await connection.execute(select(id_of(tenant)))).scalar_one()
+    return tenant_id
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlace:
+    """What a batch gets in the transaction that commits it (S8)."""
+
+    number: int
+    ingest_time: datetime
+
+
+async def next_place(connection: AsyncConnection, tenant_id: int) -> BatchPlace:
+    """Give out the tenant's next batch number and ingest time; both grow, whatever the clock does."""
+    now = await database_time(connection)
+    row = (
+        await connection.execute(
+            select(tenants.c.last_batch_number, tenants.c.last_ingest_time).where(tenants.c.id == tenant_id)
+        )
+    ).one()
+    if row.last_ingest_time and row.last_ingest_time >= now:
+        now = row.last_ingest_time + timedelta(microseconds=1)
+    place = BatchPlace(row.last_batch_number + 1, now)
+    await connection.execute(
+        update(tenants)
+        .where(tenants.c.id == tenant_id)
+        .values(last_batch_number=place.number, last_ingest_time=place.ingest_time)
+    )
+    return place
+
+
+async def register_namespaces(
+    connection: AsyncConnection,
+    tenant_id: int,
+    kind: str,
+    first_spellings: Iterable[str],
+    all_spellings: Iterable[str],
+) -> None:
+    """Register namespaces on first use, and remember how they were spelled (S2).
+
+    Args:
+        connection: A writing transaction.
+        tenant_id: The tenant's key.
+        kind: `IDENTITY` or `SEGMENT`.
+        first_spellings: Of each namespace the spelling of the first place; registered if the namespace is new.
+        all_spellings: Every spelling that was used, the first ones included.
+    """
+    for spelling in first_spellings:
+        row = {
+            "tenant_id": tenant_id,
+            "kind": kind,
+            "folded": fold_namespace(spelling),
+            "registered": spelling,
+        }
+        await connection.execute(insert(namespaces).values(row).on_conflict_do_nothing())
+    for spelling in all_spellings:
+        row = {"tenant_id": tenant_id, "kind": kind, "spelling": spelling, "folded": fold_namespace(spelling)}
+        await connection.execute(insert(namespace_spellings).values(row).on_conflict_do_nothing())
+
+
+async def renamed_namespaces(connection: AsyncConnection, tenant_id: Any, kind: str) -> Mapping[str, str]:
+    """Return the registered spelling of every spelling that was sent and differs from it."""
+    rows = await connection.execute(
+        select(namespace_spellings.c.spelling, namespaces.c.registered)
+        .join(
+            namespaces,
+            (namespaces.c.tenant_id == namespace_spellings.c.tenant_id)
+            & (namespaces.c.kind == namespace_spellings.c.kind)
+            & (namespaces.c.folded == namespace_spellings.c.folded),
+        )
+        .where(
+            namespace_spellings.c.tenant_id == tenant_id,
+            namespace_spellings.c.kind == kind,
+            namespace_spellings.c.spelling != namespaces.c.registered,
+        )
+    )
+    return {row.spelling: row.registered for row in rows}

@@ -1,0 +1,306 @@
+"""Builders: rows, the plan that exports them, their files, and an engine's files read back as the reference writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind
+from profile_export.domain.columns import (
+    AUTHENTICATED_STATE,
+    BATCH_ID,
+    IDENTITY,
+    KEY_HIGH,
+    KEY_LOW,
+    LINKS,
+    NAMESPACE,
+    ROW,
+)
+from profile_export.domain.identity import Identity, fold_namespace, identity_key
+from profile_export.domain.plan import EventSelection, ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
+from profile_export.domain.policy import IdentityGraph
+from profile_export.domain.resolution import SourceRow, StatedIdentity
+from profile_export.domain.schema import (
+    IDENTITY_MAP,
+    SEGMENT_MEMBERSHIP,
+    ArrayType,
+    DecimalType,
+    FieldType,
+    MapType,
+    ObjectType,
+    Scalar,
+    ScalarKind,
+    union_objects,
+)
+from profile_export.domain.selection import select_fields
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+_BUILT_IN = {schema.kind: schema.fields for schema in BUILT_IN_SCHEMAS.values()}
+
+
+def at(minutes: float) -> datetime:
+    """An instant so many minutes after noon."""
+    return NOON + timedelta(minutes=minutes)
+
+
+# --- Rows ---
+
+
+def who(text: str, state: str | None = None) -> StatedIdentity:
+    """An identity written as `Email:ann@example.com`."""
+    namespace, _, identity = text.partition(":")
+    return StatedIdentity(Identity(namespace, identity), state)
+
+
+def row(
+    dataset_id: str,
+    primary: str | StatedIdentity,
+    value: Mapping[str, Any] | None = None,
+    *,
+    links: Iterable[str | StatedIdentity] = (),
+    batch: str = "b1",
+    number: int = 0,
+) -> SourceRow:
+    """A record or event."""
+    first, *others = [
+        identity if isinstance(identity, StatedIdentity) else who(identity) for identity in (primary, *links)
+    ]
+    return SourceRow(dataset_id, batch, number, first, value or {}, tuple(others))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of a dataset that were written with the same fields."""
+
+    dataset_id: str
+    kind: DatasetKind
+    fields: ObjectType
+    rows: tuple[SourceRow, ...]
+
+
+def records(dataset_id: str, fields: Mapping[str, FieldType], *rows: SourceRow) -> Part:
+    """A part of a record dataset; the built-in fields come by themselves."""
+    return _part(dataset_id, DatasetKind.RECORD, fields, rows)
+
+
+def events(dataset_id: str, fields: Mapping[str, FieldType], *rows: SourceRow) -> Part:
+    """A part of an event dataset; the built-in fields come by themselves."""
+    return _part(dataset_id, DatasetKind.EVENT, fields, rows)
+
+
+def _part(
+    dataset_id: str, kind: DatasetKind, fields: Mapping[str, FieldType], rows: tuple[SourceRow, ...]
+) -> Part:
+    return Part(dataset_id, kind, union_objects(_BUILT_IN[kind], ObjectType(fields)), rows)
+
+
+# --- Plans ---
+
+
+def plan_of(
+    parts: Sequence[Part],
+    *,
+    graph: IdentityGraph = IdentityGraph.NONE,
+    fields: Sequence[str] = (),
+    event_fields: Sequence[str] | None = None,
+    window: tuple[datetime | None, datetime | None] = (None, None),
+    empty_profiles: bool = False,
+    lake: Path | None = None,
+) -> ExportPlan:
+    """The plan of an export of these parts. Batches count in the order of their ids, one a minute from noon on.
+
+    Args:
+        fields: Field paths, as in a request.
+        event_fields: Those of the event list; None attaches no events.
+        window: The event list's ingest times.
+        lake: Where to write the files; without it the plan is for the reference alone.
+    """
+    batch_ids = sorted({row.batch_id for part in parts for row in part.rows})
+    unions = {kind: _union_schema(parts, kind) for kind in (DatasetKind.RECORD, DatasetKind.EVENT)}
+    kept = select_fields(unions[DatasetKind.RECORD], fields, "spec.fields")
+    attached = None
+    if event_fields is not None:
+        chosen = select_fields(unions[DatasetKind.EVENT], event_fields, "spec.event_list.fields")
+        attached = EventSelection(chosen.fields, chosen.identity_members, *window)
+    in_place = sorted((row for part in parts for row in part.rows), key=lambda row: (row.batch_id, row.row))
+    return ExportPlan(
+        batch_id="export",
+        graph=graph,
+        sources=_sources(parts, lake),
+        batches=tuple(PinnedBatch(batch, index, at(index)) for index, batch in enumerate(batch_ids, start=1)),
+        namespaces=_respelled(_namespaces(row) for row in in_place),
+        segment_namespaces=_respelled(row.value.get(SEGMENT_MEMBERSHIP) or () for row in in_place),
+        record_fields=unions[DatasetKind.RECORD],
+        event_fields=unions[DatasetKind.EVENT],
+        fields=kept.fields,
+        identity_members=kept.identity_members,
+        events=attached,
+        empty_profiles=empty_profiles,
+    )
+
+
+def rows_of(parts: Iterable[Part]) -> list[SourceRow]:
+    """All rows, as the reference takes them."""
+    return [row for part in parts for row in part.rows]
+
+
+def _union_schema(parts: Iterable[Part], kind: DatasetKind) -> ObjectType:
+    union = _BUILT_IN[kind]
+    for part in parts:
+        if part.kind is kind:
+            union = union_objects(union, part.fields)
+    return union
+
+
+def _namespaces(row: SourceRow) -> list[str]:
+    return [stated.identity.namespace for stated in (row.primary, *row.links)]
+
+
+def _respelled(rows: Iterable[Iterable[str]]) -> dict[str, str]:
+    """Register namespaces by place, of one row the smallest spelling (S2); return those that were sent otherwise."""
+    registered: dict[str, str] = {}
+    sent: dict[str, str] = {}
+    for namespaces in rows:
+        for namespace in sorted(namespaces):
+            sent[namespace] = registered.setdefault(fold_namespace(namespace), namespace)
+    return {namespace: spelled for namespace, spelled in sent.items() if namespace != spelled}
+
+
+# --- Files in ---
+
+
+def _sources(parts: Sequence[Part], lake: Path | None) -> tuple[Source, ...]:
+    """Source parts of equal fields are one, as the store pins them."""
+    found: dict[tuple[str, DatasetKind], list[SourcePart]] = {}
+    for index, part in enumerate(parts):
+        files = () if lake is None else (_write(part, lake, f"{part.dataset_id}/{index}.parquet"),)
+        found.setdefault((part.dataset_id, part.kind), []).append(SourcePart(part.fields, files))
+    return tuple(Source(dataset_id, kind, tuple(written)) for (dataset_id, kind), written in found.items())
+
+
+_LINK = pa.struct(
+    [
+        ("namespace", pa.string()),
+        ("id", pa.string()),
+        ("authenticated_state", pa.string()),
+        (KEY_HIGH.removeprefix("_"), pa.int64()),
+        (KEY_LOW.removeprefix("_"), pa.int64()),
+    ]
+)
+_SYSTEM = (
+    (BATCH_ID, pa.string()),
+    (ROW, pa.int64()),
+    (NAMESPACE, pa.string()),
+    (IDENTITY, pa.string()),
+    (AUTHENTICATED_STATE, pa.string()),
+    (KEY_HIGH, pa.int64()),
+    (KEY_LOW, pa.int64()),
+    (LINKS, pa.list_(_LINK)),
+)
+_SCALARS = {
+    ScalarKind.TEXT: pa.string(),
+    ScalarKind.BOOLEAN: pa.bool_(),
+    ScalarKind.LONG: pa.int64(),
+    ScalarKind.DOUBLE: pa.float64(),
+    ScalarKind.DATE: pa.date32(),
+    ScalarKind.TIMESTAMP: pa.timestamp("us", tz="UTC"),
+}
+
+
+def _write(part: Part, lake: Path, name: str) -> PinnedFile:
+    """Write a data file as ingestion does: system columns, user fields without `identityMap`, sorted by key."""
+    users = {name: kind for name, kind in part.fields.fields.items() if name != IDENTITY_MAP}
+    schema = pa.schema([*_SYSTEM, *((name, _arrow_type(kind)) for name, kind in users.items())])
+    lines = [
+        _system_columns(row) | {name: _arrow_value(row.value.get(name), kind) for name, kind in users.items()}
+        for row in part.rows
+    ]
+    lines.sort(key=lambda line: (line[KEY_HIGH], line[KEY_LOW], line[ROW]))
+    path = lake / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(lines, schema=schema), path, row_group_size=4)
+    return PinnedFile(name, len(lines), path.stat().st_size)
+
+
+def _system_columns(row: SourceRow) -> dict[str, Any]:
+    high, low = identity_key(row.primary.identity)
+    links = [
+        dict(zip(_LINK.names, (*_stated(link), *identity_key(link.identity)), strict=True))
+        for link in row.links
+    ]
+    columns = (row.batch_id, row.row, *_stated(row.primary), high, low, links or None)
+    return {name: value for (name, _), value in zip(_SYSTEM, columns, strict=True)}
+
+
+def _stated(stated: StatedIdentity) -> tuple[str, str, str | None]:
+    return stated.identity.namespace, stated.identity.id, stated.authenticated_state
+
+
+def _arrow_type(kind: FieldType) -> Any:
+    match kind:
+        case ObjectType(fields):
+            return pa.struct([(name, _arrow_type(member)) for name, member in fields.items()])
+        case ArrayType(item):
+            return pa.list_(_arrow_type(item))
+        case MapType(value):
+            return pa.map_(pa.string(), _arrow_type(value))
+        case DecimalType(precision, scale):
+            return pa.decimal128(precision, scale)
+        case Scalar(scalar):
+            return _SCALARS[scalar]
+
+
+def _arrow_value(value: Any, kind: FieldType) -> Any:
+    """Write a plain value as Arrow takes it: a map as pairs."""
+    if value is None:
+        return None
+    match kind:
+        case ObjectType(fields):
+            return {name: _arrow_value(value.get(name), member) for name, member in fields.items()}
+        case ArrayType(item):
+            return [_arrow_value(entry, item) for entry in value]
+        case MapType(member):
+            return [(key, _arrow_value(entry, member)) for key, entry in value.items()]
+        case _:
+            return value
+
+
+# --- Files out ---
+
+
+def read_export(folder: Path, names: Iterable[str], batch_id: str) -> list[dict[str, Any]]:
+    """Read exported files back as the reference writes profiles: no null, no empty object or map, maps as dicts.
+
+    Every row must name the batch that it belongs to.
+    """
+    profiles = []
+    for name in names:
+        table = pq.read_table(folder / name, partitioning=None)
+        for line in table.to_pylist():
+            assert line.pop(BATCH_ID) == batch_id
+            pruned = {
+                column: _pruned(value, table.schema.field(column).type) for column, value in line.items()
+            }
+            profiles.append({column: value for column, value in pruned.items() if value is not None})
+    return profiles
+
+
+def _pruned(value: Any, kind: Any) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_struct(kind):
+        found = {member.name: _pruned(value[member.name], member.type) for member in kind}
+    elif pa.types.is_map(kind):
+        found = {key: _pruned(entry, kind.item_type) for key, entry in value}
+        assert len(found) == len(value), f"a map holds a key twice: {value}"
+    elif pa.types.is_list(kind):
+        return [_pruned(entry, kind.value_type) for entry in value]
+    else:
+        return value
+    return {name: entry for name, entry in found.items() if entry is not None} or None

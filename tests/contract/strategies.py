@@ -1,0 +1,320 @@
+"""Random source data and random exports of it.
+
+Pools are small on purpose: identities meet, values tie, batches replace each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+from hypothesis import strategies as st
+
+from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.identity import Identity, identity_key
+from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, KeyRange
+from profile_export.domain.policy import IdentityGraph
+from profile_export.domain.resolution import SourceRow, StatedIdentity
+from profile_export.domain.schema import (
+    BOOLEAN,
+    DATE,
+    DOUBLE,
+    EVENT_ID,
+    EVENT_TIME,
+    IDENTITY_MAP,
+    LONG,
+    SEGMENT_MEMBERSHIP,
+    SEGMENT_MEMBERSHIP_TYPE,
+    TEXT,
+    TIMESTAMP,
+    ArrayType,
+    DecimalType,
+    FieldType,
+    MapType,
+    ObjectType,
+    Scalar,
+    ScalarKind,
+    union_objects,
+)
+from profile_export.domain.selection import known_paths
+from tests.builders import Part, at, events, records
+
+_IDENTITY_PATHS = (
+    IDENTITY_MAP,
+    "identities",
+    "identities.id",
+    "identities.authenticatedState",
+    "identities.primary",
+    "identities.namespace.code",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Source data and the options of `plan_of` and of the engine's run over it."""
+
+    parts: tuple[Part, ...]
+    options: Mapping[str, Any]
+    ranges: tuple[KeyRange, ...]
+
+
+# --- Fields ---
+
+_NUMBERS = (LONG, DOUBLE, DecimalType(8, 2))
+_LINE = ObjectType({"count": LONG, "unit": TEXT})
+_FIELDS: Mapping[str, FieldType] = {
+    "name": TEXT,
+    "points": LONG,
+    "active": BOOLEAN,
+    "birthday": DATE,
+    "seen": TIMESTAMP,
+    "person": ObjectType(
+        {"name": ObjectType({"first": TEXT, "last": TEXT}), "age": LONG, "nicknames": ArrayType(TEXT)}
+    ),
+    "tags": ArrayType(TEXT),
+    "grid": ArrayType(ArrayType(LONG)),
+    "orders": ArrayType(
+        ObjectType(
+            {
+                "sku": TEXT,
+                "price": DOUBLE,
+                "lines": ArrayType(_LINE),
+                "shipping": ObjectType({"city": TEXT, "paid": BOOLEAN}),
+            }
+        )
+    ),
+    "consents": MapType(TEXT),
+    "scores": MapType(ObjectType({"value": LONG, "notes": ArrayType(TEXT), "by": ObjectType({"who": TEXT})})),
+    "settings": ObjectType({"channels": MapType(BOOLEAN), "places": MapType(ArrayType(_LINE))}),
+    "rooms": MapType(MapType(LONG)),
+    SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE,
+    # Names like those that an engine may use itself.
+    "_id": TEXT,
+    "place": TEXT,
+    "fragments": LONG,
+    "with.dot": TEXT,
+    'quote"d': TEXT,
+}
+
+
+@st.composite
+def _some_fields(draw: st.DrawFn, names: list[str]) -> dict[str, FieldType]:
+    """Some of the fields, with some of their members and numbers of some type: what one upload might bring."""
+    lacking = draw(st.sets(st.sampled_from(names), max_size=2)) if names else set()
+    return {name: draw(_variant(_FIELDS[name])) for name in names if name not in lacking}
+
+
+def _variant(kind: FieldType) -> st.SearchStrategy[FieldType]:
+    match kind:
+        case _ if kind == SEGMENT_MEMBERSHIP_TYPE:
+            return st.just(kind)
+        case ObjectType(fields):
+            members = st.lists(st.sampled_from(sorted(fields)), unique=True, min_size=1)
+            return members.flatmap(
+                lambda names: st.fixed_dictionaries({name: _variant(fields[name]) for name in names})
+            ).map(ObjectType)
+        case ArrayType(item):
+            return _variant(item).map(ArrayType)
+        case MapType(value):
+            return _variant(value).map(MapType)
+        case Scalar(ScalarKind.LONG):
+            return st.sampled_from(_NUMBERS)
+        case _:
+            return st.just(kind)
+
+
+# --- Values ---
+
+_TEXTS = st.one_of(
+    st.sampled_from(
+        ["", " ", "a", "b", "é", "e\u0301", "🜚", "it's", 'say "so"', "null", "a\\b", "{}", "line\nbreak", "ß"]
+    ),
+    st.text(max_size=3),
+)
+_KEYS = st.sampled_from(["a", "b", "c", "A", "with.dot", "it's", "é", ""])
+_SCALARS: Mapping[ScalarKind, st.SearchStrategy[Any]] = {
+    ScalarKind.TEXT: _TEXTS,
+    ScalarKind.BOOLEAN: st.booleans(),
+    # Beyond 2**53 a double cannot tell integers apart: ingestion refuses those where a double is known.
+    ScalarKind.LONG: st.one_of(st.integers(-3, 3), st.sampled_from([2**53, -(2**53)])),
+    ScalarKind.DOUBLE: st.one_of(
+        st.sampled_from([0.0, 0.1, -1.5, 1e300]), st.floats(allow_nan=False, width=32)
+    ),
+    ScalarKind.DATE: st.sampled_from([date(1969, 12, 31), date(2024, 2, 29), date(9999, 12, 31)]),
+    ScalarKind.TIMESTAMP: st.sampled_from(
+        [
+            at(0),
+            at(1),
+            at(1 / 60_000),
+            datetime(1900, 1, 1, tzinfo=UTC),
+            datetime(2200, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
+        ]
+    ),
+}
+
+
+def _values(kind: FieldType) -> st.SearchStrategy[Any]:
+    """Values of a type: absent, null, empty and half empty ones among them."""
+    return st.one_of(_present(kind), _present(kind), st.none())
+
+
+def _present(kind: FieldType) -> st.SearchStrategy[Any]:
+    match kind:
+        case ObjectType(fields):
+            return st.fixed_dictionaries(
+                {}, optional={name: _values(member) for name, member in fields.items()}
+            )
+        case ArrayType(item):
+            return st.lists(_values(item), max_size=3)
+        case MapType(value):
+            return st.dictionaries(_KEYS, _values(value), max_size=3)
+        case DecimalType():
+            return st.sampled_from([Decimal("0.10"), Decimal("-2.50"), Decimal("999999.99")])
+        case Scalar(scalar):
+            return _SCALARS[scalar]
+
+
+_MEMBERSHIP = st.fixed_dictionaries(
+    {},
+    optional={
+        "lastQualificationTime": st.sampled_from([None, at(0), at(1), at(2)]),
+        "status": st.sampled_from([None, "realized", "existing", "exited"]),
+        "validUntil": st.sampled_from([None, at(9)]),
+    },
+)
+_MEMBERSHIPS = st.dictionaries(
+    st.sampled_from(["ups", "UPS", "Ups", "aam"]),
+    st.one_of(
+        st.none(),
+        st.dictionaries(st.sampled_from(["s1", "s2", "it's"]), st.one_of(st.none(), _MEMBERSHIP), max_size=3),
+    ),
+    max_size=3,
+)
+
+
+@st.composite
+def _value(draw: st.DrawFn, fields: Mapping[str, FieldType]) -> dict[str, Any]:
+    value = {}
+    for name, kind in fields.items():
+        if name == SEGMENT_MEMBERSHIP:
+            value[name] = draw(st.one_of(_MEMBERSHIPS, _MEMBERSHIPS, st.none()))
+        else:
+            value[name] = draw(_values(kind))
+    return value
+
+
+# --- Identities ---
+
+# Of one namespace: several spellings, and one that folds to another's only by the rules of Unicode.
+_NAMESPACES = ("Email", "email", "EMAIL", "CRMID", "Straße", "STRASSE")
+_IDS = ("1", "2", "A", "a", "it's é")
+_IDENTITIES = st.builds(
+    StatedIdentity,
+    st.builds(Identity, st.sampled_from(_NAMESPACES), st.sampled_from(_IDS)),
+    st.sampled_from([None, None, "authenticated", "loggedOut"]),
+)
+
+
+@st.composite
+def _identities(draw: st.DrawFn) -> list[StatedIdentity]:
+    """The identities of one row, the primary one first, each once."""
+    found = draw(st.lists(_IDENTITIES, min_size=1, max_size=3))
+    return list({stated.identity.folded: stated for stated in reversed(found)}.values())[::-1]
+
+
+# --- Datasets ---
+
+
+@st.composite
+def _part(draw: st.DrawFn, dataset_id: str, kind: DatasetKind, names: list[str], batches: list[str]) -> Part:
+    """Rows written with the same fields, from several batches, as a compacted file may hold them."""
+    fields = draw(_some_fields(names))
+    rows = []
+    for batch in batches:
+        for number in range(draw(st.integers(0, 5))):
+            primary, *links = draw(_identities())
+            value = draw(_value(fields))
+            if kind is DatasetKind.EVENT:
+                value[EVENT_ID] = draw(st.sampled_from(["1", "2", "a", "é"]))
+                value[EVENT_TIME] = draw(st.sampled_from([at(0), at(1), at(-1)]))
+            rows.append(SourceRow(dataset_id, batch, number, primary, value, tuple(links)))
+    build = events if kind is DatasetKind.EVENT else records
+    return build(dataset_id, fields, *rows)
+
+
+@st.composite
+def _all_parts(draw: st.DrawFn) -> tuple[Part, ...]:
+    """A few datasets of a few parts of a few batches, committed in any order."""
+    counts = {DatasetKind.RECORD: draw(st.integers(0, 3)), DatasetKind.EVENT: draw(st.integers(0, 2))}
+    # Few fields for all, so that sources compete for them.
+    names = {
+        kind: draw(st.lists(st.sampled_from(_names_of(kind)), unique=True, min_size=1, max_size=5))
+        for kind in counts
+    }
+    planned = [
+        (f"{kind}{index}", kind, draw(st.integers(1, 2)))
+        for kind, count in counts.items()
+        for index in range(count)
+        for _ in range(draw(st.integers(1, 2)))
+    ]
+    numbers = draw(st.permutations(range(sum(batches for _, _, batches in planned))))
+    left = iter(numbers)
+    return tuple(
+        draw(_part(dataset_id, kind, names[kind], [f"batch-{next(left):02}" for _ in range(batches)]))
+        for dataset_id, kind, batches in planned
+    )
+
+
+def _names_of(kind: DatasetKind) -> list[str]:
+    """Names of fields, those that are merged in a way of their own more often."""
+    if kind is DatasetKind.EVENT:
+        return [name for name in _FIELDS if name != EVENT_ID]
+    return [SEGMENT_MEMBERSHIP, "scores", "person", *_FIELDS]
+
+
+# --- Exports ---
+
+
+@st.composite
+def exports(draw: st.DrawFn) -> Export:
+    """Any source data, and any export that a plan can hold."""
+    parts = draw(_all_parts())
+    options: dict[str, Any] = {
+        "graph": draw(st.sampled_from(IdentityGraph)),
+        "fields": draw(_paths(parts, DatasetKind.RECORD)),
+        "empty_profiles": draw(st.booleans()),
+    }
+    if draw(st.sampled_from([True, True, False])):
+        instants = st.one_of(st.none(), st.sampled_from([at(minutes) for minutes in range(6)]))
+        after, up_to = draw(instants), draw(instants)
+        if after is not None and up_to is not None:
+            after, up_to = min(after, up_to), max(after, up_to)
+        options |= {"event_fields": draw(_paths(parts, DatasetKind.EVENT)), "window": (after, up_to)}
+    return Export(parts, options, draw(_key_ranges(parts)))
+
+
+def _paths(parts: tuple[Part, ...], kind: DatasetKind) -> st.SearchStrategy[list[str]]:
+    union = ObjectType({})
+    for part in parts:
+        if part.kind is kind:
+            union = union_objects(union, part.fields)
+    # A dotted name cannot be told from a path, so no request can name it.
+    known = [path for path in known_paths(union) if path != IDENTITY_MAP and not path.startswith("with.dot")]
+    return st.one_of(st.just([]), st.lists(st.sampled_from([*known, *_IDENTITY_PATHS]), max_size=4))
+
+
+@st.composite
+def _key_ranges(draw: st.DrawFn, parts: tuple[Part, ...]) -> tuple[KeyRange, ...]:
+    """Cuts of all keys into ranges, some of them exactly at a key."""
+    keys = sorted({identity_key(row.primary.identity)[0] for part in parts for row in part.rows})
+    cuts = st.integers(LOWEST_KEY + 1, HIGHEST_KEY)
+    starts = sorted(draw(st.sets(st.one_of(cuts, st.sampled_from(keys)) if keys else cuts, max_size=2)))
+    return tuple(
+        KeyRange(index, low, high)
+        for index, (low, high) in enumerate(
+            zip([LOWEST_KEY, *starts], [*(start - 1 for start in starts), HIGHEST_KEY], strict=True)
+        )
+    )

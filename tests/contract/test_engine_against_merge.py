@@ -1,0 +1,133 @@
+"""The engine and the reference get the same plan and must give the same profiles and the same counts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.merge import merge_profiles
+from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportCounts, ExportPlan, KeyRange
+from profile_export.domain.policy import IdentityGraph
+from profile_export.engines.duckdb_engine import DuckDbEngine
+from tests.builders import at, events, plan_of, read_export, records, row, rows_of
+from tests.contract.strategies import Export, exports
+
+EVERYTHING = (KeyRange(0, LOWEST_KEY, HIGHEST_KEY),)
+
+
+class Exporter:
+    """One warm engine and the loop it runs on, since starting one costs more than all exports here."""
+
+    def __init__(self, runner: asyncio.Runner, engine: DuckDbEngine) -> None:
+        self._runner = runner
+        self._engine = engine
+
+    def export(
+        self, plan: ExportPlan, lake: Path, ranges: tuple[KeyRange, ...]
+    ) -> tuple[list[dict[str, Any]], ExportCounts]:
+        """Carry out a plan, range by range."""
+        return self._runner.run(self._export(plan, lake, ranges))
+
+    async def _export(
+        self, plan: ExportPlan, lake: Path, ranges: tuple[KeyRange, ...]
+    ) -> tuple[list[dict[str, Any]], ExportCounts]:
+        folder = lake / "attempt"
+        counts = ExportCounts()
+        profiles = []
+        async with self._engine.attempt(plan, lake, folder, lambda *_: None) as attempt:
+            await attempt.resolve()
+            for key_range in ranges:
+                result = await attempt.run(key_range)
+                written = read_export(folder, [file.name for file in result.files], plan.batch_id)
+                assert len(written) == sum(file.rows for file in result.files)
+                counts += result.counts
+                profiles += written
+        return profiles, counts
+
+
+@pytest.fixture(scope="module")
+def exporter() -> Iterator[Exporter]:
+    with asyncio.Runner() as runner:
+        engine = DuckDbEngine(memory_limit_mb=512, threads=2)
+        runner.run(engine.start())
+        yield Exporter(runner, engine)
+        runner.run(engine.close())
+
+
+def lines(profiles: list[dict[str, Any]]) -> list[str]:
+    """Profiles in an order of their own, with types that differ written differently."""
+    return sorted(
+        json.dumps(profile, sort_keys=True, ensure_ascii=False, default=_text) for profile in profiles
+    )
+
+
+def _text(value: Decimal | date) -> str:
+    return f"decimal {value.normalize()}" if isinstance(value, Decimal) else f"{type(value).__name__} {value}"
+
+
+def check(exporter: Exporter, export: Export) -> None:
+    with TemporaryDirectory() as folder:
+        plan = plan_of(export.parts, **export.options, lake=Path(folder))
+        expected = merge_profiles(plan, rows_of(export.parts))
+        note(f"expected: {expected}")
+
+        profiles, counts = exporter.export(plan, Path(folder), export.ranges)
+
+    assert lines(profiles) == lines(list(expected.profiles))
+    assert counts == expected.counts
+
+
+@given(exports())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_the_engine_exports_what_the_reference_says(exporter: Exporter, export: Export) -> None:
+    check(exporter, export)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@given(exports())
+@settings(max_examples=1_000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_the_engine_exports_what_the_reference_says_in_many_more_cases(
+    exporter: Exporter, export: Export
+) -> None:
+    check(exporter, export)
+
+
+@given(
+    kind=st.sampled_from([DatasetKind.RECORD, DatasetKind.EVENT]),
+    identities=st.integers(49, 52),
+    on_one=st.integers(1, 60),
+    options=st.fixed_dictionaries(
+        {
+            "graph": st.sampled_from(IdentityGraph),
+            "empty_profiles": st.booleans(),
+            "event_fields": st.sampled_from([None, [], ["_id"]]),
+        }
+    ),
+)
+@settings(max_examples=12)
+def test_s7_the_engine_leaves_out_who_has_more_than_fifty_identities(
+    exporter: Exporter, kind: DatasetKind, identities: int, on_one: int, options: dict[str, Any]
+) -> None:
+    # Each row has `on_one` identities and shares one with the next, so that all are a chain.
+    names = [f"CRMID:{number}" for number in range(identities)]
+    chain = [names[start : start + on_one + 1] for start in range(0, identities - 1, on_one)]
+    rows = [
+        row(kind, primary, {"_id": "1", "timestamp": at(0)}, links=links, number=number)
+        for number, (primary, *links) in enumerate(chain)
+    ]
+    other = records("other", {}, row("other", "CRMID:of somebody else", batch="b2"))
+    build = events if kind is DatasetKind.EVENT else records
+
+    check(exporter, Export((build(kind, {}, *rows), other), options, EVERYTHING))

@@ -1,0 +1,43 @@
+"""One server for all service tests of a process: each test is a tenant of its own."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from profile_export.app import Application
+from profile_export.config import load
+from tests.service.harness import Caller
+
+
+def settings_for(data_dir: Path) -> dict[str, str | bool | None]:
+    return {"data_dir": str(data_dir), "grpc_address": "127.0.0.1:0", "threads": "1", "drain_seconds": "1"}
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def application(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Application]:
+    server = Application(load(settings_for(tmp_path_factory.mktemp("server")), {}))
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def channel(application: Application) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{application.port}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def caller(channel: grpc.aio.Channel) -> Caller:
+    return Caller(channel, f"org-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def stranger(channel: grpc.aio.Channel) -> Caller:
+    return Caller(channel, f"org-{secrets.token_hex(6)}")

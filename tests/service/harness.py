@@ -1,0 +1,209 @@
+"""A caller of a real server: the generated stubs, and the few steps that most scenarios share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pyarrow as pa
+import pyarrow.parquet as pq
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from profile_export.v1 import batch_pb2, dataset_pb2, job_pb2, merge_policy_pb2
+from profile_export.v1 import dataset_service_pb2 as ds
+from profile_export.v1 import export_service_pb2 as es
+from profile_export.v1 import profile_service_pb2 as ps
+from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceStub
+from profile_export.v1.export_service_pb2_grpc import ExportServiceStub
+from profile_export.v1.profile_service_pb2_grpc import ProfileServiceStub
+from profile_export.v1.schema_service_pb2_grpc import SchemaServiceStub
+
+XDM = "https://ns.adobe.com/xdm/context"
+SCHEMAS = {"record": f"{XDM}/profile", "event": f"{XDM}/experienceevent", "union": f"{XDM}/profile__union"}
+CHUNK = 1024 * 1024
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Refusal:
+    """What a failed call carries."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    fields: list[str] = field(default_factory=list)
+    retry_seconds: float | None = None
+
+
+async def refusal_of(call: Any) -> Refusal:
+    """Await a call that must fail, and read its details: exactly one ErrorInfo."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return refusal_from(error)
+    message = "the call should have been refused"
+    raise AssertionError(message)
+
+
+def refusal_from(error: grpc.aio.AioRpcError) -> Refusal:
+    status = rpc_status.from_call(error)
+    refusal = Refusal(error.code(), error.details() or "", "")
+    infos = 0
+    for detail in status.details if status else ():
+        info, bad, retry = (
+            error_details_pb2.ErrorInfo(),
+            error_details_pb2.BadRequest(),
+            error_details_pb2.RetryInfo(),
+        )
+        if detail.Unpack(info):
+            infos += 1
+            refusal.reason, refusal.metadata = info.reason, dict(info.metadata)
+        elif detail.Unpack(bad):
+            refusal.fields = [violation.field for violation in bad.field_violations]
+        elif detail.Unpack(retry):
+            refusal.retry_seconds = retry.retry_delay.ToTimedelta().total_seconds()
+    assert infos == 1, f"{infos} ErrorInfo in {error}"
+    return refusal
+
+
+class Caller:
+    """One tenant's calls."""
+
+    def __init__(self, channel: grpc.aio.Channel, org: str) -> None:
+        self.metadata = (("x-gw-ims-org-id", org), ("x-sandbox-name", "prod"))
+        self.datasets = DatasetServiceStub(channel)
+        self.schemas = SchemaServiceStub(channel)
+        self.profiles = ProfileServiceStub(channel)
+        self.exports = ExportServiceStub(channel)
+
+    async def dataset(self, kind: str, identities: Mapping[str, str] | None = None, **values: Any) -> str:
+        """Make a dataset; `identities` maps paths to namespaces, the first of them primary."""
+        fields = [
+            dataset_pb2.IdentityField(path=path, namespace=namespace, primary=index == 0)
+            for index, (path, namespace) in enumerate((identities or {}).items())
+        ]
+        request = ds.CreateDatasetRequest(
+            name=values.pop("name", kind),
+            schema_ref=dataset_pb2.SchemaRef(id=SCHEMAS[kind]),
+            identity_fields=fields,
+            **values,
+        )
+        return (await self.datasets.CreateDataset(request, metadata=self.metadata)).dataset.id
+
+    async def upload(self, dataset_id: str, batch_id: str, rows: Iterable[Row]) -> batch_pb2.Batch:
+        """Upload rows as JSON lines."""
+        return (await self.send(dataset_id, batch_id, json_lines(rows))).batch
+
+    async def send(
+        self,
+        dataset_id: str,
+        batch_id: str,
+        data: bytes,
+        upload_format: ds.UploadFormat = ds.UPLOAD_FORMAT_JSON_LINES,
+    ) -> ds.UploadBatchResponse:
+        """Upload bytes."""
+        messages = upload_messages(dataset_id, batch_id, data, upload_format)
+        return await self.datasets.UploadBatch(replay(messages), metadata=self.metadata)
+
+    async def policy(self, graph: merge_policy_pb2.IdentityGraph) -> str:
+        """Make a merge policy."""
+        request = ps.CreateMergePolicyRequest(
+            attribute_merge=merge_policy_pb2.AttributeMerge(
+                type=merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED
+            ),
+            identity_graph=graph,
+        )
+        return (await self.profiles.CreateMergePolicy(request, metadata=self.metadata)).merge_policy.id
+
+    async def job(self, destination: str, request_id: str = "", **spec: Any) -> job_pb2.ExportJob:
+        """Create a job."""
+        request = es.CreateJobRequest(spec=export_spec(destination, **spec), request_id=request_id)
+        return (await self.exports.CreateJob(request, metadata=self.metadata)).job
+
+    def watch(
+        self, job_id: int, after_revision: int | None = None, **options: Any
+    ) -> AsyncIterator[es.WatchJobResponse]:
+        """Open a watch."""
+        request = es.WatchJobRequest(job_id=job_id, after_revision=after_revision, **options)
+        return self.exports.WatchJob(request, metadata=self.metadata)
+
+    async def finished(self, job_id: int) -> job_pb2.ExportJob:
+        """Watch a job to its end."""
+        last = [message async for message in self.watch(job_id)][-1]
+        return last.job
+
+    async def export(self, destination: str, **spec: Any) -> job_pb2.ExportJob:
+        """Run a job to its end, which has to be a good one."""
+        job = await self.finished((await self.job(destination, **spec)).id)
+        assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job
+        return job
+
+    async def files(self, batch_id: str) -> Sequence[batch_pb2.DataFile]:
+        """List the files of a batch."""
+        request = ds.ListBatchFilesRequest(batch_id=batch_id)
+        return (await self.datasets.ListBatchFiles(request, metadata=self.metadata)).files
+
+    async def rows(self, batch_id: str) -> list[dict[str, Any]]:
+        """Read all rows of a batch in place."""
+        tables = [pq.read_table(file.location) for file in await self.files(batch_id)]
+        return pa.concat_tables(tables, promote_options="default").to_pylist() if tables else []
+
+    async def download(self, batch_id: str, file_name: str, **stretch: int) -> bytes:
+        """Read a file through the service."""
+        request = ds.ReadBatchFileRequest(batch_id=batch_id, file_name=file_name, **stretch)
+        chunks = [
+            message.data async for message in self.datasets.ReadBatchFile(request, metadata=self.metadata)
+        ]
+        assert all(len(chunk) <= CHUNK for chunk in chunks)
+        return b"".join(chunks)
+
+
+def export_spec(destination: str, **values: Any) -> job_pb2.ExportSpec:
+    """Write what to export; `policy` is a policy's id, `events` switches events on."""
+    policy = values.pop("policy", "")
+    events = values.pop("events", None)
+    return job_pb2.ExportSpec(
+        destination=job_pb2.ExportDestination(dataset_id=destination),
+        merge_policy=merge_policy_pb2.MergePolicyRef(id=policy) if policy else None,
+        event_list=events,
+        **values,
+    )
+
+
+def json_lines(rows: Iterable[Row]) -> bytes:
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+def upload_messages(
+    dataset_id: str,
+    batch_id: str,
+    data: bytes,
+    upload_format: ds.UploadFormat = ds.UPLOAD_FORMAT_JSON_LINES,
+    offset: int = 0,
+) -> list[ds.UploadBatchRequest]:
+    """Cut an upload into its messages; with an offset only the rest of `data` is sent."""
+    start = ds.UploadStart(dataset_id=dataset_id, batch_id=batch_id, format=upload_format, offset=offset)
+    finish = ds.UploadFinish(byte_count=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return [
+        ds.UploadBatchRequest(start=start),
+        *(ds.UploadBatchRequest(data=data[at : at + CHUNK]) for at in range(offset, len(data), CHUNK)),
+        ds.UploadBatchRequest(finish=finish),
+    ]
+
+
+async def replay(messages: Iterable[ds.UploadBatchRequest]) -> AsyncIterator[ds.UploadBatchRequest]:
+    """Send messages one by one."""
+    for message in messages:
+        yield message
+
+
+def shared_folder() -> Path:
+    """Return the folder with the real data sets; it may be missing."""
+    return Path(__file__).parents[3] / "shared"

@@ -1,0 +1,60 @@
+"""The demo, as somebody who has just cloned the repository sees it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def _demo(temporary: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "profile_export", "demo", *options],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_demo_shows_an_export_from_sources_to_rows_and_cleans_up(tmp_path: Path) -> None:
+    done = _demo(tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    told = re.sub(r" {2,}", "  ", done.stdout)
+    for line in (
+        "CRM  1,433 records",
+        "Web shop  1,344 records",
+        "Newsletter  820 records",
+        "Web  6,000 events",
+        "PROCESSING → SUCCEEDED",
+        "2,000 of 2,150 exported",
+        "left out  events only 150",
+        "fragments  3,597 read",
+        "timeSeriesEvents",
+        "total",
+        "100%",
+        "read_parquet",
+        "import duckdb",
+    ):
+        assert line in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_leaves_its_files_when_told_to(tmp_path: Path) -> None:
+    done = _demo(tmp_path, "--keep")
+
+    assert done.returncode == 0
+    (folder,) = tmp_path.iterdir()
+    assert f"The folder stays: {folder}" in done.stdout
+    line = next(line for line in done.stdout.splitlines() if "import duckdb" in line)
+    again = subprocess.run(
+        line.split("DuckDB")[1].strip().replace("python", sys.executable, 1),
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.splitlines()[0].strip() in done.stdout

@@ -1,0 +1,269 @@
+"""Tenants, datasets and batches: what they may be called, what they start with, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from profile_export.domain.catalog import (
+    BUILT_IN_SCHEMAS,
+    PROFILE_CLASS,
+    Dataset,
+    DatasetKind,
+    IdentityField,
+    SchemaRef,
+    Tenant,
+    check_batch_id,
+    check_file_name,
+    check_identity_fields,
+    check_tags,
+    initial_fields,
+)
+from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.learning import MAX_DEPTH
+from profile_export.domain.schema import (
+    BOOLEAN,
+    EMPTY,
+    IDENTITY_MAP_TYPE,
+    SEGMENT_MEMBERSHIP_TYPE,
+    TEXT,
+    TIMESTAMP,
+    ArrayType,
+    MapType,
+    ObjectType,
+    TypeConflictError,
+)
+from tests.builders import at
+
+XDM = "https://ns.adobe.com/xdm/context"
+PROFILE, EVENT, UNION = (
+    BUILT_IN_SCHEMAS[f"{XDM}/{name}"] for name in ("profile", "experienceevent", "profile__union")
+)
+
+
+def declared(path: str, namespace: str = "Email", *, primary: bool = False) -> IdentityField:
+    return IdentityField(tuple(path.split(".")), namespace, primary)
+
+
+def dataset(kind: DatasetKind, *profile_tag: str) -> Dataset:
+    tags = {"unifiedProfile": profile_tag} if profile_tag else {}
+    return Dataset("d1", "CRM", "", SchemaRef(PROFILE.id), kind, tags, (), EMPTY, at(0), at(0))
+
+
+def refusal_of(check: Callable[[], None]) -> InvalidArgumentError:
+    with pytest.raises(InvalidArgumentError) as refused:
+        check()
+    return refused.value
+
+
+# --- Names ---
+
+
+def test_without_headers_there_is_one_tenant() -> None:
+    assert Tenant() == Tenant("default", "prod")
+
+
+@pytest.mark.parametrize("part", ["a", "1234@AdobeOrg", "A.b-c_d", "x" * 64])
+def test_an_org_and_a_sandbox_have_names_of_a_simple_form(part: str) -> None:
+    tenant = Tenant(part, part)
+
+    assert (tenant.org, tenant.sandbox) == (part, part)
+
+
+@pytest.mark.parametrize("part", ["", "x" * 65, "a b", "a/b", "a\n", "é"])
+def test_any_other_org_or_sandbox_is_refused_by_its_header(part: str) -> None:
+    org, sandbox = (
+        refusal_of(lambda: _make(Tenant, part, "prod")),
+        refusal_of(lambda: _make(Tenant, "default", part)),
+    )
+
+    assert org.metadata["field"] == "x-gw-ims-org-id"
+    assert sandbox.metadata["field"] == "x-sandbox-name"
+
+
+def _make(kind: Callable[..., object], *arguments: str) -> None:
+    kind(*arguments)
+
+
+@pytest.mark.parametrize("batch_id", ["1", "my-batch_2", "x" * 64])
+def test_a_batch_id_of_the_agreed_form_is_accepted(batch_id: str) -> None:
+    check_batch_id(batch_id)
+
+
+@pytest.mark.parametrize("batch_id", ["", "x" * 65, "a.b", "a/b", "..", "a\n", "é"])
+def test_any_other_batch_id_is_refused(batch_id: str) -> None:
+    refused = refusal_of(lambda: check_batch_id(batch_id))
+
+    assert refused.metadata["field"] == "start.batch_id"
+    assert "[A-Za-z0-9_-]{1,64}" in refused.message
+
+
+@pytest.mark.parametrize("file_name", ["1", "part-2_b.parquet", "x" * 64])
+def test_a_file_name_of_the_agreed_form_is_accepted(file_name: str) -> None:
+    check_file_name(file_name)
+
+
+@pytest.mark.parametrize("file_name", ["", "x" * 65, "a/b", "a\n", "é"])
+def test_any_other_file_name_is_refused(file_name: str) -> None:
+    refused = refusal_of(lambda: check_file_name(file_name))
+
+    assert refused.metadata["field"] == "start.file_name"
+    assert "[A-Za-z0-9_.-]{1,64}" in refused.message
+
+
+# --- Built-in schemas ---
+
+
+def test_there_is_a_built_in_schema_for_each_kind_of_dataset() -> None:
+    kinds = [schema.kind for schema in BUILT_IN_SCHEMAS.values()]
+
+    assert sorted(kinds) == sorted(DatasetKind)
+    assert all(schema.id == schema_id for schema_id, schema in BUILT_IN_SCHEMAS.items())
+    assert UNION.class_name == PROFILE.class_name == PROFILE_CLASS
+
+
+def test_the_built_in_schemas_declare_what_every_record_and_event_may_have() -> None:
+    assert (PROFILE.kind, PROFILE.fields) == (
+        DatasetKind.RECORD,
+        ObjectType({"identityMap": IDENTITY_MAP_TYPE, "segmentMembership": SEGMENT_MEMBERSHIP_TYPE}),
+    )
+    assert (EVENT.kind, EVENT.fields) == (
+        DatasetKind.EVENT,
+        ObjectType({"_id": TEXT, "timestamp": TIMESTAMP, "identityMap": IDENTITY_MAP_TYPE}),
+    )
+    assert (UNION.kind, UNION.fields) == (DatasetKind.UNION, EMPTY)
+
+
+def test_the_two_maps_have_their_xdm_types() -> None:
+    item = ObjectType({"id": TEXT, "authenticatedState": TEXT, "primary": BOOLEAN})
+    entry = ObjectType({"lastQualificationTime": TIMESTAMP, "status": TEXT, "validUntil": TIMESTAMP})
+
+    assert MapType(ArrayType(item)) == IDENTITY_MAP_TYPE
+    assert MapType(MapType(entry)) == SEGMENT_MEMBERSHIP_TYPE
+
+
+# --- Sources ---
+
+
+@pytest.mark.parametrize(
+    ("some", "is_source"),
+    [
+        (dataset(DatasetKind.RECORD), True),
+        (dataset(DatasetKind.EVENT), True),
+        (dataset(DatasetKind.UNION), False),
+        (dataset(DatasetKind.RECORD, "enabled:true"), True),
+        (dataset(DatasetKind.RECORD, "other", "enabled:false"), False),
+        (dataset(DatasetKind.EVENT, "enabled:false"), False),
+        (dataset(DatasetKind.UNION, "enabled:true"), False),
+    ],
+)
+def test_s11_sources_are_records_and_events_that_are_not_switched_off(
+    some: Dataset, *, is_source: bool
+) -> None:
+    assert some.is_source is is_source
+
+
+def test_a_dataset_that_patches_is_not_built_yet() -> None:
+    with pytest.raises(UnimplementedError, match="isUpsert:true"):
+        check_tags({"unifiedProfile": ("enabled:true", "isUpsert:true")})
+
+
+def test_any_other_tag_is_kept_as_it_is() -> None:
+    check_tags({})
+    check_tags({"unifiedProfile": ("enabled:false",), "team": ("isUpsert:true",)})
+
+
+# --- Declared identity fields ---
+
+
+def test_a_new_dataset_has_the_fields_of_its_schema_and_the_declared_ones_as_text() -> None:
+    fields = initial_fields(EVENT, (declared("crm.ids.main"), declared("crm.email"), declared("_id")))
+
+    assert fields == ObjectType(
+        {
+            **EVENT.fields.fields,
+            "crm": ObjectType({"ids": ObjectType({"main": TEXT}), "email": TEXT}),
+        }
+    )
+
+
+def test_a_new_dataset_without_declared_fields_has_those_of_its_schema() -> None:
+    assert initial_fields(PROFILE, ()) is PROFILE.fields
+
+
+@pytest.mark.parametrize("path", ["timestamp", "identityMap", "identityMap.Email", "_id.main", "Timestamp"])
+def test_a_declared_field_that_contradicts_the_schema_is_refused(path: str) -> None:
+    with pytest.raises(TypeConflictError):
+        initial_fields(EVENT, (declared(path),))
+
+
+def test_declared_fields_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(TypeConflictError, match="'crm'"):
+        initial_fields(PROFILE, (declared("crm.id"), declared("crm")))
+
+
+def test_several_identity_fields_may_share_a_namespace_and_one_may_be_primary() -> None:
+    check_identity_fields(
+        DatasetKind.RECORD,
+        (declared("crm.id", "CRMID", primary=True), declared("email"), declared("other.email")),
+    )
+
+
+@pytest.mark.parametrize("kind", DatasetKind)
+def test_a_dataset_may_declare_no_identity_field(kind: DatasetKind) -> None:
+    check_identity_fields(kind, ())
+
+
+def test_a_union_dataset_declares_no_identity_field() -> None:
+    refused = refusal_of(lambda: check_identity_fields(DatasetKind.UNION, (declared("email"),)))
+
+    assert refused.metadata["field"] == "identity_fields"
+    assert "union dataset" in refused.message
+
+
+@pytest.mark.parametrize("path", [(), ("",), ("crm", ""), ("", "id"), ("a",) * (MAX_DEPTH + 1)])
+def test_a_declared_path_without_a_name_or_with_too_many_is_refused(path: tuple[str, ...]) -> None:
+    fields = (declared("email"), IdentityField(path, "CRMID"))
+
+    refused = refusal_of(lambda: check_identity_fields(DatasetKind.RECORD, fields))
+
+    assert refused.metadata["field"] == "identity_fields[1].path"
+    assert "dotted field path" in refused.message
+
+
+@pytest.mark.parametrize("path", ["_batch_id", "_ROW", "_links.id", "timeSeriesEvents"])
+def test_a_declared_path_that_begins_with_a_system_column_is_refused(path: str) -> None:
+    refused = refusal_of(lambda: check_identity_fields(DatasetKind.RECORD, (declared(path),)))
+
+    assert refused.metadata["field"] == "identity_fields[0].path"
+    assert "system column" in refused.message
+
+
+def test_a_declared_path_may_have_the_name_of_a_system_column_inside() -> None:
+    check_identity_fields(DatasetKind.RECORD, (declared("crm._row"),))
+
+
+@pytest.mark.parametrize("namespace", ["", "a\0b"])
+def test_a_declared_field_without_a_namespace_that_can_be_is_refused(namespace: str) -> None:
+    refused = refusal_of(lambda: check_identity_fields(DatasetKind.RECORD, (declared("email", namespace),)))
+
+    assert refused.metadata["field"] == "identity_fields[0].namespace"
+
+
+def test_a_path_that_is_declared_twice_is_refused() -> None:
+    fields = (declared("email"), declared("crm"), declared("email", "CRMID"))
+
+    refused = refusal_of(lambda: check_identity_fields(DatasetKind.RECORD, fields))
+
+    assert refused.metadata["field"] == "identity_fields[2].path"
+    assert "twice" in refused.message
+
+
+def test_two_primary_fields_are_refused() -> None:
+    fields = (declared("email", primary=True), declared("crm", primary=True))
+
+    refused = refusal_of(lambda: check_identity_fields(DatasetKind.RECORD, fields))
+
+    assert refused.metadata["field"] == "identity_fields"
+    assert "at most one" in refused.message

@@ -1,0 +1,156 @@
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from profile_export.config import ServeSettings, SettingsError, load
+
+FOLDER = {"data_dir": ".data"}
+
+BAD = [
+    ("data_dir", ""),
+    ("data_dir", "a\0b"),
+    ("grpc_address", ""),
+    ("grpc_address", "50051"),
+    ("grpc_address", ":50051"),
+    ("grpc_address", "127.0.0.1"),
+    ("grpc_address", "127.0.0.1:"),
+    ("grpc_address", "127.0.0.1:http"),
+    ("grpc_address", "127.0.0.1:-1"),
+    ("grpc_address", "127.0.0.1:65536"),
+    ("grpc_address", "::1:50051"),
+    ("grpc_address", "[::1]"),
+    ("grpc_address", "[127.0.0.1]:1"),
+    ("grpc_address", "[]:1"),
+    ("grpc_address", "a b:1"),
+    ("grpc_address", "127.0.0.1:1\n"),
+    ("insecure", "maybe"),
+    ("memory_limit_mb", "63"),
+    ("memory_limit_mb", "1GB"),
+    ("threads", "0"),
+    ("threads", "-1"),
+    ("threads", "2.5"),
+    ("threads", "1_0"),
+    ("threads", "٣"),
+    ("log_level", "loud"),
+    ("drain_seconds", "soon"),
+    ("drain_seconds", "-1"),
+]
+
+
+def _refusal(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(options, environ)
+    return str(caught.value)
+
+
+def _assert_one_line_with_both_names(line: str, name: str) -> None:
+    assert "\n" not in line
+    assert f"--{name.replace('_', '-')} " in line
+    assert f"PROFILE_EXPORT_{name.upper()}" in line
+
+
+def test_a_folder_is_all_that_has_to_be_given() -> None:
+    settings = load(FOLDER, {})
+
+    assert settings == ServeSettings(
+        data_dir=Path(".data"),
+        grpc_address=("127.0.0.1", 50_051),
+        insecure=False,
+        memory_limit_mb=None,
+        threads=None,
+        log_level="info",
+        drain_seconds=10,
+    )
+
+
+def test_every_option_has_its_variable() -> None:
+    settings = load(
+        {},
+        {
+            "PROFILE_EXPORT_DATA_DIR": "/srv/data",
+            "PROFILE_EXPORT_GRPC_ADDRESS": "0.0.0.0:9000",
+            "PROFILE_EXPORT_INSECURE": "Yes",
+            "PROFILE_EXPORT_MEMORY_LIMIT_MB": "2048",
+            "PROFILE_EXPORT_THREADS": "4",
+            "PROFILE_EXPORT_LOG_LEVEL": "DEBUG",
+            "PROFILE_EXPORT_DRAIN_SECONDS": "0",
+        },
+    )
+
+    assert settings == ServeSettings(
+        data_dir=Path("/srv/data"),
+        grpc_address=("0.0.0.0", 9_000),
+        insecure=True,
+        memory_limit_mb=2_048,
+        threads=4,
+        log_level="debug",
+        drain_seconds=0,
+    )
+
+
+def test_an_option_beats_its_variable() -> None:
+    environ = {"PROFILE_EXPORT_THREADS": "2", "PROFILE_EXPORT_INSECURE": "true"}
+
+    settings = load({**FOLDER, "threads": "3", "insecure": False}, environ)
+
+    assert settings.threads == 3
+    assert settings.insecure is False
+
+
+def test_an_option_that_is_not_given_leaves_the_word_to_its_variable() -> None:
+    assert load({**FOLDER, "threads": None}, {"PROFILE_EXPORT_THREADS": "2"}).threads == 2
+
+
+def test_a_variable_that_is_empty_is_not_given() -> None:
+    assert load(FOLDER, {"PROFILE_EXPORT_THREADS": ""}).threads is None
+
+
+def test_a_server_without_a_folder_is_refused() -> None:
+    line = _refusal({}, {})
+
+    _assert_one_line_with_both_names(line, "data_dir")
+    assert "--data-dir .data" in line
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_option_is_one_line_with_both_names_and_the_way_out(name: str, value: str) -> None:
+    line = _refusal({**FOLDER, name: value}, {})
+
+    _assert_one_line_with_both_names(line, name)
+    assert repr(value) in line
+    assert "give " in line
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, value in BAD if value])
+def test_a_bad_variable_is_one_line_with_both_names_and_the_way_out(name: str, value: str) -> None:
+    line = _refusal({}, {"PROFILE_EXPORT_DATA_DIR": ".data", f"PROFILE_EXPORT_{name.upper()}": value})
+
+    _assert_one_line_with_both_names(line, name)
+    assert repr(value) in line
+    assert "give " in line
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("127.1.2.3:65535", ("127.1.2.3", 65_535)),
+        ("localhost:50051", ("localhost", 50_051)),
+        ("[::1]:0", ("::1", 0)),
+        ("[0:0:0:0:0:0:0:1]:1", ("::1", 1)),
+    ],
+)
+def test_a_loopback_address_needs_nothing_else(text: str, address: tuple[str, int]) -> None:
+    assert load({**FOLDER, "grpc_address": text}, {}).grpc_address == address
+
+
+@pytest.mark.parametrize(
+    "text", ["0.0.0.0:50051", "192.168.1.5:1", "[::]:0", "[2001:db8::1]:1", "example.org:1"]
+)
+def test_any_other_address_is_refused_unless_the_operator_accepts_it(text: str) -> None:
+    line = _refusal({**FOLDER, "grpc_address": text}, {})
+
+    _assert_one_line_with_both_names(line, "grpc_address")
+    assert "--insecure (PROFILE_EXPORT_INSECURE=true)" in line
+    assert load({**FOLDER, "grpc_address": text, "insecure": True}, {}).insecure

@@ -1,0 +1,166 @@
+"""Pages of lists: tokens that hold for the same arguments only, and sizes with a limit."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, PageRequest, cut_page
+
+
+def token_of(cursor: str, *arguments: str) -> str:
+    """The token that a list hands out after the item of this key."""
+    return cut_page([cursor, "more"], PageRequest.of(1, "", *arguments), str).next_token
+
+
+def encoded(text: bytes) -> str:
+    return urlsafe_b64encode(text).decode()
+
+
+def read_all(items: list[int], page_size: int) -> list[int]:
+    """Read a list to its end as a caller does, against a store that looks for keys and never counts."""
+    read: list[int] = []
+    token = ""
+    while True:
+        request = PageRequest.of(page_size, token, "dataset-1")
+        after = [item for item in items if not request.cursor or item > int(request.cursor)]
+        page = cut_page(after[: request.size + 1], request, str)
+        read += page.items
+        token = page.next_token
+        if not token:
+            return read
+
+
+@pytest.mark.parametrize(
+    ("asked", "given_size"),
+    [
+        (0, DEFAULT_PAGE_SIZE),
+        (1, 1),
+        (MAX_PAGE_SIZE, MAX_PAGE_SIZE),
+        (MAX_PAGE_SIZE + 1, MAX_PAGE_SIZE),
+        (2**31 - 1, MAX_PAGE_SIZE),
+    ],
+)
+def test_a_page_has_the_size_asked_for_within_limits(asked: int, given_size: int) -> None:
+    request = PageRequest.of(asked, "")
+
+    assert request.size == given_size
+
+
+def test_a_negative_size_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="must not be negative") as refused:
+        PageRequest.of(-1, "")
+
+    assert refused.value.metadata["field"] == "page_size"
+
+
+def test_without_a_token_a_list_begins_at_the_beginning() -> None:
+    request = PageRequest.of(10, "", "dataset-1")
+
+    assert request.cursor == ""
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_a_token_brings_back_the_key_of_the_last_item(cursor: str) -> None:
+    token = token_of(cursor, "dataset-1", "")
+
+    assert PageRequest.of(5, token, "dataset-1", "").cursor == cursor
+
+
+def test_the_size_may_change_from_page_to_page() -> None:
+    token = token_of("7", "dataset-1")
+
+    assert PageRequest.of(50, token, "dataset-1").cursor == "7"
+
+
+@pytest.mark.parametrize(
+    "others", [(), ("dataset-2", ""), ("", "dataset-1"), ("dataset-1",), ("dataset-1,", "")]
+)
+def test_a_token_is_refused_with_other_arguments(others: tuple[str, ...]) -> None:
+    token = token_of("7", "dataset-1", "")
+
+    with pytest.raises(InvalidArgumentError, match="same other arguments") as refused:
+        PageRequest.of(5, token, *others)
+
+    assert refused.value.reason == "PAGE_TOKEN_INVALID"
+    assert refused.value.metadata["field"] == "page_token"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "1",
+        "garbage",
+        "é",
+        "\ud800",
+        encoded(b"\xff\xfe"),
+        encoded(b"not JSON"),
+        encoded(b"7"),
+        encoded(b"null"),
+        encoded(b'["7"]'),
+        encoded(b'["7", "x", "y"]'),
+        encoded(b'{"cursor": "7", "arguments": "x"}'),
+        encoded(b'["7", null]'),
+        encoded(b"[" * 100_000),
+    ],
+    ids=ascii,
+)
+def test_a_token_that_is_not_ours_is_refused(token: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="next_page_token") as refused:
+        PageRequest.of(5, token, "dataset-1")
+
+    assert refused.value.reason == "PAGE_TOKEN_INVALID"
+
+
+@pytest.mark.parametrize("cursor", [b"7", b"null", b'["7"]'])
+def test_a_token_whose_key_is_no_text_is_refused(cursor: bytes) -> None:
+    bound_to = PageRequest.of(5, "", "dataset-1").arguments
+
+    with pytest.raises(InvalidArgumentError, match="next_page_token"):
+        PageRequest.of(5, encoded(b'[%b, "%b"]' % (cursor, bound_to.encode())), "dataset-1")
+
+
+@given(st.text())
+def test_any_text_as_a_token_is_refused_and_breaks_nothing(token: str) -> None:
+    if not token:
+        assert PageRequest.of(5, token).cursor == ""
+        return
+
+    with pytest.raises(InvalidArgumentError):
+        PageRequest.of(5, token)
+
+
+def test_a_page_that_is_not_full_is_the_last() -> None:
+    page = cut_page([1, 2], PageRequest.of(3, ""), str)
+
+    assert (page.items, page.next_token) == ((1, 2), "")
+
+
+def test_a_page_that_is_just_full_is_the_last_if_nothing_follows() -> None:
+    page = cut_page([1, 2, 3], PageRequest.of(3, ""), str)
+
+    assert (page.items, page.next_token) == ((1, 2, 3), "")
+
+
+def test_a_page_with_more_behind_it_leaves_the_surplus_item_to_the_next() -> None:
+    page = cut_page([1, 2, 3, 4], PageRequest.of(3, ""), str)
+
+    assert page.items == (1, 2, 3)
+    assert PageRequest.of(3, page.next_token).cursor == "3"
+
+
+def test_a_page_of_nothing_is_the_last() -> None:
+    page = cut_page([], PageRequest.of(3, ""), str)
+
+    assert (page.items, page.next_token) == ((), "")
+
+
+@given(st.integers(0, 40), st.integers(1, 12))
+def test_pages_together_are_the_whole_list_without_gap_or_repetition(count: int, page_size: int) -> None:
+    items = list(range(1, count + 1))
+
+    assert read_all(items, page_size) == items

@@ -1,0 +1,143 @@
+"""The plan: ranges that cover every key once, and counts that add up."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.plan import (
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    ROWS_PER_RANGE,
+    ExportCounts,
+    ExportPlan,
+    PinnedFile,
+    Source,
+    SourcePart,
+)
+from profile_export.domain.policy import IdentityGraph
+from profile_export.domain.schema import EMPTY
+
+FIGURES = [figure.name for figure in fields(ExportCounts) if figure.name != "by_namespace"]
+
+
+def source_of(*parts: tuple[int, ...], kind: DatasetKind = DatasetKind.RECORD) -> Source:
+    """A source of parts of files of so many rows."""
+    return Source(
+        "crm",
+        kind,
+        tuple(
+            SourcePart(EMPTY, tuple(PinnedFile(f"f{index}", rows, 1) for index, rows in enumerate(files)))
+            for files in parts
+        ),
+    )
+
+
+def plan_over(*sources: Source) -> ExportPlan:
+    return ExportPlan("b1", IdentityGraph.NONE, sources, (), {}, {}, EMPTY, EMPTY, EMPTY, (), None)
+
+
+counts = st.builds(
+    ExportCounts,
+    **{figure: st.integers(0, 10**12) for figure in FIGURES},
+    by_namespace=st.dictionaries(st.sampled_from(["Email", "CRMID", "ECID"]), st.integers(0, 10**12)),
+)
+
+
+# --- Ranges ---
+
+
+@given(st.integers(0, 2 * 10**10) | st.integers(0, 5 * ROWS_PER_RANGE))
+def test_ranges_cover_the_whole_space_of_keys_without_gap_or_overlap(rows: int) -> None:
+    ranges = plan_over(source_of((rows,))).ranges()
+
+    assert ranges[0].low == LOWEST_KEY == -(2**63)
+    assert ranges[-1].high == HIGHEST_KEY == 2**63 - 1
+    assert all(before.high + 1 == after.low for before, after in pairwise(ranges))
+    assert all(one.low <= one.high for one in ranges)
+    assert [one.index for one in ranges] == list(range(len(ranges)))
+
+
+@given(st.integers(0, 2 * 10**10))
+def test_ranges_hold_about_equally_many_keys(rows: int) -> None:
+    ranges = plan_over(source_of((rows,))).ranges()
+
+    widths = {one.high - one.low for one in ranges}
+    assert max(widths) - min(widths) < len(ranges)
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"),
+    [
+        (0, 1),
+        (1, 1),
+        (ROWS_PER_RANGE, 1),
+        (ROWS_PER_RANGE * 149 // 100, 1),
+        (ROWS_PER_RANGE * 151 // 100, 2),
+        (ROWS_PER_RANGE * 16, 16),
+    ],
+)
+def test_a_range_reads_about_as_many_rows_as_bound_the_memory(rows: int, count: int) -> None:
+    ranges = plan_over(source_of((rows,))).ranges()
+
+    assert len(ranges) == count
+
+
+def test_every_file_of_every_source_counts_for_the_ranges() -> None:
+    half = ROWS_PER_RANGE // 2
+    plan = plan_over(source_of((half, half), (half,)), source_of((half,), kind=DatasetKind.EVENT))
+
+    assert len(plan.ranges()) == 2
+
+
+def test_every_attempt_gets_the_same_ranges() -> None:
+    first, second = (plan_over(source_of((5 * ROWS_PER_RANGE,))) for _ in range(2))
+
+    assert first.ranges() == second.ranges()
+
+
+def test_a_source_has_the_rows_of_all_its_files() -> None:
+    source = source_of((1, 2), (), (4,))
+
+    assert source.rows == 7
+
+
+# --- Counts ---
+
+
+def test_every_figure_of_two_ranges_adds_up() -> None:
+    first = ExportCounts(**{figure: 2**index for index, figure in enumerate(FIGURES)})
+    second = ExportCounts(**dict.fromkeys(FIGURES, 1000))
+
+    added = first + second
+
+    assert {figure: getattr(added, figure) for figure in FIGURES} == {
+        figure: 1000 + 2**index for index, figure in enumerate(FIGURES)
+    }
+
+
+def test_namespaces_add_up_one_by_one_whichever_range_knows_them() -> None:
+    first = ExportCounts(by_namespace={"Email": 3, "CRMID": 1})
+    second = ExportCounts(by_namespace={"ECID": 5, "Email": 4})
+
+    assert (first + second).by_namespace == {"CRMID": 1, "ECID": 5, "Email": 7}
+
+
+def test_counts_without_namespaces_count_as_having_none() -> None:
+    unknown, known = ExportCounts(), ExportCounts(by_namespace={"Email": 3})
+
+    assert (unknown + known).by_namespace == {"Email": 3}
+    assert (known + unknown).by_namespace == {"Email": 3}
+    assert (unknown + unknown).by_namespace == {}
+
+
+@given(counts, counts, counts)
+def test_counts_add_up_in_any_order(one: ExportCounts, two: ExportCounts, three: ExportCounts) -> None:
+    assert one + two == two + one
+    assert (one + two) + three == one + (two + three)
+    assert one + ExportCounts() == one

@@ -1,0 +1,122 @@
+"""What a caller asks of an export, and how it is bound to what exists."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from profile_export.domain.catalog import BUILT_IN_SCHEMAS, Dataset, DatasetKind, SchemaRef
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.policy import BUILT_IN_POLICY
+from profile_export.domain.request import BoundRequest, EventList, ExportRequest, bind
+from profile_export.domain.schema import IDENTITY_MAP_TYPE, TEXT, ObjectType
+from tests.builders import at
+
+RECORDS = ObjectType({"identityMap": IDENTITY_MAP_TYPE, "name": TEXT})
+EVENTS = ObjectType({"identityMap": IDENTITY_MAP_TYPE, "_id": TEXT})
+
+
+def dataset(kind: DatasetKind = DatasetKind.UNION) -> Dataset:
+    schema = next(schema for schema in BUILT_IN_SCHEMAS.values() if schema.kind is kind)
+    return Dataset("d1", "Exports", "", SchemaRef(schema.id), kind, {}, (), schema.fields, at(0), at(0))
+
+
+def bound(request: ExportRequest, destination: Dataset | None = None) -> BoundRequest:
+    return bind(request, destination or dataset(), BUILT_IN_POLICY, RECORDS, EVENTS)
+
+
+# --- As sent ---
+
+
+def test_a_request_needs_nothing_but_a_destination() -> None:
+    request = ExportRequest("d1")
+
+    assert (request.fields, request.policy_id, request.policy_version) == ((), "", None)
+    assert (request.event_list, request.empty_profiles) == (None, False)
+
+
+def test_a_request_without_a_destination_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="is required") as refused:
+        ExportRequest("")
+
+    assert refused.value.reason == "FIELD_REQUIRED"
+    assert refused.value.metadata["field"] == "spec.destination.dataset_id"
+
+
+@pytest.mark.parametrize("engine", ["", "duckdb"])
+def test_the_engine_may_be_left_out_or_be_the_one_there_is(engine: str) -> None:
+    assert ExportRequest("d1", engine=engine).engine == engine
+
+
+@pytest.mark.parametrize("engine", ["spark", "DuckDB", " "])
+def test_an_engine_that_this_server_has_not_is_refused(engine: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"has no '{engine}'") as refused:
+        ExportRequest("d1", engine=engine)
+
+    assert (refused.value.reason, refused.value.metadata["field"]) == ("ENGINE_UNKNOWN", "spec.engine")
+
+
+def test_s18_a_window_that_ends_before_it_begins_is_refused() -> None:
+    window = EventList(from_ingest_time=at(2), to_ingest_time=at(1))
+
+    with pytest.raises(InvalidArgumentError, match="later than to_ingest_time") as refused:
+        ExportRequest("d1", event_list=window)
+
+    assert refused.value.reason == "TIME_WINDOW_INVALID"
+    assert refused.value.metadata["field"] == "spec.event_list.filter.from_ingest_time"
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(None, None), (at(2), None), (None, at(1)), (at(1), at(2)), (at(1), at(1))]
+)
+def test_s18_a_window_may_be_open_at_either_end_or_be_empty(
+    start: datetime | None, end: datetime | None
+) -> None:
+    window = EventList(from_ingest_time=start, to_ingest_time=end)
+
+    assert ExportRequest("d1", event_list=window).event_list is window
+
+
+# --- Bound ---
+
+
+def test_a_bound_request_keeps_what_was_sent_and_the_policy_it_was_created_with() -> None:
+    request = ExportRequest(
+        "d1", ("name",), event_list=EventList(("_id",)), schema_name="_xdm.context.profile"
+    )
+
+    assert bound(request) == BoundRequest(request, BUILT_IN_POLICY)
+
+
+@pytest.mark.parametrize("kind", [DatasetKind.RECORD, DatasetKind.EVENT])
+def test_a_destination_must_be_a_union_dataset(kind: DatasetKind) -> None:
+    with pytest.raises(InvalidArgumentError, match="profile__union") as refused:
+        bound(ExportRequest("d1"), dataset(kind))
+
+    assert refused.value.reason == "DESTINATION_NOT_UNION"
+    assert refused.value.metadata["field"] == "spec.destination.dataset_id"
+    assert f"'d1' follows '{dataset(kind).schema.id}'" in refused.value.message
+
+
+def test_the_schema_name_must_be_the_destinations_class() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"_xdm\.context\.profile") as refused:
+        bound(ExportRequest("d1", schema_name="_xdm.context.experienceevent"))
+
+    assert refused.value.reason == "SCHEMA_NAME_MISMATCH"
+    assert refused.value.metadata["field"] == "spec.schema_name"
+
+
+def test_s23_an_unknown_field_is_refused_with_its_place_in_the_request() -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        bound(ExportRequest("d1", ("name", "nmae")))
+
+    assert (refused.value.metadata["field"], refused.value.metadata["nearest"]) == ("spec.fields[1]", "name")
+
+
+def test_s23_fields_of_events_are_looked_up_among_events() -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        bound(ExportRequest("d1", ("name",), event_list=EventList(("_id", "name"))))
+
+    assert refused.value.metadata["field"] == "spec.event_list.fields[1]"
+    assert refused.value.reason == "UNKNOWN_FIELD"

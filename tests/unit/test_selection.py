@@ -1,0 +1,272 @@
+"""Which fields an export keeps: S23 to S26."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.schema import (
+    BOOLEAN,
+    DOUBLE,
+    EMPTY,
+    IDENTITY_MAP_TYPE,
+    IDENTITY_MEMBERS,
+    SEGMENT_MEMBERSHIP_TYPE,
+    TEXT,
+    ArrayType,
+    FieldType,
+    MapType,
+    ObjectType,
+)
+from profile_export.domain.selection import Selection, known_paths, select_fields
+
+PERSON = ObjectType({"firstName": TEXT, "lastName": TEXT})
+ITEM = ObjectType({"sku": TEXT, "price": DOUBLE, "tags": ArrayType(TEXT)})
+ATTRIBUTES: dict[str, FieldType] = {
+    "person": ObjectType({"name": PERSON, "active": BOOLEAN}),
+    "loyal": BOOLEAN,
+    "orders": ArrayType(ITEM),
+    "baskets": ArrayType(ArrayType(ITEM)),
+    "scores": MapType(ObjectType({"value": DOUBLE})),
+    "shops": ArrayType(MapType(TEXT)),
+    "segmentMembership": SEGMENT_MEMBERSHIP_TYPE,
+}
+SCHEMA = ObjectType({"identityMap": IDENTITY_MAP_TYPE, **ATTRIBUTES})
+
+
+def selected(*paths: str) -> Selection:
+    return select_fields(SCHEMA, paths, "spec.fields")
+
+
+def kept(*paths: str) -> dict[str, FieldType]:
+    return dict(selected(*paths).fields.fields)
+
+
+def refusal_of(path: str, schema: ObjectType = SCHEMA) -> InvalidArgumentError:
+    with pytest.raises(InvalidArgumentError) as refused:
+        select_fields(schema, [path], "spec.fields")
+    return refused.value
+
+
+# --- What is kept ---
+
+
+def test_s26_without_paths_everything_is_kept_and_the_identity_map_whole() -> None:
+    assert selected() == Selection(ObjectType(ATTRIBUTES), IDENTITY_MEMBERS)
+
+
+def test_a_path_keeps_its_leaf_and_nothing_beside_it() -> None:
+    selection = selected("person.name.firstName", "loyal")
+
+    assert selection.fields == ObjectType(
+        {"person": ObjectType({"name": ObjectType({"firstName": TEXT})}), "loyal": BOOLEAN}
+    )
+    assert selection.identity_members == ()
+
+
+def test_a_path_of_an_object_keeps_all_of_it() -> None:
+    assert kept("person.name") == {"person": ObjectType({"name": PERSON})}
+
+
+@pytest.mark.parametrize(
+    "paths", [("person", "person.name.firstName"), ("person.name.firstName", "person"), ("person", "person")]
+)
+def test_a_path_below_another_adds_nothing(paths: tuple[str, ...]) -> None:
+    assert kept(*paths) == {"person": ATTRIBUTES["person"]}
+
+
+def test_columns_stay_in_the_order_of_the_schema() -> None:
+    selection = selected("orders", "loyal", "person")
+
+    assert list(selection.fields.fields) == ["person", "loyal", "orders"]
+
+
+def test_s24_a_path_through_an_array_trims_its_items() -> None:
+    assert kept("orders.sku") == {"orders": ArrayType(ObjectType({"sku": TEXT}))}
+    assert kept("orders.tags", "orders.price") == {
+        "orders": ArrayType(ObjectType({"price": DOUBLE, "tags": ArrayType(TEXT)}))
+    }
+
+
+def test_s24_a_path_goes_through_arrays_of_arrays() -> None:
+    assert kept("baskets.sku") == {"baskets": ArrayType(ArrayType(ObjectType({"sku": TEXT})))}
+
+
+@pytest.mark.parametrize("name", ["orders", "baskets", "scores", "shops", "segmentMembership"])
+def test_a_path_of_an_array_or_a_map_keeps_it_whole(name: str) -> None:
+    assert kept(name) == {name: ATTRIBUTES[name]}
+
+
+@pytest.mark.parametrize("path", [" loyal", "loyal\t", "\n loyal "])
+def test_blanks_around_a_path_do_not_count(path: str) -> None:
+    assert kept(path) == {"loyal": BOOLEAN}
+
+
+@given(st.sets(st.sampled_from(known_paths(ObjectType(ATTRIBUTES))), min_size=1))
+def test_s23_every_known_path_can_be_selected_and_finds_itself_again(paths: set[str]) -> None:
+    chosen = selected(*paths).fields
+
+    assert paths <= set(known_paths(chosen)) <= set(known_paths(SCHEMA))
+    assert select_fields(chosen, sorted(paths), "spec.fields").fields == chosen
+
+
+# --- Identities ---
+
+
+@pytest.mark.parametrize(
+    ("path", "members"),
+    [
+        ("identityMap", ("id", "authenticatedState", "primary")),
+        ("identities", ("id", "authenticatedState", "primary")),
+        ("identities.id", ("id",)),
+        ("identities.authenticatedState", ("authenticatedState",)),
+        ("identities.primary", ("primary",)),
+        ("identities.namespace", ("id",)),
+        ("identities.namespace.code", ("id",)),
+        (" identities.namespace.code ", ("id",)),
+    ],
+)
+def test_s25_identities_of_the_older_layout_select_from_the_identity_map(
+    path: str, members: tuple[str, ...]
+) -> None:
+    assert selected(path) == Selection(EMPTY, members)
+
+
+def test_s25_members_add_up_in_the_order_of_the_map() -> None:
+    selection = selected("identities.primary", "loyal", "identities.namespace.code", "identities.id")
+
+    assert selection == Selection(ObjectType({"loyal": BOOLEAN}), ("id", "primary"))
+
+
+@pytest.mark.parametrize(
+    "path", ["identities.xid", "identities.namespace.id", "identities.id.x", "identityMaps"]
+)
+def test_s25_identities_have_no_other_members(path: str) -> None:
+    assert refusal_of(path).reason == "UNKNOWN_FIELD"
+
+
+# --- What is refused ---
+
+
+@pytest.mark.parametrize("path", ["timeSeriesEvents", "timeSeriesEvents._id", " timeSeriesEvents "])
+def test_s25_events_are_no_field_and_the_refusal_points_to_the_event_list(path: str) -> None:
+    refused = refusal_of(path)
+
+    assert refused.metadata["field"] == "spec.fields[0]"
+    assert "'event_list'" in refused.message
+
+
+def test_s23_an_unknown_path_is_refused_with_its_place_and_the_nearest_known_one() -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        select_fields(SCHEMA, ["loyal", " person.name.fistName "], "spec.event_list.fields")
+
+    error = refused.value
+    assert error.reason == "UNKNOWN_FIELD"
+    assert error.metadata == {
+        "field": "spec.event_list.fields[1]",
+        "path": "person.name.fistName",
+        "nearest": "person.name.firstName",
+    }
+    assert "'person.name.fistName'" in error.message
+    assert "'person.name.firstName'" in error.message
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("loyl", "loyal"),
+        ("loyall", "loyal"),
+        ("loyel", "loyal"),
+        ("Loyal", "loyal"),
+        ("person.name.firstname", "person.name.firstName"),
+        ("person.names", "person.name"),
+        ("orders.skus", "orders.sku"),
+        ("orders[].sku", "orders.sku"),
+        ("loyal.since", "loyal"),
+        ("orders.tags.x", "orders.tags"),
+        ("person..name", "person.name"),
+        ("identityMpa", "identityMap"),
+    ],
+)
+def test_s23_the_nearest_path_is_the_one_of_the_fewest_changed_characters(path: str, nearest: str) -> None:
+    refused = refusal_of(path)
+
+    assert (refused.reason, refused.metadata["nearest"]) == ("UNKNOWN_FIELD", nearest)
+
+
+@pytest.mark.parametrize("path", ["", " ", ".", "loyal.", ".loyal"])
+def test_a_path_with_an_empty_name_is_unknown(path: str) -> None:
+    refused = refusal_of(path)
+
+    assert (refused.reason, refused.metadata["path"]) == ("UNKNOWN_FIELD", path.strip())
+
+
+def test_s23_of_equally_near_paths_the_first_in_utf_8_is_named() -> None:
+    schema = ObjectType({"né": TEXT, "nz": TEXT, "nZ": TEXT})
+
+    assert refusal_of("nx", schema).metadata["nearest"] == "nZ"
+    assert refusal_of("nx", ObjectType({"né": TEXT, "nz": TEXT})).metadata["nearest"] == "nz"
+
+
+@cache
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein's distance as its definition has it."""
+    if not one or not other:
+        return len(one) + len(other)
+    return min(
+        edit_distance(one[1:], other) + 1,
+        edit_distance(one, other[1:]) + 1,
+        edit_distance(one[1:], other[1:]) + (one[0] != other[0]),
+    )
+
+
+names = st.text("aAbé", min_size=1, max_size=6)
+
+
+@given(names, st.sets(names, min_size=1, max_size=8))
+def test_s23_the_nearest_path_is_the_one_of_the_definition(path: str, known: set[str]) -> None:
+    schema = ObjectType(dict.fromkeys(sorted(known - {path}) or ["b" * 7], TEXT))
+
+    nearest = refusal_of(path, schema).metadata["nearest"]
+
+    assert nearest == min(schema.fields, key=lambda name: (edit_distance(path, name), name.encode()))
+
+
+@pytest.mark.parametrize(
+    "path", ["scores.a", "scores.a.value", "shops.ghent", "segmentMembership.ups", "identityMap.Email"]
+)
+def test_s23_a_key_of_a_map_is_not_built_yet(path: str) -> None:
+    with pytest.raises(UnimplementedError, match="key of a map") as refused:
+        selected("loyal", path)
+
+    assert f"spec.fields[1]: {path}" in refused.value.message
+
+
+# --- Known paths ---
+
+
+def test_known_paths_are_objects_and_their_members_through_arrays_and_not_behind_maps() -> None:
+    assert known_paths(SCHEMA) == [
+        "identityMap",
+        "person",
+        "person.name",
+        "person.name.firstName",
+        "person.name.lastName",
+        "person.active",
+        "loyal",
+        "orders",
+        "orders.sku",
+        "orders.price",
+        "orders.tags",
+        "baskets",
+        "baskets.sku",
+        "baskets.price",
+        "baskets.tags",
+        "scores",
+        "shops",
+        "segmentMembership",
+    ]
