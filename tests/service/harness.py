@@ -132,7 +132,7 @@ class Caller:
     ) -> AsyncIterator[es.WatchJobResponse]:
         """Open a watch."""
         request = es.WatchJobRequest(job_id=job_id, after_revision=after_revision, **options)
-        return self.exports.WatchJob(request, metadata=self.metadata)
+        return aiter(self.exports.WatchJob(request, metadata=self.metadata))
 
     async def finished(self, job_id: int) -> job_pb2.ExportJob:
         """Watch a job to its end."""

@@ -6,8 +6,6 @@ from profile_export.v1 import job_pb2
 from profile_export.v1.merge_policy_pb2 import IDENTITY_GRAPH_PDG
 from tests.service.harness import Caller
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 
 async def test_three_sources_become_one_row_per_person(caller: Caller) -> None:
     crm = await caller.dataset("record", {"crmId": "CRMID", "personalEmail.address": "Email"})

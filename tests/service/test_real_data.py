@@ -147,14 +147,22 @@ def crm_records() -> tuple[list[Row], list[Row]]:
     return rows, records
 
 
-def identities(record: Row) -> set[tuple[str, str]]:
-    """Every identity of a record or of an exported row, the declared one included."""
-    listed = {(name, item["id"]) for name, items in dict(record["identityMap"]).items() for item in items}
-    return listed | {("Email", record["personalEmail"]["address"])}
+def identities(row: Row) -> frozenset[tuple[str, str]]:
+    return frozenset((name, item["id"]) for name, items in dict(row["identityMap"]).items() for item in items)
 
 
-def loyalty_ids(record: Row) -> frozenset[str]:
-    return frozenset(item["id"] for item in dict(record["identityMap"])["LOYALTYID"])
+def known_by(record: Row) -> frozenset[tuple[str, str]]:
+    """The identities of a record: those of its map, and the email, which both datasets declare as one."""
+    return identities(record) | {("Email", record["personalEmail"]["address"])}
+
+
+def loyalty_id(row: Row) -> str:
+    (item,) = dict(row["identityMap"])["LOYALTYID"]
+    return str(item["id"])
+
+
+def attributes(row: Row) -> Row:
+    return {name: row[name] for name in ("person", "homePhone", "personalEmail", "homeAddress")}
 
 
 def components(records: Iterable[Row]) -> set[frozenset[tuple[str, str]]]:
@@ -167,7 +175,7 @@ def components(records: Iterable[Row]) -> set[frozenset[tuple[str, str]]]:
         return identity
 
     for record in records:
-        first, *others = identities(record)
+        first, *others = known_by(record)
         for other in others:
             parents[find(other)] = find(first)
     found = defaultdict(set)
@@ -176,46 +184,62 @@ def components(records: Iterable[Row]) -> set[frozenset[tuple[str, str]]]:
     return {frozenset(members) for members in found.values()}
 
 
-async def two_sources(caller: Caller, rows: list[Row], records: list[Row]) -> str:
+async def upload_both(caller: Caller, rows: list[Row], records: list[Row]) -> str:
     for name, lines in (("csv", rows), ("json", records)):
-        source = await caller.dataset("record", name=name)
+        source = await caller.dataset("record", {"personalEmail.address": "Email"}, name=name)
         await caller.upload(source, name, lines)
     return await caller.dataset("union")
-
-
-async def two_sources_with_emails(caller: Caller, rows: list[Row], records: list[Row]) -> str:
-    for name, lines in (("csv", rows), ("json", records)):
-        request = {"personalEmail.address": "Email"}
-        source = await caller.dataset("record", request, name=name)
-        await caller.upload(source, name, lines)
-    return await caller.dataset("union")
-
-
-def attributes(record: Row) -> Row:
-    return {name: record[name] for name in ("person", "homePhone", "personalEmail", "homeAddress")}
 
 
 async def test_the_graph_none_makes_one_row_per_loyalty_id_of_two_sources(caller: Caller) -> None:
     rows, records = crm_records()
-    out = await two_sources(caller, rows, records)
+    out = await upload_both(caller, rows, records)
 
     job = await caller.export(out)
 
-    exported = {min(loyalty_ids(row)): row for row in await caller.rows(job.batch_id)}
+    exported = {loyalty_id(row): row for row in await caller.rows(job.batch_id)}
     assert len(exported) == job.metrics.profiles_exported == job.metrics.rows_written == 259
     assert job.metrics.fragments_read == 259 + 16
     assert job.metrics.profiles_merged == 16
-    # The nested records came later and have every field, so they win; their longitudes differ from the CSV's.
-    newest = {min(loyalty_ids(record)): record for record in [*rows, *records]}
+    # Every record has every field, so the one that came later wins: the nested ones.
+    newest = {loyalty_id(record): record for record in [*rows, *records]}
     assert {key: attributes(row) for key, row in exported.items()} == {
         key: attributes(record) for key, record in newest.items()
     }
     assert {key: identities(row) for key, row in exported.items()} == {
-        key: identities(record) for key, record in newest.items()
+        key: known_by(record) for key, record in newest.items()
     }
     ansteys = exported["2e3319208000765b-3811c00000000001"]
     assert ansteys["person"]["name"]["lastName"] == "Ansteys"
-    assert ansteys["homeAddress"]["_schema"] == {"latitude": 35.2188655, "longitude": -80.8108888}
-    assert dict(ansteys["identityMap"]) == {
-        "CRMID": [{"id": "2eeb6532-82e1-0d58-8955-bf97de66a6f5", "authenticatedState": None, "primary": None}],
+    assert ansteys["homeAddress"]["_schema"] == {
+        "latitude": 35.2188655,
+        "longitude": -80.8108888,  # the CSV has -80.8108885
+    }
+    assert {name: [item["id"] for item in items] for name, items in ansteys["identityMap"]} == {
+        "CRMID": ["2eeb6532-82e1-0d58-8955-bf97de66a6f5"],
+        "ECID": ["50829196174854544323574004005273946998", "65233136134594262632703695260919939885"],
+        "Email": ["nansteysdk@spotify.com"],
+        "LOYALTYID": ["2e3319208000765b-3811c00000000001"],
+    }
+    primary = [(name, item["primary"]) for name, items in ansteys["identityMap"] for item in items]
+    assert [name for name, is_primary in primary if is_primary] == ["LOYALTYID"]
+
+
+async def test_the_private_graph_makes_one_row_per_component_of_two_sources(caller: Caller) -> None:
+    # given people who have several loyalty ids and share an email address
+    rows, records = crm_records()
+    out = await upload_both(caller, rows, records)
+    people = components([*rows, *records])
+
+    # when they are exported under the private graph
+    job = await caller.export(out, policy=await caller.policy(IDENTITY_GRAPH_PDG))
+
+    # then there is a row for each of them, with all their identities and what their newest record says
+    exported = {identities(row): row for row in await caller.rows(job.batch_id)}
+    assert len(people) == 215
+    assert exported.keys() == people
+    assert job.metrics.profiles_exported == job.metrics.rows_written == len(people)
+    newest = {next(who for who in people if known_by(record) <= who): record for record in [*rows, *records]}
+    assert {who: attributes(row) for who, row in exported.items()} == {
+        who: attributes(record) for who, record in newest.items()
     }

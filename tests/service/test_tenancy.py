@@ -9,8 +9,6 @@ import pytest
 from profile_export.v1 import dataset_pb2, dataset_service_pb2, export_service_pb2, profile_service_pb2, schema_service_pb2
 from tests.service.harness import SCHEMAS, Caller, export_spec, refusal_of, replay, upload_messages
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 ds, es, ps, ss = dataset_service_pb2, export_service_pb2, profile_service_pb2, schema_service_pb2
 NOT_FOUND, UNIMPLEMENTED = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED
 Call = Callable[[Caller, "Owned"], Any]

@@ -22,8 +22,6 @@ from tests.service.harness import (
     upload_messages,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 ROWS = [{"id": str(number), "name": f"name {number}"} for number in range(2_000)]
 DATA = json_lines(ROWS)

@@ -98,10 +98,11 @@ class UploadSessions:
             await session.prepare(start.offset)
             yield session
         finally:
+            # Nothing is awaited here: a call that is cancelled may be so again, and the batch would stay taken.
             if session:
-                # A call that is cancelled while its upload is being committed leaves that to end by itself.
-                await session.close()
-            self._live.discard(key)
+                session.when_over(lambda: self._live.discard(key))
+            else:
+                self._live.discard(key)
 
     async def ingest(self, tenant: Tenant, opened: OpenUpload, sha256: str, byte_count: int) -> Batch:
         """Turn the bytes of an upload into files and make them count; refused ones leave nothing behind.
@@ -214,12 +215,14 @@ class UploadSession:
         self._finish = asyncio.create_task(self._check_and_ingest(byte_count, sha256.lower()))
         return await asyncio.shield(self._finish)
 
-    async def close(self) -> None:
-        """Let go of the file, after a commit that is under way has ended."""
+    def when_over(self, release: Callable[[], None]) -> None:
+        """Let go of the file now, and call `release` when a commit that is under way has ended, or now."""
         if self._finish and not self._finish.done():
-            await asyncio.wait([self._finish])
+            self._finish.add_done_callback(lambda _: release())
+            return
         if self._file:
-            await asyncio.to_thread(self._file.close)
+            self._file.close()
+        release()
 
     async def _received_before(self) -> int:
         place = self._sessions.place(self._opened)
@@ -231,7 +234,7 @@ class UploadSession:
             await self._sessions.refuse(self._tenant, self._opened, (RowError(None, error.message),))
             raise error
         if self._file:
-            await asyncio.to_thread(self._file.close)
+            self._file.close()
         return await self._sessions.ingest(self._tenant, self._opened, sha256, byte_count)
 
     def _mismatch(self, byte_count: int, sha256: str) -> DomainError | None:
