@@ -140,8 +140,10 @@ _SCALARS: Mapping[ScalarKind, st.SearchStrategy[Any]] = {
     ScalarKind.BOOLEAN: st.booleans(),
     # Beyond 2**53 a double cannot tell integers apart: ingestion refuses those where a double is known.
     ScalarKind.LONG: st.one_of(st.integers(-3, 3), st.sampled_from([2**53, -(2**53)])),
+    # Without negative zero, which equals zero: Parquet writers may keep one of the two for both.
     ScalarKind.DOUBLE: st.one_of(
-        st.sampled_from([0.0, 0.1, -1.5, 1e300]), st.floats(allow_nan=False, width=32)
+        st.sampled_from([0.0, 0.1, -1.5, 1e300]),
+        st.floats(allow_nan=False, width=32).map(lambda number: number + 0.0),
     ),
     ScalarKind.DATE: st.sampled_from([date(1969, 12, 31), date(2024, 2, 29), date(9999, 12, 31)]),
     ScalarKind.TIMESTAMP: st.sampled_from(

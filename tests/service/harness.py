@@ -106,13 +106,13 @@ class Caller:
         dataset_id: str,
         batch_id: str,
         data: bytes,
-        upload_format: ds.UploadFormat = ds.UPLOAD_FORMAT_JSON_LINES,
+        upload_format: ds.UploadFormat.ValueType = ds.UPLOAD_FORMAT_JSON_LINES,
     ) -> ds.UploadBatchResponse:
         """Upload bytes."""
         messages = upload_messages(dataset_id, batch_id, data, upload_format)
         return await self.datasets.UploadBatch(replay(messages), metadata=self.metadata)
 
-    async def policy(self, graph: merge_policy_pb2.IdentityGraph) -> str:
+    async def policy(self, graph: merge_policy_pb2.IdentityGraph.ValueType) -> str:
         """Make a merge policy."""
         request = ps.CreateMergePolicyRequest(
             attribute_merge=merge_policy_pb2.AttributeMerge(
@@ -185,7 +185,7 @@ def upload_messages(
     dataset_id: str,
     batch_id: str,
     data: bytes,
-    upload_format: ds.UploadFormat = ds.UPLOAD_FORMAT_JSON_LINES,
+    upload_format: ds.UploadFormat.ValueType = ds.UPLOAD_FORMAT_JSON_LINES,
     offset: int = 0,
 ) -> list[ds.UploadBatchRequest]:
     """Cut an upload into its messages; with an offset only the rest of `data` is sent."""

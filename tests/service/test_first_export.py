@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import pytest
-
 from profile_export.v1 import job_pb2
 from profile_export.v1.merge_policy_pb2 import IDENTITY_GRAPH_PDG
 from tests.service.harness import Caller

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -21,8 +22,16 @@ from tests.service.conftest import settings_for
 from tests.service.engines import Gate, GatedEngine, real_engine
 from tests.service.harness import Caller, refusal_of
 
-SUCCEEDED, FAILED, CANCELLED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED
-NEW, PROCESSING, CANCELLING = job_pb2.JOB_STATE_NEW, job_pb2.JOB_STATE_PROCESSING, job_pb2.JOB_STATE_CANCELLING
+SUCCEEDED, FAILED, CANCELLED = (
+    job_pb2.JOB_STATE_SUCCEEDED,
+    job_pb2.JOB_STATE_FAILED,
+    job_pb2.JOB_STATE_CANCELLED,
+)
+NEW, PROCESSING, CANCELLING = (
+    job_pb2.JOB_STATE_NEW,
+    job_pb2.JOB_STATE_PROCESSING,
+    job_pb2.JOB_STATE_CANCELLING,
+)
 
 
 class Held:
@@ -56,7 +65,12 @@ class Held:
 
     async def listed(self) -> list[str]:
         request = ds.ListBatchesRequest(dataset_id=self.destination)
-        return [batch.id for batch in (await self.caller.datasets.ListBatches(request, metadata=self.caller.metadata)).batches]
+        return [
+            batch.id
+            for batch in (
+                await self.caller.datasets.ListBatches(request, metadata=self.caller.metadata)
+            ).batches
+        ]
 
     def files_on_disk(self) -> list[str]:
         return [str(path) for path in (self.data_dir / "lake" / self.destination).rglob("*.parquet")]
@@ -235,7 +249,9 @@ async def test_a_killed_engine_ends_the_attempt_and_not_the_server(held: Held) -
     assert killed
     assert ended.state == SUCCEEDED
     assert ended.attempt == 2
-    assert [(error.code, error.attempt, error.retryable) for error in ended.errors] == [("ENGINE_DIED", 1, True)]
+    assert [(error.code, error.attempt, error.retryable) for error in ended.errors] == [
+        ("ENGINE_DIED", 1, True)
+    ]
     assert len(await held.caller.rows(ended.batch_id)) == 10
 
 
@@ -261,7 +277,9 @@ def engine_processes() -> list[int]:
     """Return the processes of the engines that this process has started."""
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     processes = [int(process) for child in children for process in child.read_text().split()]
-    return [process for process in processes if b"engines.child" in Path(f"/proc/{process}/cmdline").read_bytes()]
+    return [
+        process for process in processes if b"engines.child" in Path(f"/proc/{process}/cmdline").read_bytes()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +293,7 @@ def engine_processes() -> list[int]:
     ],
 )
 async def test_a_request_that_cannot_be_is_refused(
-    held: Held, spec: dict[str, object], code: grpc.StatusCode, reason: str
+    held: Held, spec: dict[str, Any], code: grpc.StatusCode, reason: str
 ) -> None:
     refusal = await refusal_of(held.caller.job(held.destination, **spec))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import pytest
@@ -20,24 +20,154 @@ from profile_export.v1 import (
     profile_service_pb2,
     schema_service_pb2,
 )
-from tests.service.test_node import node_command
+from tests.service.test_node import installed_node
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-SERVICES = [
-    contract.DESCRIPTOR.services_by_name[name]
-    for contract, name in (
-        (dataset_service_pb2, "DatasetService"),
-        (export_service_pb2, "ExportService"),
-        (profile_service_pb2, "ProfileService"),
-        (schema_service_pb2, "SchemaService"),
+CONTRACT = (dataset_service_pb2, export_service_pb2, profile_service_pb2, schema_service_pb2)
+NODE_BLOCK = "With Node"
+REPEATED_BLOCK = "With grpcurl"
+
+
+@dataclass(frozen=True)
+class Block:
+    heading: str
+    language: str
+    text: str
+
+
+def readme() -> tuple[list[Block], dict[str, str]]:
+    """Return the README's blocks of code, and its prose by heading."""
+    blocks: list[Block] = []
+    prose: dict[str, str] = {}
+    heading, language, lines = "", "", list[str]()
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if line.startswith("```") and language:
+            blocks.append(Block(heading, language, "\n".join(lines) + "\n"))
+            language = ""
+        elif line.startswith("```"):
+            language, lines = line.removeprefix("```"), []
+            assert language, f"a block of code without a language under {heading!r}"
+        elif language:
+            lines.append(line)
+        elif line.startswith("#"):
+            heading = line.lstrip("# ")
+        else:
+            prose[heading] = prose.get(heading, "") + line + "\n"
+    return blocks, prose
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a server listens that was started as the README says, on a port of its own."""
+    folder = tmp_path_factory.mktemp("readme")
+    serve = ("serve", "--data-dir", str(folder / "data"), "--grpc-address", "127.0.0.1:0")
+    command = [sys.executable, "-m", "profile_export", *serve]
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().removeprefix("listening on ").strip()
+        finally:
+            server.terminate()
+    assert server.returncode == 0, (folder / "log").read_text()
+
+
+def run(blocks: list[Block], address: str, folder: Path) -> str:
+    """Type the blocks into one shell, in the checkout; return what they print."""
+    script = "".join(block.text for block in blocks).replace("127.0.0.1:50051", address)
+    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"PROFILE_EXPORT_ADDRESS": address, "TMPDIR": str(folder), "PATH": ":".join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
-]
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+    assert (done.returncode, done.stderr) == (0, ""), f"{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
-def section(heading: str) -> str:
-    """What stands between a heading and the next one."""
-    found = re.search(rf"^#+ {heading}\n(.*?)(?=^#+ |\Z)", prose(README), re.DOTALL | re.MULTILINE)
-    assert found, f"the README has no heading {heading!r}"
-    return found[1]
+def test_the_tour_runs_as_it_stands_and_shows_what_the_readme_shows(address: str, tmp_path: Path) -> None:
+    # given every block to be typed, and those again that are said to be safe to repeat
+    blocks, _ = readme()
+    typed = [block for block in blocks if block.language == "sh" and block.heading != NODE_BLOCK]
+    again = [block for block in typed if block.heading == REPEATED_BLOCK]
+    assert again
+    shown = [block for block in blocks if block.language == "text" and block.heading == "Read the output"]
+
+    # when they are typed
+    printed = run([*typed, *again], address, tmp_path)
+
+    # then the output is there
+    assert "PROCESSING → SUCCEEDED" in printed
+    assert "2 of 2 exported" in printed
+    lines = [line for block in shown for line in block.text.splitlines()]
+    assert lines
+    for line in lines:
+        assert line in printed
+    assert "'timeSeriesEvents'" in printed
+    # The download has the hash that ListBatchFiles names, and repeating gives the same job and file.
+    told = re.findall(r'"sha256": "([0-9a-f]{64})"', printed)
+    fetched = re.findall(r"^([0-9a-f]{64})  \S+people\.parquet$", printed, re.MULTILINE)
+    assert fetched == told
+    assert len(fetched) == 2
+    assert len(set(fetched)) == 1
+
+
+def test_the_node_tour_runs_as_it_stands(address: str, tmp_path: Path) -> None:
+    installed_node()
+    blocks, _ = readme()
+
+    printed = run(
+        [block for block in blocks if block.language == "sh" and block.heading == NODE_BLOCK],
+        address,
+        tmp_path,
+    )
+
+    assert json.loads(printed)["profiles_exported"] == 2
+
+
+async def test_the_methods_that_are_not_built_are_those_that_the_readme_names(address: str) -> None:
+    _, prose = readme()
+    listed = prose["Not built yet"].split("- Methods:")[1].split("\n- ")[0]
+
+    refused: set[tuple[str, str]] = set()
+    answered: set[tuple[str, str]] = set()
+    async with grpc.aio.insecure_channel(address) as channel:
+        for contract in CONTRACT:
+            for service in contract.DESCRIPTOR.services_by_name.values():
+                for method in service.methods:
+                    code = await code_of(channel, f"/{service.full_name}/{method.name}")
+                    refusal = code is grpc.StatusCode.UNIMPLEMENTED
+                    (refused if refusal else answered).add((service.name, method.name))
+
+    schemas = {method for service, method in refused if service == "SchemaService"}
+    assert "SchemaService" not in {service for service, _ in answered}
+    others = {method for _, method in refused} - schemas
+    assert set(re.findall(r"`(\w+)`", listed)) == {"SchemaService", *others}
+
+
+async def code_of(channel: grpc.aio.Channel, path: str) -> grpc.StatusCode:
+    """Send one empty message; whatever kind of method it is, the wire is the same."""
+    call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(path)()
+    await call.write(b"")
+    await call.done_writing()
+    try:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    except grpc.aio.AioRpcError:
+        pass
+    return await call.code()
+
+
+def test_the_places_that_the_readme_names_are_there() -> None:
+    text = (ROOT / "README.md").read_text()
+
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|\$ )make ([a-z-]+)", text)) <= targets

@@ -4,9 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import grpc.aio
 import pytest
+import pytest_asyncio
 
-from profile_export.v1 import dataset_pb2, dataset_service_pb2, export_service_pb2, profile_service_pb2, schema_service_pb2
+from profile_export.v1 import (
+    dataset_pb2,
+    dataset_service_pb2,
+    export_service_pb2,
+    profile_service_pb2,
+    schema_service_pb2,
+)
+from profile_export.v1.merge_policy_pb2 import IDENTITY_GRAPH_NONE
 from tests.service.harness import SCHEMAS, Caller, export_spec, refusal_of, replay, upload_messages
 
 ds, es, ps, ss = dataset_service_pb2, export_service_pb2, profile_service_pb2, schema_service_pb2
@@ -23,7 +32,9 @@ class Owned:
 
 
 def unary(service: str, method: str, make: Callable[[Owned], Any]) -> Call:
-    return lambda caller, owned: getattr(getattr(caller, service), method)(make(owned), metadata=caller.metadata)
+    return lambda caller, owned: getattr(getattr(caller, service), method)(
+        make(owned), metadata=caller.metadata
+    )
 
 
 async def first_message(stream: Any) -> Any:
@@ -41,9 +52,13 @@ NAMES_A_RESOURCE: dict[str, Call] = {
     ),
     "GetBatch": unary("datasets", "GetBatch", lambda o: ds.GetBatchRequest(batch_id=o.batch)),
     "ListBatches": unary("datasets", "ListBatches", lambda o: ds.ListBatchesRequest(dataset_id=o.source)),
-    "ListBatchFiles": unary("datasets", "ListBatchFiles", lambda o: ds.ListBatchFilesRequest(batch_id=o.batch)),
+    "ListBatchFiles": unary(
+        "datasets", "ListBatchFiles", lambda o: ds.ListBatchFilesRequest(batch_id=o.batch)
+    ),
     "ReadBatchFile": streamed(
-        "datasets", "ReadBatchFile", lambda o: ds.ReadBatchFileRequest(batch_id=o.batch, file_name=o.file_name)
+        "datasets",
+        "ReadBatchFile",
+        lambda o: ds.ReadBatchFileRequest(batch_id=o.batch, file_name=o.file_name),
     ),
     "CreateJob": unary("exports", "CreateJob", lambda o: es.CreateJobRequest(spec=export_spec(o.union))),
     "GetJob": unary("exports", "GetJob", lambda o: es.GetJobRequest(job_id=o.job)),
@@ -51,20 +66,30 @@ NAMES_A_RESOURCE: dict[str, Call] = {
     "WatchJob": streamed("exports", "WatchJob", lambda o: es.WatchJobRequest(job_id=o.job)),
 }
 NOT_BUILT: dict[str, Call] = {
-    "UpdateDataset": unary("datasets", "UpdateDataset", lambda o: ds.UpdateDatasetRequest(dataset_id=o.source)),
-    "DeleteDataset": unary("datasets", "DeleteDataset", lambda o: ds.DeleteDatasetRequest(dataset_id=o.source)),
-    "PreviewDataset": unary("datasets", "PreviewDataset", lambda o: ds.PreviewDatasetRequest(dataset_id=o.source)),
+    "UpdateDataset": unary(
+        "datasets", "UpdateDataset", lambda o: ds.UpdateDatasetRequest(dataset_id=o.source)
+    ),
+    "DeleteDataset": unary(
+        "datasets", "DeleteDataset", lambda o: ds.DeleteDatasetRequest(dataset_id=o.source)
+    ),
+    "PreviewDataset": unary(
+        "datasets", "PreviewDataset", lambda o: ds.PreviewDatasetRequest(dataset_id=o.source)
+    ),
     "CreateBatch": unary("datasets", "CreateBatch", lambda o: ds.CreateBatchRequest(dataset_id=o.source)),
     "CompleteBatch": unary("datasets", "CompleteBatch", lambda o: ds.CompleteBatchRequest(batch_id=o.batch)),
     "AbortBatch": unary("datasets", "AbortBatch", lambda o: ds.AbortBatchRequest(batch_id=o.batch)),
     "RevertBatch": unary("datasets", "RevertBatch", lambda o: ds.RevertBatchRequest(batch_id=o.batch)),
-    "ListRejectedRows": unary("datasets", "ListRejectedRows", lambda o: ds.ListRejectedRowsRequest(batch_id=o.batch)),
+    "ListRejectedRows": unary(
+        "datasets", "ListRejectedRows", lambda o: ds.ListRejectedRowsRequest(batch_id=o.batch)
+    ),
     "GetReceipt": unary("datasets", "GetReceipt", lambda o: ds.GetReceiptRequest(batch_id=o.batch)),
     "CreateSchema": unary("schemas", "CreateSchema", lambda _: ss.CreateSchemaRequest()),
     "GetSchema": unary("schemas", "GetSchema", lambda _: ss.GetSchemaRequest(schema_id=SCHEMAS["record"])),
     "ListSchemas": unary("schemas", "ListSchemas", lambda _: ss.ListSchemasRequest()),
     "GetUnionSchema": unary("schemas", "GetUnionSchema", lambda _: ss.GetUnionSchemaRequest()),
-    "GetMergePolicy": unary("profiles", "GetMergePolicy", lambda o: ps.GetMergePolicyRequest(merge_policy_id=o.policy)),
+    "GetMergePolicy": unary(
+        "profiles", "GetMergePolicy", lambda o: ps.GetMergePolicyRequest(merge_policy_id=o.policy)
+    ),
     "UpdateMergePolicy": unary(
         "profiles", "UpdateMergePolicy", lambda o: ps.UpdateMergePolicyRequest(merge_policy_id=o.policy)
     ),
@@ -74,19 +99,22 @@ NOT_BUILT: dict[str, Call] = {
     "GetProfile": unary("profiles", "GetProfile", lambda _: ps.GetProfileRequest()),
     "ListProfileEvents": unary("profiles", "ListProfileEvents", lambda _: ps.ListProfileEventsRequest()),
     "DeleteProfile": unary("profiles", "DeleteProfile", lambda _: ps.DeleteProfileRequest()),
-    "EstimateJob": unary("exports", "EstimateJob", lambda o: es.EstimateJobRequest(spec=export_spec(o.union))),
+    "EstimateJob": unary(
+        "exports", "EstimateJob", lambda o: es.EstimateJobRequest(spec=export_spec(o.union))
+    ),
     "WatchJobs": streamed("exports", "WatchJobs", lambda _: es.WatchJobsRequest()),
 }
 NAMES_NOTHING = {"CreateDataset", "ListDatasets", "CreateMergePolicy", "ListMergePolicies", "ListJobs"}
 
 
-@pytest.fixture
-async def owned(caller: Caller) -> Owned:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def owned(channel: grpc.aio.Channel) -> Owned:
+    caller = Caller(channel, "owner")
     source, union = await caller.dataset("record", {"id": "CRM"}), await caller.dataset("union")
     await caller.upload(source, "mine", [{"id": "1"}])
     job = await caller.export(union)
     [file] = await caller.files("mine")
-    return Owned(source, union, "mine", job.id, await caller.policy(1), file.name)
+    return Owned(source, union, "mine", job.id, await caller.policy(IDENTITY_GRAPH_NONE), file.name)
 
 
 def test_the_walk_covers_every_rpc_of_the_contract() -> None:
@@ -128,13 +156,17 @@ async def test_lists_show_another_tenant_nothing_but_what_is_built_in(owned: Own
     datasets = await stranger.datasets.ListDatasets(ds.ListDatasetsRequest(), metadata=stranger.metadata)
     batches = await stranger.datasets.ListBatches(ds.ListBatchesRequest(), metadata=stranger.metadata)
     jobs = await stranger.exports.ListJobs(es.ListJobsRequest(), metadata=stranger.metadata)
-    policies = await stranger.profiles.ListMergePolicies(ps.ListMergePoliciesRequest(), metadata=stranger.metadata)
+    policies = await stranger.profiles.ListMergePolicies(
+        ps.ListMergePoliciesRequest(), metadata=stranger.metadata
+    )
 
     assert (len(datasets.datasets), len(batches.batches), len(jobs.jobs)) == (0, 0, 0)
     assert [policy.id for policy in policies.merge_policies] == ["timestampOrdered-none-mp"]
 
 
-async def test_the_same_batch_id_and_request_id_are_free_for_another_tenant(owned: Owned, stranger: Caller) -> None:
+async def test_the_same_batch_id_and_request_id_are_free_for_another_tenant(
+    owned: Owned, stranger: Caller
+) -> None:
     source = await stranger.dataset("record", {"id": "CRM"}, request_id="r")
 
     batch = await stranger.upload(source, "mine", [{"id": "2"}])
@@ -155,4 +187,4 @@ async def test_a_dataset_is_listed_to_its_own_tenant_page_by_page(caller: Caller
             break
 
     assert listed == made
-    assert dataset_pb2.DATASET_KIND_RECORD == page.datasets[0].kind
+    assert page.datasets[0].kind == dataset_pb2.DATASET_KIND_RECORD

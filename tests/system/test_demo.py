@@ -48,9 +48,10 @@ def test_the_demo_leaves_its_files_when_told_to(tmp_path: Path) -> None:
     assert done.returncode == 0
     (folder,) = tmp_path.iterdir()
     assert f"The folder stays: {folder}" in done.stdout
-    line = next(line for line in done.stdout.splitlines() if "import duckdb" in line)
+    lines = done.stdout.splitlines()
+    enter, read = (next(line.strip() for line in lines if word in line) for word in ("cd /", "import duckdb"))
     again = subprocess.run(
-        line.split("DuckDB")[1].strip().replace("python", sys.executable, 1),
+        f"{enter} && {read.replace('python', sys.executable, 1)}",
         shell=True,
         capture_output=True,
         text=True,

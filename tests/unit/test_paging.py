@@ -78,7 +78,7 @@ def test_the_size_may_change_from_page_to_page() -> None:
 
 
 @pytest.mark.parametrize(
-    "others", [(), ("dataset-2", ""), ("", "dataset-1"), ("dataset-1",), ("dataset-1,", "")]
+    "others", [(), ("dataset-2", ""), ("", "dataset-1"), ("dataset-1",), ("dataset-1,",)]
 )
 def test_a_token_is_refused_with_other_arguments(others: tuple[str, ...]) -> None:
     token = token_of("7", "dataset-1", "")
@@ -154,7 +154,9 @@ def test_a_page_with_more_behind_it_leaves_the_surplus_item_to_the_next() -> Non
 
 
 def test_a_page_of_nothing_is_the_last() -> None:
-    page = cut_page([], PageRequest.of(3, ""), str)
+    nothing: list[int] = []
+
+    page = cut_page(nothing, PageRequest.of(3, ""), str)
 
     assert (page.items, page.next_token) == ((), "")
 

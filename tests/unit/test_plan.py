@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -111,13 +112,15 @@ def test_a_source_has_the_rows_of_all_its_files() -> None:
 
 
 def test_every_figure_of_two_ranges_adds_up() -> None:
-    first = ExportCounts(**{figure: 2**index for index, figure in enumerate(FIGURES)})
-    second = ExportCounts(**dict.fromkeys(FIGURES, 1000))
+    powers: dict[str, Any] = {figure: 2**index for index, figure in enumerate(FIGURES)}
+    thousands: dict[str, Any] = dict.fromkeys(FIGURES, 1000)
+    first = replace(ExportCounts(), **powers)
+    second = replace(ExportCounts(), **thousands)
 
     added = first + second
 
     assert {figure: getattr(added, figure) for figure in FIGURES} == {
-        figure: 1000 + 2**index for index, figure in enumerate(FIGURES)
+        figure: 1000 + power for figure, power in powers.items()
     }
 
 

@@ -89,6 +89,12 @@ def test_a_bound_request_keeps_what_was_sent_and_the_policy_it_was_created_with(
     assert bound(request) == BoundRequest(request, BUILT_IN_POLICY)
 
 
+def test_a_request_without_an_event_list_is_bound_whatever_events_have() -> None:
+    request = ExportRequest("d1", ("name",))
+
+    assert bound(request) == BoundRequest(request, BUILT_IN_POLICY)
+
+
 @pytest.mark.parametrize("kind", [DatasetKind.RECORD, DatasetKind.EVENT])
 def test_a_destination_must_be_a_union_dataset(kind: DatasetKind) -> None:
     with pytest.raises(InvalidArgumentError, match="profile__union") as refused:

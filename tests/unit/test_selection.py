@@ -236,6 +236,13 @@ def test_s23_the_nearest_path_is_the_one_of_the_definition(path: str, known: set
     assert nearest == min(schema.fields, key=lambda name: (edit_distance(path, name), name.encode()))
 
 
+def test_of_a_path_without_end_only_the_beginning_is_compared() -> None:
+    refused = refusal_of("loyal" + "." * 1_000_000)
+
+    assert (refused.reason, len(refused.metadata["path"])) == ("UNKNOWN_FIELD", 1_000_005)
+    assert refused.metadata["nearest"] in known_paths(SCHEMA)
+
+
 @pytest.mark.parametrize(
     "path", ["scores.a", "scores.a.value", "shops.ghent", "segmentMembership.ups", "identityMap.Email"]
 )

@@ -1,0 +1,96 @@
+"""Uploads for the tests of ingestion, and the rows that their files hold."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from profile_export.domain.catalog import (
+    BUILT_IN_SCHEMAS,
+    DatasetKind,
+    IdentityField,
+    RowError,
+    initial_fields,
+)
+from profile_export.domain.columns import SYSTEM_COLUMNS
+from profile_export.domain.schema import EMPTY, ObjectType, union_objects
+from profile_export.ingest.ingestion import ingest
+from profile_export.ingest.refusals import RowsRefusedError
+from profile_export.ingest.task import IngestResult, IngestTask
+
+CRM = IdentityField(("crmId",), "CRM", primary=True)
+
+
+@dataclass(frozen=True)
+class Uploader:
+    """Ingests uploads into a folder, as one dataset after another."""
+
+    folder: Path
+
+    def task(
+        self,
+        sent: list[Any] | bytes | pa.Table,
+        *identity_fields: IdentityField,
+        kind: DatasetKind = DatasetKind.RECORD,
+        known: ObjectType = EMPTY,
+        rows_per_file: int = 1_000,
+    ) -> IngestTask:
+        source = self.folder / "upload"
+        if isinstance(sent, pa.Table):
+            pq.write_table(sent, source, row_group_size=3)
+        elif isinstance(sent, bytes):
+            source.write_bytes(sent)
+        else:
+            source.write_text("".join(json.dumps(record) + "\n" for record in sent))
+        schema = next(schema for schema in BUILT_IN_SCHEMAS.values() if schema.kind is kind)
+        return IngestTask(
+            source=source,
+            format="parquet" if isinstance(sent, pa.Table) else "json_lines",
+            kind=kind,
+            batch_id="b-1",
+            fields=union_objects(initial_fields(schema, identity_fields), known),
+            identity_fields=identity_fields,
+            folder=self.folder / "files",
+            rows_per_file=rows_per_file,
+        )
+
+    def ingest(
+        self, sent: list[Any] | bytes | pa.Table, *fields: IdentityField, **others: Any
+    ) -> IngestResult:
+        return ingest(self.task(sent, *fields, **others))
+
+    def refused(
+        self, sent: list[Any] | bytes | pa.Table, *fields: IdentityField, **others: Any
+    ) -> tuple[RowError, ...]:
+        try:
+            self.ingest(sent, *fields, **others)
+        except RowsRefusedError as error:
+            assert list((self.folder / "files").iterdir()) == []
+            return error.rows
+        message = "the upload was accepted"
+        raise AssertionError(message)
+
+    def reasons(self, sent: list[Any] | bytes | pa.Table, *fields: IdentityField, **others: Any) -> list[str]:
+        return [f"{error.row}: {error.reason}" for error in self.refused(sent, *fields, **others)]
+
+    def tables(self, result: IngestResult) -> list[pa.Table]:
+        return [pq.read_table(self.folder / "files" / file.name) for file in result.files]
+
+    def rows(self, result: IngestResult) -> list[dict[str, Any]]:
+        """All rows in the order of the upload, nulls left out."""
+        found = [
+            {name: value for name, value in row.items() if value is not None}
+            for table in self.tables(result)
+            for row in table.to_pylist(maps_as_pydicts="strict")
+        ]
+        return sorted(found, key=lambda row: row["_row"])
+
+    def values(self, result: IngestResult) -> list[dict[str, Any]]:
+        """As `rows`, without system columns."""
+        return [
+            {name: value for name, value in row.items() if name not in SYSTEM_COLUMNS}
+            for row in self.rows(result)
+        ]

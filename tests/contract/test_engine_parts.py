@@ -1,0 +1,93 @@
+"""Parts of an engine that the rows of an export alone cannot show to work."""
+
+from __future__ import annotations
+
+import ibis
+import numpy as np
+import pytest
+from ibis.config import Config
+
+from profile_export.domain.policy import IdentityGraph
+from profile_export.domain.schema import (
+    DOUBLE,
+    SEGMENT_MEMBERSHIP_TYPE,
+    TEXT,
+    TIMESTAMP,
+    ArrayType,
+    MapType,
+    ObjectType,
+)
+from profile_export.engines.expression import export_expression
+from profile_export.engines.resolution import Keys, resolve
+from profile_export.engines.shape import EventShape, Shape
+
+ITEM = ObjectType({"sku": TEXT, "price": DOUBLE})
+FIELDS = ObjectType(
+    {
+        "person": ObjectType({"name": ObjectType({"first": TEXT}), "age": DOUBLE}),
+        "orders": ArrayType(ITEM),
+        "consents": MapType(TEXT),
+        "segmentMembership": SEGMENT_MEMBERSHIP_TYPE,
+    }
+)
+KEPT = ObjectType({**FIELDS.fields, "orders": ArrayType(ObjectType({"sku": TEXT}))})
+EVENT_FIELDS = ObjectType({"_id": TEXT, "timestamp": TIMESTAMP, "segmentMembership": SEGMENT_MEMBERSHIP_TYPE})
+
+
+def keys(*pairs: tuple[int, int]) -> Keys:
+    return Keys(np.array([high for high, _ in pairs]), np.array([low for _, low in pairs]))
+
+
+def pairs(found: Keys) -> list[tuple[int, int]]:
+    return list(zip(found.high.tolist(), found.low.tolist(), strict=True))
+
+
+def test_everybody_of_a_chain_belongs_to_the_smallest_key() -> None:
+    found = resolve(keys((5, 5), (1, 1), (9, 0)), keys((1, 1), (-3, 0), (8, 0)))
+
+    moved = dict(zip(pairs(found.identities), pairs(found.profiles), strict=True))
+    assert moved == {(5, 5): (-3, 0), (1, 1): (-3, 0), (9, 0): (8, 0)}
+    assert (found.linked, found.components) == (5, 2)
+
+
+def test_identities_that_share_half_of_their_key_are_two() -> None:
+    found = resolve(keys((1, 1), (1, 2)), keys((2, 5), (3, -5)))
+
+    assert dict(zip(pairs(found.identities), pairs(found.profiles), strict=True)) == {
+        (2, 5): (1, 1),
+        (3, -5): (1, 2),
+    }
+    assert found.components == 2
+
+
+class _PySparkOptions(Config):  # type: ignore[misc] # Ibis has no types
+    """What Ibis' Spark compiler asks for when pyspark itself is not loaded."""
+
+    treat_nan_as_null: bool = False
+
+
+@pytest.mark.parametrize("graph", IdentityGraph)
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("respelled", [False, True])
+def test_the_expression_compiles_for_spark_too(
+    monkeypatch: pytest.MonkeyPatch, graph: IdentityGraph, *, linked: bool, respelled: bool
+) -> None:
+    monkeypatch.setattr(ibis.options, "pyspark", _PySparkOptions())
+    shape = Shape(
+        graph=graph,
+        record_fields=FIELDS,
+        event_fields=EVENT_FIELDS,
+        fields=KEPT,
+        identity_members=("id", "primary"),
+        events=EventShape(EVENT_FIELDS, ("id",)),
+        empty_profiles=True,
+        has_records=True,
+        has_events=True,
+        linked=linked,
+        respelled=respelled,
+        segments_respelled=respelled,
+    )
+
+    text = str(ibis.to_sql(export_expression(shape), dialect="pyspark"))
+
+    assert "MAX_BY" in text

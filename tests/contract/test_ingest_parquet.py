@@ -1,0 +1,465 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from profile_export.domain.catalog import DatasetKind, IdentityField
+from profile_export.domain.columns import SYSTEM_COLUMNS
+from profile_export.domain.schema import (
+    BOOLEAN,
+    DATE,
+    DOUBLE,
+    LONG,
+    TEXT,
+    TIMESTAMP,
+    ArrayType,
+    DecimalType,
+    FieldType,
+    MapType,
+    ObjectType,
+)
+from profile_export.ingest.identities import NO_PRIMARY
+from profile_export.ingest.ingestion import ingest
+from profile_export.ingest.refusals import RowsRefusedError
+from tests.contract.ingesting import CRM, Uploader
+
+EMAIL = IdentityField(("contact", "email"), "Email")
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def uploader(tmp_path: Path) -> Uploader:
+    return Uploader(tmp_path)
+
+
+def people(count: int = 1, /, **columns: Any) -> pa.Table:
+    return pa.table({"crmId": [str(number) for number in range(1, count + 1)], **columns})
+
+
+def column(values: list[Any], kind: pa.DataType) -> pa.Table:
+    return people(len(values), f=pa.array(values, kind))
+
+
+# --- What is written ---
+
+
+def test_rows_come_back_as_sent_with_their_system_columns(uploader: Uploader) -> None:
+    result = uploader.ingest(people(10, n=pa.array(range(10))), CRM, rows_per_file=4)
+
+    tables = uploader.tables(result)
+    rows = uploader.rows(result)
+    assert [table.num_rows for table in tables] == [4, 4, 2]
+    assert tables[0].column_names == [*SYSTEM_COLUMNS, "identityMap", "segmentMembership", "crmId", "n"]
+    assert [(row["_row"], row["_identity"], row["n"]) for row in rows] == [
+        (n, str(n + 1), n) for n in range(10)
+    ]
+    for table in tables:
+        keys = list(
+            zip(*(table[name].to_pylist() for name in ("_key_high", "_key_low", "_row")), strict=True)
+        )
+        assert keys == sorted(keys)
+
+
+def test_the_same_rows_as_json_lines_and_as_parquet_are_stored_alike(uploader: Uploader) -> None:
+    sent = [
+        {"crmId": "1", "a": "x", "o": {"b": 1.5, "l": ["y", None]}, "contact": {"email": "e"}},
+        {"crmId": "2", "identityMap": {"ECID": [{"id": "9", "primary": True}]}, "a": "z", "flag": True},
+    ]
+    as_json = uploader.ingest(sent, CRM, EMAIL)
+    expected = [uploader.rows(as_json), as_json.fields, as_json.identity_namespaces]
+
+    as_parquet = uploader.ingest(pa.Table.from_pylist(sent).append_column("flag", [[None, True]]), CRM, EMAIL)
+
+    assert [uploader.rows(as_parquet), as_parquet.fields, as_parquet.identity_namespaces] == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "known", "stored"),
+    [
+        ([1, None], pa.int8(), LONG, [1, None]),
+        ([2**63 - 1], pa.uint64(), LONG, [2**63 - 1]),
+        ([1.5], pa.float32(), DOUBLE, [1.5]),
+        ([True], pa.bool_(), BOOLEAN, [True]),
+        (["x"], pa.large_string(), TEXT, ["x"]),
+        (["x", "x"], pa.dictionary(pa.int32(), pa.string()), TEXT, ["x", "x"]),
+        ([Decimal("1.50")], pa.decimal128(5, 2), DecimalType(5, 2), [Decimal("1.50")]),
+        ([date(2024, 1, 1)], pa.date32(), DATE, [date(2024, 1, 1)]),
+        ([NOON], pa.timestamp("s"), TIMESTAMP, [NOON]),
+        ([NOON], pa.timestamp("us"), TIMESTAMP, [NOON]),
+        ([NOON], pa.timestamp("ns", "Europe/Amsterdam"), TIMESTAMP, [NOON]),
+        ([[1], None, []], pa.list_(pa.int64()), ArrayType(LONG), [[1], None, []]),
+        ([[1, 2], None], pa.list_(pa.int64(), 2), ArrayType(LONG), [[1, 2], None]),
+        ([{"a": 1}, None], pa.struct([("a", pa.int64())]), ObjectType({"a": LONG}), [{"a": 1}, None]),
+        ([{"k": 1, "n": None}, {}], pa.map_(pa.string(), pa.int64()), MapType(LONG), [{"k": 1}, None]),
+        (
+            [{"k": {"a": None}, "l": {"a": 1}}],
+            pa.map_(pa.string(), pa.struct([("a", pa.int64())])),
+            MapType(ObjectType({"a": LONG})),
+            [{"l": {"a": 1}}],
+        ),
+    ],
+)
+def test_arrow_types_have_their_field_types(
+    uploader: Uploader, values: list[Any], kind: pa.DataType, known: FieldType, stored: list[Any]
+) -> None:
+    result = uploader.ingest(column(values, kind), CRM)
+
+    assert result.fields.fields["f"] == known
+    assert [value.get("f") for value in uploader.values(result)] == stored
+
+
+def test_nanoseconds_are_cut_off(uploader: Uploader) -> None:
+    result = uploader.ingest(people(f=pa.array([1_999], pa.timestamp("ns"))), CRM)
+
+    assert uploader.values(result)[0]["f"] == datetime(1970, 1, 1, 0, 0, 0, 1, tzinfo=UTC)
+
+
+def test_lists_of_nulls_are_left_out_unless_the_dataset_knows_their_items(uploader: Uploader) -> None:
+    sent = people(2, a=[[], [None]], b=[[], [None]], c=[None, None])
+
+    result = uploader.ingest(sent, CRM, known=ObjectType({"b": ArrayType(TEXT)}))
+
+    assert [value.get("b") for value in uploader.values(result)] == [[], [None]]
+    assert list(result.fields.fields) == ["identityMap", "segmentMembership", "crmId", "b"]
+    assert result.untyped == (("a",),)
+
+
+def test_a_file_without_rows_or_of_empty_groups_has_no_data_file(uploader: Uploader) -> None:
+    result = uploader.ingest(people(0, n=pa.array([], pa.int64())), CRM)
+
+    assert (result.files, result.rows) == ((), 0)
+    assert result.fields.fields["n"] == LONG
+
+
+# --- Against what is known ---
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "known", "grown", "stored"),
+    [
+        ([1, 2**53], pa.int64(), DOUBLE, DOUBLE, [1.0, 2.0**53]),
+        ([1.5], pa.float64(), LONG, DOUBLE, [1.5]),
+        ([7], pa.int32(), DecimalType(10, 2), DecimalType(21, 2), [Decimal("7.00")]),
+        ([Decimal("1.5")], pa.decimal128(3, 1), DOUBLE, DOUBLE, [1.5]),
+        (["2024-01-01T13:00:00+01:00", None], pa.string(), TIMESTAMP, TIMESTAMP, [NOON, None]),
+        (["2024-01-01"], pa.string(), DATE, DATE, [date(2024, 1, 1)]),
+        (
+            [[{"t": "2024-01-01T12:00:00Z"}]],
+            pa.list_(pa.struct([("t", pa.string())])),
+            ArrayType(ObjectType({"t": TIMESTAMP, "x": TEXT})),
+            ArrayType(ObjectType({"t": TIMESTAMP, "x": TEXT})),
+            [[{"t": NOON, "x": None}]],
+        ),
+        (
+            [{"k": 1, "l": None}, {"k": None, "l": None}, None, {"k": 3, "l": 4}],
+            pa.struct([("k", pa.int64()), ("l", pa.int64())]),
+            MapType(DOUBLE),
+            MapType(DOUBLE),
+            [{"k": 1.0}, None, None, {"k": 3.0, "l": 4.0}],
+        ),
+        (
+            [{"a": 1}],
+            pa.struct([("a", pa.int64())]),
+            ObjectType({"b": TEXT}),
+            ObjectType({"b": TEXT, "a": LONG}),
+            [{"b": None, "a": 1}],
+        ),
+    ],
+)
+def test_columns_are_brought_into_the_known_types(
+    uploader: Uploader,
+    values: list[Any],
+    kind: pa.DataType,
+    known: FieldType,
+    grown: FieldType,
+    stored: list[Any],
+) -> None:
+    result = uploader.ingest(column(values, kind), CRM, known=ObjectType({"f": known}))
+
+    assert result.fields.fields["f"] == grown
+    assert [value.get("f") for value in uploader.values(result)] == stored
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "known", "reason"),
+    [
+        (["x"], pa.string(), DOUBLE, "The field 'f' is string, but it is known as double."),
+        ([NOON], pa.timestamp("us", "UTC"), DATE, "The field 'f' is timestamp, but it is known as date."),
+        (
+            [{"a": 1}],
+            pa.struct([("a", pa.int64())]),
+            TEXT,
+            "The field 'f' is object, but it is known as string.",
+        ),
+        (
+            [["x"]],
+            pa.list_(pa.string()),
+            ArrayType(LONG),
+            "The field 'f[]' is string, but it is known as long.",
+        ),
+        ([1], pa.int64(), TEXT, "The field 'f' is long, but it is known as string."),
+    ],
+)
+def test_a_column_that_contradicts_a_known_type_is_refused(
+    uploader: Uploader, values: list[Any], kind: pa.DataType, known: FieldType, reason: str
+) -> None:
+    assert uploader.reasons(column(values, kind), CRM, known=ObjectType({"f": known})) == [f"None: {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "known", "reason"),
+    [
+        ([0.0, math.nan], pa.float64(), DOUBLE, "2: The field 'f' is NaN or infinite."),
+        ([0.0, None, -math.inf], pa.float64(), DOUBLE, "3: The field 'f' is NaN or infinite."),
+        ([0, 2**63], pa.uint64(), LONG, "2: The field 'f' is not an integer of 64 bits."),
+        (
+            [0, 2**53 + 1],
+            pa.int64(),
+            DOUBLE,
+            "2: The field 'f' is an integer that a double cannot hold exactly.",
+        ),
+        (
+            [0, 2**63 - 1],
+            pa.int64(),
+            DOUBLE,
+            "2: The field 'f' is an integer that a double cannot hold exactly.",
+        ),
+        ([0, 253402300800], pa.timestamp("s"), TIMESTAMP, "2: The field 'f' is outside the years 1 to 9999."),
+        ([0, -719_163], pa.date32(), DATE, "2: The field 'f' is outside the years 1 to 9999."),
+        (
+            [["2024-01-01"], None, [], ["2024-01-01", "x"]],
+            pa.list_(pa.string()),
+            ArrayType(DATE),
+            "4: The field 'f[]' is 'x', not a date such as 2026-01-31.",
+        ),
+        (
+            [None, [("k", [1.0]), ("l", [2.0, math.inf])]],
+            pa.map_(pa.string(), pa.list_(pa.float64())),
+            MapType(ArrayType(DOUBLE)),
+            "2: The field 'f.*[]' is NaN or infinite.",
+        ),
+        (
+            [[("k", 1)], [("k", 1), ("l", 2), ("k", 3)]],
+            pa.map_(pa.string(), pa.int64()),
+            MapType(LONG),
+            "2: The field 'f.*' has the key 'k' twice.",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_stored_is_refused_at_its_row(
+    uploader: Uploader, values: list[Any], kind: pa.DataType, known: FieldType, reason: str
+) -> None:
+    assert uploader.reasons(column(values, kind), CRM, known=ObjectType({"f": known})) == [reason]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (people(f=[b"x"]), "The field 'f' is of the Parquet type binary, which is not supported"),
+        (people(f=[timedelta(1)]), "The field 'f' is of the Parquet type duration"),
+        (people(f=pa.array([1], pa.time64("us"))), "The field 'f' is of the Parquet type time64"),
+        (
+            people(f=pa.array([[(1, 2)]], pa.map_(pa.int64(), pa.int64()))),
+            "The field 'f' is of the Parquet type map",
+        ),
+        (people(f=pa.array([[b"x"]])), "The field 'f[]' is of the Parquet type binary"),
+        (
+            people(f=pa.array([Decimal(1)], pa.decimal256(50, 0))),
+            "The field 'f' is of the Parquet type decimal256",
+        ),
+        (people(1, **{"a.b": [1]}), "The field 'a.b' has a dot in its name"),
+        (people(1, _row=[1]), "The field '_row' has the name of the system column"),
+        (people(CrmId=["1"]), "The field 'CrmId' is 'CrmId', but its name stands as 'crmId'."),
+        (pa.table([["1"], ["1"]], names=["crmId", "crmId"]), "The field 'crmId' stands twice."),
+        (pa.table({"crmId": [1.5]}), "The field 'crmId' is double, but it is known as string."),
+    ],
+)
+def test_a_file_with_columns_that_cannot_be_stored_is_refused(
+    uploader: Uploader, table: pa.Table, reason: str
+) -> None:
+    [error] = uploader.refused(table, CRM)
+
+    assert error.row is None
+    assert reason in error.reason
+
+
+def test_an_identity_that_a_schema_types_is_text_or_an_integer(uploader: Uploader) -> None:
+    typed = IdentityField(("n",), "N", primary=True)
+
+    task = uploader.task(pa.table({"n": [5]}))
+    known = ObjectType({**task.fields.fields, "n": LONG})
+    rows = uploader.rows(ingest(replace(task, fields=known, identity_fields=(typed,))))
+
+    assert [(row["_identity"], row["n"]) for row in rows] == [("5", 5)]
+    known = ObjectType({**task.fields.fields, "n": DOUBLE})
+    with pytest.raises(RowsRefusedError, match="holds an identity, which is text or an integer"):
+        ingest(replace(task, fields=known, identity_fields=(typed,)))
+
+
+# --- Identities ---
+
+
+def _map_of(kind: pa.DataType) -> pa.DataType:
+    return pa.map_(pa.string(), pa.list_(kind))
+
+
+ITEM = pa.struct([("id", pa.string()), ("authenticatedState", pa.string()), ("primary", pa.bool_())])
+
+
+def test_identities_come_from_the_map_and_from_declared_fields(uploader: Uploader) -> None:
+    maps = [
+        [("ECID", [{"id": "a", "primary": True, "authenticatedState": "authenticated"}])],
+        None,
+        [("ecid", [{"id": "c"}]), ("Email", None)],
+    ]
+    sent = people(
+        3, identityMap=pa.array(maps, _map_of(ITEM)), contact=[{"email": "x"}, None, {"email": "x"}]
+    )
+
+    result = uploader.ingest(sent, CRM, EMAIL)
+
+    first, second, third = uploader.rows(result)
+    assert (first["_namespace"], first["_identity"], first["_authenticated_state"]) == (
+        "ECID",
+        "a",
+        "authenticated",
+    )
+    assert [(link["namespace"], link["id"]) for link in first["_links"]] == [("CRM", "1"), ("Email", "x")]
+    assert "_links" not in second
+    assert [(link["namespace"], link["id"]) for link in third["_links"]] == [("ecid", "c"), ("Email", "x")]
+    assert set(third["identityMap"]) == {"ecid"}
+    assert [use.spelling for use in result.identity_namespaces.uses] == ["ECID", "CRM", "Email"]
+    assert result.identity_namespaces.spellings == {"ECID", "ecid", "CRM", "Email"}
+
+
+def test_an_integer_identity_is_written_in_decimal(uploader: Uploader) -> None:
+    sent = pa.table({"crmId": [2**60 + 1], "identityMap": [{"N": [{"id": 3}]}]})
+
+    [row] = uploader.rows(uploader.ingest(sent, CRM))
+
+    assert (row["crmId"], row["_identity"], row["_links"][0]["id"]) == (str(2**60 + 1), str(2**60 + 1), "3")
+
+
+def test_rows_without_sound_identities_are_refused(uploader: Uploader) -> None:
+    maps = [
+        [("A", [{"id": ""}])],
+        None,
+        [("A", [{"id": "1", "primary": True}, {"id": "2", "primary": True}])],
+    ]
+    sent = pa.table(
+        {"crmId": ["1", None, "3", "", "5"], "identityMap": pa.array([*maps, None, None], _map_of(ITEM))}
+    )
+
+    assert uploader.reasons(sent, CRM) == [
+        "1: The field 'identityMap.A[].id' is an empty text, which is no identity.",
+        f"2: The row {NO_PRIMARY}.",
+        "3: The row has more than one primary identity, '2' of 'A' among them.",
+        "4: The field 'crmId' is an empty text, which is no identity.",
+    ]
+
+
+def test_segment_membership_is_stored_as_a_map(uploader: Uploader) -> None:
+    entries = [{"ups": {"s1": {"lastQualificationTime": "2024-01-01T12:00:00Z", "status": "existing"}}}, None]
+    sent = people(2, segmentMembership=entries)
+
+    result = uploader.ingest(sent, CRM)
+
+    assert uploader.values(result)[0]["segmentMembership"] == {
+        "ups": {"s1": {"lastQualificationTime": NOON, "status": "existing", "validUntil": None}}
+    }
+    assert [(use.spelling, use.first_row) for use in result.segment_namespaces.uses] == [("ups", 0)]
+
+
+# --- Events ---
+
+
+def events(**changes: Any) -> pa.Table:
+    sound = {"_id": ["e1", "e2"], "timestamp": pa.array([NOON, NOON], pa.timestamp("ms", "UTC"))}
+    return people(2, **{name: values for name, values in (sound | changes).items() if values is not None})
+
+
+def test_events_have_their_id_and_time(uploader: Uploader) -> None:
+    result = uploader.ingest(events(timestamp=["2024-01-01T12:00:00Z"] * 2), CRM, kind=DatasetKind.EVENT)
+
+    assert [(row["_id"], row["timestamp"]) for row in uploader.values(result)] == [("e1", NOON), ("e2", NOON)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"_id": ["e1", None]}, ["2: The field '_id' is missing or empty"]),
+        ({"_id": ["", "e2"]}, ["1: The field '_id' is missing or empty"]),
+        ({"_id": None}, ["1: The field '_id' is missing", "2: The field '_id' is missing"]),
+        ({"timestamp": pa.array([NOON, None])}, ["2: The field 'timestamp' is missing or empty"]),
+        ({"timestamp": [1, 2]}, ["None: The field 'timestamp' is long, but it is known as timestamp."]),
+        (
+            {"timestamp": ["2024-01-01T12:00:00Z", "noon"]},
+            ["2: The field 'timestamp' is 'noon', not an instant"],
+        ),
+    ],
+)
+def test_events_without_id_or_time_are_refused(
+    uploader: Uploader, changes: dict[str, Any], reasons: list[str]
+) -> None:
+    told = uploader.reasons(events(**changes), CRM, kind=DatasetKind.EVENT)
+
+    assert [text[: len(reason)] for text, reason in zip(told, reasons, strict=False)] == reasons
+
+
+# --- Files ---
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"not Parquet",
+        lambda _: b"",
+        lambda sound: sound[:-8],
+        lambda sound: sound[:4] + b"\0" * (len(sound) // 4) + sound[4 + len(sound) // 4 :],
+    ],
+    ids=["other", "empty", "truncated", "overwritten"],
+)
+def test_a_file_that_is_not_sound_parquet_is_refused(
+    uploader: Uploader, damage: Callable[[bytes], bytes]
+) -> None:
+    task = uploader.task(people(1000, n=pa.array(range(1000))), CRM)
+    task.source.write_bytes(damage(task.source.read_bytes()))
+
+    with pytest.raises(RowsRefusedError) as refused:
+        ingest(task)
+
+    [error] = refused.value.rows
+    assert error.row is None
+    assert error.reason.startswith("The file is not sound Parquet: ")
+
+
+def test_text_that_is_not_unicode_is_refused(uploader: Uploader) -> None:
+    raw = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
+
+    [error] = uploader.refused(people(f=raw), CRM)
+
+    assert "UTF8" in error.reason
+
+
+def test_a_file_that_is_not_there_is_no_refusal(uploader: Uploader) -> None:
+    task = uploader.task(people(), CRM)
+    task.source.unlink()
+
+    with pytest.raises(FileNotFoundError):
+        ingest(task)
+
+
+def test_an_instant_in_another_zone_is_stored_in_utc(uploader: Uploader) -> None:
+    there = datetime(2024, 1, 1, 13, tzinfo=timezone(timedelta(hours=1)))
+
+    result = uploader.ingest(people(f=pa.array([there], pa.timestamp("us", "+01:00"))), CRM)
+
+    assert uploader.values(result)[0]["f"] == NOON

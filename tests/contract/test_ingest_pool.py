@@ -1,0 +1,71 @@
+import asyncio
+import multiprocessing
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from profile_export.domain.catalog import RowError
+from profile_export.ingest.pool import IngestDiedError, IngestPool
+from profile_export.ingest.refusals import RowsRefusedError
+from tests.contract.ingesting import CRM, Uploader
+
+
+@pytest.fixture
+def uploader(tmp_path: Path) -> Uploader:
+    return Uploader(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[IngestPool]:
+    pool = IngestPool()
+    yield pool
+    pool.close()
+
+
+async def test_an_upload_is_ingested_in_a_child_process(uploader: Uploader, pool: IngestPool) -> None:
+    result = await pool.ingest(uploader.task([{"crmId": "1"}], CRM))
+
+    assert uploader.values(result) == [{"crmId": "1"}]
+
+
+async def test_a_refusal_comes_back_whole(uploader: Uploader, pool: IngestPool) -> None:
+    with pytest.raises(RowsRefusedError) as refused:
+        await pool.ingest(uploader.task([{"n": 1}, {"crmId": "1", "a": [1, "x"]}], CRM))
+
+    assert [error.row for error in refused.value.rows] == [1, 2]
+    assert refused.value.rows[1].reason == "The field 'a[]' is string, but it is known as double."
+
+
+async def test_a_child_that_dies_ends_its_task_and_not_the_pool(uploader: Uploader, pool: IngestPool) -> None:
+    sound = uploader.task([{"crmId": "1"}], CRM)
+    blocked = replace(sound, source=uploader.folder / "pipe")
+    os.mkfifo(blocked.source)
+    await pool.ingest(sound)
+    before = set(multiprocessing.active_children())
+    ingesting = asyncio.create_task(pool.ingest(blocked))
+    waiting = asyncio.create_task(pool.ingest(sound))
+    # Opening a pipe for writing waits until the child has it open for reading: then it is at work.
+    writer = await asyncio.to_thread(blocked.source.open, "wb")
+
+    for child in before:
+        child.kill()
+
+    with writer:
+        for task in (ingesting, waiting):
+            with pytest.raises(IngestDiedError, match="has ended"):
+                await task
+    assert uploader.values(await pool.ingest(sound)) == [{"crmId": "1"}]
+    assert before.isdisjoint(multiprocessing.active_children())
+
+
+def test_a_refusal_survives_the_way_between_processes() -> None:
+    error = RowsRefusedError((RowError(3, "The row is not JSON."),))
+
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert copy.rows == error.rows
+    assert str(copy) == "row 3: The row is not JSON."

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+
+from profile_export.domain.catalog import BatchState, DataFile, IdentityField, SchemaRef, Tenant
+from profile_export.domain.errors import FailedPreconditionError
+from profile_export.domain.job import JobError, JobState, Phase, Progress
+from profile_export.domain.paging import PageRequest
+from profile_export.domain.plan import ExportCounts
+from profile_export.domain.policy import BUILT_IN_POLICY
+from profile_export.domain.request import BoundRequest, ExportRequest
+from profile_export.domain.schema import TEXT, ArrayType, ObjectType
+from profile_export.store.attempts import Attempts, Claim, LeaseLostError
+from profile_export.store.batches import Batches
+from profile_export.store.catalog import Catalog, NewDataset
+from profile_export.store.database import Database, DataDirectoryInUseError
+from profile_export.store.events import Wakeups
+from profile_export.store.jobs import Jobs, NewJob
+from profile_export.store.snapshots import Snapshots
+from profile_export.store.tables import metadata
+from profile_export.store.uploads import FieldsGrewError, NamespaceUse, UploadFacts, Uploads
+
+TENANT = Tenant()
+RECORD = SchemaRef("https://ns.adobe.com/xdm/context/profile")
+UNION = SchemaRef("https://ns.adobe.com/xdm/context/profile__union")
+FILE = DataFile("0-0.parquet", "x/0-0.parquet", 3, 300, "ab")
+
+
+class Store:
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.database = Database(data_dir)
+        wakeups = Wakeups()
+        self.catalog = Catalog(self.database)
+        self.uploads, self.batches = Uploads(self.database), Batches(self.database)
+        self.jobs, self.attempts = Jobs(self.database, wakeups), Attempts(self.database, wakeups)
+        self.snapshots = Snapshots(self.database)
+
+    async def dataset(self, schema: SchemaRef = RECORD, namespace: str = "CRM") -> str:
+        fields = (IdentityField(("id",), namespace, primary=True),) if schema is RECORD else ()
+        new = NewDataset("d", "", schema, {}, fields)
+        made, _ = await self.catalog.create_dataset(TENANT, new, f"{id(new):024x}", "")
+        return made.id
+
+    async def upload(self, dataset_id: str, batch_id: str, facts: UploadFacts) -> None:
+        await self.uploads.open_upload(
+            TENANT, dataset_id, batch_id, "json_lines", "1", f"{dataset_id}/{batch_id}"
+        )
+        await self.uploads.commit_upload(TENANT, batch_id, facts)
+
+    async def claimed(self) -> Claim:
+        destination = await self.dataset(UNION)
+        request = ExportRequest(destination)
+        new = NewJob(BoundRequest(request, BUILT_IN_POLICY), "", f"batch-{destination}", f"{destination}/f")
+        await self.jobs.create(TENANT, new)
+        claim = await self.attempts.claim("worker")
+        assert claim
+        return claim
+
+
+def facts(
+    fields: ObjectType, sent: tuple[str, ...] = (), untyped: tuple[tuple[str, ...], ...] = ()
+) -> UploadFacts:
+    use = NamespaceUse(sent[:1], frozenset(sent))
+    return UploadFacts((FILE,), fields, use, NamespaceUse(), untyped, "sha", 10)
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = Store(tmp_path)
+    await opened.database.open()
+    yield opened
+    await opened.database.close()
+
+
+async def test_the_migrations_make_the_tables_that_the_code_uses(store: Store) -> None:
+    engine = create_engine(f"sqlite:///{store.data_dir / 'store.sqlite'}")
+
+    with engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), metadata)
+    engine.dispose()
+
+    assert differences == []
+
+
+async def test_a_second_process_is_refused_with_a_sentence(store: Store) -> None:
+    second = Database(store.data_dir)
+
+    with pytest.raises(DataDirectoryInUseError, match="is in use by another process"):
+        await second.open()
+
+    await second.close()
+
+
+async def test_what_is_committed_is_on_the_disk_in_full(store: Store) -> None:
+    async with store.database.write() as writer:
+        mode = (await writer.exec_driver_sql("PRAGMA journal_mode")).scalar_one()
+        synchronous = (await writer.exec_driver_sql("PRAGMA synchronous")).scalar_one()
+
+    assert (mode, synchronous) == ("wal", 2)
+
+
+@pytest.mark.parametrize("first", ["cancel", "commit"])
+async def test_a_cancel_and_a_commit_at_the_same_moment_have_one_winner(store: Store, first: str) -> None:
+    claim = await store.claimed()
+    await store.attempts.record_range(claim.fence, 0, [FILE], ExportCounts(profiles_exported=3), 1)
+    cancel = store.jobs.cancel(TENANT, claim.job.id, "me", "")
+    commit = store.attempts.commit(claim.fence)
+
+    outcomes = await asyncio.gather(
+        *((cancel, commit) if first == "cancel" else (commit, cancel)), return_exceptions=True
+    )
+
+    refused = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert len(refused) == 1
+    assert isinstance(refused[0], FailedPreconditionError)
+    job = (await store.jobs.get(TENANT, claim.job.id)).job
+    batch = await store.batches.get_batch(TENANT, job.batch_id)
+    listed = await store.batches.list_batches(TENANT, "", PageRequest.of(0, ""))
+    if job.state is JobState.SUCCEEDED:
+        assert [found.id for found in listed.items] == [job.batch_id]
+        assert (batch.state, batch.rows, batch.number) == (BatchState.SUCCEEDED, 3, 1)
+        assert job.metrics.counts.profiles_exported == 3
+    else:
+        assert job.state is JobState.CANCELLING
+        await store.attempts.let_go(claim.fence)
+        batch = await store.batches.get_batch(TENANT, job.batch_id)
+        assert (batch.state, listed.items) == (BatchState.ABORTED, ())
+
+
+async def test_a_lease_that_is_gone_refuses_every_write(store: Store) -> None:
+    claim = await store.claimed()
+    await store.attempts.release(claim.fence)
+    progress = Progress(Phase.RUN, 1, 1, 2)
+    error = JobError("X", "x", "engine", retryable=True, attempt=1)
+
+    for write in (
+        store.attempts.begin_phase(claim.fence, Phase.RUN),
+        store.attempts.heartbeat(claim.fence, progress),
+        store.attempts.record_range(claim.fence, 0, [FILE], ExportCounts(), 0),
+        store.attempts.commit(claim.fence),
+        store.attempts.end_with_error(claim.fence, error),
+        store.attempts.let_go(claim.fence),
+        store.attempts.release(claim.fence),
+    ):
+        with pytest.raises(LeaseLostError):
+            await write
+
+    job = (await store.jobs.get(TENANT, claim.job.id)).job
+    assert (job.state, job.revision) == (JobState.NEW, 3)
+
+
+async def test_a_released_job_keeps_the_ranges_it_recorded(store: Store) -> None:
+    claim = await store.claimed()
+    await store.attempts.record_range(claim.fence, 4, [FILE], ExportCounts(profiles_exported=3), 1)
+
+    await store.attempts.release(claim.fence)
+    again = await store.attempts.claim("another")
+
+    assert again
+    assert (again.recorded, again.fence.attempt) == (frozenset({4}), 2)
+    assert await store.attempts.commit(again.fence) == [FILE]
+
+
+async def test_jobs_of_a_former_process_go_on_and_cancelled_ones_end(store: Store) -> None:
+    going = await store.claimed()
+    cancelling = await store.claimed()
+    await store.jobs.cancel(TENANT, cancelling.job.id, "me", "")
+
+    await store.attempts.release_all()
+
+    assert (await store.jobs.get(TENANT, going.job.id)).job.state is JobState.NEW
+    assert (await store.jobs.get(TENANT, cancelling.job.id)).job.state is JobState.CANCELLED
+
+
+async def test_a_job_that_backs_off_is_not_due_yet(store: Store) -> None:
+    claim = await store.claimed()
+    error = JobError("ENGINE_DIED", "It died.", "engine", retryable=True, attempt=1)
+
+    job = await store.attempts.end_with_error(claim.fence, error)
+
+    assert job.state is JobState.NEW
+    assert job.not_before
+    assert await store.attempts.claim("worker") is None
+
+
+async def test_s2_a_namespace_is_written_as_it_was_registered_first(store: Store) -> None:
+    declared = await store.dataset(namespace="Email")
+    other = await store.dataset(namespace="EMAIL")
+    await store.upload(other, "b", facts(ObjectType({"id": TEXT}), ("email", "eMail")))
+    await store.upload(declared, "c", facts(ObjectType({"id": TEXT}), ("Phone",)))
+
+    snapshot = await store.snapshots.take(TENANT)
+
+    assert snapshot.namespaces == {"EMAIL": "Email", "email": "Email", "eMail": "Email"}
+
+
+async def test_s8_batch_numbers_and_ingest_times_grow(store: Store) -> None:
+    dataset = await store.dataset()
+    for batch in "abc":
+        await store.upload(dataset, batch, facts(ObjectType({"id": TEXT})))
+
+    snapshot = await store.snapshots.take(TENANT)
+
+    assert [batch.number for batch in snapshot.batches] == [1, 2, 3]
+    times = [batch.ingest_time for batch in snapshot.batches]
+    assert times == sorted(set(times))
+
+
+async def test_s13_an_upload_that_lacked_a_type_is_told_when_the_dataset_came_to_know_it(
+    store: Store,
+) -> None:
+    dataset = await store.dataset()
+    await store.uploads.open_upload(TENANT, dataset, "late", "json_lines", "1", "f")
+    await store.upload(dataset, "first", facts(ObjectType({"id": TEXT, "tags": ArrayType(TEXT)})))
+
+    with pytest.raises(FieldsGrewError):
+        await store.uploads.commit_upload(
+            TENANT, "late", facts(ObjectType({"id": TEXT}), untyped=(("tags",),))
+        )
+
+    assert (await store.batches.get_batch(TENANT, "late")).state is BatchState.LOADING
