@@ -5,7 +5,7 @@ Pools are small on purpose: identities meet, values tie, batches replace each ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -103,7 +103,7 @@ _FIELDS: Mapping[str, FieldType] = {
 @st.composite
 def _some_fields(draw: st.DrawFn, names: list[str]) -> dict[str, FieldType]:
     """Some of the fields, with some of their members and numbers of some type: what one upload might bring."""
-    lacking = draw(st.sets(st.sampled_from(names), max_size=2)) if names else set()
+    lacking = draw(st.sets(st.sampled_from(names), max_size=len(names) // 2))
     return {name: draw(_variant(_FIELDS[name])) for name in names if name not in lacking}
 
 
@@ -180,18 +180,17 @@ def _present(kind: FieldType) -> st.SearchStrategy[Any]:
 
 
 _MEMBERSHIP = st.fixed_dictionaries(
-    {},
+    {"lastQualificationTime": st.sampled_from([at(0), at(1), at(2), None])},
     optional={
-        "lastQualificationTime": st.sampled_from([None, at(0), at(1), at(2)]),
-        "status": st.sampled_from([None, "realized", "existing", "exited"]),
-        "validUntil": st.sampled_from([None, at(9)]),
+        "status": st.sampled_from(["realized", "existing", "exited", None]),
+        "validUntil": st.sampled_from([at(9), None]),
     },
 )
+_ENTRIES = st.one_of(_MEMBERSHIP, _MEMBERSHIP, st.sampled_from([None, {}]))
 _MEMBERSHIPS = st.dictionaries(
     st.sampled_from(["ups", "UPS", "Ups", "aam"]),
     st.one_of(
-        st.none(),
-        st.dictionaries(st.sampled_from(["s1", "s2", "it's"]), st.one_of(st.none(), _MEMBERSHIP), max_size=3),
+        st.dictionaries(st.sampled_from(["s1", "it's"]), _ENTRIES, min_size=1), st.sampled_from([None, {}])
     ),
     max_size=3,
 )
@@ -213,31 +212,37 @@ def _value(draw: st.DrawFn, fields: Mapping[str, FieldType]) -> dict[str, Any]:
 # Of one namespace: several spellings, and one that folds to another's only by the rules of Unicode.
 _NAMESPACES = ("Email", "email", "EMAIL", "CRMID", "Straße", "STRASSE")
 _IDS = ("1", "2", "A", "a", "it's é")
-_IDENTITIES = st.builds(
-    StatedIdentity,
-    st.builds(Identity, st.sampled_from(_NAMESPACES), st.sampled_from(_IDS)),
-    st.sampled_from([None, None, "authenticated", "loggedOut"]),
-)
 
 
 @st.composite
-def _identities(draw: st.DrawFn) -> list[StatedIdentity]:
+def _identities(draw: st.DrawFn, namespaces: Sequence[str], ids: Sequence[str]) -> list[StatedIdentity]:
     """The identities of one row, the primary one first, each once."""
-    found = draw(st.lists(_IDENTITIES, min_size=1, max_size=3))
+    identities = st.builds(Identity, st.sampled_from(namespaces), st.sampled_from(ids))
+    states = st.sampled_from([None, None, "authenticated", "loggedOut"])
+    found = draw(st.lists(st.builds(StatedIdentity, identities, states), min_size=1, max_size=3))
     return list({stated.identity.folded: stated for stated in reversed(found)}.values())[::-1]
 
 
 # --- Datasets ---
 
 
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What the data of an export may be about: how many datasets of a kind, their fields, their identities."""
+
+    datasets: Mapping[DatasetKind, int]
+    names: Mapping[DatasetKind, list[str]]
+    identities: st.SearchStrategy[list[StatedIdentity]]
+
+
 @st.composite
-def _part(draw: st.DrawFn, dataset_id: str, kind: DatasetKind, names: list[str], batches: list[str]) -> Part:
+def _part(draw: st.DrawFn, scope: _Scope, dataset_id: str, kind: DatasetKind, batches: list[str]) -> Part:
     """Rows written with the same fields, from several batches, as a compacted file may hold them."""
-    fields = draw(_some_fields(names))
+    fields = draw(_some_fields(scope.names[kind]))
     rows = []
     for batch in batches:
-        for number in range(draw(st.integers(0, 5))):
-            primary, *links = draw(_identities())
+        for number in range(draw(st.integers(1, 5))):
+            primary, *links = draw(scope.identities)
             value = draw(_value(fields))
             if kind is DatasetKind.EVENT:
                 value[EVENT_ID] = draw(st.sampled_from(["1", "2", "a", "é"]))
@@ -248,33 +253,19 @@ def _part(draw: st.DrawFn, dataset_id: str, kind: DatasetKind, names: list[str],
 
 
 @st.composite
-def _all_parts(draw: st.DrawFn) -> tuple[Part, ...]:
+def _all_parts(draw: st.DrawFn, scope: _Scope) -> tuple[Part, ...]:
     """A few datasets of a few parts of a few batches, committed in any order."""
-    counts = {DatasetKind.RECORD: draw(st.integers(0, 3)), DatasetKind.EVENT: draw(st.integers(0, 2))}
-    # Few fields for all, so that sources compete for them.
-    names = {
-        kind: draw(st.lists(st.sampled_from(_names_of(kind)), unique=True, min_size=1, max_size=5))
-        for kind in counts
-    }
     planned = [
         (f"{kind}{index}", kind, draw(st.integers(1, 2)))
-        for kind, count in counts.items()
+        for kind, count in scope.datasets.items()
         for index in range(count)
         for _ in range(draw(st.integers(1, 2)))
     ]
-    numbers = draw(st.permutations(range(sum(batches for _, _, batches in planned))))
-    left = iter(numbers)
+    numbers = iter(draw(st.permutations(range(sum(batches for _, _, batches in planned)))))
     return tuple(
-        draw(_part(dataset_id, kind, names[kind], [f"batch-{next(left):02}" for _ in range(batches)]))
+        draw(_part(scope, dataset_id, kind, [f"batch-{next(numbers):02}" for _ in range(batches)]))
         for dataset_id, kind, batches in planned
     )
-
-
-def _names_of(kind: DatasetKind) -> list[str]:
-    """Names of fields, those that are merged in a way of their own more often."""
-    if kind is DatasetKind.EVENT:
-        return [name for name in _FIELDS if name != EVENT_ID]
-    return [SEGMENT_MEMBERSHIP, "scores", "person", *_FIELDS]
 
 
 # --- Exports ---
@@ -283,19 +274,57 @@ def _names_of(kind: DatasetKind) -> list[str]:
 @st.composite
 def exports(draw: st.DrawFn) -> Export:
     """Any source data, and any export that a plan can hold."""
-    parts = draw(_all_parts())
-    options: dict[str, Any] = {
-        "graph": draw(st.sampled_from(IdentityGraph)),
-        "fields": draw(_paths(parts, DatasetKind.RECORD)),
-        "empty_profiles": draw(st.booleans()),
+    of_events = [name for name in _FIELDS if name != EVENT_ID]
+    # Few fields for all, so that sources compete for them.
+    names = {
+        DatasetKind.RECORD: draw(_few([SEGMENT_MEMBERSHIP, "scores", "person", *_FIELDS])),
+        DatasetKind.EVENT: draw(_few(of_events)),
     }
+    datasets = {DatasetKind.RECORD: draw(st.integers(0, 3)), DatasetKind.EVENT: draw(st.integers(0, 2))}
+    parts = draw(_all_parts(_Scope(datasets, names, _identities(_NAMESPACES, _IDS))))
+    options = draw(_options()) | {"fields": draw(_paths(parts, DatasetKind.RECORD))}
     if draw(st.sampled_from([True, True, False])):
-        instants = st.one_of(st.none(), st.sampled_from([at(minutes) for minutes in range(6)]))
-        after, up_to = draw(instants), draw(instants)
-        if after is not None and up_to is not None:
-            after, up_to = min(after, up_to), max(after, up_to)
-        options |= {"event_fields": draw(_paths(parts, DatasetKind.EVENT)), "window": (after, up_to)}
+        options |= {"event_fields": draw(_paths(parts, DatasetKind.EVENT)), "window": draw(_windows())}
     return Export(parts, options, draw(_key_ranges(parts)))
+
+
+@st.composite
+def exports_of_segments(draw: st.DrawFn) -> Export:
+    """Memberships of a few profiles in many sources: their times tie, are missing, and one name has many spellings."""
+    names = {DatasetKind.RECORD: [SEGMENT_MEMBERSHIP]}
+    scope = _Scope({DatasetKind.RECORD: 3}, names, _identities(_NAMESPACES[:2], _IDS[:2]))
+    parts = draw(_all_parts(scope))
+    return Export(parts, draw(_options()) | {"fields": [SEGMENT_MEMBERSHIP]}, draw(_key_ranges(parts)))
+
+
+@st.composite
+def exports_of_events(draw: st.DrawFn) -> Export:
+    """Events of a few profiles in many sources: their times and ids tie."""
+    names = {DatasetKind.RECORD: ["name"], DatasetKind.EVENT: ["name"]}
+    datasets = {DatasetKind.RECORD: 1, DatasetKind.EVENT: 2}
+    parts = draw(_all_parts(_Scope(datasets, names, _identities(_NAMESPACES[:2], _IDS[:2]))))
+    paths = draw(st.sampled_from([[], ["name"], ["identityMap", "_id"]]))
+    options = draw(_options()) | {"event_fields": paths, "window": draw(_windows())}
+    return Export(parts, options, draw(_key_ranges(parts)))
+
+
+def _few(names: Sequence[str]) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(names), unique=True, min_size=1, max_size=5)
+
+
+def _options() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({"graph": st.sampled_from(IdentityGraph), "empty_profiles": st.booleans()})
+
+
+def _windows() -> st.SearchStrategy[tuple[datetime | None, datetime | None]]:
+    """Windows of ingest time, most of them open at an end: batches are committed one a minute."""
+    instants = st.sampled_from([at(minutes) for minutes in range(6)])
+    return st.one_of(
+        st.just((None, None)),
+        st.tuples(st.none(), instants),
+        st.tuples(instants, st.none()),
+        st.tuples(instants, instants).map(lambda ends: (min(ends), max(ends))),
+    )
 
 
 def _paths(parts: tuple[Part, ...], kind: DatasetKind) -> st.SearchStrategy[list[str]]:

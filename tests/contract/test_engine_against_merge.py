@@ -21,7 +21,10 @@ from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportCounts, Ex
 from profile_export.domain.policy import IdentityGraph
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from tests.builders import at, events, plan_of, read_export, records, row, rows_of
-from tests.contract.strategies import Export, exports
+from tests.contract.strategies import Export, exports, exports_of_events, exports_of_segments
+
+# A failing comparison is worth the minutes that shrinking it takes.
+pytestmark = pytest.mark.timeout(600)
 
 EVERYTHING = (KeyRange(0, LOWEST_KEY, HIGHEST_KEY),)
 
@@ -88,16 +91,36 @@ def check(exporter: Exporter, export: Export) -> None:
     assert counts == expected.counts
 
 
+QUICK = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], max_examples=40)
+LONG = settings(QUICK, max_examples=600)
+
+
 @given(exports())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@QUICK
 def test_the_engine_exports_what_the_reference_says(exporter: Exporter, export: Export) -> None:
+    check(exporter, export)
+
+
+@given(exports_of_segments())
+@QUICK
+def test_s15_the_engine_merges_segment_memberships_as_the_reference_does(
+    exporter: Exporter, export: Export
+) -> None:
+    check(exporter, export)
+
+
+@given(exports_of_events())
+@QUICK
+def test_s16_to_s19_the_engine_attaches_events_as_the_reference_does(
+    exporter: Exporter, export: Export
+) -> None:
     check(exporter, export)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@given(exports())
-@settings(max_examples=1_000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.one_of(exports(), exports_of_segments(), exports_of_events()))
+@LONG
 def test_the_engine_exports_what_the_reference_says_in_many_more_cases(
     exporter: Exporter, export: Export
 ) -> None:

@@ -42,6 +42,10 @@ def people(count: int = 1, /, **columns: Any) -> pa.Table:
     return pa.table({"crmId": [str(number) for number in range(1, count + 1)], **columns})
 
 
+def _deep(levels: int) -> pa.DataType:
+    return pa.struct([("a", _deep(levels - 1))]) if levels else pa.string()
+
+
 def column(values: list[Any], kind: pa.DataType) -> pa.Table:
     return people(len(values), f=pa.array(values, kind))
 
@@ -68,13 +72,20 @@ def test_rows_come_back_as_sent_with_their_system_columns(uploader: Uploader) ->
 
 def test_the_same_rows_as_json_lines_and_as_parquet_are_stored_alike(uploader: Uploader) -> None:
     sent = [
-        {"crmId": "1", "a": "x", "o": {"b": 1.5, "l": ["y", None]}, "contact": {"email": "e"}},
+        {
+            "crmId": "1",
+            "a": "x",
+            "o": {"b": 1.5, "l": ["y", None]},
+            "contact": {"email": "e"},
+            "flag": None,
+            "identityMap": None,
+        },
         {"crmId": "2", "identityMap": {"ECID": [{"id": "9", "primary": True}]}, "a": "z", "flag": True},
     ]
     as_json = uploader.ingest(sent, CRM, EMAIL)
     expected = [uploader.rows(as_json), as_json.fields, as_json.identity_namespaces]
 
-    as_parquet = uploader.ingest(pa.Table.from_pylist(sent).append_column("flag", [[None, True]]), CRM, EMAIL)
+    as_parquet = uploader.ingest(pa.Table.from_pylist(sent), CRM, EMAIL)
 
     assert [uploader.rows(as_parquet), as_parquet.fields, as_parquet.identity_namespaces] == expected
 
@@ -273,6 +284,7 @@ def test_a_value_that_cannot_be_stored_is_refused_at_its_row(
             people(f=pa.array([Decimal(1)], pa.decimal256(50, 0))),
             "The field 'f' is of the Parquet type decimal256",
         ),
+        (people(f=pa.nulls(1, _deep(70))), "is nested deeper than 64 levels"),
         (people(1, **{"a.b": [1]}), "The field 'a.b' has a dot in its name"),
         (people(1, _row=[1]), "The field '_row' has the name of the system column"),
         (people(CrmId=["1"]), "The field 'CrmId' is 'CrmId', but its name stands as 'crmId'."),

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import grpc.aio
 import pyarrow as pa
@@ -115,6 +116,7 @@ class Caller:
     async def policy(self, graph: merge_policy_pb2.IdentityGraph.ValueType) -> str:
         """Make a merge policy."""
         request = ps.CreateMergePolicyRequest(
+            name="policy",
             attribute_merge=merge_policy_pb2.AttributeMerge(
                 type=merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED
             ),
@@ -152,7 +154,7 @@ class Caller:
 
     async def rows(self, batch_id: str) -> list[dict[str, Any]]:
         """Read all rows of a batch in place."""
-        tables = [pq.read_table(file.location) for file in await self.files(batch_id)]
+        tables = [pq.read_table(unquote(urlsplit(file.location).path)) for file in await self.files(batch_id)]
         return pa.concat_tables(tables, promote_options="default").to_pylist() if tables else []
 
     async def download(self, batch_id: str, file_name: str, **stretch: int) -> bytes:

@@ -84,13 +84,14 @@ def run(blocks: list[Block], address: str, folder: Path) -> str:
         env=os.environ | {"PROFILE_EXPORT_ADDRESS": address, "TMPDIR": str(folder), "PATH": ":".join(paths)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
+@pytest.mark.timeout(300)  # types thirty commands
 def test_the_tour_runs_as_it_stands_and_shows_what_the_readme_shows(address: str, tmp_path: Path) -> None:
     # given every block to be typed, and those again that are said to be safe to repeat
     blocks, _ = readme()

@@ -3,32 +3,31 @@
 import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Self
 
 import duckdb
 import pytest
+from typer.testing import CliRunner
 
+from profile_export.cli import app
 from profile_export.client import (
     Client,
+    ClientError,
     DatasetKind,
     IdentityField,
-    IdentityGraph,
     JobState,
     UploadFormat,
+    WatchJobResponse,
 )
 
 COMMAND = (sys.executable, "-m", "profile_export")
-RECORD, EVENT, UNION = (
-    DatasetKind.DATASET_KIND_RECORD,
-    DatasetKind.DATASET_KIND_EVENT,
-    DatasetKind.DATASET_KIND_UNION,
-)
 
 
 @dataclass(frozen=True)
@@ -294,91 +293,154 @@ def test_a_missing_server_is_said_with_the_way_out(terminal: Terminal) -> None:
     ],
 )
 def test_every_command_has_help_with_an_example(words: str) -> None:
-    done = subprocess.run([*COMMAND, *words.split(), "--help"], capture_output=True, text=True, check=False)
+    done = CliRunner().invoke(app, [*words.split(), "--help"], prog_name="profile-export")
 
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert f"profile-export {words}".strip() in done.stdout.split("Usage:")[1].split("\n", 1)[1]
 
 
-class BrokenLine:
-    """A connection to a server that breaks each time so many bytes have gone one way, a given number of times."""
+class Line:
+    """A connection to a server that can be cut: everything on it is lost, the next one may come at once.
 
-    def __init__(self, address: str, *, breaks: int, after_bytes: int) -> None:
-        self._host, port = address.rsplit(":", 1)
-        self._port = int(port)
-        self._breaks = breaks
-        self._after = after_bytes
-        self.broken = 0
-        self._joins: list[asyncio.Task[None]] = []
+    With `stall_after` no more than so many bytes get through to the server before the first cut.
+    """
 
-    async def __aenter__(self) -> str:
-        self._server = await asyncio.start_server(
-            lambda *ends: self._joins.append(asyncio.create_task(self._join(*ends))), "127.0.0.1", 0
-        )
-        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+    def __init__(self, address: str, stall_after: int | None = None) -> None:
+        host, port = address.rsplit(":", 1)
+        self._far_end = (host, int(port))
+        self._left = stall_after
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        await asyncio.gather(*self._joins)
+        self.cut()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def cut(self) -> None:
+        self._left = None
+        for call in self._calls:
+            call.cancel()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        call = asyncio.create_task(self._join(reader, writer))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
-        ways = [
-            asyncio.create_task(self._copy(reader, far_writer)),
-            asyncio.create_task(self._copy(far_reader, writer)),
-        ]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
-        for end in (writer, far_writer):
-            end.close()
+        far_reader, far_writer = await asyncio.open_connection(*self._far_end)
+        try:
+            async with asyncio.TaskGroup() as ways:
+                ways.create_task(self._copy(reader, far_writer, upwards=True))
+                ways.create_task(self._copy(far_reader, writer, upwards=False))
+        except* ConnectionError:
+            pass  # an end hung up
+        finally:
+            for end in (writer, far_writer):
+                end.transport.abort()
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        copied = 0
-        with suppress(ConnectionError):
-            while data := await reader.read(65_536):
-                copied += len(data)
-                if copied > self._after and self.broken < self._breaks:
-                    self.broken += 1
-                    return
-                writer.write(data)
-                await writer.drain()
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, upwards: bool
+    ) -> None:
+        while data := await reader.read(65_536):
+            if upwards and self._left is not None:
+                self._left -= len(data)
+                if self._left < 0:
+                    await asyncio.Event().wait()  # until the cut
+            writer.write(data)
+            await writer.drain()
+        raise ConnectionResetError
 
 
-async def test_uploads_downloads_and_watches_outlive_a_line_that_breaks(
-    terminal: Terminal, tmp_path: Path
-) -> None:
-    # given a file of some megabytes, and a line that breaks three times within them
-    path = tmp_path / "crm.jsonl"
+async def received(client: Client, batch_id: str) -> int:
+    try:
+        return sum(upload.received_bytes for upload in (await client.get_batch(batch_id)).uploads)
+    except ClientError as error:
+        if error.reason != "BATCH_NOT_FOUND":
+            raise
+        return 0
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20,000 records of some megabytes that do not compress well."""
+    path = tmp_path_factory.mktemp("noise") / "crm.jsonl"
+    dice = random.Random(1)
     with path.open("w") as lines:
-        for number in range(20_000):
-            noise = "".join(sha256(f"{number} {part}".encode()).hexdigest() for part in range(4))
-            lines.write(json.dumps({"crmId": f"C-{number}", "note": noise}) + "\n")
-    line = BrokenLine(terminal.address, breaks=3, after_bytes=1_500_000)
-    primary = IdentityField(path="crmId", namespace="CRM", primary=True)
-
-    async with line as address, Client(address, sandbox=terminal.sandbox) as client:
-        # when it is uploaded, exported and downloaded through it
-        source = await client.create_dataset("CRM", RECORD, identities=[primary])
-        uploaded: list[int] = []
-        answer = await client.upload(
-            source.id, path, UploadFormat.UPLOAD_FORMAT_JSON_LINES, progress=uploaded.append
+        lines.writelines(
+            json.dumps({"crmId": f"C-{number}", "note": dice.randbytes(128).hex()}) + "\n"
+            for number in range(20_000)
         )
-        breaks_of_upload = line.broken
-        union = await client.create_dataset("Merged", UNION)
-        policy = await client.create_policy("pdg", IdentityGraph.IDENTITY_GRAPH_PDG)
-        job = (await client.create_job(union.id, policy_id=policy.id)).job
-        messages = [message async for message in client.watch_job(job.id, after_revision=0)]
-        files = await client.list_files(job.batch_id)
-        paths = [await client.download(job.batch_id, file, tmp_path / "out") for file in files]
+    return path
 
-    # then nothing is lost or doubled, and not every try began at the beginning
-    assert breaks_of_upload >= 1
-    assert line.broken == 3
-    assert answer.batch.rows == 20_000
-    assert uploaded.count(1_048_576) <= breaks_of_upload
+
+async def test_an_upload_that_was_cut_goes_on_where_it_was(terminal: Terminal, noise: Path) -> None:
+    # given an upload that has got through to its second megabyte
+    primary = IdentityField(path="crmId", namespace="CRM", primary=True)
+    async with (
+        Client(terminal.address, sandbox=terminal.sandbox) as near,
+        Line(terminal.address, stall_after=1_500_000) as line,
+        Client(line.address, sandbox=terminal.sandbox) as far,
+    ):
+        source = await near.create_dataset("CRM", DatasetKind.DATASET_KIND_RECORD, identities=[primary])
+        batch_id, sent = sha256(source.id.encode()).hexdigest(), list[int]()
+        lines = UploadFormat.UPLOAD_FORMAT_JSON_LINES
+        upload = asyncio.create_task(
+            far.upload(source.id, noise, lines, batch_id=batch_id, progress=sent.append)
+        )
+        while await received(near, batch_id) == 0:
+            pass
+
+        # when its line is cut
+        line.cut()
+        batch = (await upload).batch
+
+        # then it arrives whole, and its first megabyte was sent once
+        assert (batch.id, batch.rows) == (batch_id, 20_000)
+        assert sent.count(1_048_576) == 1
+        assert sent[-1] > 5_000_000
+
+
+async def test_a_watch_and_a_download_that_were_cut_go_on_where_they_were(
+    terminal: Terminal, noise: Path, tmp_path: Path
+) -> None:
+    primary = IdentityField(path="crmId", namespace="CRM", primary=True)
+    async with (
+        Client(terminal.address, sandbox=terminal.sandbox) as near,
+        Line(terminal.address) as line,
+        Client(line.address, sandbox=terminal.sandbox) as far,
+    ):
+        # given an export
+        source = await near.create_dataset("CRM", DatasetKind.DATASET_KIND_RECORD, identities=[primary])
+        await near.upload(source.id, noise, UploadFormat.UPLOAD_FORMAT_JSON_LINES)
+        union = await near.create_dataset("Merged", DatasetKind.DATASET_KIND_UNION)
+        job = (await near.create_job(union.id)).job
+
+        # when the line is cut after the first message of the watch, and after the first bytes of the download
+        messages: list[WatchJobResponse] = []
+        async for message in far.watch_job(job.id, after_revision=0):
+            if not messages:
+                line.cut()
+            messages.append(message)
+        (file,) = await near.list_files(job.batch_id)
+        fetched: list[int] = []
+
+        def note(done: int) -> None:
+            if not fetched:
+                line.cut()
+            fetched.append(done)
+
+        path = await far.download(job.batch_id, file, tmp_path, progress=note)
+
+    # then every transition came once, and every byte
     revisions = [transition.revision for message in messages for transition in message.transitions]
-    assert revisions == [1, 2, 3]
+    assert revisions == list(range(1, messages[-1].revision + 1))
     assert messages[-1].job.state == JobState.JOB_STATE_SUCCEEDED
-    assert sum(file.rows for file in files) == 20_000
-    assert [sha256(one.read_bytes()).hexdigest() for one in paths] == [file.sha256 for file in files]
+    assert fetched == sorted(set(fetched))
+    assert fetched[-1] == file.bytes > 2_000_000
+    assert sha256(path.read_bytes()).hexdigest() == file.sha256
+    assert [one.name for one in path.parent.iterdir()] == [path.name]

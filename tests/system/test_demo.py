@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def _demo(temporary: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -35,13 +37,13 @@ def test_the_demo_shows_an_export_from_sources_to_rows_and_cleans_up(tmp_path: P
         "timeSeriesEvents",
         "total",
         "100%",
-        "read_parquet",
         "import duckdb",
     ):
         assert line in told
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_its_files_when_told_to(tmp_path: Path) -> None:
     done = _demo(tmp_path, "--keep")
 

@@ -136,7 +136,7 @@ def test_any_other_move_is_refused_and_changes_nothing(move: Move, state: JobSta
 
     assert before == job(state)
     assert refused.value.reason == ("JOB_FINISHED" if state in FINAL_STATES else "JOB_STATE")
-    assert refused.value.metadata == {"job_id": "7", "state": state.name}
+    assert refused.value.metadata == {"id": "7", "state": state.name}
     assert f"The job 7 is {state.name}" in refused.value.message
 
 
@@ -291,11 +291,12 @@ def test_an_error_that_would_come_again_fails_the_job_at_once(attempt: int) -> N
     assert decided == (FAIL, None)
 
 
-@pytest.mark.parametrize("attempt", [MAX_ATTEMPTS, MAX_ATTEMPTS + 1])
-def test_a_retryable_error_of_the_last_attempt_fails_the_job(attempt: int) -> None:
-    decided = after_error(job(PROCESSING, attempt=attempt), went_wrong(), NOON)
+def test_an_attempt_that_was_released_does_not_count_against_the_job() -> None:
+    released = job(PROCESSING, attempt=MAX_ATTEMPTS + 1)
 
-    assert decided == (FAIL, None)
+    decided = after_error(released, went_wrong(), NOON)
+
+    assert decided == (RETRY, NOON + timedelta(seconds=1))
 
 
 # --- Phases ---

@@ -285,7 +285,7 @@ def new_policy(request: profile_service_pb2.CreateMergePolicyRequest, policy_id:
     if request.schema_name not in {"", BUILT_IN_POLICY.schema_name}:
         raise InvalidArgumentError.of_field("schema_name", f"must be '{BUILT_IN_POLICY.schema_name}'.")
     graph = _GRAPHS[request.identity_graph]
-    return MergePolicy(id=policy_id, version=1, name=optional(request.name, "name", MAX_NAME), graph=graph)
+    return MergePolicy(id=policy_id, version=1, name=required(request.name, "name"), graph=graph)
 
 
 def merge_policy(value: MergePolicy) -> merge_policy_pb2.MergePolicy:

@@ -91,7 +91,7 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
             )
             for time in view.phases
         ],
-        metrics=_metrics(job, job.metrics, view.phases, job.end_time or job.update_time),
+        metrics=_metrics(job, job.metrics, view.phases, view.until),
         errors=[
             job_pb2.JobError(
                 code=error.code,

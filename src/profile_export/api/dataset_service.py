@@ -155,8 +155,10 @@ async def _receive(messages: AsyncIterator[pb.UploadBatchRequest], session: Uplo
                 return message.finish
             case _:
                 raise _out_of_order("after 'start' come 'data' and, once, 'finish'.")
-    raise _out_of_order(
-        "the last message must be 'finish'; what has arrived is kept, and the upload can resume."
+    raise InvalidArgumentError.of_field(
+        "message",
+        "the stream ended without 'finish'; what has arrived is kept: resume at received_bytes.",
+        "UPLOAD_TRUNCATED",
     )
 
 

@@ -58,7 +58,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """From now on answer new calls with UNAVAILABLE SERVER_DRAINING; those that run are left alone."""
         self._draining = True
 
-    # The stub ties request and response type to a type variable, which a wrapper of any method cannot have.
     async def intercept_service(
         self, continuation: _Lookup, handler_call_details: grpc.HandlerCallDetails
     ) -> _Handler | None:
@@ -109,7 +108,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return response
             if handler.request_streaming:
                 await _read_on(context)
-            await _abort(context, status, call.request_id)
+            return await _abort(context, status, call.request_id)
 
         return _MAKE_HANDLER[handler.request_streaming, handler.response_streaming](
             serve,

@@ -59,4 +59,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    except OSError as error:
+        complain(f"{error.filename or 'Error'}: {error.strerror or error}")
+        code = 1
     sys.exit(code)

@@ -62,7 +62,7 @@ def demo(
 
     Example: `profile-export demo --keep`
     """
-    folder = Path(tempfile.mkdtemp(prefix="profile-export-demo-"))
+    folder = Path(tempfile.mkdtemp(prefix="profile-export-"))
     begin = time.monotonic()
     screen = console()
     try:

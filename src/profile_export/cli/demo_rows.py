@@ -32,8 +32,7 @@ _FIELDS = (
     "newsletter.topics",
 )
 _EVENTS = "len(timeSeriesEvents)"
-_COLUMNS = "crmId, loyalty.tier, len(timeSeriesEvents) AS events"
-_DUCKDB = f"import duckdb; duckdb.read_parquet('*.parquet').project('{_COLUMNS}').limit(3).show()"
+_DUCKDB = "import duckdb; print(duckdb.read_parquet('*.parquet').project('crmId, loyalty').limit(3))"
 _POLARS = "import polars; print(polars.read_parquet('*.parquet'))"
 _READ = "import duckdb, json, sys; print(json.dumps(duckdb.execute(sys.argv[1]).fetchall(), default=str))"
 
@@ -65,18 +64,17 @@ async def by_source(known: dict[str, Row], crm_id: str, files: Sequence[DataFile
 
 
 async def how_to_read(files: Sequence[DataFile]) -> list[Text]:
-    """Return where the files are, one line each to read them with DuckDB and Polars, and what the first prints."""
+    """Return where the files are, a line each to read them with DuckDB and Polars, and what the first prints."""
     folder = _folder(files)
-    listed = [Text(f"{_path(file)}   {count(file.rows)} rows, {size(file.bytes)}") for file in files]
+    listed = [Text(f"{_path(file).name}   {count(file.rows)} rows, {size(file.bytes)}") for file in files]
     shown = [Text(line) for line in (await _python(folder, _DUCKDB)).rstrip().splitlines()]
-    style = "cyan"
     return [
         *listed,
         Text(),
-        Text(f"cd {shlex.quote(str(folder))}", style=style),
-        Text(f'python -c "{_DUCKDB}"', style=style),
+        Text(f"cd {shlex.quote(str(folder))}", style="cyan"),
+        Text(f'python -c "{_DUCKDB}"', style="cyan"),
         *shown,
-        Text(f'python -c "{_POLARS}"', style=style),
+        Text(f'python -c "{_POLARS}"', style="cyan"),
     ]
 
 
@@ -114,7 +112,7 @@ def _value(row: Row, path: str) -> Any:
 
 def _label(path: str) -> str:
     """Return the end of a field path, enough to know it by."""
-    return ".".join(path.removesuffix(".val").split(".")[-2:])
+    return ".".join(path.removesuffix(".val").removesuffix(".address").split(".")[-2:])
 
 
 def _word(value: Any) -> str:

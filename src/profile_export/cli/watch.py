@@ -38,7 +38,7 @@ async def follow(client: Client, job_id: int, screen: Console, *, indent: int = 
     bar = Progress(
         TextColumn(" " * max(indent - 1, 0)),
         SpinnerColumn(),
-        TextColumn("{task.description:<8}", markup=False),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=_BAR_WIDTH),
         TextColumn("{task.fields[counts]}", markup=False),
         TimeElapsedColumn(),
@@ -47,10 +47,11 @@ async def follow(client: Client, job_id: int, screen: Console, *, indent: int = 
         disable=not screen.is_terminal,
     )
     with bar:
-        task = bar.add_task("queue", total=None, counts="")
+        task = bar.add_task("new", total=None, counts="")
         async for message in client.watch_job(job_id, after_revision=0, progress_interval=_PROGRESS_INTERVAL):
             for transition in message.transitions:
                 screen.print(Text(" " * indent) + _move(transition), soft_wrap=True)
+                bar.update(task, description=state(transition.to_state).plain.lower())
             if message.HasField("progress"):
                 _advance(bar, task, message.progress)
             if message.HasField("job"):

@@ -162,6 +162,10 @@ class Client:
         pages = self._pages(self._datasets.ListDatasets, datasets.ListDatasetsRequest(page_size=_PAGE))
         return [dataset async for page in pages for dataset in page.datasets]
 
+    async def get_batch(self, batch_id: str) -> Batch:
+        """Look a batch up, in any state."""
+        return (await self._call(self._datasets.GetBatch, datasets.GetBatchRequest(batch_id=batch_id))).batch
+
     async def list_batches(self, dataset_id: str) -> list[Batch]:
         """List the visible batches of a dataset, oldest first."""
         request = datasets.ListBatchesRequest(dataset_id=dataset_id, page_size=_PAGE)

@@ -121,9 +121,10 @@ class Transfer:
         try:
             async for message in messages(call, _SILENCE_SECONDS):
                 back_off.heard()
-                await asyncio.to_thread(output.write, message.data)
-                offset += len(message.data)
-                progress(offset)
+                if message.data:
+                    await asyncio.to_thread(output.write, message.data)
+                    offset += len(message.data)
+                    progress(offset)
         finally:
             call.cancel()
             output.close()

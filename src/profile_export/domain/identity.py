@@ -37,7 +37,6 @@ def identity_key(identity: Identity) -> IdentityKey:
     Files lie sorted by it, and exports are cut into ranges of the high half. 128 bits, because among a billion
     identities two share a 64-bit hash with a probability of 3 %.
     """
-    folded = identity.folded
-    text = f"{folded.namespace}\0{folded.id}".encode()
+    text = f"{fold_namespace(identity.namespace)}\0{identity.id}".encode()
     high, low = _HALVES.unpack(blake2b(text, digest_size=16).digest())
     return high, low

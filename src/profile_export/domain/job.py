@@ -136,7 +136,7 @@ class Move:
             raise FailedPreconditionError(
                 "JOB_FINISHED" if job.is_final else "JOB_STATE",
                 f"The job {job.id} is {job.state.name} and cannot be {self.name}.",
-                metadata={"job_id": str(job.id), "state": job.state.name},
+                metadata={"id": str(job.id), "state": job.state.name},
             )
         moved = replace(
             job,
@@ -188,10 +188,12 @@ def cancelling_move(job: Job) -> Move | None:
 def after_error(job: Job, error: JobError, now: datetime) -> tuple[Move, datetime | None]:
     """Decide how an attempt that went wrong goes on: the move, and the earliest next claim.
 
-    A retryable error is tried again with a back-off that doubles, up to `MAX_ATTEMPTS` attempts in all.
+    A retryable error is tried again with a back-off that doubles, until `MAX_ATTEMPTS` attempts have ended with an
+    error; an attempt that was released does not count.
     """
-    if error.retryable and job.attempt < MAX_ATTEMPTS:
-        return RETRY, now + FIRST_BACK_OFF * 2 ** (job.attempt - 1)
+    errors_before = len(job.errors)
+    if error.retryable and errors_before + 1 < MAX_ATTEMPTS:
+        return RETRY, now + FIRST_BACK_OFF * 2**errors_before
     return FAIL, None
 
 

@@ -40,6 +40,17 @@ class PageRequest:
         cursor = _read_token(page_token, digest) if page_token else ""
         return cls(min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), cursor, digest)
 
+    @property
+    def number(self) -> int:
+        """The cursor of a list whose key is a number.
+
+        Raises:
+            InvalidArgumentError: It is none: the token was made up.
+        """
+        if not self.cursor.isdecimal():
+            raise _refused()
+        return int(self.cursor)
+
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
@@ -66,9 +77,13 @@ def _read_token(token: str, arguments: str) -> str:
     except (ValueError, TypeError, RecursionError):  # no Base64, no JSON, no pair, nested without end
         cursor, bound_to = None, None
     if not isinstance(cursor, str) or bound_to != arguments:
-        raise InvalidArgumentError.of_field(
-            "page_token",
-            "must be empty or the next_page_token of a call with the same other arguments.",
-            "PAGE_TOKEN_INVALID",
-        )
+        raise _refused()
     return cursor
+
+
+def _refused() -> InvalidArgumentError:
+    return InvalidArgumentError.of_field(
+        "page_token",
+        "must be empty or the next_page_token of a call with the same other arguments.",
+        "PAGE_TOKEN_INVALID",
+    )

@@ -130,6 +130,7 @@ class TypeConflictError(InvalidArgumentError):
             f"The field '{dotted_path(self.path)}' is {self.found} in dataset '{dataset_id}', but {self.known} in "
             f"'{other}'. Send the same type, or create the dataset with the tag unifiedProfile: enabled:false."
         )
+        conflict.args = (conflict.message,)
         conflict.metadata |= {"dataset_id": dataset_id, "other_dataset_id": other}
         return conflict
 
@@ -218,8 +219,8 @@ def to_json(field_type: FieldType) -> Any:
             return {"map": to_json(value)}
         case DecimalType(precision, scale):
             return {"decimal": [precision, scale]}
-        case Scalar(kind):
-            return kind.value
+        case scalar:
+            return scalar.kind.value
 
 
 def from_json(plain: Any) -> FieldType:

@@ -29,6 +29,10 @@ _ALIASES = {
     (IDENTITY_MAP,): IDENTITY_MEMBERS,
 }
 
+# Of an unknown path that is so much longer than any known one, only the beginning is compared: it is no slip of the
+# pen, and comparing takes time by its length.
+_MOST_SURPLUS = 50
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -127,7 +131,8 @@ def _walk(member: FieldType, prefix: str) -> Iterator[str]:
 
 
 def _nearest(text: str, known: Sequence[str]) -> str:
-    return min(known, key=lambda path: (_edit_distance(text, path), path.encode()))
+    compared = text[: max(map(len, known)) + _MOST_SURPLUS]
+    return min(known, key=lambda path: (_edit_distance(compared, path), path.encode()))
 
 
 def _edit_distance(one: str, other: str) -> int:

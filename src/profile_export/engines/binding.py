@@ -7,12 +7,12 @@ internal error that takes the whole database with it (DuckDB 2.0). So every part
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from profile_export.domain import columns
 from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.plan import ExportPlan, KeyRange, Source, SourcePart
+from profile_export.domain.plan import ExportPlan, KeyRange, SourcePart
 from profile_export.domain.schema import (
     EVENT_ID,
     EVENT_TIME,
@@ -103,7 +103,7 @@ def scan(paths: Sequence[Path]) -> str:
 
 
 class Binding:
-    """The bound sources of a plan. All methods return SQL."""
+    """The sources of a plan, flattened."""
 
     def __init__(self, plan: ExportPlan, shape: Shape, lake_root: Path) -> None:
         self._shape = shape
@@ -115,7 +115,8 @@ class Binding:
         self._parts = [
             (source.kind, ranks[source.dataset_id], part)
             for source in plan.sources
-            for part in filled_parts(source)
+            for part in source.parts
+            if any(file.rows for file in part.files)
         ]
 
     def rows(self, kind: DatasetKind) -> str:
@@ -124,23 +125,6 @@ class Binding:
             self._part(kind, rank, part) for part_kind, rank, part in self._parts if part_kind is kind
         )
 
-    def view(self, kind: DatasetKind, *, mapping: str | None, moved: Path | None) -> str:
-        """Select the rows of a kind that belong to the bound range.
-
-        Args:
-            kind: RECORD or EVENT.
-            mapping: The table of identities whose profile has another key than they; None if there are none.
-            moved: The file with the rows of those identities, by profile key; None if there are none.
-        """
-        stay = f"SELECT key_high AS profile_high, key_low AS profile_low, * FROM ({self.rows(kind)}) AS rows"
-        stay += f" WHERE {in_range('key_high')}"
-        if mapping is not None:
-            same = "moved.key_high = rows.key_high AND moved.key_low = rows.key_low"
-            stay += f" AND NOT EXISTS (SELECT 1 FROM {mapping} AS moved WHERE {same})"
-        if moved is None:
-            return stay
-        return f"{stay} UNION ALL SELECT * FROM {scan([moved])} WHERE {in_range('profile_high')}"
-
     def _part(self, kind: DatasetKind, rank: int, part: SourcePart) -> str:
         selected = [f"{name(column)} AS {name(alias)}" for alias, column in _SYSTEM.items()]
         selected.append(f"{rank}::INTEGER AS dataset")
@@ -148,17 +132,27 @@ class Binding:
         leaves = self._shape.record_leaves
         if kind is DatasetKind.EVENT:
             leaves = (*_EVENT_LEAVES, *self._shape.event_leaves)
+        paths = [self._root / file.path for file in part.files if file.rows]
         selected += [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
-        return f"SELECT {', '.join(selected)} FROM {scan(self.paths(part))} AS file"
-
-    def paths(self, part: SourcePart) -> list[Path]:
-        """Locate the files of a part that have rows."""
-        return [self._root / file.path for file in part.files if file.rows]
+        return f"SELECT {', '.join(selected)} FROM {scan(paths)} AS file"
 
 
-def filled_parts(source: Source) -> Iterable[SourcePart]:
-    """Leave out parts without rows."""
-    return (part for part in source.parts if any(file.rows for file in part.files))
+def view(rows: str, *, mapping: str | None, moved: Path | None) -> str:
+    """Select of `rows` those that belong to the bound range, with the key of their profile.
+
+    Args:
+        rows: A query of the form of `Binding.rows`.
+        mapping: The table of identities whose profile has another key than they; None if there are none.
+        moved: The file with the rows of those identities, by profile key; None if there are none.
+    """
+    stay = f"SELECT key_high AS profile_high, key_low AS profile_low, * FROM ({rows}) AS rows"
+    stay += f" WHERE {in_range('key_high')}"
+    if mapping is not None:
+        same = "moved.key_high = rows.key_high AND moved.key_low = rows.key_low"
+        stay += f" AND NOT EXISTS (SELECT 1 FROM {mapping} AS moved WHERE {same})"
+    if moved is None:
+        return stay
+    return f"{stay} UNION ALL SELECT * FROM {scan([moved])} WHERE {in_range('profile_high')}"
 
 
 def _leaf(leaf: Leaf, fields: ObjectType) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from profile_export.domain.plan import ExportPlan, KeyRange
-from profile_export.engines.protocol import LENGTH, Close, Failed, Open, Ready, Resolve, Run, decode, encode
+from profile_export.engines.protocol import LENGTH, Close, Failed, Open, Resolve, Run, decode, encode
 from profile_export.engines.results import (
     EngineDiedError,
     EngineFailedError,
@@ -29,7 +29,10 @@ class _Child:
     """A child process. `busy` while it works on a request: then only killing it stops it."""
 
     def __init__(self, process: Process) -> None:
-        self._process = process
+        if process.stdin is None or process.stdout is None:
+            message = "the process has no pipes"
+            raise ValueError(message)
+        self._process, self._stream_in, self._stream_out = process, process.stdin, process.stdout
         self.busy = False
 
     @classmethod
@@ -72,6 +75,10 @@ class _Child:
             raise EngineFailedError(answer.code, answer.message, retryable=answer.retryable)
         return answer
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
     async def kill(self) -> None:
         """End it at once, whatever it does."""
         with suppress(ProcessLookupError):
@@ -79,8 +86,7 @@ class _Child:
         await self._process.wait()
 
     async def _answer(self, on_progress: OnProgress) -> Any:
-        stream = self._process.stdout
-        assert stream is not None
+        stream = self._stream_out
         while True:
             try:
                 (length,) = LENGTH.unpack(await stream.readexactly(LENGTH.size))
@@ -92,12 +98,6 @@ class _Child:
             if not isinstance(message, EngineProgress):
                 return message
             on_progress(message)
-
-    @property
-    def _stream_in(self) -> asyncio.StreamWriter:
-        stream = self._process.stdin
-        assert stream is not None
-        return stream
 
 
 def _ignore(_progress: EngineProgress) -> None:
@@ -149,6 +149,11 @@ class DuckDbEngine:
         self._children: set[_Child] = set()
         self._warming: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def children(self) -> tuple[int, ...]:
+        """The process ids of all children, at work or not."""
+        return tuple(child.process_id for child in self._children)
 
     async def start(self) -> None:
         """Warm a child, so that the first attempt need not wait for its libraries to load."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import ibis
 
 from profile_export.domain import columns
 from profile_export.domain.catalog import DatasetKind
@@ -19,32 +17,37 @@ from profile_export.domain.policy import IdentityGraph
 from profile_export.engines import inputs
 from profile_export.engines.binding import (
     Binding,
-    filled_parts,
     in_range,
     name,
     range_statements,
     scan,
     text,
-    type_name,
+    view,
 )
-from profile_export.engines.expression import export_expression, output_columns
-from profile_export.engines.leaves import without_empty
+from profile_export.engines.duckdb_compiler import compiled
+from profile_export.engines.expression import output_columns
 from profile_export.engines.progress import ProgressMeter
 from profile_export.engines.resolution import Keys, resolve, write_mapping
 from profile_export.engines.results import RangeResult, ResolutionFacts
 from profile_export.engines.shape import Shape, shape_of
 
 BYTES_PER_FILE = 128 * 2**20
-_COMPILED_SHAPES = 64
-_compiled: OrderedDict[str, str] = OrderedDict()
+_ROWS_READ_AT_ONCE = 100_000
 _VIEWS = {DatasetKind.RECORD: inputs.RECORDS, DatasetKind.EVENT: inputs.EVENTS}
 _MAPPING = "mapping"
-_COUNTS = """
-SELECT sum(fragments), sum(events), count(*), count(*) FILTER (WHERE NOT too_many AND NOT events_only),
-    sum(attached) FILTER (WHERE NOT too_many AND NOT events_only), count(*) FILTER (WHERE too_many),
-    sum(identities) FILTER (WHERE too_many), sum(fragments) FILTER (WHERE too_many), count(*) FILTER (WHERE events_only),
-    count(*) FILTER (WHERE fragments > 1 AND NOT too_many)
-FROM profiles"""
+_KEPT = "FILTER (WHERE NOT too_many AND NOT events_only)"
+_COUNTS = {
+    "fragments_read": "sum(fragments)",
+    "events_read": "sum(events)",
+    "profiles_read": "count(*)",
+    "profiles_exported": f"count(*) {_KEPT}",
+    "profiles_merged": "count(*) FILTER (WHERE NOT too_many AND NOT events_only AND fragments > 1)",
+    "events_exported": f"sum(attached) {_KEPT}",
+    "too_many_identities": "count(*) FILTER (WHERE too_many)",
+    "identities_left_out": "sum(identities) FILTER (WHERE too_many)",
+    "fragments_left_out": "sum(fragments) FILTER (WHERE too_many)",
+    "events_only": "count(*) FILTER (WHERE events_only)",
+}
 _BY_NAMESPACE = """
 SELECT found, count(*) FROM (
     SELECT namespace AS found FROM profiles WHERE namespace IS NOT NULL AND NOT too_many AND NOT events_only
@@ -66,6 +69,7 @@ class DuckDbSession:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._plan, self._root, self._folder = plan, lake_root, folder
+        self._row_count = sum(source.rows for source in plan.sources)
         self._connection = duckdb.connect(
             ":memory:",
             config={
@@ -75,7 +79,7 @@ class DuckDbSession:
             },
         )
         self._connection.execute("SET parquet_metadata_cache = true")
-        self._meter = ProgressMeter(self._connection, sum(source.rows for source in plan.sources), report)
+        self._meter = ProgressMeter(self._connection, self._row_count, report)
         self._shape: Shape | None = None
 
     def close(self) -> None:
@@ -87,12 +91,16 @@ class DuckDbSession:
 
         Leaves `resolution/` in the folder: which identity belongs to which profile, and the rows that move for it.
         """
-        facts, linked, moved = ResolutionFacts(), False, {}
-        if self._plan.graph is IdentityGraph.NONE:
-            linked = self._any_link()
-        else:
-            facts, linked, moved = self._resolve_links()
-        self._bind(shape_of(self._plan, linked=linked), moved)
+        flattened = self._flattened()
+        links = [
+            f"SELECT key_high, key_low, links FROM ({rows}) WHERE links IS NOT NULL"
+            for rows in flattened.values()
+        ]
+        linked = any(self._connection.execute(f"{query} LIMIT 1").fetchone() for query in links)
+        facts, moved = ResolutionFacts(), None
+        if linked and self._plan.graph is IdentityGraph.PDG:
+            facts, moved = self._resolve(" UNION ALL ".join(links), flattened)
+        self._bind(shape_of(self._plan, linked=linked), flattened, moved)
         return facts
 
     def run(self, key_range: KeyRange) -> RangeResult:
@@ -113,8 +121,25 @@ class DuckDbSession:
 
     # --- Binding ---
 
-    def _bind(self, shape: Shape, moved: dict[DatasetKind, Path]) -> None:
-        plan, bound = self._plan, Binding(self._plan, shape, self._root)
+    def _flattened(self) -> dict[DatasetKind, str]:
+        """Return queries of all rows, by the kinds that there are.
+
+        Few rows are read into memory at once: opening their files again wherever the expression mentions them takes
+        longer than everything else together.
+        """
+        shape = shape_of(self._plan, linked=False)
+        bound = Binding(self._plan, shape, self._root)
+        queries = {kind: bound.rows(kind) for kind in shape.kinds}
+        if self._row_count <= _ROWS_READ_AT_ONCE:
+            for kind, query in queries.items():
+                self._connection.execute(f"CREATE TEMP TABLE all_{_VIEWS[kind]} AS {query}")
+                queries[kind] = f"FROM all_{_VIEWS[kind]}"
+        return queries
+
+    def _bind(
+        self, shape: Shape, flattened: dict[DatasetKind, str], moved: dict[DatasetKind, Path] | None
+    ) -> None:
+        plan = self._plan
         self._table(
             inputs.BATCHES,
             "batch_id VARCHAR, first_place BIGINT, attached BOOLEAN",
@@ -127,70 +152,57 @@ class DuckDbSession:
             if spellings:
                 self._table(table, "sent VARCHAR, registered VARCHAR", spellings.items())
         self._connection.execute(f"SET VARIABLE batch_id = {text(plan.batch_id)}")
-        for kind in shape.kinds:
-            view = bound.view(kind, mapping=_MAPPING if moved else None, moved=moved.get(kind))
-            self._connection.execute(f"CREATE TEMP VIEW {_VIEWS[kind]} AS {view}")
+        mapping = None if moved is None else _MAPPING
+        for kind, rows in flattened.items():
+            in_place = view(rows, mapping=mapping, moved=None if moved is None else moved.get(kind))
+            self._connection.execute(f"CREATE TEMP VIEW {_VIEWS[kind]} AS {in_place}")
         self._shape = shape
 
     def _table(self, table: str, schema: str, rows: Iterable[tuple[Any, ...]]) -> None:
         self._connection.execute(f"CREATE TEMP TABLE {table} ({schema})")
-        values = list(rows)
-        if values:
-            marks = ", ".join("?" for _ in values[0])
-            self._connection.executemany(f"INSERT INTO {table} VALUES ({marks})", values)
+        # Whole columns: a statement per row would take longer than a small export if there are many batches.
+        held = [list(column) for column in zip(*rows, strict=True)]
+        if held:
+            marks = ", ".join("unnest(?)" for _ in held)
+            self._connection.execute(f"INSERT INTO {table} SELECT {marks}", held)
 
     def _rows_in(self, key_range: KeyRange) -> int:
         share = (key_range.high - key_range.low + 1) / 2**64
-        return round(sum(source.rows for source in self._plan.sources) * share)
+        return round(self._row_count * share)
 
     # --- Resolution ---
 
-    def _links(self, selected: str) -> str:
-        bound = Binding(self._plan, shape_of(self._plan, linked=False), self._root)
-        parts = [part for source in self._plan.sources for part in filled_parts(source)]
-        return " UNION ALL ".join(
-            f"SELECT {selected} FROM {scan(bound.paths(part))} WHERE {name(columns.LINKS)} IS NOT NULL"
-            for part in parts
-        )
-
-    def _any_link(self) -> bool:
-        links = self._links("1")
-        return bool(links) and self._connection.execute(f"{links} LIMIT 1").fetchone() is not None
-
-    def _resolve_links(self) -> tuple[ResolutionFacts, bool, dict[DatasetKind, Path]]:
-        links = self._links(f"{columns.KEY_HIGH}, {columns.KEY_LOW}, unnest({columns.LINKS}) AS link")
-        if not links:
-            return ResolutionFacts(), False, {}
+    def _resolve(
+        self, links: str, flattened: dict[DatasetKind, str]
+    ) -> tuple[ResolutionFacts, dict[DatasetKind, Path]]:
         pairs = self._connection.execute(
-            f"SELECT {columns.KEY_HIGH} AS high, {columns.KEY_LOW} AS low, link.key_high AS other_high,"
-            f" link.key_low AS other_low FROM ({links})"
+            "SELECT high, low, link.key_high AS other_high, link.key_low AS other_low"
+            f" FROM (SELECT key_high AS high, key_low AS low, unnest(links) AS link FROM ({links}))"
         ).fetchnumpy()
-        if not len(pairs["high"]):
-            return ResolutionFacts(), False, {}
         found = resolve(Keys(pairs["high"], pairs["low"]), Keys(pairs["other_high"], pairs["other_low"]))
         mapping = self._folder / "resolution" / "mapping.parquet"
         mapping.parent.mkdir()
         write_mapping(found, mapping)
-        moved, rows = self._shuffle(mapping)
-        return ResolutionFacts(found.linked, found.components, len(found.identities), rows), True, moved
+        moved, rows = self._shuffle(mapping, flattened)
+        return ResolutionFacts(found.linked, found.components, len(found.identities), rows), moved
 
-    def _shuffle(self, mapping: Path) -> tuple[dict[DatasetKind, Path], int]:
+    def _shuffle(
+        self, mapping: Path, flattened: dict[DatasetKind, str]
+    ) -> tuple[dict[DatasetKind, Path], int]:
         """Write the rows of identities whose profile has another key by the key of their profile."""
         self._connection.execute(
             f"CREATE TEMP VIEW {_MAPPING} AS SELECT * FROM {scan([mapping])} WHERE {in_range('key_high')}"
         )
-        shape = shape_of(self._plan, linked=True)
-        bound = Binding(self._plan, shape, self._root)
         moved, rows = {}, 0
-        for kind in shape.kinds:
+        for kind, query in flattened.items():
             path = mapping.with_name(f"{_VIEWS[kind]}.parquet")
-            query = (
-                f"SELECT found.profile_high, found.profile_low, rows.* FROM ({bound.rows(kind)}) AS rows"
+            moving = (
+                f"SELECT found.profile_high, found.profile_low, rows.* FROM ({query}) AS rows"
                 f" JOIN {scan([mapping])} AS found"
                 " ON found.key_high = rows.key_high AND found.key_low = rows.key_low ORDER BY 1, 2"
             )
             copied = self._connection.execute(
-                f"COPY ({query}) TO {text(str(path))} (FORMAT parquet)"
+                f"COPY ({moving}) TO {text(str(path))} (FORMAT parquet)"
             ).fetchall()
             rows += copied[0][0]
             moved[kind] = path
@@ -199,9 +211,12 @@ class DuckDbSession:
     # --- Output ---
 
     def _counts(self) -> ExportCounts:
-        (figures,) = self._connection.execute(_COUNTS).fetchall()
+        ((*figures,),) = self._connection.execute(
+            f"SELECT {', '.join(_COUNTS.values())} FROM profiles"
+        ).fetchall()
         names = dict(self._connection.execute(_BY_NAMESPACE).fetchall())
-        return ExportCounts(*(int(figure or 0) for figure in figures), by_namespace=names)
+        found = {count: int(figure or 0) for count, figure in zip(_COUNTS, figures, strict=True)}
+        return ExportCounts(**found, by_namespace=names)
 
     def _write(self, shape: Shape, index: int) -> tuple[WrittenFile, ...]:
         outgoing = self._folder / f"range-{index}"
@@ -231,12 +246,3 @@ def _digest_on_disk(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def compiled(shape: Shape) -> str:
-    """Compile the expression of a shape, or remember it: the text of a usual one takes longer than a small export."""
-    known = _compiled.pop(shape.key, None)
-    _compiled[shape.key] = known or str(ibis.to_sql(export_expression(shape), dialect="duckdb", pretty=False))
-    if len(_compiled) > _COMPILED_SHAPES:
-        _compiled.popitem(last=False)
-    return _compiled[shape.key]

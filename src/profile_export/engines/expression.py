@@ -1,5 +1,6 @@
-"""A plan's shape as ONE expression over unbound tables, used as a compiler only: `ibis.to_sql` makes every engine's text.
+"""A plan's shape as ONE expression over unbound tables.
 
+Ibis is a compiler here and nothing else: every engine runs the text that it makes for its dialect.
 Only constructs that every engine has: nulls are filtered out before `argmax`, its order is one integer that is never
 null, null order is always said, and whatever must be ordered is collected first and sorted then.
 """

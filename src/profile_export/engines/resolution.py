@@ -1,5 +1,7 @@
-"""Identity resolution for graph `pdg`: which identities are one person (S4). A step before the expression, which cannot
-iterate."""
+"""Identity resolution for graph `pdg`: which identities are one person (S4).
+
+A step before the expression, which cannot iterate.
+"""
 
 from __future__ import annotations
 

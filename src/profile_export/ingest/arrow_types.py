@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from profile_export.domain import columns
-from profile_export.domain.learning import ValueRefusedError, check_name
+from profile_export.domain.learning import MAX_DEPTH, ValueRefusedError, check_name
 from profile_export.domain.schema import (
     BOOLEAN,
     DATE,
@@ -94,6 +94,8 @@ def field_type(found: pa.DataType, path: FieldPath, untyped: set[FieldPath]) -> 
         ValueRefusedError: There is none for it, such as for bytes, or a name in it cannot be stored.
         TypeConflictError: Two names in it differ in case alone.
     """
+    if len(path) > MAX_DEPTH:
+        raise ValueRefusedError(path[:3], f"is nested deeper than {MAX_DEPTH} levels")
     found = plain_type(found)
     learned: FieldType | None
     if is_list(found):

@@ -29,9 +29,10 @@ from profile_export.domain.schema import (
 from profile_export.ingest.arrow_types import INSTANT, arrow_type
 from profile_export.ingest.refusals import MOST_KEPT, Refusals
 
-_SECONDS = (-62_135_596_800, 253_402_300_799)  # 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z
+_SECONDS = (-62_135_596_800, 253_402_300_800)  # from 0001-01-01T00:00:00Z to before 10000-01-01T00:00:00Z
 _DAYS = (-719_162, 2_932_896)
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6}  # nanoseconds reach from 1677 to 2262 only
+_MAX_LONG = pa.scalar(2**63 - 1, pa.uint64())
 _OUTSIDE_YEARS = "is outside the years 1 to 9999"
 
 
@@ -252,7 +253,7 @@ def _scalar(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
 
 def _integers(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
     if pa.types.is_uint64(column.type):
-        column = _without(column, pc.greater(column, 2**63 - 1), "is not an integer of 64 bits", place)
+        column = _without(column, pc.greater(column, _MAX_LONG), "is not an integer of 64 bits", place)
     longs = column.cast(pa.int64())
     if target != DOUBLE:
         return longs.cast(arrow_type(target))
@@ -269,11 +270,12 @@ def _dates(column: pa.Array, place: Place) -> pa.Array:
 
 
 def _instants(column: pa.Array, place: Place) -> pa.Array:
-    per_second = _PER_SECOND[column.type.unit]
-    low, high = _SECONDS
-    number = column.cast(pa.int64())
-    outside = pc.or_(pc.less(number, low * per_second), pc.greater_equal(number, (high + 1) * per_second))
-    column = _without(column, outside, _OUTSIDE_YEARS, place)
+    per_second = _PER_SECOND.get(column.type.unit)
+    if per_second:
+        number = column.cast(pa.int64())
+        low, high = (second * per_second for second in _SECONDS)
+        outside = pc.or_(pc.less(number, low), pc.greater_equal(number, high))
+        column = _without(column, outside, _OUTSIDE_YEARS, place)
     # A time without a zone is read as UTC; nanoseconds are cut off.
     return column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(INSTANT)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from profile_export.domain.identity import Identity, IdentityKey, fold_namespace, identity_key
+from profile_export.domain.catalog import IdentityField
+from profile_export.domain.identity import Identity, fold_namespace, identity_key
 from profile_export.domain.learning import ValueRefusedError, check_value
 from profile_export.domain.schema import (
     BOOLEAN,
@@ -18,30 +21,47 @@ from profile_export.domain.schema import (
 from profile_export.ingest.task import NamespacesSent, NamespaceUse
 
 AUTHENTICATED_STATES = ("ambiguous", "authenticated", "loggedOut")
+EMPTY_ID = "is an empty text, which is no identity"
+NO_PRIMARY = (
+    "has no primary identity: none is marked in its identityMap, nor does a declared primary field hold one"
+)
+_folded = lru_cache(fold_namespace)
 
 
-class Stated(NamedTuple):
-    """An identity of a row with its key; `state` is None where absent or `ambiguous` (S6)."""
+class Claim(IntEnum):
+    """What makes an identity a row's primary one (S3); the greater wins."""
 
-    identity: Identity
-    state: str | None
-    key: IdentityKey
-
-
-class RowIdentities(NamedTuple):
-    """The identities of one row, each once; `spellings` are the namespaces as sent."""
-
-    primary: Stated
-    links: list[Stated]
-    spellings: list[str]
+    NONE = 0
+    DECLARED = 1
+    """It stands in the declared primary field."""
+    MARKED = 2
+    """It is marked in the `identityMap`."""
 
 
 class Mention(NamedTuple):
-    """One place of a row where an identity stands."""
+    """One place of a row where an identity stands; `state` is None where absent or `ambiguous` (S6)."""
 
-    identity: Identity
+    namespace: str
+    id: str
     state: str | None
-    primary: bool
+    claim: Claim
+
+
+class Stated(NamedTuple):
+    """An identity of a row as the system columns hold it."""
+
+    namespace: str
+    id: str
+    state: str | None
+    key_high: int
+    key_low: int
+
+
+class RowIdentities(NamedTuple):
+    """The identities of one row, each once."""
+
+    primary: Stated
+    links: list[Stated]
 
 
 def check_identity_map(value: object) -> tuple[dict[str, Any] | None, list[Mention]]:
@@ -76,12 +96,18 @@ def check_identity_map(value: object) -> tuple[dict[str, Any] | None, list[Menti
             state = item.get("authenticatedState")
             mentions.append(
                 Mention(
-                    Identity(namespace, item["id"]),
+                    namespace,
+                    item["id"],
                     None if state == "ambiguous" else state,
-                    item.get("primary", False),
+                    Claim.MARKED if item.get("primary") else Claim.NONE,
                 )
             )
     return {namespace: kept[namespace] for namespace in value if namespace in kept} or None, mentions
+
+
+def claim_of(declared: IdentityField) -> Claim:
+    """Return what standing in a declared identity field claims."""
+    return Claim.DECLARED if declared.primary else Claim.NONE
 
 
 def identity_text(value: object, path: FieldPath) -> str | None:
@@ -97,49 +123,42 @@ def identity_text(value: object, path: FieldPath) -> str | None:
     if not isinstance(value, str):
         raise ValueRefusedError(path, f"is {_kind(value)}, but an identity is text or an integer")
     if not value:
-        raise ValueRefusedError(path, "is an empty text, which is no identity")
-    check_value(value, TEXT, path, set())
+        raise ValueRefusedError(path, EMPTY_ID)
+    if not value.isascii():
+        check_value(value, TEXT, path, set())
     return value
 
 
-def resolve(mentions: Iterable[Mention], declared: Identity | None) -> RowIdentities:
+def resolve(mentions: Iterable[Mention]) -> RowIdentities:
     """Find a row's identities, each once however its namespace is spelled, and its primary one (S3).
 
     Several places of one identity are one: its state is the first that is stated, its spelling the smallest in UTF-8.
 
     Args:
-        mentions: All places where one stands, those of declared fields included.
-        declared: What the dataset's declared primary field holds; None where it is absent or not declared.
+        mentions: All places where one stands; at most one is DECLARED.
 
     Raises:
-        ValueRefusedError: There is no primary identity, or two.
+        ValueRefusedError: There is no primary identity, or two are marked.
     """
-    found: dict[Identity, Stated] = {}
-    marked: set[Identity] = set()
-    spellings = []
-    for identity, state, primary in mentions:
-        folded = identity.folded
-        spellings.append(identity.namespace)
-        if primary:
-            marked.add(folded)
-        known = found.get(folded)
+    found: dict[tuple[str, str], Stated] = {}
+    strongest = Claim.NONE
+    chosen: tuple[str, str] | None = None
+    for namespace, text, state, claim in mentions:
+        one = (_folded(namespace), text)
+        known = found.get(one)
         if known is None:
-            found[folded] = Stated(identity, state, identity_key(identity))
-        elif identity < known.identity or (state and not known.state):
-            found[folded] = Stated(min(identity, known.identity), known.state or state, known.key)
-    if len(marked) > 1:
-        names = " and ".join(
-            f"{one.namespace} '{one.id}'" for one in sorted(found[one].identity for one in marked)
-        )
-        raise ValueRefusedError((), f"has more than one primary identity: {names}")
-    chosen = marked.pop() if marked else declared.folded if declared else None
+            found[one] = Stated(namespace, text, state, *identity_key(Identity(namespace, text)))
+        else:
+            found[one] = known._replace(namespace=min(namespace, known.namespace), state=known.state or state)
+        if claim > strongest:
+            strongest, chosen = claim, one
+        elif claim is Claim.MARKED and one != chosen:
+            raise ValueRefusedError(
+                (), f"has more than one primary identity, '{text}' of '{namespace}' among them"
+            )
     if chosen is None:
-        raise ValueRefusedError(
-            (),
-            "has no primary identity: none is marked in its identityMap, nor is one in a declared primary field",
-        )
-    primary_one = found.pop(chosen)
-    return RowIdentities(primary_one, list(found.values()), spellings)
+        raise ValueRefusedError((), NO_PRIMARY)
+    return RowIdentities(found.pop(chosen), list(found.values()))
 
 
 class NamespaceTally:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 
-from profile_export.domain.learning import MAX_DEPTH, ValueRefusedError, still_untyped
+from profile_export.domain.learning import MAX_DEPTH, ValueRefusedError
 from profile_export.domain.schema import (
     ArrayType,
     DecimalType,
@@ -28,6 +28,7 @@ from profile_export.ingest.arrow_types import file_schema
 from profile_export.ingest.refusals import Refusals
 from profile_export.ingest.rows import RowBatch, RowChecker
 from profile_export.ingest.task import IngestResult, IngestTask
+from profile_export.ingest.untyped import still_untyped
 from profile_export.ingest.writer import MAX_BYTES_HELD, BatchWriter
 
 MAX_LINE_BYTES = 16 * 1024 * 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -12,15 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from profile_export.domain.catalog import DatasetKind, RowError
-from profile_export.domain.identity import Identity
 from profile_export.domain.learning import ValueRefusedError
 from profile_export.domain.schema import (
     EVENT_ID,
     EVENT_TIME,
     IDENTITY_MAP,
     IDENTITY_MAP_TYPE,
+    LONG,
     SEGMENT_MEMBERSHIP,
     SEGMENT_MEMBERSHIP_TYPE,
+    TEXT,
     FieldPath,
     ObjectType,
     TypeConflictError,
@@ -30,14 +31,15 @@ from profile_export.domain.schema import (
 from profile_export.ingest.arrow_types import arrow_type, file_schema, object_type
 from profile_export.ingest.conform import Place, accepted_fields, conform
 from profile_export.ingest.identities import (
+    EMPTY_ID,
     Mention,
     NamespaceTally,
     check_identity_map,
-    identity_text,
+    claim_of,
     resolve,
 )
 from profile_export.ingest.refusals import Refusals, RowsRefusedError
-from profile_export.ingest.rows import MISSING_IN_EVENT, SystemColumns, known_fields
+from profile_export.ingest.rows import MISSING_IN_EVENT, SystemColumns
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.writer import ROWS_PER_GROUP, BatchWriter
 
@@ -103,15 +105,16 @@ class _Columns:
         self.segment_namespaces = NamespaceTally()
 
     def _accept(self, found: pa.Schema) -> tuple[ObjectType, tuple[FieldPath, ...]]:
-        known = known_fields(self._task.fields)
+        known = self._task.fields
         if SEGMENT_MEMBERSHIP in found.names:
-            known = union_objects(ObjectType({SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE}), known)
+            known = union_objects(known, ObjectType({SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE}))
         untyped: set[FieldPath] = set()
+        paths = {declared.path for declared in self._task.identity_fields}
         try:
             learned = dict(object_type(found, (), untyped).fields)
             learned.pop(IDENTITY_MAP, None)  # checked row by row
-            identity_paths = {declared.path for declared in self._task.identity_fields}
-            fields = accepted_fields(known, ObjectType(learned), (), identity_paths)
+            fields = accepted_fields(known, ObjectType(learned), (), paths)
+            _check_identity_types(fields, paths)
         except (ValueRefusedError, TypeConflictError) as error:
             self._refusals.add(None, error)
             self._refusals.settle()
@@ -146,34 +149,36 @@ class _Columns:
         self, batch: pa.RecordBatch, columns: dict[str, pa.Array], system: SystemColumns
     ) -> pa.Array:
         """Fill the system columns and return the column `identityMap`."""
-        sent = _identity_maps(batch)
+        maps = _identity_maps(batch)
         declared = [
-            (field, _values_at(columns, field.path))
+            (field.namespace, claim_of(field), self._ids_at(columns, field.path))
             for field in self._task.identity_fields
-            if field.path[0] in columns
         ]
         stored: list[dict[str, Any] | None] = []
-        for index in range(batch.num_rows):
+        for index, sent in enumerate(maps):
             try:
-                identity_map, mentions = check_identity_map(sent[index]) if sent else (None, [])
-                primary = None
-                for field, values in declared:
-                    text = identity_text(values[index], field.path)
-                    if text is None:
-                        continue
-                    identity = Identity(field.namespace, text)
-                    mentions.append(Mention(identity, None, primary=False))
-                    if field.primary:
-                        primary = identity
-                identities = resolve(mentions, primary)
+                identity_map, mentions = check_identity_map(sent) if sent else (None, [])
+                for namespace, claim, ids in declared:
+                    text = ids[index]
+                    if text is not None:
+                        mentions.append(Mention(namespace, text, None, claim))
+                identities = resolve(mentions)
             except (ValueRefusedError, TypeConflictError) as error:
                 self._refusals.add(self.rows + index + 1, error)
                 continue
             stored.append(identity_map)
             system.add(identities)
-            for spelling in identities.spellings:
-                self.identity_namespaces.see(spelling, self.rows + index)
+            for mention in mentions:
+                self.identity_namespaces.see(mention.namespace, self.rows + index)
         return pa.array(stored, arrow_type(IDENTITY_MAP_TYPE))
+
+    def _ids_at(self, columns: dict[str, pa.Array], path: FieldPath) -> list[str | None]:
+        """Return what a declared identity field holds, as text."""
+        name, *members = path
+        column = columns[name]
+        ids = (pc.struct_field(column, members) if members else column).cast(pa.string())
+        Place(path, self.rows, self._refusals).refuse_where(pc.equal(ids, ""), EMPTY_ID)
+        return list(ids.to_pylist())
 
     def _see_segments(self, column: pa.Array | None) -> None:
         if column is None:
@@ -184,6 +189,12 @@ class _Columns:
                 self.segment_namespaces.see(spelling, self.rows + index)
 
 
+def _check_identity_types(fields: ObjectType, paths: Iterable[FieldPath]) -> None:
+    for path in paths:
+        if type_at(fields, path) not in {TEXT, LONG}:
+            raise ValueRefusedError(path, "holds an identity, which is text or an integer")
+
+
 def _refuse_incomplete_events(columns: dict[str, pa.Array], place: Place) -> None:
     ids = columns[EVENT_ID]
     place.member(EVENT_ID).refuse_where(pc.or_kleene(ids.is_null(), pc.equal(ids, "")), MISSING_IN_EVENT)
@@ -191,9 +202,9 @@ def _refuse_incomplete_events(columns: dict[str, pa.Array], place: Place) -> Non
 
 
 def _identity_maps(batch: pa.RecordBatch) -> list[Any]:
-    """Return `identityMap` of every row as JSON would have it; an empty list if the file has none."""
+    """Return `identityMap` of every row as JSON would have it."""
     if IDENTITY_MAP not in batch.schema.names:
-        return []
+        return [None] * batch.num_rows
     column = batch.column(IDENTITY_MAP)
     # A namespace twice in a row: its items are told apart by no reader, so they count as one list.
     if pa.types.is_map(column.type):
@@ -206,9 +217,3 @@ def _joined(entries: list[tuple[str, list[Any] | None]]) -> dict[str, list[Any]]
     for namespace, items in entries:
         joined.setdefault(namespace, []).extend(items or ())
     return joined
-
-
-def _values_at(columns: dict[str, pa.Array], path: FieldPath) -> list[Any]:
-    name, *members = path
-    column = columns[name]
-    return list((pc.struct_field(column, members) if members else column).to_pylist())

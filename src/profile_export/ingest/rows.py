@@ -8,19 +8,16 @@ from typing import Any
 import pyarrow as pa
 
 from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.identity import Identity
-from profile_export.domain.learning import ValueRefusedError, check_record, typed_part
+from profile_export.domain.learning import ValueRefusedError, check_record
 from profile_export.domain.schema import (
     EVENT_ID,
     EVENT_TIME,
     IDENTITY_MAP,
-    IDENTITY_MAP_TYPE,
     SEGMENT_MEMBERSHIP,
     TEXT,
     FieldPath,
     ObjectType,
     type_at,
-    union_objects,
 )
 from profile_export.ingest.arrow_types import SYSTEM_FIELDS, arrow_type, file_schema
 from profile_export.ingest.identities import (
@@ -29,10 +26,12 @@ from profile_export.ingest.identities import (
     RowIdentities,
     Stated,
     check_identity_map,
+    claim_of,
     identity_text,
     resolve,
 )
 from profile_export.ingest.task import IngestTask
+from profile_export.ingest.untyped import typed_part
 
 MISSING_IN_EVENT = "is missing or empty, but an experience event needs it"
 
@@ -44,12 +43,11 @@ class SystemColumns:
         self._batch_id = batch_id
         self.next_row = first_row
         self._first_row = first_row
-        self._rows: list[tuple[str, str, str | None, int, int, list[tuple[Any, ...]] | None]] = []
+        self._rows: list[tuple[str, str, str | None, int, int, list[Stated] | None]] = []
 
     def add(self, identities: RowIdentities) -> None:
         """Add the next row."""
-        links = [_flat(link) for link in identities.links] or None
-        self._rows.append((*_flat(identities.primary), links))
+        self._rows.append((*identities.primary, identities.links or None))
         self.next_row += 1
 
     def arrays(self) -> list[pa.Array]:
@@ -60,10 +58,6 @@ class SystemColumns:
         return [pa.array(values, field.type) for values, field in zip(whole, SYSTEM_FIELDS, strict=True)]
 
 
-def _flat(stated: Stated) -> tuple[str, str, str | None, int, int]:
-    return (stated.identity.namespace, stated.identity.id, stated.state, *stated.key)
-
-
 class RowChecker:
     """Checks one parsed record after another; `fields` and `untyped` grow with what they teach.
 
@@ -71,12 +65,15 @@ class RowChecker:
     """
 
     def __init__(self, task: IngestTask, fields: ObjectType) -> None:
-        self.fields = known_fields(fields)
+        self.fields = fields
         self.untyped: set[FieldPath] = set()
         self.identity_namespaces = NamespaceTally()
         self.segment_namespaces = NamespaceTally()
         self._is_event = task.kind is DatasetKind.EVENT
-        self._declared = task.identity_fields
+        self._declared = [
+            (declared, declared.path[:-1], declared.path[-1], claim_of(declared))
+            for declared in task.identity_fields
+        ]
 
     def check(self, record: dict[str, Any], row: int) -> tuple[dict[str, Any], RowIdentities]:
         """Return a record in its stored form, and its identities.
@@ -90,40 +87,35 @@ class RowChecker:
             TypeConflictError: It contradicts what is known.
         """
         identity_map, mentions = check_identity_map(record.pop(IDENTITY_MAP, None))
-        primary = self._take_declared(record, mentions)
+        self._take_declared(record, mentions)
         value, fields = check_record(record, self.fields, self.untyped)
         if self._is_event:
             check_event(value)
-        identities = resolve(mentions, primary)
+        identities = resolve(mentions)
         if identity_map:
             value[IDENTITY_MAP] = identity_map
         self.fields = fields
-        for spelling in identities.spellings:
-            self.identity_namespaces.see(spelling, row)
+        for mention in mentions:
+            self.identity_namespaces.see(mention.namespace, row)
         for spelling in value.get(SEGMENT_MEMBERSHIP, ()):
             self.segment_namespaces.see(spelling, row)
         return value, identities
 
-    def _take_declared(self, record: dict[str, Any], mentions: list[Mention]) -> Identity | None:
-        """Add the declared identities to the mentions, write integers there as text, and return the primary one."""
-        primary = None
-        for declared in self._declared:
-            *parents, name = declared.path
+    def _take_declared(self, record: dict[str, Any], mentions: list[Mention]) -> None:
+        """Add the declared identities to the mentions, and write integers there as text."""
+        for declared, parents, name, claim in self._declared:
             holder: Any = record
             for parent in parents:
                 holder = holder.get(parent) if isinstance(holder, dict) else None
             if not isinstance(holder, dict):
                 continue  # absent, or a conflict that the check of the record tells
-            text = identity_text(holder.get(name), declared.path)
+            sent = holder.get(name)
+            text = identity_text(sent, declared.path)
             if text is None:
                 continue
-            if type_at(self.fields, declared.path) in {None, TEXT}:
+            mentions.append(Mention(declared.namespace, text, None, claim))
+            if text is not sent and type_at(self.fields, declared.path) == TEXT:
                 holder[name] = text
-            mention = Mention(Identity(declared.namespace, text), None, primary=False)
-            mentions.append(mention)
-            if declared.primary:
-                primary = mention.identity
-        return primary
 
 
 class RowBatch:
@@ -148,11 +140,6 @@ class RowBatch:
         values = [typed_part(value, fields) for value in self.values] if has_untyped else self.values
         members = pa.array(values, arrow_type(fields)).flatten()
         return pa.Table.from_arrays([*self.system.arrays(), *members], schema=file_schema(fields))
-
-
-def known_fields(fields: ObjectType) -> ObjectType:
-    """Return fields with `identityMap`, which every dataset has."""
-    return union_objects(fields, ObjectType({IDENTITY_MAP: IDENTITY_MAP_TYPE}))
 
 
 def check_event(value: Mapping[str, Any]) -> None:

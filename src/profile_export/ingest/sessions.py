@@ -88,7 +88,7 @@ class UploadSessions:
                 retry_after=_RETRY_AFTER,
             )
         self._live.add(key)
-        session = None
+        session: UploadSession | None = None
         try:
             folder = f"{start.dataset_id}/{self._new_id()}"
             opened = await self._uploads.open_upload(
@@ -99,7 +99,7 @@ class UploadSessions:
             yield session
         finally:
             # Nothing is awaited here: a call that is cancelled may be so again, and the batch would stay taken.
-            if session:
+            if session is not None:
                 session.when_over(lambda: self._live.discard(key))
             else:
                 self._live.discard(key)

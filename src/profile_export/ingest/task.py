@@ -15,8 +15,8 @@ class IngestTask:
     """An upload to turn into data files.
 
     `source` is the upload as it was sent, in the `format` `json_lines` or `parquet`; `folder` is an empty or missing
-    folder for the files of this attempt. `fields` are those of the dataset as known now, `identity_fields` the ones it
-    declares. A file gets at most `rows_per_file` rows.
+    folder for the files of this attempt. `fields` are those of the dataset as known now, built-in
+    and declared ones included; `identity_fields` are the ones it declares. A file gets at most `rows_per_file` rows.
     """
 
     source: Path

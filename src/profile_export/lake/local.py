@@ -31,8 +31,8 @@ class LocalLake:
         return self._uploads / folder.replace("/", "-")
 
     def location(self, path: str) -> str:
-        """Return the address of a data file for readers on this machine."""
-        return str((self.root / path).resolve())
+        """Return the URI of a data file for readers on this machine."""
+        return (self.root / path).resolve().as_uri()
 
     def received(self, folder: str) -> int:
         """Return how many bytes of an upload have arrived."""

@@ -165,8 +165,7 @@ class Attempts:
             row = await _held(connection, fence)
             key = await _batch_key(connection, row)
             files = await files_of(connection, key)
-            metrics = await _metrics(connection, fence.job_id, files)
-            await move_job(connection, row, SUCCEED, metrics=metrics)
+            await move_job(connection, row, SUCCEED, metrics=await _metrics(connection, row))
             await succeed_batch(connection, key, await next_place(connection, row.tenant_id), files)
             await _end(connection, fence)
         self._wakeups.job_changed(fence.job_id)
@@ -182,7 +181,8 @@ class Attempts:
         async with self._database.write() as connection:
             row = await _held(connection, fence)
             move, not_before = after_error(job_from(row), error, await database_time(connection))
-            row = await move_job(connection, row, move, error=error, not_before=not_before)
+            metrics = await _metrics(connection, row)
+            row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
             await _end(connection, fence, keep_ranges=move.target is JobState.NEW)
         self._wakeups.job_changed(fence.job_id)
         return job_from(row)
@@ -194,7 +194,8 @@ class Attempts:
             LeaseLostError: The fence does not hold.
         """
         async with self._database.write() as connection:
-            await move_job(connection, await _held(connection, fence), LET_GO)
+            row = await _held(connection, fence)
+            await move_job(connection, row, LET_GO, metrics=await _metrics(connection, row))
             await _end(connection, fence)
         self._wakeups.job_changed(fence.job_id)
 
@@ -218,7 +219,8 @@ class Attempts:
 
 async def _release(connection: AsyncConnection, row: Row[Any], fence: Fence) -> None:
     cancelling = row.state == JobState.CANCELLING
-    await move_job(connection, row, LET_GO if cancelling else RELEASE)
+    metrics = await _metrics(connection, row)
+    await move_job(connection, row, LET_GO if cancelling else RELEASE, metrics=metrics)
     await _end(connection, fence, keep_ranges=not cancelling)
 
 
@@ -269,12 +271,14 @@ async def _batch_key(connection: AsyncConnection, row: Row[Any]) -> int:
     return key
 
 
-async def _metrics(connection: AsyncConnection, job_id: int, files: Sequence[DataFile]) -> JobMetrics:
-    ranges = (await connection.execute(select(job_ranges).where(job_ranges.c.job_id == job_id))).all()
+async def _metrics(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
+    """Add up what the job has recorded, over all its attempts."""
+    files = await files_of(connection, await _batch_key(connection, row))
+    ranges = (await connection.execute(select(job_ranges).where(job_ranges.c.job_id == row.id))).all()
     return JobMetrics(
-        counts=sum((row.counts for row in ranges), ExportCounts()),
+        counts=sum((found.counts for found in ranges), ExportCounts()),
         rows_written=sum(file.rows for file in files),
         bytes_written=sum(file.bytes for file in files),
         files_written=len(files),
-        peak_memory_bytes=max((row.peak_memory_bytes for row in ranges), default=0),
+        peak_memory_bytes=max((found.peak_memory_bytes for found in ranges), default=0),
     )

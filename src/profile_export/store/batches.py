@@ -55,7 +55,7 @@ class Batches:
             batches.c.tenant_id == id_of(tenant), batches.c.state == BatchState.SUCCEEDED.value
         )
         if request.cursor:
-            query = query.where(batches.c.number > int(request.cursor))
+            query = query.where(batches.c.number > request.number)
         if dataset_id:
             query = query.where(batches.c.dataset_id == dataset_id)
         async with self._database.read() as connection:

@@ -162,15 +162,18 @@ class Catalog:
             newest, (merge_policies.c.id == newest.c.id) & (merge_policies.c.version == newest.c.version)
         )
         query = query.where(merge_policies.c.tenant_id == id_of(tenant))
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(query.order_by(merge_policies.c.create_time, merge_policies.c.id))
-            ).all()
-        policies = [BUILT_IN_POLICY, *(_policy(row) for row in rows)]
         if request.cursor:
-            ids = [policy.id for policy in policies]
-            policies = policies[ids.index(request.cursor) + 1 :]
-        return cut_page(policies[: request.size + 1], request, lambda last: last.id)
+            # The built-in policy has no time and so comes before all others.
+            times = select(merge_policies.c.create_time).where(merge_policies.c.id == request.cursor)
+            after = func.coalesce(times.scalar_subquery(), 0)
+            query = query.where(
+                tuple_(merge_policies.c.create_time, merge_policies.c.id) > tuple_(after, request.cursor)
+            )
+        query = query.order_by(merge_policies.c.create_time, merge_policies.c.id).limit(request.size + 1)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        built_in = [] if request.cursor else [BUILT_IN_POLICY]
+        return cut_page([*built_in, *map(_policy, rows)], request, lambda last: last.id)
 
 
 def check_digest(row: Row[Any], digest: str, request_id: str) -> None:

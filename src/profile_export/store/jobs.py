@@ -49,11 +49,15 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as a caller sees it: with its phases so far, and the progress of a running attempt (else None)."""
+    """A job as a caller sees it: with its phases so far, and the progress of a running attempt (else None).
+
+    `until` is the moment that the view is of: the job's end, or the present by the database's clock.
+    """
 
     job: Job
     phases: tuple[PhaseTime, ...]
     progress: Progress | None
+    until: datetime
 
 
 class Jobs:
@@ -100,7 +104,7 @@ class Jobs:
         """Return a page of jobs, newest first; ids grow with time, so they are the key."""
         query = select(jobs).where(jobs.c.tenant_id == id_of(tenant))
         if request.cursor:
-            query = query.where(jobs.c.id < int(request.cursor))
+            query = query.where(jobs.c.id < request.number)
         async with self._database.read() as connection:
             rows = (await connection.execute(query.order_by(jobs.c.id.desc()).limit(request.size + 1))).all()
             views = [await _view(connection, row) for row in rows]
@@ -139,7 +143,7 @@ class Jobs:
                 raise PastEndError(
                     "REVISION_OUT_OF_RANGE",
                     f"The job {job_id} is at revision {view.job.revision}, which is before {revision}.",
-                    metadata={"job_id": str(job_id), "revision": str(view.job.revision)},
+                    metadata={"id": str(job_id), "revision": str(view.job.revision)},
                 )
             if revision == view.job.revision:
                 return view, ()
@@ -294,7 +298,8 @@ async def _view(connection: AsyncConnection, row: Row[Any]) -> JobView:
     if job.state is JobState.PROCESSING:
         lease = (await connection.execute(select(leases.c.progress).where(leases.c.job_id == job.id))).first()
         progress = lease.progress if lease else None
-    return JobView(job, tuple(phase_times(stamps, job.end_time)), progress)
+    until = job.end_time or await database_time(connection)
+    return JobView(job, tuple(phase_times(stamps, job.end_time)), progress, until)
 
 
 def _transition(row: Row[Any]) -> Transition:
