@@ -65,7 +65,9 @@ async def _serve(settings: ServeSettings) -> None:
     shown = f"[{host}]" if ":" in host else host
     sys.stdout.write(f"listening on {shown}:{application.port}\n")
     sys.stdout.flush()
-    await told_to_stop.wait()
+    await asyncio.wait(
+        [asyncio.ensure_future(told_to_stop.wait()), application.worker], return_when=asyncio.FIRST_COMPLETED
+    )
     await application.stop()
 
 
@@ -98,7 +100,7 @@ class Application:
             engine or self._duckdb,
             self._lake,
         )
-        self._running: asyncio.Task[None] | None = None
+        self._worker_task: asyncio.Task[None] | None = None
         self._server: GrpcServer | None = None
 
     @property
@@ -107,6 +109,13 @@ class Application:
         if self._server is None:
             raise StartError("The server has not started.")
         return self._server.port
+
+    @property
+    def worker(self) -> asyncio.Task[None]:
+        """The worker, once started. It ends before the server is stopped only if it cannot go on."""
+        if self._worker_task is None:
+            raise StartError("The server has not started.")
+        return self._worker_task
 
     async def start(self) -> None:
         """Open everything, settle what a former process left, and answer calls.
@@ -125,7 +134,7 @@ class Application:
         await self._attempts.release_all()
         await asyncio.to_thread(self._lake.sweep, frozenset(await self._batches.kept_folders()))
         await self._duckdb.start()
-        self._running = asyncio.create_task(self._worker.run())
+        self._worker_task = asyncio.create_task(self._worker.run())
         await self._server.start()
 
     async def stop(self) -> None:
@@ -137,6 +146,8 @@ class Application:
                 grace=timedelta(seconds=self._settings.drain_seconds),
             )
         await self._close()
+        # What ended a worker that nobody told to stop ends the server too, loudly: a supervisor starts it anew.
+        self.worker.result()
 
     async def _close(self) -> None:
         await self._duckdb.close()
@@ -145,8 +156,7 @@ class Application:
 
     async def _stop_worker(self) -> None:
         self._worker.stop_claiming()
-        if self._running:
-            await self._running
+        await asyncio.wait([self.worker])
 
 
 def _new_id() -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from profile_export.domain.plan import ExportCounts
 from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.domain.schema import TEXT, ArrayType, ObjectType
-from profile_export.store.attempts import Attempts, Claim, LeaseLostError
+from profile_export.store.attempts import Attempts, Claim, LeaseLostError, RangeDone
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog, NewDataset
 from profile_export.store.database import Database, DataDirectoryInUseError
@@ -28,10 +29,18 @@ from profile_export.store.snapshots import Snapshots
 from profile_export.store.tables import metadata
 from profile_export.store.uploads import FieldsGrewError, NamespaceUse, UploadFacts, Uploads
 
+NUMBERS = count()
 TENANT = Tenant()
 RECORD = SchemaRef("https://ns.adobe.com/xdm/context/profile")
 UNION = SchemaRef("https://ns.adobe.com/xdm/context/profile__union")
 FILE = DataFile("0-0.parquet", "x/0-0.parquet", 3, 300, "ab")
+
+
+RUNNING = Progress(Phase.RUN, 1, 1, 2)
+
+
+def range_done(index: int) -> RangeDone:
+    return RangeDone(index, [FILE], ExportCounts(profiles_exported=3), 1)
 
 
 class Store:
@@ -47,7 +56,7 @@ class Store:
     async def dataset(self, schema: SchemaRef = RECORD, namespace: str = "CRM") -> str:
         fields = (IdentityField(("id",), namespace, primary=True),) if schema is RECORD else ()
         new = NewDataset("d", "", schema, {}, fields)
-        made, _ = await self.catalog.create_dataset(TENANT, new, f"{id(new):024x}", "")
+        made, _ = await self.catalog.create_dataset(TENANT, new, f"{next(NUMBERS):024x}", "")
         return made.id
 
     async def upload(self, dataset_id: str, batch_id: str, facts: UploadFacts) -> None:
@@ -111,7 +120,7 @@ async def test_what_is_committed_is_on_the_disk_in_full(store: Store) -> None:
 @pytest.mark.parametrize("first", ["cancel", "commit"])
 async def test_a_cancel_and_a_commit_at_the_same_moment_have_one_winner(store: Store, first: str) -> None:
     claim = await store.claimed()
-    await store.attempts.record_range(claim.fence, 0, [FILE], ExportCounts(profiles_exported=3), 1)
+    await store.attempts.record_range(claim.fence, range_done(0), RUNNING)
     cancel = store.jobs.cancel(TENANT, claim.job.id, "me", "")
     commit = store.attempts.commit(claim.fence)
 
@@ -139,13 +148,12 @@ async def test_a_cancel_and_a_commit_at_the_same_moment_have_one_winner(store: S
 async def test_a_lease_that_is_gone_refuses_every_write(store: Store) -> None:
     claim = await store.claimed()
     await store.attempts.release(claim.fence)
-    progress = Progress(Phase.RUN, 1, 1, 2)
     error = JobError("X", "x", "engine", retryable=True, attempt=1)
 
     for write in (
-        store.attempts.begin_phase(claim.fence, Phase.RUN),
-        store.attempts.heartbeat(claim.fence, progress),
-        store.attempts.record_range(claim.fence, 0, [FILE], ExportCounts(), 0),
+        store.attempts.begin_phase(claim.fence, RUNNING),
+        store.attempts.heartbeat(claim.fence, RUNNING),
+        store.attempts.record_range(claim.fence, range_done(0), RUNNING),
         store.attempts.commit(claim.fence),
         store.attempts.end_with_error(claim.fence, error),
         store.attempts.let_go(claim.fence),
@@ -160,7 +168,7 @@ async def test_a_lease_that_is_gone_refuses_every_write(store: Store) -> None:
 
 async def test_a_released_job_keeps_the_ranges_it_recorded(store: Store) -> None:
     claim = await store.claimed()
-    await store.attempts.record_range(claim.fence, 4, [FILE], ExportCounts(profiles_exported=3), 1)
+    await store.attempts.record_range(claim.fence, range_done(4), RUNNING)
 
     await store.attempts.release(claim.fence)
     again = await store.attempts.claim("another")
@@ -228,3 +236,15 @@ async def test_s13_an_upload_that_lacked_a_type_is_told_when_the_dataset_came_to
         )
 
     assert (await store.batches.get_batch(TENANT, "late")).state is BatchState.LOADING
+
+
+@pytest.mark.parametrize("turns", range(0, 60, 3))
+async def test_a_caller_that_goes_away_at_any_moment_leaves_no_lock_behind(store: Store, turns: int) -> None:
+    call = asyncio.create_task(store.dataset())
+    for _ in range(turns):
+        await asyncio.sleep(0)  # one turn of the loop
+
+    call.cancel()
+
+    async with asyncio.timeout(5):
+        await store.dataset()

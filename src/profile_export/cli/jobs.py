@@ -134,6 +134,8 @@ async def watch(client: Client, job_id: JobId, as_data: AsJson = False) -> int:
 
 async def _watch(client: Client, job_id: int, *, as_data: bool) -> int:
     job = await follow(client, job_id, console(stderr=True) if as_data else console())
+    if not as_data:
+        typer.echo()
     _show(job, as_data=as_data)
     return 0 if job.state == JobState.JOB_STATE_SUCCEEDED else 1
 

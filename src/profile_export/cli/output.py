@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -109,7 +109,6 @@ def transfer(screen: Console) -> Progress:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         DownloadColumn(),
-        TransferSpeedColumn(),
         console=screen,
         disable=not screen.is_terminal,
     )

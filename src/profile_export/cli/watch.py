@@ -136,7 +136,8 @@ def facts(job: ExportJob) -> Table:
     facts.add_row(
         "profiles", f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"
     )
-    facts.add_row("", f"{count(metrics.profiles_merged)} put together from several fragments")
+    if metrics.profiles_merged:
+        facts.add_row("", f"{count(metrics.profiles_merged)} put together from several fragments")
     namespaces = sorted(metrics.profiles_exported_by_namespace.items())
     if namespaces:
         facts.add_row("", ", ".join(f"{name} {count(number)}" for name, number in namespaces))

@@ -55,7 +55,9 @@ class Transfer:
                 start.offset = await self._received(batch_id, size) if resume else 0
                 back_off.heard()
                 requests = _requests(path, start, finish, progress)
-                return await checked(self.datasets.UploadBatch(requests, metadata=self.metadata))
+                answer = await checked(self.datasets.UploadBatch(requests, metadata=self.metadata))
+                progress(size)
+                return answer
             except ClientError as error:
                 if resume and start.offset and error.reason in _OTHER_BEGINNING:
                     resume = False  # the batch holds the beginning of another file

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from profile_export.domain.catalog import (
     Batch,
@@ -173,7 +173,8 @@ class UploadSession:
         self._hash = hashlib.sha256()
         self._received = 0
         self._file: BinaryIO | None = None
-        self._finish: asyncio.Task[Batch] | None = None
+        # What goes on to its end even if the call is cancelled: a write of bytes, or the commit.
+        self._busy: asyncio.Future[Any] | None = None
 
     @property
     def replayed(self) -> bool:
@@ -200,7 +201,8 @@ class UploadSession:
     async def append(self, data: bytes) -> None:
         """Take the next bytes."""
         self._received += len(data)
-        await asyncio.to_thread(self._write, data)
+        self._busy = asyncio.ensure_future(asyncio.to_thread(self._write, data))
+        await asyncio.shield(self._busy)
 
     async def finish(self, byte_count: int, sha256: str) -> Batch:
         """Check that everything has arrived as sent, and make it count.
@@ -212,14 +214,18 @@ class UploadSession:
         """
         if self.replayed:
             return self._recognise(byte_count, sha256)
-        self._finish = asyncio.create_task(self._check_and_ingest(byte_count, sha256.lower()))
-        return await asyncio.shield(self._finish)
+        commit = asyncio.create_task(self._check_and_ingest(byte_count, sha256.lower()))
+        self._busy = commit
+        return await asyncio.shield(commit)
 
     def when_over(self, release: Callable[[], None]) -> None:
-        """Let go of the file now, and call `release` when a commit that is under way has ended, or now."""
-        if self._finish and not self._finish.done():
-            self._finish.add_done_callback(lambda _: release())
-            return
+        """Close the file and call `release`: now, or when what is under way has ended."""
+        if self._busy and not self._busy.done():
+            self._busy.add_done_callback(lambda _: self._close(release))
+        else:
+            self._close(release)
+
+    def _close(self, release: Callable[[], None]) -> None:
         if self._file:
             self._file.close()
         release()

@@ -16,7 +16,7 @@ from profile_export.domain.plan import ExportPlan, WrittenFile
 from profile_export.domain.planning import plan_export
 from profile_export.engines.results import EngineDiedError, EngineFailedError, EngineProgress
 from profile_export.runner.ports import Engine, EngineAttempt, Lake
-from profile_export.store.attempts import Attempts, Claim, LeaseLostError
+from profile_export.store.attempts import Attempts, Claim, LeaseLostError, RangeDone
 from profile_export.store.events import Wakeups
 from profile_export.store.snapshots import Snapshots
 
@@ -163,17 +163,14 @@ class _Attempt:
         for key_range in plan.ranges():
             if key_range.index not in self.claim.recorded:
                 result = await attempt.run(key_range)
-                await self._attempts.record_range(
-                    self.claim.fence,
-                    key_range.index,
-                    [_data_file(file, folder) for file in result.files],
-                    result.counts,
-                    result.peak_memory_bytes,
-                )
+                files = [_data_file(file, folder) for file in result.files]
+                done = RangeDone(key_range.index, files, result.counts, result.peak_memory_bytes)
+                await self._attempts.record_range(self.claim.fence, done, self.progress)
 
     async def _begin(self, phase: Phase, plan: ExportPlan | None = None) -> None:
-        self.progress = Progress(phase, self.claim.fence.attempt, 0, self.progress.estimated)
-        await self._attempts.begin_phase(self.claim.fence, phase, plan)
+        rows = sum(source.rows for source in plan.sources) if plan else self.progress.estimated
+        self.progress = Progress(phase, self.claim.fence.attempt, 0, rows)
+        await self._attempts.begin_phase(self.claim.fence, self.progress, plan)
 
     def _advance(self, engine: EngineProgress) -> None:
         done = max(engine.done, self.progress.done)

@@ -20,13 +20,12 @@ from profile_export.domain.job import (
     JobError,
     JobMetrics,
     JobState,
-    Phase,
     Progress,
     after_error,
 )
 from profile_export.domain.plan import ExportCounts, ExportPlan
 from profile_export.store.batches import add_files, files_of, succeed_batch
-from profile_export.store.database import Database, database_time
+from profile_export.store.database import Database, database_time, whole
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import job_from, move_job, stamp
 from profile_export.store.tables import batches, job_ranges, jobs, leases, tenants
@@ -59,6 +58,16 @@ class Claim:
     recorded: frozenset[int]
 
 
+@dataclass(frozen=True, slots=True)
+class RangeDone:
+    """A finished range: its files, what was read, kept and left out, and what it took."""
+
+    index: int
+    files: Sequence[DataFile]
+    counts: ExportCounts
+    peak_memory_bytes: int
+
+
 class LeaseLostError(Exception):
     """The job is not this attempt's any more: whatever it wanted to write is void."""
 
@@ -67,12 +76,13 @@ class Attempts:
     """Attempts of all jobs, as workers drive them."""
 
     def __init__(self, database: Database, wakeups: Wakeups) -> None:
-        self._database = database
+        self.database = database
         self._wakeups = wakeups
 
+    @whole
     async def claim(self, worker: str) -> Claim | None:
         """Take the oldest job that is due; None if there is none."""
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             now = await database_time(connection)
             due = (jobs.c.state == JobState.NEW.value) & (
                 jobs.c.not_before.is_(None) | (jobs.c.not_before <= now)
@@ -93,67 +103,68 @@ class Attempts:
         self._wakeups.job_changed(fence.job_id)
         return claim
 
-    async def begin_phase(self, fence: Fence, phase: Phase, plan: ExportPlan | None = None) -> None:
-        """Stamp the beginning of a phase, and pin the plan when it is made.
+    @whole
+    async def begin_phase(self, fence: Fence, progress: Progress, plan: ExportPlan | None = None) -> None:
+        """Stamp the beginning of the phase that `progress` is in, and pin the plan when it is made.
 
         Raises:
             LeaseLostError: The fence does not hold.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             await _held(connection, fence)
             if plan:
                 await connection.execute(update(jobs).where(jobs.c.id == fence.job_id).values(plan=plan))
-            await stamp(connection, fence.job_id, fence.attempt, phase, await database_time(connection))
+            now = await database_time(connection)
+            await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
+            await _carry(connection, fence, progress=progress)
         self._wakeups.job_changed(fence.job_id)
 
+    @whole
     async def heartbeat(self, fence: Fence, progress: Progress) -> JobState:
         """Renew the lease and carry progress in; bring back the job's state, which tells of a cancel.
 
         Raises:
             LeaseLostError: The fence does not hold.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             row = await _held(connection, fence)
             expire_time = await database_time(connection) + LEASE_TTL
-            renewal = update(leases).where(leases.c.job_id == fence.job_id)
-            await connection.execute(renewal.values(expire_time=expire_time, progress=progress))
+            await _carry(connection, fence, progress=progress, expire_time=expire_time)
         self._wakeups.job_changed(fence.job_id)
         return JobState(row.state)
 
+    @whole
     async def state_of(self, fence: Fence) -> JobState:
         """Return the job's state.
 
         Raises:
             LeaseLostError: The fence does not hold.
         """
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             return JobState((await _held(connection, fence)).state)
 
-    async def record_range(
-        self,
-        fence: Fence,
-        index: int,
-        files: Sequence[DataFile],
-        counts: ExportCounts,
-        peak_memory_bytes: int,
-    ) -> None:
+    @whole
+    async def record_range(self, fence: Fence, done: RangeDone, progress: Progress) -> None:
         """Write down a finished range and its files together; an attempt that comes later need not repeat it.
 
         Raises:
             LeaseLostError: The fence does not hold.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             row = await _held(connection, fence)
             values = {
                 "job_id": fence.job_id,
-                "range_index": index,
+                "range_index": done.index,
                 "attempt": fence.attempt,
-                "counts": counts,
-                "peak_memory_bytes": peak_memory_bytes,
+                "counts": done.counts,
+                "peak_memory_bytes": done.peak_memory_bytes,
             }
             await connection.execute(insert(job_ranges).values(values))
-            await add_files(connection, await _batch_key(connection, row), files, None)
+            await add_files(connection, await _batch_key(connection, row), done.files, None)
+            await _carry(connection, fence, progress=progress)
+        self._wakeups.job_changed(fence.job_id)
 
+    @whole
     async def commit(self, fence: Fence) -> Sequence[DataFile]:
         """Make the batch count and end the job, in one transaction; return the files that count.
 
@@ -161,7 +172,7 @@ class Attempts:
             LeaseLostError: The fence does not hold.
             FailedPreconditionError: A cancel came first; it wins.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             row = await _held(connection, fence)
             key = await _batch_key(connection, row)
             files = await files_of(connection, key)
@@ -171,6 +182,7 @@ class Attempts:
         self._wakeups.job_changed(fence.job_id)
         return files
 
+    @whole
     async def end_with_error(self, fence: Fence, error: JobError) -> Job:
         """End an attempt that went wrong: the job is tried again later, or FAILED.
 
@@ -178,7 +190,7 @@ class Attempts:
             LeaseLostError: The fence does not hold.
             FailedPreconditionError: A cancel came first; let go instead.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             row = await _held(connection, fence)
             move, not_before = after_error(job_from(row), error, await database_time(connection))
             metrics = await _metrics(connection, row)
@@ -187,34 +199,41 @@ class Attempts:
         self._wakeups.job_changed(fence.job_id)
         return job_from(row)
 
+    @whole
     async def let_go(self, fence: Fence) -> None:
         """End a job that was asked to cancel, and forget what it recorded.
 
         Raises:
             LeaseLostError: The fence does not hold.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             row = await _held(connection, fence)
             await move_job(connection, row, LET_GO, metrics=await _metrics(connection, row))
             await _end(connection, fence)
         self._wakeups.job_changed(fence.job_id)
 
+    @whole
     async def release(self, fence: Fence) -> None:
         """Give a job back unfinished, keeping its recorded ranges: this worker is about to stop.
 
         Raises:
             LeaseLostError: The fence does not hold.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             await _release(connection, await _held(connection, fence), fence)
         self._wakeups.job_changed(fence.job_id)
 
+    @whole
     async def release_all(self) -> None:
         """Release the jobs of a former process; only one that has just locked the data directory may say so."""
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             for lease in (await connection.execute(select(leases))).all():
                 fence = Fence(lease.job_id, lease.attempt, lease.worker)
                 await _release(connection, await _held(connection, fence), fence)
+
+
+async def _carry(connection: AsyncConnection, fence: Fence, **values: Any) -> None:
+    await connection.execute(update(leases).where(leases.c.job_id == fence.job_id).values(values))
 
 
 async def _release(connection: AsyncConnection, row: Row[Any], fence: Fence) -> None:

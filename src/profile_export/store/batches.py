@@ -12,7 +12,7 @@ from profile_export.domain.catalog import Batch, BatchState, DataFile, Tenant
 from profile_export.domain.errors import FailedPreconditionError, NotFoundError
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.store.catalog import dataset_of
-from profile_export.store.database import Database, database_time
+from profile_export.store.database import Database, database_time, whole
 from profile_export.store.tables import batches, files
 from profile_export.store.tenants import (
     BatchPlace,
@@ -24,27 +24,30 @@ class Batches:
     """Batches and data files of all tenants."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
+    @whole
     async def get_batch(self, tenant: Tenant, batch_id: str) -> Batch:
         """Return a batch in any state.
 
         Raises:
             NotFoundError: The tenant has none of that id.
         """
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             return batch_from(await _existing(connection, id_of(tenant), batch_id))
 
+    @whole
     async def folder_of(self, tenant: Tenant, batch_id: str) -> str:
         """Return a batch's place in the lake.
 
         Raises:
             NotFoundError: The tenant has no such batch.
         """
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             folder: str = (await _existing(connection, id_of(tenant), batch_id)).folder
             return folder
 
+    @whole
     async def list_batches(self, tenant: Tenant, dataset_id: str, request: PageRequest) -> Page[Batch]:
         """Return a page of succeeded batches in the order in which they count; of one dataset, or all if empty.
 
@@ -58,12 +61,13 @@ class Batches:
             query = query.where(batches.c.number > request.number)
         if dataset_id:
             query = query.where(batches.c.dataset_id == dataset_id)
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             if dataset_id:
                 await dataset_of(connection, id_of(tenant), dataset_id)
             rows = (await connection.execute(query.order_by(batches.c.number).limit(request.size + 1))).all()
         return cut_page([batch_from(row) for row in rows], request, lambda last: str(last.number))
 
+    @whole
     async def list_files(self, tenant: Tenant, batch_id: str, request: PageRequest) -> Page[DataFile]:
         """Return a page of a succeeded batch's files in the order of their names.
 
@@ -71,7 +75,7 @@ class Batches:
             NotFoundError: There is no such batch.
             FailedPreconditionError: It has not succeeded.
         """
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             batch = await _succeeded(connection, tenant, batch_id)
             query = select(files).where(files.c.batch_key == batch.key)
             if request.cursor:
@@ -79,6 +83,7 @@ class Batches:
             rows = (await connection.execute(query.order_by(files.c.name).limit(request.size + 1))).all()
         return cut_page([_file(row) for row in rows], request, lambda last: last.name)
 
+    @whole
     async def get_file(self, tenant: Tenant, batch_id: str, name: str) -> DataFile:
         """Return a file of a succeeded batch.
 
@@ -86,7 +91,7 @@ class Batches:
             NotFoundError: There is no such batch or file.
             FailedPreconditionError: The batch has not succeeded.
         """
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             batch = await _succeeded(connection, tenant, batch_id)
             query = select(files).where(files.c.batch_key == batch.key, files.c.name == name)
             row = (await connection.execute(query)).first()
@@ -94,10 +99,11 @@ class Batches:
             raise NotFoundError.of("file", name)
         return _file(row)
 
+    @whole
     async def kept_folders(self) -> Sequence[str]:
         """Return the folders of all batches that still need theirs: succeeded or not yet ended."""
         kept = (BatchState.SUCCEEDED.value, BatchState.LOADING.value)
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             return list(
                 (
                     await connection.execute(select(batches.c.folder).where(batches.c.state.in_(kept)))

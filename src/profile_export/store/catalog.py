@@ -23,7 +23,7 @@ from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, MergePolicy
 from profile_export.domain.schema import ObjectType, TypeConflictError, union_objects
 from profile_export.store.column_types import digest_of
-from profile_export.store.database import Database, database_time
+from profile_export.store.database import Database, database_time, whole
 from profile_export.store.tables import datasets, merge_policies
 from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, register_namespaces
 
@@ -43,8 +43,9 @@ class Catalog:
     """Datasets and merge policies of all tenants."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
+    @whole
     async def create_dataset(
         self, tenant: Tenant, new: NewDataset, dataset_id: str, request_id: str
     ) -> tuple[Dataset, bool]:
@@ -55,7 +56,7 @@ class Catalog:
         """
         schema = BUILT_IN_SCHEMAS[new.schema.id]
         digest = digest_of(new)
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             if request_id:
                 found = await _first(
@@ -89,15 +90,17 @@ class Catalog:
             await register_namespaces(connection, tenant_id, IDENTITY, declared, declared)
             return _dataset(inserted.one()), False
 
+    @whole
     async def get_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
         """Return a dataset.
 
         Raises:
             NotFoundError: The tenant has none of that id.
         """
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             return await dataset_of(connection, id_of(tenant), dataset_id)
 
+    @whole
     async def list_datasets(self, tenant: Tenant, request: PageRequest) -> Page[Dataset]:
         """Return a page of datasets, oldest first."""
         query = select(datasets).where(datasets.c.tenant_id == id_of(tenant))
@@ -105,19 +108,21 @@ class Catalog:
             after = select(datasets.c.create_time).where(datasets.c.id == request.cursor).scalar_subquery()
             query = query.where(tuple_(datasets.c.create_time, datasets.c.id) > tuple_(after, request.cursor))
         query = query.order_by(datasets.c.create_time, datasets.c.id).limit(request.size + 1)
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
         return cut_page([_dataset(row) for row in rows], request, lambda last: last.id)
 
+    @whole
     async def union_fields(self, tenant: Tenant) -> Mapping[DatasetKind, ObjectType]:
         """Return the union schemas of the tenant's record and event sources, built-in fields included."""
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             sources = await source_datasets(connection, id_of(tenant))
         return union_by_kind(sources)
 
+    @whole
     async def create_policy(self, tenant: Tenant, policy: MergePolicy) -> MergePolicy:
         """Store the first version of a merge policy; its `create_time` is set here."""
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             row = {
                 "tenant_id": await ensure_tenant(connection, tenant),
                 "id": policy.id,
@@ -131,6 +136,7 @@ class Catalog:
             inserted = await connection.execute(insert(merge_policies).values(row).returning(merge_policies))
             return _policy(inserted.one())
 
+    @whole
     async def find_policy(self, tenant: Tenant, policy_id: str, version: int | None) -> MergePolicy:
         """Return a merge policy: the built-in one for an empty id, the newest version for None.
 
@@ -144,12 +150,13 @@ class Catalog:
         )
         if version is not None:
             query = query.where(merge_policies.c.version == version)
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             row = await _first(connection, query.order_by(merge_policies.c.version.desc()))
         if row is None:
             raise NotFoundError.of("merge policy", policy_id if version is None else f"{policy_id}@{version}")
         return _policy(row)
 
+    @whole
     async def list_policies(self, tenant: Tenant, request: PageRequest) -> Page[MergePolicy]:
         """Return a page of merge policies in their newest versions: the built-in one first, then oldest first."""
         newest = (
@@ -170,7 +177,7 @@ class Catalog:
                 tuple_(merge_policies.c.create_time, merge_policies.c.id) > tuple_(after, request.cursor)
             )
         query = query.order_by(merge_policies.c.create_time, merge_policies.c.id).limit(request.size + 1)
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
         built_in = [] if request.cursor else [BUILT_IN_POLICY]
         return cut_page([*built_in, *map(_policy, rows)], request, lambda last: last.id)

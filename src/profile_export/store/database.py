@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Concatenate, ParamSpec, Protocol, TextIO, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -24,6 +25,17 @@ _READERS = 4
 _NOW = text("SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)")
 
 
+_Result = TypeVar("_Result")
+_Parameters = ParamSpec("_Parameters")
+_Store = TypeVar("_Store", bound="HasDatabase")
+
+
+class HasDatabase(Protocol):
+    """A store class."""
+
+    database: Database
+
+
 class DataDirectoryInUseError(Exception):
     """Another process has the data directory open."""
 
@@ -35,6 +47,7 @@ class Database:
         self._data_dir = data_dir
         self._path = data_dir / "store.sqlite"
         self._lock: TextIO | None = None
+        self._running: set[asyncio.Task[Any]] = set()
         self._writer = _engine(self._path, "BEGIN IMMEDIATE", pool_size=1)
         self._reader = _engine(self._path, "BEGIN", pool_size=_READERS)
 
@@ -57,11 +70,28 @@ class Database:
         await asyncio.to_thread(migrate, self._path)
 
     async def close(self) -> None:
-        """Close the connections and let go of the data directory."""
+        """Wait for what still runs, close the connections and let go of the data directory."""
+        if self._running:
+            await asyncio.wait(self._running)
         await self._writer.dispose()
         await self._reader.dispose()
         if self._lock:
             self._lock.close()
+
+    async def to_its_end(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Run work that a cancelled caller leaves behind, but never interrupts.
+
+        A statement that is given up half-way leaves its connection, and with it SQLite's write lock, to nobody.
+        """
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for, or the loop complains when the caller is gone
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -78,6 +108,18 @@ class Database:
         """Open a reading transaction: everything in it sees one moment."""
         async with self._reader.begin() as connection:
             yield connection
+
+
+def whole(
+    method: Callable[Concatenate[_Store, _Parameters], Coroutine[Any, Any, _Result]],
+) -> Callable[Concatenate[_Store, _Parameters], Coroutine[Any, Any, _Result]]:
+    """Make a method of a store class run to its end once it has begun, whatever becomes of its caller."""
+
+    @wraps(method)
+    async def run(self: _Store, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        return await self.database.to_its_end(method(self, *args, **kwargs))
+
+    return run
 
 
 async def database_time(connection: AsyncConnection) -> datetime:

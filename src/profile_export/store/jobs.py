@@ -31,7 +31,7 @@ from profile_export.domain.request import BoundRequest
 from profile_export.store.batches import drop_batch
 from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
-from profile_export.store.database import Database, database_time
+from profile_export.store.database import Database, database_time, whole
 from profile_export.store.events import Wakeups
 from profile_export.store.tables import batches, job_stamps, job_transitions, jobs, leases
 from profile_export.store.tenants import ensure_tenant, id_of
@@ -64,9 +64,10 @@ class Jobs:
     """Jobs of all tenants, as callers see them."""
 
     def __init__(self, database: Database, wakeups: Wakeups) -> None:
-        self._database = database
+        self.database = database
         self._wakeups = wakeups
 
+    @whole
     async def create(self, tenant: Tenant, new: NewJob) -> tuple[JobView, bool]:
         """Make a job and its batch, or find the one made before with the same request id; True says found.
 
@@ -74,7 +75,7 @@ class Jobs:
             AlreadyExistsError: The request id stands for a job made from other values.
         """
         digest = digest_of(new.bound.request)
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             if new.request_id:
                 query = select(jobs).where(jobs.c.tenant_id == tenant_id, jobs.c.request_id == new.request_id)
@@ -91,25 +92,28 @@ class Jobs:
         self._wakeups.job_changed(view.job.id)
         return view, False
 
+    @whole
     async def get(self, tenant: Tenant, job_id: int) -> JobView:
         """Return a job.
 
         Raises:
             NotFoundError: The tenant has none of that id.
         """
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             return await _view(connection, await _existing(connection, tenant, job_id))
 
+    @whole
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[JobView]:
         """Return a page of jobs, newest first; ids grow with time, so they are the key."""
         query = select(jobs).where(jobs.c.tenant_id == id_of(tenant))
         if request.cursor:
             query = query.where(jobs.c.id < request.number)
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             rows = (await connection.execute(query.order_by(jobs.c.id.desc()).limit(request.size + 1))).all()
             views = [await _view(connection, row) for row in rows]
         return cut_page(views, request, lambda last: str(last.job.id))
 
+    @whole
     async def cancel(self, tenant: Tenant, job_id: int, requested_by: str, reason: str) -> JobView:
         """Ask a job to end without effect; asking again changes nothing.
 
@@ -117,7 +121,7 @@ class Jobs:
             NotFoundError: The tenant has no such job.
             FailedPreconditionError: It has SUCCEEDED or FAILED.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             row = await _existing(connection, tenant, job_id)
             move = cancelling_move(job_from(row))
             if move:
@@ -128,6 +132,7 @@ class Jobs:
         self._wakeups.job_changed(job_id)
         return view
 
+    @whole
     async def transitions_after(
         self, tenant: Tenant, job_id: int, revision: int
     ) -> tuple[JobView, Sequence[Transition]]:
@@ -137,7 +142,7 @@ class Jobs:
             NotFoundError: The tenant has no such job.
             PastEndError: The job has not reached that revision.
         """
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             view = await _view(connection, await _existing(connection, tenant, job_id))
             if revision > view.job.revision:
                 raise PastEndError(

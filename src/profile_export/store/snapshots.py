@@ -10,7 +10,7 @@ from profile_export.domain.catalog import BatchState, Tenant
 from profile_export.domain.plan import PinnedBatch, PinnedFile, Source, SourcePart
 from profile_export.domain.planning import Snapshot
 from profile_export.store.catalog import source_datasets, union_by_kind
-from profile_export.store.database import Database
+from profile_export.store.database import Database, whole
 from profile_export.store.tables import batches, field_sets, files
 from profile_export.store.tenants import IDENTITY, SEGMENT, id_of, renamed_namespaces
 
@@ -19,13 +19,14 @@ class Snapshots:
     """Snapshots of all tenants."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
+    @whole
     async def take(self, tenant: Tenant) -> Snapshot:
         """Pin every batch and file of the tenant's sources that counts now."""
         tenant_id = id_of(tenant)
         counts = (batches.c.tenant_id == tenant_id) & (batches.c.state == BatchState.SUCCEEDED.value)
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             datasets = {dataset.id: dataset for dataset in await source_datasets(connection, tenant_id)}
             pinned = (
                 await connection.execute(

@@ -15,7 +15,7 @@ from profile_export.domain.schema import FieldPath, ObjectType, type_at, union_o
 from profile_export.store.batches import add_files, batch_by_id, batch_from, succeed_batch
 from profile_export.store.catalog import dataset_of, source_datasets, union_by_kind
 from profile_export.store.column_types import digest_of
-from profile_export.store.database import Database, database_time
+from profile_export.store.database import Database, database_time, whole
 from profile_export.store.tables import batches, datasets, field_sets
 from profile_export.store.tenants import (
     IDENTITY,
@@ -69,8 +69,9 @@ class Uploads:
     """Uploads of all tenants."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
+    @whole
     async def open_upload(
         self, tenant: Tenant, dataset_id: str, batch_id: str, upload_format: str, file_name: str, folder: str
     ) -> OpenUpload:
@@ -89,7 +90,7 @@ class Uploads:
             FailedPreconditionError: It is a union dataset, or the batch was aborted or belongs to a job.
             AlreadyExistsError: The batch id stands for another dataset, format or file.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             dataset = await dataset_of(connection, tenant_id, dataset_id)
             if dataset.kind is DatasetKind.UNION:
@@ -135,9 +136,10 @@ class Uploads:
                 )
             return OpenUpload(batch_from(row), dataset, row.folder)
 
+    @whole
     async def fail_upload(self, tenant: Tenant, batch_id: str, errors: Sequence[RowError]) -> Batch:
         """End an upload that was refused; nothing of it is visible, and it may be uploaded again."""
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             values = {
                 "state": BatchState.FAILED.value,
                 "end_time": await database_time(connection),
@@ -150,6 +152,7 @@ class Uploads:
             )
             return batch_from((await connection.execute(query.values(values).returning(batches))).one())
 
+    @whole
     async def commit_upload(self, tenant: Tenant, batch_id: str, facts: UploadFacts) -> Batch:
         """Make an upload count: number, ingest time, files, fields and namespaces, in one transaction.
 
@@ -157,7 +160,7 @@ class Uploads:
             TypeConflictError: Its fields contradict the dataset's or the union of its class.
             FieldsGrewError: Another batch taught the dataset a type that this one lacked.
         """
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             row = (await connection.execute(batch_by_id(tenant_id, batch_id))).one()
             dataset = await dataset_of(connection, tenant_id, row.dataset_id)
