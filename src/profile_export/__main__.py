@@ -1,6 +1,11 @@
 """Entry point of `profile-export` and `python -m profile_export`."""
 
-from profile_export.cli import main
+import os
+
+# Before grpc is loaded: what it writes on stderr by itself says nothing that our one line does not say better.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from profile_export.cli import main  # noqa: E402 - as said
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import duckdb
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from profile_export.v1 import job_pb2
+from tests.service.harness import Caller
+
+Reader = Callable[[list[str]], list[dict[str, Any]]]
+
+
+def by_duckdb(paths: list[str]) -> list[dict[str, Any]]:
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            'SELECT crmId, person."name", tags, len("timeSeriesEvents") AS events,'
+            ' map_keys("identityMap") AS namespaces FROM read_parquet(?) ORDER BY crmId',
+            [paths],
+        )
+        names = [column[0] for column in found.description or []]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def by_polars(paths: list[str]) -> list[dict[str, Any]]:
+    frame = pl.read_parquet(paths).sort("crmId")
+    return [
+        {
+            "crmId": row["crmId"],
+            "name": row["person"]["name"],
+            "tags": row["tags"],
+            "events": None if row["timeSeriesEvents"] is None else len(row["timeSeriesEvents"]),
+            "namespaces": list(row["identityMap"]),
+        }
+        for row in frame.to_dicts()
+    ]
+
+
+def by_pyarrow(paths: list[str]) -> list[dict[str, Any]]:
+    rows = pq.ParquetDataset(paths).read().sort_by("crmId").to_pylist()
+    return [
+        {
+            "crmId": row["crmId"],
+            "name": row["person"]["name"],
+            "tags": row["tags"],
+            "events": None if row["timeSeriesEvents"] is None else len(row["timeSeriesEvents"]),
+            "namespaces": [key for key, _ in row["identityMap"]],
+        }
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("read", [by_duckdb, by_polars, by_pyarrow])
+async def test_the_output_reads_the_same_in_place_and_from_a_download(
+    caller: Caller, tmp_path: Path, read: Reader
+) -> None:
+    source = await caller.dataset("record", {"crmId": "CRM"})
+    events = await caller.dataset("event", {"crmId": "CRM"})
+    out = await caller.dataset("union")
+    rows = [
+        {"crmId": str(number), "person": {"name": f"n{number}"}, "tags": ["a", "b"]} for number in range(3)
+    ]
+    await caller.upload(source, "rows", rows)
+    await caller.upload(events, "events", [{"_id": "e", "timestamp": "2026-01-01T00:00:00Z", "crmId": "1"}])
+    job = await caller.export(out, events=job_pb2.EventList())
+    files = await caller.files(job.batch_id)
+
+    in_place = read([unquote(urlsplit(file.location).path) for file in files])
+    downloaded = []
+    for file in files:
+        data = await caller.download(job.batch_id, file.name)
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
+        (tmp_path / file.name).write_bytes(data)
+        downloaded.append(str(tmp_path / file.name))
+
+    assert in_place == [
+        {"crmId": "0", "name": "n0", "tags": ["a", "b"], "events": None, "namespaces": ["CRM"]},
+        {"crmId": "1", "name": "n1", "tags": ["a", "b"], "events": 1, "namespaces": ["CRM"]},
+        {"crmId": "2", "name": "n2", "tags": ["a", "b"], "events": None, "namespaces": ["CRM"]},
+    ]
+    assert read(downloaded) == in_place
+
+
+async def test_every_column_of_the_output_is_optional_and_says_its_batch(caller: Caller) -> None:
+    source = await caller.dataset("record", {"crmId": "CRM"})
+    await caller.upload(source, "rows", [{"crmId": "1"}])
+    job = await caller.export(await caller.dataset("union"))
+    [file] = await caller.files(job.batch_id)
+
+    schema = pq.read_schema(unquote(urlsplit(file.location).path))
+
+    assert all(field.nullable for field in schema)
+    assert [row["_batch_id"] for row in await caller.rows(job.batch_id)] == [job.batch_id]
+
+
+async def test_a_job_without_any_source_succeeds_with_an_empty_batch(caller: Caller) -> None:
+    job = await caller.export(await caller.dataset("union"))
+
+    assert job.metrics.profiles_exported == 0
+    assert list(await caller.files(job.batch_id)) == []
+
+
+async def test_fields_choose_columns_and_events_have_fields_of_their_own(caller: Caller) -> None:
+    source = await caller.dataset("record", {"crmId": "CRM"})
+    events = await caller.dataset("event", {"crmId": "CRM"})
+    await caller.upload(source, "rows", [{"crmId": "1", "person": {"name": "n", "age": 4}, "city": "Oslo"}])
+    event = {"_id": "e", "timestamp": "2026-01-01T00:00:00Z", "crmId": "1", "web": {"page": "/", "ms": 3}}
+    await caller.upload(events, "events", [event])
+
+    job = await caller.export(
+        await caller.dataset("union"),
+        fields=["identities.id", "person.name"],
+        events=job_pb2.EventList(fields=["web.page"]),
+    )
+
+    [row] = await caller.rows(job.batch_id)
+    row.pop("_batch_id")
+    assert row == {
+        "identityMap": [("CRM", [{"id": "1"}])],
+        "person": {"name": "n"},
+        "timeSeriesEvents": [{"web": {"page": "/"}}],
+    }
+
+
+async def test_s18_adjacent_windows_of_ingest_time_neither_lose_nor_repeat_an_event(caller: Caller) -> None:
+    source = await caller.dataset("record", {"crmId": "CRM"})
+    events = await caller.dataset("event", {"crmId": "CRM"})
+    out = await caller.dataset("union")
+    await caller.upload(source, "rows", [{"crmId": "1"}])
+    batches = [
+        await caller.upload(
+            events, f"b{number}", [{"_id": str(number), "timestamp": "2026-01-01T00:00:00Z", "crmId": "1"}]
+        )
+        for number in range(3)
+    ]
+    middle = batches[1].ingest_time
+
+    early = await caller.export(
+        out, events=job_pb2.EventList(filter=job_pb2.EventFilter(to_ingest_time=middle))
+    )
+    late = await caller.export(
+        out, events=job_pb2.EventList(filter=job_pb2.EventFilter(from_ingest_time=middle))
+    )
+
+    [before], [after] = await caller.rows(early.batch_id), await caller.rows(late.batch_id)
+    assert [event["_id"] for event in before["timeSeriesEvents"]] == ["0", "1"]
+    assert [event["_id"] for event in after["timeSeriesEvents"]] == ["2"]
