@@ -8,7 +8,6 @@ import pytest
 
 from profile_export.domain.catalog import (
     BUILT_IN_SCHEMAS,
-    PROFILE_CLASS,
     Dataset,
     DatasetKind,
     IdentityField,
@@ -120,7 +119,6 @@ def test_there_is_a_built_in_schema_for_each_kind_of_dataset() -> None:
 
     assert sorted(kinds) == sorted(DatasetKind)
     assert all(schema.id == schema_id for schema_id, schema in BUILT_IN_SCHEMAS.items())
-    assert UNION.class_name == PROFILE.class_name == PROFILE_CLASS
 
 
 def test_the_built_in_schemas_declare_what_every_record_and_event_may_have() -> None:

@@ -58,7 +58,6 @@ class BuiltInSchema:
     """A schema that is there without being registered."""
 
     id: str
-    class_name: str
     kind: DatasetKind
     fields: ObjectType
 
@@ -69,17 +68,15 @@ BUILT_IN_SCHEMAS = {
     for schema in (
         BuiltInSchema(
             f"{_XDM}/profile",
-            "_xdm.context.profile",
             DatasetKind.RECORD,
             ObjectType({IDENTITY_MAP: IDENTITY_MAP_TYPE, SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE}),
         ),
         BuiltInSchema(
             f"{_XDM}/experienceevent",
-            "_xdm.context.experienceevent",
             DatasetKind.EVENT,
             ObjectType({EVENT_ID: TEXT, EVENT_TIME: TIMESTAMP, IDENTITY_MAP: IDENTITY_MAP_TYPE}),
         ),
-        BuiltInSchema(f"{_XDM}/profile__union", "_xdm.context.profile", DatasetKind.UNION, EMPTY),
+        BuiltInSchema(f"{_XDM}/profile__union", DatasetKind.UNION, EMPTY),
     )
 }
 PROFILE_CLASS = "_xdm.context.profile"

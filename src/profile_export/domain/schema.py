@@ -209,7 +209,7 @@ def leaves(schema: ObjectType, path: FieldPath = ()) -> Iterator[tuple[FieldPath
 
 
 def to_json(field_type: FieldType) -> Any:
-    """Write a type as plain JSON: a word for a scalar or decimal, one-key objects for the rest."""
+    """Write a type as plain JSON, order of fields included: a word for a scalar, one-key objects for the rest."""
     match field_type:
         case ObjectType(fields):
             return {"object": {name: to_json(member) for name, member in fields.items()}}
@@ -221,34 +221,6 @@ def to_json(field_type: FieldType) -> Any:
             return {"decimal": [precision, scale]}
         case scalar:
             return scalar.kind.value
-
-
-def from_json(plain: Any) -> FieldType:
-    """Read back what `to_json` wrote."""
-    match plain:
-        case {"object": fields}:
-            return ObjectType({name: from_json(member) for name, member in fields.items()})
-        case {"array": item}:
-            return ArrayType(from_json(item))
-        case {"map": value}:
-            return MapType(from_json(value))
-        case {"decimal": [precision, scale]}:
-            return DecimalType(precision, scale)
-        case word:
-            return Scalar(ScalarKind(word))
-
-
-def object_from_json(plain: Any) -> ObjectType:
-    """Read back the schema of a dataset.
-
-    Raises:
-        ValueError: `plain` is not an object type.
-    """
-    schema = from_json(plain)
-    if not isinstance(schema, ObjectType):
-        message = f"not an object type: {plain!r}"
-        raise ValueError(message)
-    return schema
 
 
 def type_at(schema: ObjectType, path: FieldPath) -> FieldType | None:
