@@ -1,0 +1,73 @@
+"""Run the benchmarks: `python -m benchmarks [--short] [--profiles N] [--runs N] [names…]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.data import FOLDER
+from benchmarks.exports import EXPORTS, Setting, measure
+from benchmarks.report import Line, machine, megabytes, seconds, show
+from benchmarks.server import ServerDiedError, running
+from benchmarks.tiny import measure_lines, measure_tiny
+from profile_export.client import ClientError
+
+_NAMES = (*(export.name for export in EXPORTS), "tiny", "lines")
+_MEMORY_LIMIT_MB = 4096
+
+
+def main() -> int:
+    """Measure, print the table, and say 1 only if the server died."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"any of {', '.join(_NAMES)}; none: all")
+    parser.add_argument("--short", action="store_true", help="small sizes, under a minute")
+    parser.add_argument("--profiles", type=int, help="how many, 1,000,000 unless --short")
+    parser.add_argument("--runs", type=int, help="of each export and its opponents; the median counts")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(_NAMES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(_NAMES)}")
+    begin = time.monotonic()
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="run-") as folder:
+        setting = Setting(
+            profiles=options.profiles or (10_000 if options.short else 1_000_000),
+            runs=options.runs or (1 if options.short else 3),
+            folder=Path(folder),
+            threads=os.cpu_count() or 1,
+            memory_limit_mb=_MEMORY_LIMIT_MB,
+        )
+        try:
+            lines = asyncio.run(_measure(options.names or _NAMES, setting, short=options.short))
+        except (ServerDiedError, ClientError) as error:
+            print(f"The server failed: {error}", file=sys.stderr)
+            return 1
+    print(f"\n{setting.profiles:,} profiles, {setting.runs} runs, medians; {machine()}\n")
+    show(lines)
+    print(f"\nTook {seconds(time.monotonic() - begin)}.")
+    return 0
+
+
+async def _measure(names: Sequence[str], setting: Setting, *, short: bool) -> list[Line]:
+    async with running(setting.folder, setting.threads, setting.memory_limit_mb) as server:
+        lines = []
+        if "tiny" in names:
+            jobs, batches = (5, 50) if short else (20, 1000)
+            lines += await measure_tiny(server, setting.folder, jobs=jobs, batches=batches)
+        if "lines" in names:
+            lines += await measure_lines(server, setting.folder, 4_000 if short else 50_000)
+        lines += await measure(server, names, setting)
+        server.check()
+        return [
+            *lines,
+            Line("peak memory of the server's own process", megabytes(server.peak_bytes()), hold="report"),
+        ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

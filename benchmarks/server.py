@@ -1,0 +1,96 @@
+"""A real server in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_READY = "listening on "
+_STOP_SECONDS = 20
+
+
+class ServerDiedError(Exception):
+    """The server is gone, or never came."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    address: str
+    process: asyncio.subprocess.Process
+    log: Path
+
+    def check(self) -> None:
+        """Raise ServerDiedError if it is gone."""
+        if self.process.returncode is not None:
+            raise ServerDiedError(f"ended with {self.process.returncode}:\n{_last_words(self.log)}")
+
+    def peak_bytes(self) -> int:
+        """Return the most memory that the server's own process has held."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that the server and its children have used so far."""
+        return sum(_cpu_seconds(number) for number in (self.process.pid, *_children(self.process.pid)))
+
+
+def _children(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def _cpu_seconds(process: int) -> float:
+    # Behind the command's name in brackets, which may hold anything: user and system time, in ticks.
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@asynccontextmanager
+async def running(folder: Path, threads: int, memory_limit_mb: int) -> AsyncIterator[Server]:
+    """Run a server with its data in a folder."""
+    log = folder / "server.log"
+    settings = {
+        "PROFILE_EXPORT_THREADS": str(threads),
+        "PROFILE_EXPORT_MEMORY_LIMIT_MB": str(memory_limit_mb),
+        "PROFILE_EXPORT_LOG_LEVEL": "warning",
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PROFILE_EXPORT_")}
+    command = (
+        "-m",
+        "profile_export",
+        "serve",
+        "--data-dir",
+        str(folder / "data"),
+        "--grpc-address",
+        "127.0.0.1:0",
+    )
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=errors, env=kept | settings
+        )
+    try:
+        assert process.stdout is not None
+        line = (await process.stdout.readline()).decode().strip()
+        if not line.startswith(_READY):
+            raise ServerDiedError(f"did not start:\n{_last_words(log)}")
+        yield Server(line.removeprefix(_READY), process, log)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+def _last_words(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
