@@ -40,8 +40,9 @@ $(NODE)/node_modules/.ready: $(NODE)/package.json
 
 .PHONY: proto
 proto: $(READY) ## Generate src/profile_export/v1 from protos
-	@rm -f src/profile_export/v1/*_pb2*
-	@$(call generate,src)
+	@new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; \
+	$(call generate,$$new); \
+	rm -f src/profile_export/v1/*_pb2*; cp "$$new"/profile_export/v1/* src/profile_export/v1/
 
 .PHONY: proto-check
 proto-check: $(READY) ## Check that src/profile_export/v1 is what protos give

@@ -27,7 +27,7 @@ from profile_export.domain.schema import (
 
 _TENANT_PART = re.compile(r"[A-Za-z0-9@_.-]{1,64}")
 _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 PROFILE_TAG = "unifiedProfile"
 
 
@@ -255,7 +255,7 @@ def check_file_name(file_name: str) -> None:
     """Refuse a file name that is not of the agreed form.
 
     Raises:
-        InvalidArgumentError: It does not match `[A-Za-z0-9_.-]{1,64}`.
+        InvalidArgumentError: It does not match `[A-Za-z0-9_.-]{1,128}`.
     """
     if not _FILE_NAME.fullmatch(file_name):
-        raise InvalidArgumentError.of_field("start.file_name", "must match [A-Za-z0-9_.-]{1,64}.")
+        raise InvalidArgumentError.of_field("start.file_name", "must match [A-Za-z0-9_.-]{1,128}.")

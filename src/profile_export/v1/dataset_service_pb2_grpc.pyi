@@ -25,9 +25,10 @@ class DatasetServiceStub:
        field where the request is wrong, RetryInfo where waiting helps, PreconditionFailure where something must
        be changed first. Below each error is written as: status, reason, advice.
      - Any method may answer INVALID_ARGUMENT FIELD_REQUIRED or FIELD_INVALID (correct the named field),
-       UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try again after the time in
-       RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and INTERNAL INTERNAL
-       (report it with the x-request-id).
+       INVALID_ARGUMENT MESSAGE_MALFORMED (the bytes are not the request's message), UNIMPLEMENTED METHOD_UNKNOWN
+       (use the server's contract), UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try
+       again after the time in RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and
+       INTERNAL INTERNAL (report it with the x-request-id).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field or method.
      - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
@@ -248,9 +249,10 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
        field where the request is wrong, RetryInfo where waiting helps, PreconditionFailure where something must
        be changed first. Below each error is written as: status, reason, advice.
      - Any method may answer INVALID_ARGUMENT FIELD_REQUIRED or FIELD_INVALID (correct the named field),
-       UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try again after the time in
-       RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and INTERNAL INTERNAL
-       (report it with the x-request-id).
+       INVALID_ARGUMENT MESSAGE_MALFORMED (the bytes are not the request's message), UNIMPLEMENTED METHOD_UNKNOWN
+       (use the server's contract), UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try
+       again after the time in RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and
+       INTERNAL INTERNAL (report it with the x-request-id).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field or method.
      - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
