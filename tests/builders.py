@@ -257,7 +257,7 @@ def _arrow_type(kind: FieldType) -> Any:
 
 
 def _arrow_value(value: Any, kind: FieldType) -> Any:
-    """Write a plain value as Arrow takes it: a map as pairs."""
+    """Write a plain value as ingestion stores it and Arrow takes it: a map as pairs, without absent entries."""
     if value is None:
         return None
     match kind:
@@ -266,9 +266,14 @@ def _arrow_value(value: Any, kind: FieldType) -> Any:
         case ArrayType(item):
             return [_arrow_value(entry, item) for entry in value]
         case MapType(member):
-            return [(key, _arrow_value(entry, member)) for key, entry in value.items()]
+            pairs = [(key, _arrow_value(entry, member)) for key, entry in value.items()]
+            return [(key, entry) for key, entry in pairs if not _is_absent(entry)] or None
         case _:
             return value
+
+
+def _is_absent(stored: Any) -> bool:
+    return stored is None or (isinstance(stored, dict) and all(map(_is_absent, stored.values())))
 
 
 # --- Files out ---

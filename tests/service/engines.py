@@ -10,7 +10,7 @@ from pathlib import Path
 from profile_export.domain.plan import ExportPlan, KeyRange
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.engines.results import EngineProgress, RangeResult, ResolutionFacts
-from profile_export.runner.ports import Engine, EngineAttempt
+from profile_export.runner.ports import EngineAttempt
 
 
 class Gate:
@@ -28,7 +28,7 @@ class Gate:
 class GatedEngine:
     """The real engine; `before_run` and `after_run` are awaited around every range."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: DuckDbEngine) -> None:
         self.engine = engine
         self.before_run: Callable[[], Awaitable[None]] = _go_on
         self.after_run: Callable[[], Awaitable[None]] = _go_on

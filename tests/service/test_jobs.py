@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import signal
@@ -237,7 +238,7 @@ async def test_a_killed_engine_ends_the_attempt_and_not_the_server(held: Held) -
 
     async def kill_once() -> None:
         if not killed:
-            killed.extend(engine_processes())
+            killed.extend(held.engine.engine.children)
             for process in killed:
                 os.kill(process, signal.SIGKILL)
 
@@ -255,9 +256,25 @@ async def test_a_killed_engine_ends_the_attempt_and_not_the_server(held: Held) -
     assert len(await held.caller.rows(ended.batch_id)) == 10
 
 
+async def test_an_engine_that_died_while_it_was_idle_costs_no_attempt(held: Held) -> None:
+    await held.caller.export(held.destination)
+    for process in held.engine.engine.children:
+        os.kill(process, signal.SIGKILL)
+        await asyncio.to_thread(until_gone, process)
+
+    ended = await held.caller.export(held.destination)
+
+    assert (ended.attempt, list(ended.errors)) == (1, [])
+
+
+def until_gone(process: int) -> None:
+    while Path(f"/proc/{process}").exists():
+        pass
+
+
 async def test_an_engine_that_dies_at_every_attempt_ends_the_job_failed(held: Held) -> None:
     async def kill() -> None:
-        for process in engine_processes():
+        for process in held.engine.engine.children:
             os.kill(process, signal.SIGKILL)
 
     held.engine.before_run = kill
@@ -271,15 +288,6 @@ async def test_an_engine_that_dies_at_every_attempt_ends_the_job_failed(held: He
     assert await held.listed() == []
     await held.until_swept()
     assert len(held.files_on_disk()) == 1
-
-
-def engine_processes() -> list[int]:
-    """Return the processes of the engines that this process has started."""
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    processes = [int(process) for child in children for process in child.read_text().split()]
-    return [
-        process for process in processes if b"engines.child" in Path(f"/proc/{process}/cmdline").read_bytes()
-    ]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from urllib.parse import urlsplit
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 import pytest

@@ -79,6 +79,11 @@ class _Child:
     def process_id(self) -> int:
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there."""
+        return self._process.returncode is None
+
     async def kill(self) -> None:
         """End it at once, whatever it does."""
         with suppress(ProcessLookupError):
@@ -196,7 +201,13 @@ class DuckDbEngine:
     async def _taken(self) -> _Child:
         if self._warming is not None and not self._idle:
             await asyncio.shield(self._warming)
-        return self._idle.pop() if self._idle else await self._spawned()
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+            # It died while it was idle, for whatever reason: that must not cost an attempt.
+            self._children.discard(child)
+        return await self._spawned()
 
     async def _given_back(self, child: _Child) -> None:
         if not child.busy:
