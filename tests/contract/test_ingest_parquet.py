@@ -4,10 +4,13 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from profile_export.domain.catalog import DatasetKind, IdentityField
 from profile_export.domain.columns import SYSTEM_COLUMNS
@@ -24,6 +27,7 @@ from profile_export.domain.schema import (
     MapType,
     ObjectType,
 )
+from profile_export.ingest import parquet
 from profile_export.ingest.identities import NO_PRIMARY
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.refusals import RowsRefusedError
@@ -374,6 +378,100 @@ def test_rows_without_sound_identities_are_refused(uploader: Uploader) -> None:
         "3: The row has more than one primary identity, '2' of 'A' among them.",
         "4: The field 'crmId' is an empty text, which is no identity.",
     ]
+
+
+_IDS = st.sampled_from(["1", "2", "Zoë", "\0"])
+_MAPS = st.lists(
+    st.tuples(
+        st.sampled_from(["A", "a", "CRM", "Zoë"]),
+        st.none()
+        | st.lists(
+            st.fixed_dictionaries(
+                {"id": _IDS},
+                optional={
+                    "authenticatedState": st.sampled_from([None, "ambiguous", "authenticated", "loggedOut"]),
+                    "primary": st.sampled_from([None, False, True]),
+                },
+            ),
+            max_size=2,
+        ),
+    ),
+    max_size=3,
+    unique_by=lambda entry: entry[0],
+)
+_ROWS = st.tuples(st.none() | _MAPS, st.none() | _IDS, st.none() | _IDS)
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(_ROWS, min_size=1, max_size=5),
+    namespace=st.sampled_from(["Email", "crm"]),
+    has_map=st.booleans(),
+)
+def test_identities_found_by_column_are_those_found_row_by_row(
+    *, rows: list[tuple[Any, Any, Any]], namespace: str, has_map: bool
+) -> None:
+    maps, crm_ids, emails = zip(*rows, strict=True)
+    sent = {"crmId": pa.array(crm_ids, pa.string()), "email": pa.array(emails, pa.string())}
+    if has_map:
+        sent["identityMap"] = pa.array(maps, _map_of(ITEM))
+
+    def outcome() -> Any:
+        with TemporaryDirectory() as folder:
+            try:
+                result = Uploader(Path(folder)).ingest(
+                    pa.table(sent), CRM, IdentityField(("email",), namespace)
+                )
+            except RowsRefusedError as refused:
+                return refused.rows
+            return result
+
+    by_column = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "identify", lambda *_: None)
+        assert by_column == outcome()
+
+
+@pytest.mark.parametrize(
+    ("kind", "items", "reason"),
+    [
+        (ITEM, [{"id": None}], "The field 'identityMap.A[]' has no id."),
+        (ITEM, [None], "The field 'identityMap.A[]' has no id."),
+        (ITEM, [{"id": "1", "authenticatedState": "x"}], "must be one of ambiguous"),
+        (
+            pa.struct([("id", pa.float64())]),
+            [{"id": 1.5}],
+            "is double, but an identity is text or an integer",
+        ),
+        (pa.struct([("id", pa.string()), ("xid", pa.string())]), [{"id": "1", "xid": "2"}], "is unknown"),
+        (pa.string(), ["1"], "is string, but it is known as object"),
+    ],
+)
+def test_an_identity_map_of_something_else_is_refused(
+    uploader: Uploader, kind: pa.DataType, items: list[Any], reason: str
+) -> None:
+    [error] = uploader.refused(people(2, identityMap=pa.array([None, [("A", items)]], _map_of(kind))), CRM)
+
+    assert error.row == 2
+    assert reason in error.reason
+
+
+@pytest.mark.parametrize("namespace", ["", "a\0"])
+def test_a_namespace_that_is_none_is_refused_row_by_row(uploader: Uploader, namespace: str) -> None:
+    entries = [None, [(namespace, [{"id": "1"}])], [(namespace, [{"id": "2"}])]]
+
+    told = uploader.reasons(people(3, identityMap=pa.array(entries, _map_of(ITEM))), CRM)
+
+    assert [text[:3] for text in told] == ["2: ", "3: "]
+
+
+def test_a_namespace_that_stands_twice_in_a_map_counts_as_one_list(uploader: Uploader) -> None:
+    entries = [[("A", [{"id": "1", "primary": True}]), ("A", [{"id": "2"}])]]
+
+    [row] = uploader.rows(uploader.ingest(pa.table({"identityMap": pa.array(entries, _map_of(ITEM))})))
+
+    assert (row["_identity"], [link["id"] for link in row["_links"]]) == ("1", ["2"])
+    assert [item["id"] for item in row["identityMap"]["A"]] == ["1", "2"]
 
 
 def test_segment_membership_is_stored_as_a_map(uploader: Uploader) -> None:

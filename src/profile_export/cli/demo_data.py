@@ -131,7 +131,7 @@ class _Person:
         self.email = f"{self._first}{number}@example.com".lower()
         self._loyalty_id = f"L-{700_000 + number}"
         self._city = dice.choice(_CITIES)
-        self._moved_to = dice.choice(_CITIES) if dice.random() < 0.3 else self._city  # noqa: PLR2004
+        self._moved_to = dice.choice(_CITIES) if dice.random() < 0.3 else self._city  # noqa: PLR2004 - a share of the people
 
     def crm(self) -> Row:
         dice = self._dice
@@ -159,7 +159,7 @@ class _Person:
                 "points": dice.randrange(0, 5_000, 10),
             },
         }
-        if dice.random() < 0.5:  # noqa: PLR2004
+        if dice.random() < 0.5:  # noqa: PLR2004 - a share of the people
             row["mobilePhone"] = {"number": f"+1 555 019 {self._number:04d}"}
         return row
 
@@ -183,7 +183,7 @@ def _events(devices: list[tuple[str, str]], dice: random.Random) -> Iterator[Row
     for number in range(EVENTS):
         device, email = devices[number] if number < len(devices) else dice.choice(devices)
         identities: Row = {"ECID": [{"id": device, "primary": True}]}
-        purchase = bool(email) and dice.random() < 0.35  # noqa: PLR2004
+        purchase = bool(email) and dice.random() < 0.35  # noqa: PLR2004 - a share of the people
         if email and (device not in told or purchase):
             identities["Email"] = [{"id": email}]
             told.add(device)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from profile_export.domain.catalog import IdentityField
-from profile_export.domain.identity import Identity, fold_namespace, identity_key
+from profile_export.domain.identity import IdentityKey, fold_namespace, key_of
 from profile_export.domain.learning import ValueRefusedError, check_value
 from profile_export.domain.schema import (
     BOOLEAN,
@@ -25,7 +25,7 @@ EMPTY_ID = "is an empty text, which is no identity"
 NO_PRIMARY = (
     "has no primary identity: none is marked in its identityMap, nor does a declared primary field hold one"
 )
-_folded = lru_cache(fold_namespace)
+_ABSENT: tuple[object, ...] = (None, {})
 
 
 class Claim(IntEnum):
@@ -90,7 +90,7 @@ def check_identity_map(value: object) -> tuple[dict[str, Any] | None, list[Menti
             raise TypeConflictError(path, "array", _kind(items))
         if not items:
             continue
-        _check_namespace(namespace, path)
+        _check_namespace(namespace)
         kept[namespace] = checked = [_item(item, (*path, "[]")) for item in items]
         for item in checked:
             state = item.get("authenticatedState")
@@ -116,6 +116,8 @@ def identity_text(value: object, path: FieldPath) -> str | None:
     Raises:
         ValueRefusedError: It is empty, or neither text nor an integer.
     """
+    if type(value) is str and value and value.isascii():  # most are
+        return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None or value == {}:
@@ -124,12 +126,11 @@ def identity_text(value: object, path: FieldPath) -> str | None:
         raise ValueRefusedError(path, f"is {_kind(value)}, but an identity is text or an integer")
     if not value:
         raise ValueRefusedError(path, EMPTY_ID)
-    if not value.isascii():
-        check_value(value, TEXT, path, set())
+    check_value(value, TEXT, path, set())
     return value
 
 
-def resolve(mentions: Iterable[Mention]) -> RowIdentities:
+def resolve(mentions: Sequence[Mention]) -> RowIdentities:
     """Find a row's identities, each once however its namespace is spelled, and its primary one (S3).
 
     Several places of one identity are one: its state is the first that is stated, its spelling the smallest in UTF-8.
@@ -140,14 +141,17 @@ def resolve(mentions: Iterable[Mention]) -> RowIdentities:
     Raises:
         ValueRefusedError: There is no primary identity, or two are marked.
     """
-    found: dict[tuple[str, str], Stated] = {}
+    if len(mentions) == 1 and mentions[0].claim:  # most rows
+        [(namespace, text, state, _)] = mentions
+        return RowIdentities(Stated(namespace, text, state, *key_of(namespace, text)), [])
+    found: dict[IdentityKey, Stated] = {}
     strongest = Claim.NONE
-    chosen: tuple[str, str] | None = None
+    chosen: IdentityKey | None = None
     for namespace, text, state, claim in mentions:
-        one = (_folded(namespace), text)
+        one = key_of(namespace, text)
         known = found.get(one)
         if known is None:
-            found[one] = Stated(namespace, text, state, *identity_key(Identity(namespace, text)))
+            found[one] = Stated(namespace, text, state, *one)
         else:
             found[one] = known._replace(namespace=min(namespace, known.namespace), state=known.state or state)
         if claim > strongest:
@@ -189,7 +193,7 @@ def _item(item: object, path: FieldPath) -> dict[str, Any]:
         item = {}
     if not isinstance(item, dict):
         raise TypeConflictError(path, "object", _kind(item))
-    kept: Mapping[str, Any] = {name: member for name, member in item.items() if member not in (None, {})}
+    kept: Mapping[str, Any] = {name: member for name, member in item.items() if member not in _ABSENT}
     identity_id = identity_text(kept.get("id"), (*path, "id"))
     if identity_id is None:
         raise ValueRefusedError(path, "has no id")
@@ -206,10 +210,13 @@ def _item(item: object, path: FieldPath) -> dict[str, Any]:
     return {**kept, "id": identity_id}
 
 
-def _check_namespace(namespace: str, path: FieldPath) -> None:
+@lru_cache(1024)  # what is sound is remembered; an exception is not
+def _check_namespace(namespace: str) -> None:
     # A key is computed of namespace, NUL and id: with a NUL inside, two identities could share one.
     if not namespace or "\0" in namespace:
-        raise ValueRefusedError(path, "has an empty namespace or one with a NUL character")
+        raise ValueRefusedError(
+            (IDENTITY_MAP, namespace), "has an empty namespace or one with a NUL character"
+        )
     check_value(namespace, TEXT, (IDENTITY_MAP, ascii(namespace)), set())
 
 

@@ -38,8 +38,9 @@ from profile_export.ingest.identities import (
     claim_of,
     resolve,
 )
+from profile_export.ingest.identity_columns import DeclaredColumn, Identified, identify
 from profile_export.ingest.refusals import Refusals, RowsRefusedError
-from profile_export.ingest.rows import MISSING_IN_EVENT, SystemColumns
+from profile_export.ingest.rows import MISSING_IN_EVENT, SystemColumns, numbered
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.writer import ROWS_PER_GROUP, BatchWriter
 
@@ -137,23 +138,34 @@ class _Columns:
         }
         if self._task.kind is DatasetKind.EVENT:
             _refuse_incomplete_events(columns, place)
-        system = SystemColumns(self._task.batch_id, self.rows)
-        columns[IDENTITY_MAP] = self._identify(batch, columns, system)
+        system, columns[IDENTITY_MAP] = self._identify(batch, columns)
         self._refusals.settle()
         self._see_segments(columns.get(SEGMENT_MEMBERSHIP))
         self.rows += batch.num_rows
         ordered = [columns[name] for name in self.fields.fields]
-        return pa.Table.from_arrays([*system.arrays(), *ordered], schema=file_schema(self.fields))
+        return pa.Table.from_arrays([*system, *ordered], schema=file_schema(self.fields))
 
     def _identify(
-        self, batch: pa.RecordBatch, columns: dict[str, pa.Array], system: SystemColumns
-    ) -> pa.Array:
-        """Fill the system columns and return the column `identityMap`."""
-        maps = _identity_maps(batch)
+        self, batch: pa.RecordBatch, columns: dict[str, pa.Array]
+    ) -> tuple[list[pa.Array], pa.Array]:
+        """Return the system columns and the column `identityMap`."""
         declared = [
-            (field.namespace, claim_of(field), self._ids_at(columns, field.path))
+            DeclaredColumn(field.namespace, claim_of(field), self._ids_at(columns, field.path))
             for field in self._task.identity_fields
         ]
+        sent = batch.column(IDENTITY_MAP) if IDENTITY_MAP in batch.schema.names else None
+        found = identify(sent, declared, batch.num_rows)
+        if found is None:
+            return self._identify_rows(batch, declared)
+        self._see_identities(found)
+        return numbered(self._task.batch_id, self.rows, found.system), found.identity_map
+
+    def _identify_rows(
+        self, batch: pa.RecordBatch, declared_columns: list[DeclaredColumn]
+    ) -> tuple[list[pa.Array], pa.Array]:
+        system = SystemColumns(self._task.batch_id, self.rows)
+        maps = _identity_maps(batch)
+        declared = [(field.namespace, field.claim, field.ids.to_pylist()) for field in declared_columns]
         stored: list[dict[str, Any] | None] = []
         for index, sent in enumerate(maps):
             try:
@@ -170,18 +182,25 @@ class _Columns:
             system.add(identities)
             for mention in mentions:
                 self.identity_namespaces.see(mention.namespace, self.rows + index)
-        return pa.array(stored, arrow_type(IDENTITY_MAP_TYPE))
+        self._refusals.settle()
+        return system.arrays(), pa.array(stored, arrow_type(IDENTITY_MAP_TYPE))
 
-    def _ids_at(self, columns: dict[str, pa.Array], path: FieldPath) -> list[str | None]:
+    def _see_identities(self, found: Identified) -> None:
+        firsts = [pc.index(found.namespaces, name).as_py() for name in pc.unique(found.namespaces)]
+        for first in sorted(firsts):
+            spelling, row = found.namespaces[first].as_py(), found.rows[first].as_py()
+            self.identity_namespaces.see(spelling, self.rows + row)
+
+    def _ids_at(self, columns: dict[str, pa.Array], path: FieldPath) -> pa.Array:
         """Return what a declared identity field holds, as text."""
         name, *members = path
         column = columns[name]
         ids = (pc.struct_field(column, members) if members else column).cast(pa.string())
         Place(path, self.rows, self._refusals).refuse_where(pc.equal(ids, ""), EMPTY_ID)
-        return list(ids.to_pylist())
+        return ids
 
     def _see_segments(self, column: pa.Array | None) -> None:
-        if column is None:
+        if column is None or column.null_count == len(column):
             return
         keys, offsets = column.keys.to_pylist(), column.offsets.to_pylist()
         for index, (start, end) in enumerate(pairwise(offsets)):

@@ -52,10 +52,16 @@ class SystemColumns:
 
     def arrays(self) -> list[pa.Array]:
         """Return the columns in the order of `SYSTEM_FIELDS`."""
-        per_row = zip(*self._rows, strict=True)
-        numbers = range(self._first_row, self.next_row)
-        whole = [[self._batch_id] * len(self._rows), numbers, *per_row]
-        return [pa.array(values, field.type) for values, field in zip(whole, SYSTEM_FIELDS, strict=True)]
+        per_row = zip(zip(*self._rows, strict=True), SYSTEM_FIELDS[2:], strict=True)
+        arrays = [pa.array(values, field.type) for values, field in per_row]
+        return numbered(self._batch_id, self._first_row, arrays)
+
+
+def numbered(batch_id: str, first_row: int, columns: list[pa.Array]) -> list[pa.Array]:
+    """Return the other system columns of consecutive rows, with the batch's id and the row numbers before them."""
+    count = len(columns[0])
+    rows = pa.array(range(first_row, first_row + count), pa.int64())
+    return [pa.repeat(batch_id, count), rows, *columns]
 
 
 class RowChecker:
