@@ -7,16 +7,27 @@ import hashlib
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
+from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.columns import BATCH_ID
-from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportPlan, KeyRange
+from profile_export.domain.plan import (
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    ExportPlan,
+    KeyRange,
+    PinnedFile,
+    Source,
+    SourcePart,
+)
 from profile_export.domain.policy import IdentityGraph
 from profile_export.domain.schema import DOUBLE, LONG, TEXT, ArrayType, FieldType, MapType, ObjectType
 from profile_export.engines.duckdb_engine import DuckDbEngine
@@ -27,7 +38,9 @@ from profile_export.engines.results import (
     RangeResult,
     ResolutionFacts,
 )
+from profile_export.ingest.arrow_types import arrow_type
 from tests.builders import Part, at, events, plan_of, read_export, records, row, who
+from tests.contract.ingesting import CRM, Uploader
 
 EVERYTHING = KeyRange(0, LOWEST_KEY, HIGHEST_KEY)
 PERSON = ObjectType({"name": ObjectType({"first": TEXT, "last": TEXT}), "age": LONG})
@@ -195,6 +208,57 @@ async def test_who_has_events_only_is_left_out_unless_asked_for(
     _, (result,) = await run(engine, plan, tmp_path)
 
     assert (result.counts.profiles_exported, result.counts.events_only) == (expected, 1 - expected)
+
+
+@pytest.mark.parametrize("as_parquet", [False, True])
+async def test_s13_what_is_uploaded_without_a_value_is_exported_as_null(
+    engine: DuckDbEngine, tmp_path: Path, *, as_parquet: bool
+) -> None:
+    by = ObjectType({"who": TEXT})
+    fields = ObjectType(
+        {
+            "orders": ArrayType(ObjectType({"sku": TEXT, "by": by})),
+            "scores": MapType(ObjectType({"value": LONG, "by": by})),
+            "rooms": MapType(MapType(LONG)),
+            "places": MapType(ArrayType(by)),
+        }
+    )
+    nobody = {"who": None}
+    record: dict[str, Any] = {
+        "crmId": "1",
+        "orders": [{"sku": "a", "by": nobody}, {"sku": None, "by": nobody}, None],
+        "scores": {"a": {"value": 1, "by": nobody}, "b": {"value": None, "by": nobody}, "c": None},
+        "rooms": {"x": {"y": None}, "z": {}},
+        "places": {"here": [nobody], "there": None},
+    }
+    sent: Any = [record]
+    if as_parquet:
+        entries = {name: record[name] for name in ("crmId", "orders")}
+        entries |= {name: list(record[name].items()) for name in ("scores", "places")}
+        entries["rooms"] = [("x", [("y", None)]), ("z", [])]
+        types = [(name, arrow_type(kind)) for name, kind in (("crmId", TEXT), *fields.fields.items())]
+        sent = pa.Table.from_pylist([entries], pa.schema(types))
+    uploader = Uploader(tmp_path)
+    result = uploader.ingest(sent, CRM, known=fields)
+    part = SourcePart(
+        result.fields,
+        tuple(PinnedFile(f"files/{file.name}", file.rows, file.bytes) for file in result.files),
+    )
+    plan = replace(
+        plan_of([records("crm", fields.fields, row("crm", "CRM:1", batch="b-1"))]),
+        sources=(Source("crm", DatasetKind.RECORD, (part,)),),
+    )
+
+    _, (exported_range,) = await run(engine, plan, tmp_path)
+
+    (file,) = exported_range.files
+    (profile,) = pq.read_table(tmp_path / "attempt" / file.name).to_pylist(maps_as_pydicts="strict")
+    assert {name: profile[name] for name in fields.fields} == {
+        "orders": [{"sku": "a", "by": None}, None, None],
+        "scores": {"a": {"value": 1, "by": None}},
+        "rooms": None,
+        "places": {"here": [None]},
+    }
 
 
 # --- Files ---

@@ -119,7 +119,7 @@ def test_s16_to_s19_the_engine_attaches_events_as_the_reference_does(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @given(st.one_of(exports(), exports_of_segments(), exports_of_events()))
-@settings(QUICK, max_examples=600)
+@settings(QUICK, max_examples=200)
 def test_the_engine_exports_what_the_reference_says_in_many_more_cases(
     exporter: Exporter, export: Export
 ) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from pathlib import Path
+
 import ibis
 import numpy as np
 import pytest
 from ibis.config import Config
 
+from profile_export.domain import plan as plan_module
+from profile_export.domain.merge import merge_profiles
 from profile_export.domain.policy import IdentityGraph
 from profile_export.domain.schema import (
     DOUBLE,
@@ -17,9 +23,11 @@ from profile_export.domain.schema import (
     MapType,
     ObjectType,
 )
+from profile_export.engines import duckdb_session
 from profile_export.engines.expression import export_expression
 from profile_export.engines.resolution import Keys, resolve
 from profile_export.engines.shape import EventShape, Shape
+from tests.builders import at, events, plan_of, read_export, records, row, rows_of
 
 ITEM = ObjectType({"sku": TEXT, "price": DOUBLE})
 FIELDS = ObjectType(
@@ -58,6 +66,42 @@ def test_identities_that_share_half_of_their_key_are_two() -> None:
         (3, -5): (1, 2),
     }
     assert found.components == 2
+
+
+@pytest.mark.parametrize("graph", IdentityGraph)
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_too_large_for_memory_or_one_range_comes_out_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, graph: IdentityGraph, *, linked: bool
+) -> None:
+    monkeypatch.setattr(duckdb_session, "_ROWS_READ_AT_ONCE", 0)
+    monkeypatch.setattr(plan_module, "ROWS_PER_RANGE", 10)
+    rows = [
+        row(
+            "crm",
+            f"CRMID:{number}",
+            {"name": f"{number}"},
+            links=[f"Email:{number // 3}"] if linked else [],
+            number=number,
+        )
+        for number in range(60)
+    ]
+    parts = [
+        records("crm", {"name": TEXT}, *rows),
+        events("web", {}, row("web", "Email:7", {"_id": "1", "timestamp": at(0)}, batch="b2")),
+    ]
+    plan = plan_of(parts, graph=graph, lake=tmp_path, event_fields=["_id"])
+    session = duckdb_session.DuckDbSession(plan, tmp_path, tmp_path / "attempt", {}, lambda *_: None)
+
+    facts = session.resolve()
+    results = [session.run(key_range) for key_range in plan.ranges()]
+    session.close()
+
+    assert len(results) == 6
+    assert bool(facts.rows_moved) == (linked and graph is IdentityGraph.PDG)
+    names = [file.name for result in results for file in result.files]
+    found = read_export(tmp_path / "attempt", names, plan.batch_id)
+    in_order = functools.partial(sorted, key=functools.partial(json.dumps, sort_keys=True))
+    assert in_order(found) == in_order(merge_profiles(plan, rows_of(parts)).profiles)
 
 
 class _PySparkOptions(Config):  # type: ignore[misc] # Ibis has no types

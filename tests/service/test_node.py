@@ -43,7 +43,9 @@ async def take_the_tour(port: int, sandbox: str) -> tuple[int | None, str, str]:
 
 
 def rows_of(tour: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for file in tour["files"] for row in pq.read_table(urlsplit(file["location"]).path).to_pylist()]
+    return [
+        row for file in tour["files"] for row in pq.read_table(urlsplit(file["location"]).path).to_pylist()
+    ]
 
 
 async def test_node_takes_the_whole_tour_from_the_protos_alone(application: Application) -> None:

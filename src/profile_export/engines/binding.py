@@ -97,9 +97,12 @@ def in_range(column: str) -> str:
 
 def scan(paths: Sequence[Path]) -> str:
     """Read Parquet files that have the same columns."""
+    return f"read_parquet([{_listed(paths)}], hive_partitioning = false)"
+
+
+def _listed(paths: Sequence[Path]) -> str:
     # Every path is taken as a pattern.
-    listed = ", ".join(text(_GLOB.sub(r"[\1]", str(path))) for path in paths)
-    return f"read_parquet([{listed}], hive_partitioning = false)"
+    return ", ".join(text(_GLOB.sub(r"[\1]", str(path))) for path in paths)
 
 
 class Binding:
@@ -135,6 +138,22 @@ class Binding:
         paths = [self._root / file.path for file in part.files if file.rows]
         selected += [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
         return f"SELECT {', '.join(selected)} FROM {scan(paths)} AS file"
+
+
+def footers(plan: ExportPlan, lake_root: Path) -> str:
+    """Select the row groups in which some row has more identities than its primary one, or may have some."""
+    paths = [
+        lake_root / file.path
+        for source in plan.sources
+        for part in source.parts
+        for file in part.files
+        if file.rows
+    ]
+    # A row without links counts as one null there, and a link always has a key.
+    return (
+        f"FROM parquet_metadata([{_listed(paths)}]) WHERE path_in_schema LIKE '{columns.LINKS}, %, key_high'"
+        " AND num_values > coalesce(stats_null_count, 0)"
+    )
 
 
 def view(rows: str, *, mapping: str | None, moved: Path | None) -> str:
@@ -173,31 +192,51 @@ def _find(path: FieldPath, fields: FieldType) -> FieldType | None:
 
 
 def _normal(value: str, kind: FieldType, depth: int) -> str:
-    """Make objects and maps without any value null, and leave out entries of maps that are null (S13)."""
+    """Make objects without any value null inside a value that has one (S13); files hold them as `inputs` says.
+
+    What is written here is evaluated wherever a query mentions the leaf, so each operand is written once.
+    """
+    if not _may_hold_empty(kind):
+        return value
     match kind:
         case ObjectType(fields):
             members = {
-                field: _normal(f"{value}.{name(field)}", member, depth) for field, member in fields.items()
+                field: _normal_part(f"{value}.{name(field)}", member, depth)
+                for field, member in fields.items()
             }
-            filled = " OR ".join(f"{member} IS NOT NULL" for member in members.values())
-            made = ", ".join(f"{name(field)} := {member}" for field, member in members.items())
-            return f"CASE WHEN {filled} THEN struct_pack({made}) END"
-        case ArrayType(item) if _may_be_empty(item):
-            return f"list_transform({value}, lambda i{depth}: {_normal(f'i{depth}', item, depth + 1)})"
+            return (
+                f"struct_pack({', '.join(f'{name(field)} := {member}' for field, member in members.items())})"
+            )
+        case ArrayType(item):
+            return f"list_transform({value}, lambda i{depth}: {_normal_part(f'i{depth}', item, depth + 1)})"
         case MapType(entry):
             inner = _normal(f"e{depth}.value", entry, depth + 1)
-            entries = (
-                f"list_transform(map_entries({value}), lambda e{depth}: {{k: e{depth}.key, v: {inner}}})"
-            )
-            kept = f"list_filter({entries}, lambda e{depth}: e{depth}.v IS NOT NULL)"
-            return f"CASE WHEN len({kept}) > 0 THEN map_from_entries({kept}) END"
+            pair = f"{{k: e{depth}.key, v: {inner}}}"
+            return f"map_from_entries(list_transform(map_entries({value}), lambda e{depth}: {pair}))"
     return value
 
 
-def _may_be_empty(kind: FieldType) -> bool:
+def _normal_part(value: str, kind: FieldType, depth: int) -> str:
+    inner = _normal(value, kind, depth)
+    return f"CASE WHEN {_filled(value, kind)} THEN {inner} END" if isinstance(kind, ObjectType) else inner
+
+
+def _filled(value: str, kind: FieldType) -> str:
+    if isinstance(kind, ObjectType):
+        members = [_filled(f"{value}.{name(field)}", member) for field, member in kind.fields.items()]
+        return f"({' OR '.join(members)})"
+    return f"{value} IS NOT NULL"
+
+
+def _may_hold_empty(kind: FieldType) -> bool:
+    """Say whether a value in a file may hold an object without any value."""
     match kind:
-        case ObjectType() | MapType():
-            return True
+        case ObjectType(fields):
+            return any(
+                isinstance(member, ObjectType) or _may_hold_empty(member) for member in fields.values()
+            )
         case ArrayType(item):
-            return _may_be_empty(item)
+            return isinstance(item, ObjectType) or _may_hold_empty(item)
+        case MapType(value):
+            return _may_hold_empty(value)
     return False

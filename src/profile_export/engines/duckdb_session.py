@@ -17,6 +17,7 @@ from profile_export.domain.policy import IdentityGraph
 from profile_export.engines import inputs
 from profile_export.engines.binding import (
     Binding,
+    footers,
     in_range,
     name,
     range_statements,
@@ -34,6 +35,7 @@ from profile_export.engines.shape import Shape, shape_of
 BYTES_PER_FILE = 128 * 2**20
 _ROWS_READ_AT_ONCE = 100_000
 _VIEWS = {DatasetKind.RECORD: inputs.RECORDS, DatasetKind.EVENT: inputs.EVENTS}
+_IN_RANGE = "{}_in_range"
 _MAPPING = "mapping"
 _KEPT = "FILTER (WHERE NOT too_many AND NOT events_only)"
 _COUNTS = {
@@ -92,14 +94,10 @@ class DuckDbSession:
         Leaves `resolution/` in the folder: which identity belongs to which profile, and the rows that move for it.
         """
         flattened = self._flattened()
-        links = [
-            f"SELECT key_high, key_low, links FROM ({rows}) WHERE links IS NOT NULL"
-            for rows in flattened.values()
-        ]
-        linked = any(self._connection.execute(f"{query} LIMIT 1").fetchone() for query in links)
+        linked = self._any_link(flattened)
         facts, moved = ResolutionFacts(), None
         if linked and self._plan.graph is IdentityGraph.PDG:
-            facts, moved = self._resolve(" UNION ALL ".join(links), flattened)
+            facts, moved = self._resolve(flattened)
         self._bind(shape_of(self._plan, linked=linked), flattened, moved)
         return facts
 
@@ -112,11 +110,19 @@ class DuckDbSession:
             return RangeResult()
         for statement in range_statements(key_range):
             self._connection.execute(statement)
-        with self._meter.measuring(self._rows_in(key_range)):
+        rows = self._rows_in(key_range)
+        if shape.linked:
+            with self._meter.measuring(rows // 2):
+                self._materialise(shape)
+            rows -= rows // 2
+        with self._meter.measuring(rows):
             self._connection.execute(f"CREATE OR REPLACE TEMP TABLE profiles AS {compiled(shape)}")
         counts = self._counts()
         files = self._write(shape, key_range.index) if counts.profiles_exported else ()
         self._connection.execute("DROP TABLE profiles")
+        if shape.linked:
+            for kind in shape.kinds:
+                self._connection.execute(f"DROP TABLE {_VIEWS[kind]}")
         return RangeResult(files, counts)
 
     # --- Binding ---
@@ -154,9 +160,20 @@ class DuckDbSession:
         self._connection.execute(f"SET VARIABLE batch_id = {text(plan.batch_id)}")
         mapping = None if moved is None else _MAPPING
         for kind, rows in flattened.items():
-            in_place = view(rows, mapping=mapping, moved=None if moved is None else moved.get(kind))
-            self._connection.execute(f"CREATE TEMP VIEW {_VIEWS[kind]} AS {in_place}")
+            in_place = view(rows, mapping=mapping, moved=None if moved is None else moved[kind])
+            bound = _IN_RANGE.format(_VIEWS[kind]) if shape.linked else _VIEWS[kind]
+            self._connection.execute(f"CREATE TEMP VIEW {bound} AS {in_place}")
         self._shape = shape
+
+    def _materialise(self, shape: Shape) -> None:
+        """Keep the rows of the bound range: with links, the expression mentions them up to 23 times.
+
+        Without links, it is faster to read the few columns that each of fewer mentions needs.
+        """
+        for table in (_VIEWS[kind] for kind in shape.kinds):
+            self._connection.execute(
+                f"CREATE OR REPLACE TEMP TABLE {table} AS FROM {_IN_RANGE.format(table)}"
+            )
 
     def _table(self, table: str, schema: str, rows: Iterable[tuple[Any, ...]]) -> None:
         self._connection.execute(f"CREATE TEMP TABLE {table} ({schema})")
@@ -172,9 +189,21 @@ class DuckDbSession:
 
     # --- Resolution ---
 
-    def _resolve(
-        self, links: str, flattened: dict[DatasetKind, str]
-    ) -> tuple[ResolutionFacts, dict[DatasetKind, Path]]:
+    def _any_link(self, flattened: dict[DatasetKind, str]) -> bool:
+        """Say whether any row has more identities than its primary one."""
+        if self._row_count <= _ROWS_READ_AT_ONCE:
+            in_memory = " UNION ALL ".join(f"SELECT links FROM ({rows})" for rows in flattened.values())
+            query = f"SELECT 1 FROM ({in_memory}) WHERE links IS NOT NULL LIMIT 1" if in_memory else ""
+        else:
+            # The files' footers know: reading the column would take longer than everything else here.
+            query = f"SELECT 1 FROM ({footers(self._plan, self._root)})"
+        return bool(query) and self._connection.execute(query).fetchone() is not None
+
+    def _resolve(self, flattened: dict[DatasetKind, str]) -> tuple[ResolutionFacts, dict[DatasetKind, Path]]:
+        links = " UNION ALL ".join(
+            f"SELECT key_high, key_low, links FROM ({rows}) WHERE links IS NOT NULL"
+            for rows in flattened.values()
+        )
         pairs = self._connection.execute(
             "SELECT high, low, link.key_high AS other_high, link.key_low AS other_low"
             f" FROM (SELECT key_high AS high, key_low AS low, unnest(links) AS link FROM ({links}))"
@@ -189,17 +218,19 @@ class DuckDbSession:
     def _shuffle(
         self, mapping: Path, flattened: dict[DatasetKind, str]
     ) -> tuple[dict[DatasetKind, Path], int]:
-        """Write the rows of identities whose profile has another key by the key of their profile."""
+        """Write the rows of identities whose profile has another key, by the key of their profile."""
         self._connection.execute(
             f"CREATE TEMP VIEW {_MAPPING} AS SELECT * FROM {scan([mapping])} WHERE {in_range('key_high')}"
         )
+        # Sorted so that a range reads its own row groups only; splitting into a file per range takes more time.
+        order = " ORDER BY 1" if len(self._plan.ranges()) > 1 else ""
         moved, rows = {}, 0
         for kind, query in flattened.items():
             path = mapping.with_name(f"{_VIEWS[kind]}.parquet")
             moving = (
                 f"SELECT found.profile_high, found.profile_low, rows.* FROM ({query}) AS rows"
                 f" JOIN {scan([mapping])} AS found"
-                " ON found.key_high = rows.key_high AND found.key_low = rows.key_low ORDER BY 1, 2"
+                f" ON found.key_high = rows.key_high AND found.key_low = rows.key_low{order}"
             )
             copied = self._connection.execute(
                 f"COPY ({moving}) TO {text(str(path))} (FORMAT parquet)"

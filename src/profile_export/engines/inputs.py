@@ -5,6 +5,11 @@
   `key_*` of its primary identity.
 - `batches`: see `bound_batches`.
 - `namespaces`, `segment_namespaces`: spellings that were sent and differ from the registered one (S2).
+
+What binds `records` and `events` may rely on this about the data files, whichever format was uploaded: a map has at
+least one entry or is null; an entry has a value, and no map or object that is its value is without one. Only objects
+that are items of an array or members of an object within an array or map may be there without any value: ingestion
+keeps those of Parquet uploads as they came. Objects around leaves do not matter, since only leaves are read.
 """
 
 from __future__ import annotations
