@@ -115,6 +115,7 @@ class UploadSessions:
         try:
             while True:
                 result = await self._pool.ingest(await self._task(tenant, opened))
+                await asyncio.to_thread(self._lake.sync, opened.folder)
                 try:
                     facts = _facts(result, opened.folder, sha256, byte_count)
                     batch = await self._uploads.commit_upload(tenant, opened.batch.id, facts)

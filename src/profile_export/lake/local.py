@@ -60,6 +60,18 @@ class LocalLake:
         self.remove(folder)
         self.folder(folder).mkdir(parents=True)
 
+    def sync(self, folder: str) -> None:
+        """Make the names of a folder's files survive a power cut; what the files hold is for who wrote them."""
+        place = self.root / folder
+        for directory in (place, *place.parents):
+            descriptor = os.open(directory, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if directory == self.root:
+                return
+
     def keep_only(self, folder: str, paths: Collection[str]) -> None:
         """Remove from a batch's folder every file but these (relative to the root), and the folders left empty."""
         kept = {self.root / path for path in paths}

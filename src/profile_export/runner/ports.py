@@ -53,6 +53,10 @@ class Lake(Protocol):
         """Remove a batch's folder with all that is in it."""
         ...
 
+    def sync(self, folder: str) -> None:
+        """Make the names of a folder's files survive a power cut."""
+        ...
+
     def keep_only(self, folder: str, paths: Collection[str]) -> None:
         """Remove from a batch's folder every file but these."""
         ...

@@ -164,6 +164,7 @@ class _Attempt:
             if key_range.index not in self.claim.recorded:
                 result = await attempt.run(key_range)
                 files = [_data_file(file, folder) for file in result.files]
+                await asyncio.to_thread(self._lake.sync, folder)
                 done = RangeDone(key_range.index, files, result.counts, result.peak_memory_bytes)
                 await self._attempts.record_range(self.claim.fence, done, self.progress)
 

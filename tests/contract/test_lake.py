@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from profile_export.lake.local import CHUNK_BYTES, LocalLake
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> LocalLake:
+    made = LocalLake(tmp_path / "data dir")
+    made.open()
+    return made
+
+
+def put(lake: LocalLake, path: str, content: bytes = b"rows") -> str:
+    file = lake.root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return path
+
+
+def found(lake: LocalLake) -> set[str]:
+    return {str(path.relative_to(lake.root)) for path in lake.root.rglob("*")}
+
+
+def test_a_location_is_the_uri_of_the_file(lake: LocalLake) -> None:
+    path = put(lake, "d/b/1/0-0.parquet", b"here")
+
+    location = urlsplit(lake.location(path))
+
+    assert location.scheme == "file"
+    assert Path(unquote(location.path)).read_bytes() == b"here"
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 2 * CHUNK_BYTES + 5), (7, CHUNK_BYTES + 1), (3, 0)])
+def test_a_stretch_is_read_in_chunks(lake: LocalLake, offset: int, length: int) -> None:
+    content = bytes(range(251)) * 10_000
+    path = put(lake, "d/b/0-0.parquet", content)
+
+    chunks = list(lake.read(path, offset, length))
+
+    assert b"".join(chunks) == content[offset : offset + length]
+    assert all(len(chunk) <= CHUNK_BYTES for chunk in chunks)
+
+
+def test_only_the_files_that_count_are_kept_and_empty_folders_go(lake: LocalLake) -> None:
+    kept = put(lake, "d/b/2/0-0.parquet")
+    put(lake, "d/b/1/0-0.parquet")
+    put(lake, "d/b/2/resolution/mapping.parquet")
+    other = put(lake, "d/other/1/0-0.parquet")
+
+    lake.keep_only("d/b", [kept])
+
+    assert found(lake) == {"d", "d/b", "d/b/2", kept, "d/other", "d/other/1", other}
+
+
+def test_the_sweep_removes_what_belongs_to_nothing(lake: LocalLake) -> None:
+    kept = put(lake, "d/kept/1/0-0.parquet")
+    put(lake, "d/left/1/0-0.parquet")
+    for folder in ("d/kept", "d/left"):
+        lake.upload(folder).write_bytes(b"so far")
+
+    lake.sweep({"d/kept"})
+
+    assert found(lake) == {"d", "d/kept", "d/kept/1", kept}
+    assert (lake.received("d/kept"), lake.received("d/left")) == (6, 0)
+
+
+def test_an_emptied_folder_is_there_and_empty(lake: LocalLake) -> None:
+    put(lake, "d/b/00000.parquet")
+
+    lake.empty("d/b")
+
+    assert found(lake) == {"d", "d/b"}
+
+
+def test_the_names_of_a_folder_can_be_made_to_last(lake: LocalLake) -> None:
+    path = put(lake, "d/b/1/0-0.parquet")
+
+    lake.sync("d/b/1")
+
+    assert (lake.root / path).exists()
+    with pytest.raises(FileNotFoundError):
+        lake.sync("d/b/2")
+
+
+def test_removing_and_forgetting_what_is_not_there_is_nothing(lake: LocalLake) -> None:
+    lake.remove("d/nowhere")
+    lake.forget_upload("d/nowhere")
+
+    assert found(lake) == set()
