@@ -290,6 +290,50 @@ async def test_an_engine_that_dies_at_every_attempt_ends_the_job_failed(held: He
     assert len(held.files_on_disk()) == 1
 
 
+async def test_a_source_that_cannot_be_read_fails_the_job_with_a_reason(held: Held) -> None:
+    for path in (held.data_dir / "lake" / held.source).rglob("*.parquet"):
+        path.write_bytes(b"PAR1, or so it says")
+
+    ended = await held.caller.finished(await held.create())
+
+    assert ended.state == FAILED
+    assert ended.errors[-1].code.startswith("ENGINE_")
+    assert ended.errors[-1].component == "engine"
+    assert await held.listed() == []
+
+
+async def test_a_fault_that_nobody_foresaw_fails_the_job_without_its_text(held: Held) -> None:
+    async def stumble() -> None:
+        message = "a secret of ours"
+        raise RuntimeError(message)
+
+    held.engine.before_run = stumble
+
+    ended = await held.caller.finished(await held.create())
+
+    assert ended.state == FAILED
+    [error] = ended.errors
+    assert (error.code, error.component, error.retryable) == ("INTERNAL", "run", False)
+    assert "secret" not in error.message
+
+
+async def test_a_lake_that_refuses_once_is_tried_again(held: Held) -> None:
+    refusals = [OSError(28, "No space left on device")]
+
+    async def refuse_once() -> None:
+        if refusals:
+            raise refusals.pop()
+
+    held.engine.before_run = refuse_once
+
+    ended = await held.caller.finished(await held.create())
+
+    assert (ended.state, ended.attempt) == (SUCCEEDED, 2)
+    assert [(error.code, error.message) for error in ended.errors] == [
+        ("LAKE_FAILED", "The lake refused: No space left on device.")
+    ]
+
+
 @pytest.mark.parametrize(
     ("spec", "code", "reason"),
     [

@@ -166,3 +166,17 @@ def test_pages_together_are_the_whole_list_without_gap_or_repetition(count: int,
     items = list(range(1, count + 1))
 
     assert read_all(items, page_size) == items
+
+
+def test_the_key_of_a_list_by_number_is_a_number() -> None:
+    assert PageRequest.of(0, token_of("42")).number == 42
+
+
+@pytest.mark.parametrize("cursor", ["x", "-1", "1.5", "9" * 19])
+def test_a_made_up_key_of_a_list_by_number_is_refused(cursor: str) -> None:
+    request = PageRequest.of(0, token_of(cursor))
+
+    with pytest.raises(InvalidArgumentError) as refused:
+        _ = request.number
+
+    assert refused.value.reason == "PAGE_TOKEN_INVALID"

@@ -14,6 +14,7 @@ from profile_export.domain.errors import InvalidArgumentError
 Item = TypeVar("Item")
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+_LONGEST_NUMBER = 18  # digits that every 64-bit integer has room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class PageRequest:
         Raises:
             InvalidArgumentError: It is none: the token was made up.
         """
-        if not self.cursor.isdecimal():
+        if not self.cursor.isdecimal() or len(self.cursor) > _LONGEST_NUMBER:
             raise _refused()
         return int(self.cursor)
 
