@@ -74,7 +74,7 @@ def test_what_is_too_large_for_memory_or_one_range_comes_out_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, graph: IdentityGraph, *, linked: bool
 ) -> None:
     monkeypatch.setattr(duckdb_session, "_ROWS_READ_AT_ONCE", 0)
-    monkeypatch.setattr(plan_module, "ROWS_PER_RANGE", 10)
+    monkeypatch.setattr(plan_module, "VALUES_PER_RANGE", 60)
     rows = [
         row(
             "crm",

@@ -14,7 +14,9 @@ from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.plan import (
     HIGHEST_KEY,
     LOWEST_KEY,
-    ROWS_PER_RANGE,
+    VALUES_OF_A_ROW,
+    VALUES_PER_RANGE,
+    EventSelection,
     ExportCounts,
     ExportPlan,
     PinnedFile,
@@ -22,9 +24,13 @@ from profile_export.domain.plan import (
     SourcePart,
 )
 from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import EMPTY
+from profile_export.domain.schema import EMPTY, TEXT, ObjectType
 
 FIGURES = [figure.name for figure in fields(ExportCounts) if figure.name != "by_namespace"]
+
+
+# Of rows of which no field is kept.
+ROWS_PER_RANGE = VALUES_PER_RANGE // VALUES_OF_A_ROW
 
 
 def source_of(*parts: tuple[int, ...], kind: DatasetKind = DatasetKind.RECORD) -> Source:
@@ -87,6 +93,17 @@ def test_a_range_reads_about_as_many_rows_as_bound_the_memory(rows: int, count: 
     ranges = plan_over(source_of((rows,))).ranges()
 
     assert len(ranges) == count
+
+
+def test_the_more_fields_are_kept_the_fewer_rows_a_range_reads() -> None:
+    source = source_of((10 * ROWS_PER_RANGE,))
+    kept = ObjectType({f"f{index}": TEXT for index in range(VALUES_OF_A_ROW)})
+    events = EventSelection(kept, (), None, None)
+
+    wide = replace(plan_over(source), fields=kept)
+    attached = replace(plan_over(source_of((10 * ROWS_PER_RANGE,), kind=DatasetKind.EVENT)), events=events)
+
+    assert [len(plan.ranges()) for plan in (plan_over(source), wide, attached)] == [10, 20, 20]
 
 
 def test_every_file_of_every_source_counts_for_the_ranges() -> None:

@@ -8,12 +8,14 @@ from datetime import datetime
 
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import ObjectType
+from profile_export.domain.schema import EMPTY, ObjectType, leaves
 
 LOWEST_KEY = -(2**63)
 HIGHEST_KEY = 2**63 - 1
-ROWS_PER_RANGE = 250_000
-"""How many source rows one range should read: bounds the memory, yet gives no tiny files."""
+VALUES_PER_RANGE = 8_000_000
+"""How many values of source rows one range should read: bounds the memory, yet gives no tiny files."""
+VALUES_OF_A_ROW = 4
+"""What a row costs besides the fields that are kept of it: key, place, identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,14 @@ class ExportPlan:
 
         Keys are hashes and so spread evenly: ranges of equal width hold about equally many profiles.
         """
-        rows = sum(source.rows for source in self.sources)
-        count = max(1, round(rows / ROWS_PER_RANGE))
+        kept = {
+            DatasetKind.RECORD: self.fields,
+            DatasetKind.EVENT: self.events.fields if self.events else EMPTY,
+        }
+        values = {kind: VALUES_OF_A_ROW + sum(1 for _ in leaves(fields)) for kind, fields in kept.items()}
+        count = max(
+            1, round(sum(source.rows * values[source.kind] for source in self.sources) / VALUES_PER_RANGE)
+        )
         width = (HIGHEST_KEY - LOWEST_KEY + 1) // count
         starts = [LOWEST_KEY + index * width for index in range(count)]
         ends = [start - 1 for start in starts[1:]] + [HIGHEST_KEY]
