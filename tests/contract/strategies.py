@@ -221,7 +221,7 @@ def _identities(draw: st.DrawFn, namespaces: Sequence[str], ids: Sequence[str]) 
     identities = st.builds(Identity, st.sampled_from(namespaces), st.sampled_from(ids))
     states = st.sampled_from([None, None, "authenticated", "loggedOut"])
     found = draw(st.lists(st.builds(StatedIdentity, identities, states), min_size=1, max_size=3))
-    return list({stated.identity.folded: stated for stated in reversed(found)}.values())[::-1]
+    return list({identity_key(stated.identity): stated for stated in reversed(found)}.values())[::-1]
 
 
 # --- Datasets ---

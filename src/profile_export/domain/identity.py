@@ -22,11 +22,6 @@ class Identity:
     namespace: str
     id: str
 
-    @property
-    def folded(self) -> Identity:
-        """The same identity with its namespace as compared (S2): without regard to case."""
-        return Identity(fold_namespace(self.namespace), self.id)
-
 
 def fold_namespace(namespace: str) -> str:
     """Return the form under which a namespace is found, whatever its case (S2)."""
