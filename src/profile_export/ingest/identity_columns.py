@@ -189,7 +189,7 @@ def _mentions(
 
 def _joined(parts: list[_Mentions]) -> _Mentions | None:
     """Return the mentions of all places, row by row; within a row in the order of the places."""
-    if len(parts) < 2:  # noqa: PLR2004
+    if len(parts) < 2:  # noqa: PLR2004 - nothing to join
         return parts[0] if parts else None
     rows = pa.concat_arrays([part.rows for part in parts])
     order = pc.array_sort_indices(rows)  # stable

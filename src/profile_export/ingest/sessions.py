@@ -148,6 +148,10 @@ class UploadSessions:
         """Return where the bytes of an upload are kept."""
         return self._lake.upload(opened.folder)
 
+    async def received(self, opened: OpenUpload) -> int:
+        """Return how many bytes of an upload have arrived."""
+        return await asyncio.to_thread(self._lake.received, opened.folder)
+
     async def _task(self, tenant: Tenant, opened: OpenUpload) -> IngestTask:
         # An attempt that ended half-way may have left files there.
         await asyncio.to_thread(self._lake.empty, opened.folder)
@@ -188,7 +192,10 @@ class UploadSession:
         Raises:
             PastEndError: `offset` is neither 0 nor what has arrived.
         """
-        received = (self._opened.batch.byte_count or 0) if self.replayed else await self._received_before()
+        if self.replayed:
+            received = self._opened.batch.byte_count or 0
+        else:
+            received = await self._sessions.received(self._opened)
         if offset not in {0, received}:
             raise PastEndError(
                 "OFFSET_MISMATCH",
@@ -230,10 +237,6 @@ class UploadSession:
         if self._file:
             self._file.close()
         release()
-
-    async def _received_before(self) -> int:
-        place = self._sessions.place(self._opened)
-        return await asyncio.to_thread(lambda: place.stat().st_size if place.exists() else 0)
 
     async def _check_and_ingest(self, byte_count: int, sha256: str) -> Batch:
         error = self._mismatch(byte_count, sha256)
