@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from profile_export.api.dataset_service import DatasetService
+from profile_export.api.dataset_service import DatasetRooms, DatasetService
 from profile_export.api.export_service import ExportService
 from profile_export.api.logs import configure_logs
 from profile_export.api.profile_service import ProfileService
@@ -19,7 +19,9 @@ from profile_export.api.server import BindError, GrpcServer, contract, create_se
 from profile_export.api.watch import Watches
 from profile_export.config import ServeSettings, SettingsError, load
 from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.ingest.loading import Loading, RowLimits
 from profile_export.ingest.pool import IngestPool
+from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
 from profile_export.lake.local import LocalLake
 from profile_export.runner.ports import Engine
@@ -30,6 +32,9 @@ from profile_export.store.catalog import Catalog
 from profile_export.store.database import Database, DataDirectoryInUseError
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
+from profile_export.store.loading import LoadingBatches
+from profile_export.store.policies import Policies
+from profile_export.store.schemas import Schemas
 from profile_export.store.snapshots import Snapshots
 from profile_export.store.uploads import Uploads
 
@@ -83,14 +88,21 @@ class Application:
         wakeups = Wakeups()
         self._batches = Batches(self._database)
         self._attempts = Attempts(self._database, wakeups)
-        catalog, jobs = Catalog(self._database), Jobs(self._database, wakeups)
+        catalog, policies = Catalog(self._database), Policies(self._database)
+        schemas, uploads = Schemas(self._database), Uploads(self._database)
+        opened = LoadingBatches(self._database)
+        jobs = Jobs(self._database, wakeups)
         self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
-        sessions = UploadSessions(catalog, Uploads(self._database), self._lake, self._pool, _new_id)
+        limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
+        loading = Loading(catalog, schemas, uploads, opened, self._lake, self._pool, limits, _new_id)
+        sessions = UploadSessions(uploads, loading, _new_id)
         self._services = contract(
-            datasets=DatasetService(catalog, self._batches, sessions, self._lake, _new_id),
-            schemas=SchemaService(),
-            profiles=ProfileService(catalog, _new_id),
-            exports=ExportService(catalog, jobs, self._watches, _new_id),
+            datasets=DatasetService(
+                DatasetRooms(catalog, self._batches, opened, sessions, loading, self._lake), _new_id
+            ),
+            schemas=SchemaService(catalog, schemas, Registration(schemas)),
+            profiles=ProfileService(policies, _new_id),
+            exports=ExportService(catalog, policies, jobs, self._watches, _new_id),
         )
         self._worker = Worker(
             f"{os.getpid()}-{_new_id()}",
@@ -132,7 +144,8 @@ class Application:
             raise StartError(str(error)) from error
         await asyncio.to_thread(self._lake.open)
         await self._attempts.release_all()
-        await asyncio.to_thread(self._lake.sweep, frozenset(await self._batches.kept_folders()))
+        folders, uploads = await self._batches.kept_folders(), await self._batches.kept_uploads()
+        await asyncio.to_thread(self._lake.sweep, frozenset(folders), frozenset(uploads))
         await self._duckdb.start()
         self._worker_task = asyncio.create_task(self._worker.run())
         await self._server.start()

@@ -22,6 +22,7 @@ _YES = {
     "no": False,
     "off": False,
 }
+_BYTES = "give whole bytes, 1 or more"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -34,7 +35,8 @@ class ServeSettings:
     """How one server runs.
 
     `memory_limit_mb` and `threads` bound the engine, None leaves them to it; `drain_seconds` is how long calls may
-    take to finish after the server was told to stop.
+    take to finish after the server was told to stop. A record or event with more than `max_record_bytes` or
+    `max_event_bytes` is rejected.
     """
 
     data_dir: Path
@@ -44,6 +46,8 @@ class ServeSettings:
     threads: int | None
     log_level: str
     drain_seconds: int
+    max_record_bytes: int
+    max_event_bytes: int
 
 
 def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -> ServeSettings:
@@ -72,6 +76,9 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
         threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
         log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
         drain_seconds=source.read("drain_seconds", _whole(0), 10, "give whole seconds, 0 or more"),
+        # Adobe's guardrails.
+        max_record_bytes=source.read("max_record_bytes", _whole(1), 100_000, _BYTES),
+        max_event_bytes=source.read("max_event_bytes", _whole(1), 10_000, _BYTES),
     )
     if not settings.insecure and not _is_loopback(settings.grpc_address[0]):
         raise source.refusal(

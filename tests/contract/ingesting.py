@@ -8,13 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog import (
-    BUILT_IN_SCHEMAS,
-    DatasetKind,
-    IdentityField,
-    RowError,
-    initial_fields,
-)
+from profile_export.domain.batch import RowError
+from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, IdentityField, initial_fields
 from profile_export.domain.columns import SYSTEM_COLUMNS
 from profile_export.domain.schema import EMPTY, ObjectType, union_objects
 from profile_export.ingest.ingestion import ingest

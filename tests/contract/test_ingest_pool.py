@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from profile_export.domain.catalog import RowError
+from profile_export.domain.batch import RowError
 from profile_export.ingest.pool import IngestDiedError, IngestPool
 from profile_export.ingest.refusals import RowsRefusedError
 from tests.contract.ingesting import CRM, Uploader

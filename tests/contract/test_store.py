@@ -11,7 +11,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from profile_export.domain.catalog import BatchState, DataFile, IdentityField, SchemaRef, Tenant
+from profile_export.domain.batch import BatchState, DataFile
+from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
 from profile_export.domain.errors import FailedPreconditionError
 from profile_export.domain.job import JobError, JobState, Phase, Progress
 from profile_export.domain.paging import PageRequest

@@ -10,28 +10,35 @@ from profile_export.domain.catalog import (
     BUILT_IN_SCHEMAS,
     Dataset,
     DatasetKind,
+    FieldDeclaration,
     IdentityField,
+    Schema,
     SchemaRef,
     Tenant,
-    check_batch_id,
-    check_file_name,
+    check_declared_fields,
     check_identity_fields,
     check_tags,
     initial_fields,
+    usable_kind,
 )
 from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
 from profile_export.domain.learning import MAX_DEPTH
 from profile_export.domain.schema import (
     BOOLEAN,
+    DATE,
+    DOUBLE,
     EMPTY,
     IDENTITY_MAP_TYPE,
+    LONG,
     SEGMENT_MEMBERSHIP_TYPE,
     TEXT,
     TIMESTAMP,
     ArrayType,
+    FieldType,
     MapType,
     ObjectType,
     TypeConflictError,
+    type_at,
 )
 from tests.builders import at
 
@@ -47,7 +54,7 @@ def declared(path: str, namespace: str = "Email", *, primary: bool = False) -> I
 
 def dataset(kind: DatasetKind, *profile_tag: str) -> Dataset:
     tags = {"unifiedProfile": profile_tag} if profile_tag else {}
-    return Dataset("d1", "CRM", "", SchemaRef(PROFILE.id), kind, tags, (), EMPTY, at(0), at(0))
+    return Dataset("d1", "CRM", "", SchemaRef(PROFILE.id), kind, tags, (), (), EMPTY, at(0), at(0))
 
 
 def refusal_of(check: Callable[[], None]) -> InvalidArgumentError:
@@ -85,39 +92,13 @@ def _make(kind: Callable[..., object], *arguments: str) -> None:
     kind(*arguments)
 
 
-@pytest.mark.parametrize("batch_id", ["1", "my-batch_2", "x" * 64])
-def test_a_batch_id_of_the_agreed_form_is_accepted(batch_id: str) -> None:
-    check_batch_id(batch_id)
-
-
-@pytest.mark.parametrize("batch_id", ["", "x" * 65, "a.b", "a/b", "..", "a\n", "é"])
-def test_any_other_batch_id_is_refused(batch_id: str) -> None:
-    refused = refusal_of(lambda: check_batch_id(batch_id))
-
-    assert refused.metadata["field"] == "start.batch_id"
-    assert "[A-Za-z0-9_-]{1,64}" in refused.message
-
-
-@pytest.mark.parametrize("file_name", ["1", "part-2_b.parquet", "x" * 128])
-def test_a_file_name_of_the_agreed_form_is_accepted(file_name: str) -> None:
-    check_file_name(file_name)
-
-
-@pytest.mark.parametrize("file_name", ["", "x" * 129, "a/b", "a\n", "é"])
-def test_any_other_file_name_is_refused(file_name: str) -> None:
-    refused = refusal_of(lambda: check_file_name(file_name))
-
-    assert refused.metadata["field"] == "start.file_name"
-    assert "[A-Za-z0-9_.-]{1,128}" in refused.message
-
-
 # --- Built-in schemas ---
 
 
 def test_there_is_a_built_in_schema_for_each_kind_of_dataset() -> None:
-    kinds = [schema.kind for schema in BUILT_IN_SCHEMAS.values()]
+    kinds = {schema.kind for schema in BUILT_IN_SCHEMAS.values()}
 
-    assert sorted(kinds) == sorted(DatasetKind)
+    assert kinds == set(DatasetKind)
     assert all(schema.id == schema_id for schema_id, schema in BUILT_IN_SCHEMAS.items())
 
 
@@ -265,3 +246,75 @@ def test_two_primary_fields_are_refused() -> None:
 
     assert refused.metadata["field"] == "identity_fields"
     assert "at most one" in refused.message
+
+
+# --- Declared fields ---
+
+
+def typed(path: str, kind: FieldType) -> FieldDeclaration:
+    return FieldDeclaration(tuple(path.split(".")), kind)
+
+
+def test_declared_types_and_identity_fields_come_on_top_of_the_schema() -> None:
+    fields = initial_fields(PROFILE, (declared("crm.id"),), (typed("person.birthDate", DATE),))
+
+    assert type_at(fields, ("person", "birthDate")) == DATE
+    assert type_at(fields, ("crm", "id")) == TEXT
+    assert "identityMap" in fields.fields
+
+
+def test_s1_an_identity_field_that_is_typed_keeps_its_type_if_it_can_hold_an_identity() -> None:
+    long = initial_fields(PROFILE, (declared("id"),), (typed("id", LONG),))
+
+    with pytest.raises(TypeConflictError) as conflict:
+        initial_fields(PROFILE, (declared("id"),), (typed("id", DOUBLE),))
+
+    assert type_at(long, ("id",)) == LONG
+    assert conflict.value.metadata["other_type"] == "double"
+
+
+def test_declared_types_that_contradict_the_schema_are_a_conflict() -> None:
+    with pytest.raises(TypeConflictError) as conflict:
+        initial_fields(EVENT, (), (typed("timestamp", TEXT),))
+
+    assert conflict.value.metadata["path"] == "timestamp"
+
+
+def test_a_union_dataset_declares_no_fields() -> None:
+    refused = refusal_of(
+        lambda: check_declared_fields(DatasetKind.UNION, (typed("a", TEXT),), "declared_fields")
+    )
+
+    assert refused.metadata["field"] == "declared_fields"
+    check_declared_fields(DatasetKind.UNION, (), "declared_fields")
+
+
+@pytest.mark.parametrize(
+    ("declaration", "field"),
+    [
+        (typed("_batch_id", TEXT), "where[0].path"),
+        (typed("a..b", TEXT), "where[0].path"),
+        (typed("a", ObjectType({"b.c": TEXT})), "where[0].type"),
+        (typed("a", ArrayType(ObjectType({"": TEXT}))), "where[0].type"),
+        (typed("a", MapType(ObjectType({"b": ObjectType({"c.d": TEXT})}))), "where[0].type"),
+    ],
+)
+def test_declared_names_are_held_to_what_any_field_may_be_called(
+    declaration: FieldDeclaration, field: str
+) -> None:
+    refused = refusal_of(lambda: check_declared_fields(DatasetKind.RECORD, (declaration,), "where"))
+
+    assert refused.metadata["field"] == field
+
+
+def test_a_component_schema_is_refused_for_a_dataset() -> None:
+    component = Schema("https://example.com/address", None, EMPTY)
+
+    refused = refusal_of(lambda: _use(component))
+
+    assert refused.metadata["field"] == "schema_ref.id"
+    assert usable_kind(PROFILE) is DatasetKind.RECORD
+
+
+def _use(schema: Schema) -> None:
+    usable_kind(schema)

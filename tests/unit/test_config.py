@@ -35,6 +35,8 @@ BAD = [
     ("log_level", "loud"),
     ("drain_seconds", "soon"),
     ("drain_seconds", "-1"),
+    ("max_record_bytes", "0"),
+    ("max_event_bytes", "many"),
 ]
 
 
@@ -61,6 +63,8 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         threads=None,
         log_level="info",
         drain_seconds=10,
+        max_record_bytes=100_000,
+        max_event_bytes=10_000,
     )
 
 
@@ -75,6 +79,8 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_THREADS": "4",
             "PROFILE_EXPORT_LOG_LEVEL": "DEBUG",
             "PROFILE_EXPORT_DRAIN_SECONDS": "0",
+            "PROFILE_EXPORT_MAX_RECORD_BYTES": "5000",
+            "PROFILE_EXPORT_MAX_EVENT_BYTES": "500",
         },
     )
 
@@ -86,6 +92,8 @@ def test_every_option_has_its_variable() -> None:
         threads=4,
         log_level="debug",
         drain_seconds=0,
+        max_record_bytes=5_000,
+        max_event_bytes=500,
     )
 
 

@@ -180,3 +180,16 @@ def test_a_made_up_key_of_a_list_by_number_is_refused(cursor: str) -> None:
         _ = request.number
 
     assert refused.value.reason == "PAGE_TOKEN_INVALID"
+
+
+def test_the_key_of_a_list_by_name_and_number_is_both() -> None:
+    assert PageRequest(10, "part 1.csv 17", "").place == ("part 1.csv", 17)
+    assert PageRequest(10, "", "").place == ("", 0)
+
+
+@pytest.mark.parametrize("cursor", ["part", "part x", "part -1"])
+def test_a_made_up_key_of_a_list_by_name_and_number_is_refused(cursor: str) -> None:
+    request = PageRequest(10, cursor, "")
+
+    with pytest.raises(InvalidArgumentError):
+        _ = request.place

@@ -19,7 +19,7 @@ EVENTS = ObjectType({"identityMap": IDENTITY_MAP_TYPE, "_id": TEXT})
 
 def dataset(kind: DatasetKind = DatasetKind.UNION) -> Dataset:
     schema = next(schema for schema in BUILT_IN_SCHEMAS.values() if schema.kind is kind)
-    return Dataset("d1", "Exports", "", SchemaRef(schema.id), kind, {}, (), schema.fields, at(0), at(0))
+    return Dataset("d1", "Exports", "", SchemaRef(schema.id), kind, {}, (), (), schema.fields, at(0), at(0))
 
 
 def bound(request: ExportRequest, destination: Dataset | None = None) -> BoundRequest:

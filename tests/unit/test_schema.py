@@ -313,7 +313,7 @@ def test_a_conflict_between_datasets_names_both_and_the_way_out() -> None:
     between = conflict.between("shop", "crm")
 
     assert between.message == (
-        "The field 'age' is string in dataset 'shop', but double in 'crm'. Send the same type, or create the dataset "
+        "The field 'age' is string in 'shop', but double in 'crm'. Send the same type, or create the dataset "
         "with the tag unifiedProfile: enabled:false."
     )
     assert between.metadata == {**conflict.metadata, "dataset_id": "shop", "other_dataset_id": "crm"}

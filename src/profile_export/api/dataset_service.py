@@ -1,132 +1,173 @@
-"""DatasetService: datasets, uploads and data files."""
+"""DatasetService: datasets, batches, uploads and data files."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 import grpc.aio
 
-from profile_export.api import convert
+from profile_export.api import convert_batches, convert_datasets
+from profile_export.api.convert import optional, page_request
 from profile_export.api.tenancy import current_tenant
-from profile_export.domain.catalog import BatchState
-from profile_export.domain.errors import InvalidArgumentError, PastEndError, UnimplementedError
-from profile_export.ingest.sessions import UploadSession, UploadSessions
+from profile_export.api.transfer import first_message, receive, stretch
+from profile_export.domain.batch import Batch, UploadState, check_batch_id
+from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from profile_export.ingest.loading import Loading
+from profile_export.ingest.sessions import UploadSessions
 from profile_export.lake.local import LocalLake
+from profile_export.lake.preview import first_rows
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
+from profile_export.store.loading import LoadingBatches
+from profile_export.v1 import batch_pb2
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_MAX_REASON = 1_000
+_MAX_PREVIEW_BYTES = 3 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRooms:
+    """What datasets are served from."""
+
+    catalog: Catalog
+    batches: Batches
+    opened: LoadingBatches
+    sessions: UploadSessions
+    loading: Loading
+    lake: LocalLake
 
 
 class DatasetService(DatasetServiceServicer):
     """Serves datasets and batches from the store, and their files from the lake."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        batches: Batches,
-        sessions: UploadSessions,
-        lake: LocalLake,
-        new_id: Callable[[], str],
-    ) -> None:
-        self._catalog = catalog
-        self._batches = batches
-        self._sessions = sessions
-        self._lake = lake
+    def __init__(self, rooms: DatasetRooms, new_id: Callable[[], str]) -> None:
+        self._catalog, self._batches, self._opened = rooms.catalog, rooms.batches, rooms.opened
+        self._sessions, self._loading, self._lake = rooms.sessions, rooms.loading, rooms.lake
         self._new_id = new_id
+
+    # --- Datasets ---
 
     async def CreateDataset(
         self, request: pb.CreateDatasetRequest, context: _Context
     ) -> pb.CreateDatasetResponse:
-        new = convert.new_dataset(request)
-        request_id = convert.optional(request.request_id, "request_id")
+        new = convert_datasets.new_dataset(request)
+        request_id = optional(request.request_id, "request_id")
         dataset, replayed = await self._catalog.create_dataset(
             current_tenant(), new, self._new_id(), request_id
         )
-        return pb.CreateDatasetResponse(dataset=convert.dataset(dataset), replayed=replayed)
+        return pb.CreateDatasetResponse(dataset=convert_datasets.dataset(dataset), replayed=replayed)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: _Context) -> pb.GetDatasetResponse:
         dataset = await self._catalog.get_dataset(current_tenant(), request.dataset_id)
-        return pb.GetDatasetResponse(dataset=convert.dataset(dataset))
+        return pb.GetDatasetResponse(dataset=convert_datasets.dataset(dataset))
 
     async def ListDatasets(
         self, request: pb.ListDatasetsRequest, context: _Context
     ) -> pb.ListDatasetsResponse:
-        page = await self._catalog.list_datasets(current_tenant(), convert.page_request(request))
-        datasets = [convert.dataset(dataset) for dataset in page.items]
+        page = await self._catalog.list_datasets(current_tenant(), page_request(request))
+        datasets = [convert_datasets.dataset(dataset) for dataset in page.items]
         return pb.ListDatasetsResponse(datasets=datasets, next_page_token=page.next_token)
 
     async def UpdateDataset(
         self, request: pb.UpdateDatasetRequest, context: _Context
     ) -> pb.UpdateDatasetResponse:
-        raise UnimplementedError.of_method("UpdateDataset")
+        change = convert_datasets.dataset_change(request)
+        dataset = await self._catalog.update_dataset(current_tenant(), request.dataset_id, change)
+        return pb.UpdateDatasetResponse(dataset=convert_datasets.dataset(dataset))
 
     async def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: _Context
     ) -> pb.DeleteDatasetResponse:
-        raise UnimplementedError.of_method("DeleteDataset")
+        await self._catalog.delete_dataset(current_tenant(), request.dataset_id)
+        return pb.DeleteDatasetResponse()
 
     async def PreviewDataset(
         self, request: pb.PreviewDatasetRequest, context: _Context
     ) -> pb.PreviewDatasetResponse:
-        raise UnimplementedError.of_method("PreviewDataset")
+        if request.row_count < 0:
+            raise InvalidArgumentError.of_field("row_count", "must not be negative.")
+        count = min(request.row_count or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        files = await self._batches.newest_files(current_tenant(), request.dataset_id, count)
+        rows = first_rows(self._lake.root / file.path for file in files)
+        return await asyncio.to_thread(_preview, islice(rows, count))
+
+    # --- Batches ---
 
     async def CreateBatch(self, request: pb.CreateBatchRequest, context: _Context) -> pb.CreateBatchResponse:
-        raise UnimplementedError.of_method("CreateBatch")
+        batch_id = request.batch_id or self._new_id()
+        check_batch_id(batch_id, "batch_id")
+        batch, replayed = await self._opened.create_batch(
+            current_tenant(),
+            request.dataset_id,
+            batch_id,
+            optional(request.request_id, "request_id"),
+            folder=f"{request.dataset_id}/{self._new_id()}",
+        )
+        return pb.CreateBatchResponse(batch=await self._shown(batch), replayed=replayed)
 
     async def UploadBatch(
         self, request_iterator: AsyncIterable[pb.UploadBatchRequest], context: _Context
     ) -> pb.UploadBatchResponse:
         messages = aiter(request_iterator)
-        first = await anext(messages, pb.UploadBatchRequest())
-        if first.WhichOneof("message") != "start":
-            raise _out_of_order("the first message must be 'start'.")
-        async with self._sessions.open(current_tenant(), convert.upload_start(first.start)) as session:
-            finish = await _receive(messages, session)
+        start = convert_batches.upload_start(await first_message(messages))
+        async with self._sessions.open(current_tenant(), start) as session:
+            finish = await receive(messages, session)
             batch = await session.finish(finish.byte_count, finish.sha256)
-            return pb.UploadBatchResponse(batch=convert.batch(batch), replayed=session.replayed)
+            return pb.UploadBatchResponse(batch=await self._shown(batch), replayed=session.replayed)
 
     async def CompleteBatch(
         self, request: pb.CompleteBatchRequest, context: _Context
     ) -> pb.CompleteBatchResponse:
-        raise UnimplementedError.of_method("CompleteBatch")
+        completed = await self._loading.complete(current_tenant(), request.batch_id)
+        batch = completed or await self._batches.get_batch(current_tenant(), request.batch_id)
+        return pb.CompleteBatchResponse(batch=await self._shown(batch), replayed=completed is None)
 
     async def AbortBatch(self, request: pb.AbortBatchRequest, context: _Context) -> pb.AbortBatchResponse:
-        raise UnimplementedError.of_method("AbortBatch")
+        reason = optional(request.reason, "reason", _MAX_REASON)
+        batch = await self._loading.abort(current_tenant(), request.batch_id, reason)
+        return pb.AbortBatchResponse(batch=await self._shown(batch))
 
     async def RevertBatch(self, request: pb.RevertBatchRequest, context: _Context) -> pb.RevertBatchResponse:
-        raise UnimplementedError.of_method("RevertBatch")
+        reason = optional(request.reason, "reason", _MAX_REASON)
+        batch = await self._batches.revert(current_tenant(), request.batch_id, reason)
+        return pb.RevertBatchResponse(batch=await self._shown(batch))
 
     async def GetBatch(self, request: pb.GetBatchRequest, context: _Context) -> pb.GetBatchResponse:
-        tenant = current_tenant()
-        batch = await self._batches.get_batch(tenant, request.batch_id)
-        received = 0
-        if batch.state is BatchState.LOADING:
-            folder = await self._batches.folder_of(tenant, batch.id)
-            received = await asyncio.to_thread(self._lake.received, folder)
-        return pb.GetBatchResponse(batch=convert.batch(batch, received))
+        batch = await self._batches.get_batch(current_tenant(), request.batch_id)
+        return pb.GetBatchResponse(batch=await self._shown(batch))
 
     async def ListBatches(self, request: pb.ListBatchesRequest, context: _Context) -> pb.ListBatchesResponse:
-        page_request = convert.page_request(request, request.dataset_id)
-        page = await self._batches.list_batches(current_tenant(), request.dataset_id, page_request)
-        batches = [convert.batch(batch) for batch in page.items]
+        page = await self._batches.list_batches(
+            current_tenant(), request.dataset_id, page_request(request, request.dataset_id)
+        )
+        batches = [await self._shown(batch) for batch in page.items]
         return pb.ListBatchesResponse(batches=batches, next_page_token=page.next_token)
 
     async def ListRejectedRows(
         self, request: pb.ListRejectedRowsRequest, context: _Context
     ) -> pb.ListRejectedRowsResponse:
-        raise UnimplementedError.of_method("ListRejectedRows")
+        batch = await self._batches.get_batch(current_tenant(), request.batch_id)
+        page = await self._loading.rejected_rows(batch, page_request(request, request.batch_id))
+        rows = [convert_batches.rejected_row(file_name, row) for file_name, row in page.items]
+        return pb.ListRejectedRowsResponse(rows=rows, next_page_token=page.next_token)
+
+    # --- Files ---
 
     async def ListBatchFiles(
         self, request: pb.ListBatchFilesRequest, context: _Context
     ) -> pb.ListBatchFilesResponse:
-        page_request = convert.page_request(request, request.batch_id)
-        page = await self._batches.list_files(current_tenant(), request.batch_id, page_request)
-        files = [convert.data_file(file, self._lake.location(file.path)) for file in page.items]
+        page = await self._batches.list_files(
+            current_tenant(), request.batch_id, page_request(request, request.batch_id)
+        )
+        files = [convert_batches.data_file(file, self._lake.location(file.path)) for file in page.items]
         return pb.ListBatchFilesResponse(files=files, next_page_token=page.next_token)
 
     # A stream is written to the context, which grpc.aio takes as well as a generator, and which waits for the reader.
@@ -134,8 +175,8 @@ class DatasetService(DatasetServiceServicer):
         self, request: pb.ReadBatchFileRequest, context: _Context
     ) -> None:
         file = await self._batches.get_file(current_tenant(), request.batch_id, request.file_name)
-        length = _stretch(request, file.bytes)
-        facts = convert.data_file(file, self._lake.location(file.path))
+        length = stretch(request, file.bytes)
+        facts = convert_batches.data_file(file, self._lake.location(file.path))
         await context.write(pb.ReadBatchFileResponse(file=facts))
         chunks = self._lake.read(file.path, request.offset, length)
         while chunk := await asyncio.to_thread(next, chunks, b""):
@@ -144,41 +185,23 @@ class DatasetService(DatasetServiceServicer):
     async def GetReceipt(self, request: pb.GetReceiptRequest, context: _Context) -> pb.GetReceiptResponse:
         raise UnimplementedError.of_method("GetReceipt")
 
-
-async def _receive(messages: AsyncIterator[pb.UploadBatchRequest], session: UploadSession) -> pb.UploadFinish:
-    """Take the bytes of an upload up to its last message, and return that."""
-    async for message in messages:
-        match message.WhichOneof("message"):
-            case "data":
-                await session.append(message.data)
-            case "finish":
-                return message.finish
-            case _:
-                raise _out_of_order("after 'start' come 'data' and, once, 'finish'.")
-    raise InvalidArgumentError.of_field(
-        "message",
-        "the stream ended without 'finish'; what has arrived is kept: resume at received_bytes.",
-        "UPLOAD_TRUNCATED",
-    )
+    async def _shown(self, batch: Batch) -> batch_pb2.Batch:
+        """Write a batch, with how much has arrived of the files that are under way."""
+        received = {
+            upload.file_name: await self._loading.received(upload)
+            for upload in batch.uploads
+            if upload.state is UploadState.OPEN
+        }
+        return convert_batches.batch(batch, received)
 
 
-def _stretch(request: pb.ReadBatchFileRequest, size: int) -> int:
-    """Return how many bytes to read.
-
-    Raises:
-        InvalidArgumentError: Offset or length is negative.
-        PastEndError: The offset is beyond the end.
-    """
-    length = request.length if request.HasField("length") else size
-    for field, value in (("offset", request.offset), ("length", length)):
-        if value < 0:
-            raise InvalidArgumentError.of_field(field, "must not be negative.")
-    if request.offset > size:
-        raise PastEndError(
-            "OFFSET_OUT_OF_RANGE", f"The file has {size} bytes.", metadata={"bytes": str(size)}
-        )
-    return min(length, size - request.offset)
-
-
-def _out_of_order(description: str) -> InvalidArgumentError:
-    return InvalidArgumentError.of_field("message", description, "MESSAGE_ORDER")
+def _preview(rows: Iterable[Mapping[str, object]]) -> pb.PreviewDatasetResponse:
+    """Write rows, as many as a client takes in one message."""
+    response = pb.PreviewDatasetResponse()
+    room = _MAX_PREVIEW_BYTES
+    for row in rows:
+        response.rows.append(convert_batches.row(row))
+        room -= response.rows[-1].ByteSize()
+        if room < 0:
+            break
+    return response

@@ -16,6 +16,7 @@ from profile_export.domain.errors import UnimplementedError
 from profile_export.domain.request import bind
 from profile_export.store.catalog import Catalog
 from profile_export.store.jobs import Jobs, NewJob
+from profile_export.store.policies import Policies
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1.export_service_pb2_grpc import ExportServiceServicer
 
@@ -25,8 +26,11 @@ _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class ExportService(ExportServiceServicer):
     """Serves jobs from the store."""
 
-    def __init__(self, catalog: Catalog, jobs: Jobs, watches: Watches, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, catalog: Catalog, policies: Policies, jobs: Jobs, watches: Watches, new_id: Callable[[], str]
+    ) -> None:
         self._catalog = catalog
+        self._policies = policies
         self._jobs = jobs
         self._watches = watches
         self._new_id = new_id
@@ -35,7 +39,7 @@ class ExportService(ExportServiceServicer):
         tenant = current_tenant()
         asked = convert_jobs.export_request(request.spec)
         destination = await self._catalog.get_dataset(tenant, asked.destination_id)
-        policy = await self._catalog.find_policy(tenant, asked.policy_id, asked.policy_version)
+        policy = await self._policies.find_policy(tenant, asked.policy_id, asked.policy_version)
         unions = await self._catalog.union_fields(tenant)
         bound = bind(asked, destination, policy, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
         new = NewJob(

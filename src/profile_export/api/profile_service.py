@@ -7,10 +7,11 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from profile_export.api import convert
+from profile_export.api import convert_policies
+from profile_export.api.convert import page_request
 from profile_export.api.tenancy import current_tenant
 from profile_export.domain.errors import UnimplementedError
-from profile_export.store.catalog import Catalog
+from profile_export.store.policies import Policies
 from profile_export.v1 import profile_service_pb2 as pb
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceServicer
 
@@ -20,23 +21,23 @@ _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class ProfileService(ProfileServiceServicer):
     """Serves merge policies from the store."""
 
-    def __init__(self, catalog: Catalog, new_id: Callable[[], str]) -> None:
-        self._catalog = catalog
+    def __init__(self, policies: Policies, new_id: Callable[[], str]) -> None:
+        self._policies = policies
         self._new_id = new_id
 
     async def CreateMergePolicy(
         self, request: pb.CreateMergePolicyRequest, context: _Context
     ) -> pb.CreateMergePolicyResponse:
-        policy = convert.new_policy(request, self._new_id())
-        stored = await self._catalog.create_policy(current_tenant(), policy)
-        return pb.CreateMergePolicyResponse(merge_policy=convert.merge_policy(stored))
+        policy = convert_policies.new_policy(request, self._new_id())
+        stored = await self._policies.create_policy(current_tenant(), policy)
+        return pb.CreateMergePolicyResponse(merge_policy=convert_policies.merge_policy(stored))
 
     async def ListMergePolicies(
         self, request: pb.ListMergePoliciesRequest, context: _Context
     ) -> pb.ListMergePoliciesResponse:
-        page = await self._catalog.list_policies(current_tenant(), convert.page_request(request))
-        policies = [convert.merge_policy(policy) for policy in page.items]
-        return pb.ListMergePoliciesResponse(merge_policies=policies, next_page_token=page.next_token)
+        page = await self._policies.list_policies(current_tenant(), page_request(request))
+        listed = [convert_policies.merge_policy(policy) for policy in page.items]
+        return pb.ListMergePoliciesResponse(merge_policies=listed, next_page_token=page.next_token)
 
     async def GetMergePolicy(
         self, request: pb.GetMergePolicyRequest, context: _Context

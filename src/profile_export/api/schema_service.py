@@ -1,44 +1,65 @@
-"""SchemaService: in the contract, not built yet."""
+"""SchemaService: registered schemas, and the union schemas of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import grpc.aio
 
-from profile_export.domain.errors import UnimplementedError
+from profile_export.api import convert_datasets
+from profile_export.api.convert import page_request, required
+from profile_export.api.convert_fields import identity_fields
+from profile_export.api.tenancy import current_tenant
+from profile_export.domain.catalog import CLASSES
+from profile_export.domain.errors import NotFoundError
+from profile_export.domain.unions import union_schema
+from profile_export.ingest.registration import Registration
+from profile_export.store.catalog import Catalog
+from profile_export.store.schemas import Schemas
 from profile_export.v1 import schema_service_pb2 as pb
 from profile_export.v1.schema_service_pb2_grpc import SchemaServiceServicer
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_Context: TypeAlias = grpc.aio.ServicerContext[_Request, Awaitable[_Response]]
+_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_MAX_SCHEMA_ID = 1_000
 
 
 class SchemaService(SchemaServiceServicer):
-    """Refuses every method."""
+    """Serves schemas from the store."""
+
+    def __init__(self, catalog: Catalog, schemas: Schemas, registration: Registration) -> None:
+        self._catalog = catalog
+        self._schemas = schemas
+        self._registration = registration
 
     async def CreateSchema(
-        self,
-        request: pb.CreateSchemaRequest,
-        context: _Context[pb.CreateSchemaRequest, pb.CreateSchemaResponse],
+        self, request: pb.CreateSchemaRequest, context: _Context
     ) -> pb.CreateSchemaResponse:
-        raise UnimplementedError.of_method("CreateSchema")
+        schema, replayed = await self._registration.register(
+            current_tenant(),
+            request.document,
+            request.referenced_documents,
+            identity_fields(request.identity_fields),
+        )
+        return pb.CreateSchemaResponse(schema=convert_datasets.schema(schema), replayed=replayed)
 
-    async def GetSchema(
-        self, request: pb.GetSchemaRequest, context: _Context[pb.GetSchemaRequest, pb.GetSchemaResponse]
-    ) -> pb.GetSchemaResponse:
-        raise UnimplementedError.of_method("GetSchema")
+    async def GetSchema(self, request: pb.GetSchemaRequest, context: _Context) -> pb.GetSchemaResponse:
+        schema_id = required(request.schema_id, "schema_id", _MAX_SCHEMA_ID)
+        version = request.version if request.HasField("version") else None
+        schema = await self._schemas.get(current_tenant(), schema_id, version)
+        return pb.GetSchemaResponse(schema=convert_datasets.schema(schema))
 
-    async def ListSchemas(
-        self, request: pb.ListSchemasRequest, context: _Context[pb.ListSchemasRequest, pb.ListSchemasResponse]
-    ) -> pb.ListSchemasResponse:
-        raise UnimplementedError.of_method("ListSchemas")
+    async def ListSchemas(self, request: pb.ListSchemasRequest, context: _Context) -> pb.ListSchemasResponse:
+        page = await self._schemas.list(current_tenant(), page_request(request))
+        schemas = [convert_datasets.schema(schema, listed=True) for schema in page.items]
+        return pb.ListSchemasResponse(schemas=schemas, next_page_token=page.next_token)
 
     async def GetUnionSchema(
-        self,
-        request: pb.GetUnionSchemaRequest,
-        context: _Context[pb.GetUnionSchemaRequest, pb.GetUnionSchemaResponse],
+        self, request: pb.GetUnionSchemaRequest, context: _Context
     ) -> pb.GetUnionSchemaResponse:
-        raise UnimplementedError.of_method("GetUnionSchema")
+        name = required(request.schema_name, "schema_name")
+        if name not in CLASSES:
+            raise NotFoundError.of("schema", name)
+        sources = await self._catalog.sources(current_tenant())
+        of_class = [dataset for dataset in sources if dataset.kind is CLASSES[name]]
+        fields = union_schema(sources, CLASSES[name])
+        return pb.GetUnionSchemaResponse(union_schema=convert_datasets.union_schema(name, fields, of_class))

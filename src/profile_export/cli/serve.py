@@ -38,6 +38,13 @@ def serve(
         Text,
         typer.Option(metavar="SECONDS", help="How long calls may take to finish when it stops. Default: 10."),
     ] = None,
+    max_record_bytes: Annotated[
+        Text,
+        typer.Option(metavar="BYTES", help="The largest record; larger ones are rejected. Default: 100000."),
+    ] = None,
+    max_event_bytes: Annotated[
+        Text, typer.Option(metavar="BYTES", help="The largest experience event. Default: 10000.")
+    ] = None,
 ) -> None:
     """Run a server until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -56,6 +63,8 @@ def serve(
         "threads": threads,
         "log_level": log_level,
         "drain_seconds": drain_seconds,
+        "max_record_bytes": max_record_bytes,
+        "max_event_bytes": max_event_bytes,
     }
     try:
         app.serve(options)

@@ -1,9 +1,9 @@
-"""Tenants, datasets, batches and data files."""
+"""Tenants, and the datasets they have."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,18 +16,22 @@ from profile_export.domain.schema import (
     EVENT_TIME,
     IDENTITY_MAP,
     IDENTITY_MAP_TYPE,
+    LONG,
     SEGMENT_MEMBERSHIP,
     SEGMENT_MEMBERSHIP_TYPE,
     TEXT,
     TIMESTAMP,
+    ArrayType,
     FieldPath,
+    FieldType,
+    MapType,
     ObjectType,
+    nested,
+    type_at,
     union_objects,
 )
 
 _TENANT_PART = re.compile(r"[A-Za-z0-9@_.-]{1,64}")
-_BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 PROFILE_TAG = "unifiedProfile"
 
 
@@ -54,32 +58,73 @@ class DatasetKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltInSchema:
-    """A schema that is there without being registered."""
+class IdentityField:
+    """A field that holds an identity (S1)."""
+
+    path: FieldPath
+    namespace: str
+    primary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FieldDeclaration:
+    """A type that a dataset's owner says instead of having it learned."""
+
+    path: FieldPath
+    type: FieldType
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What rows may hold: built in, or one version of a registered document.
+
+    `kind` and `class_id` are None and empty for a component, which other documents name and no dataset can use.
+    `document` is the text as registered, `rules` what rows are held to besides their types, a JSON Schema as text; both
+    may be empty. `create_time` is None for what is built in.
+    """
 
     id: str
-    kind: DatasetKind
+    kind: DatasetKind | None
     fields: ObjectType
+    class_id: str = ""
+    title: str = ""
+    version: int = 1
+    document: str = ""
+    rules: str = ""
+    identity_fields: tuple[IdentityField, ...] = ()
+    create_time: datetime | None = None
 
 
 _XDM = "https://ns.adobe.com/xdm/context"
 BUILT_IN_SCHEMAS = {
     schema.id: schema
     for schema in (
-        BuiltInSchema(
+        Schema(
             f"{_XDM}/profile",
             DatasetKind.RECORD,
             ObjectType({IDENTITY_MAP: IDENTITY_MAP_TYPE, SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE}),
+            f"{_XDM}/profile",
+            "XDM Individual Profile",
         ),
-        BuiltInSchema(
+        Schema(
             f"{_XDM}/experienceevent",
             DatasetKind.EVENT,
             ObjectType({EVENT_ID: TEXT, EVENT_TIME: TIMESTAMP, IDENTITY_MAP: IDENTITY_MAP_TYPE}),
+            f"{_XDM}/experienceevent",
+            "XDM ExperienceEvent",
         ),
-        BuiltInSchema(f"{_XDM}/profile__union", DatasetKind.UNION, EMPTY),
+        Schema(
+            f"{_XDM}/profile__union",
+            DatasetKind.UNION,
+            EMPTY,
+            f"{_XDM}/profile",
+            "XDM Individual Profile, union",
+        ),
     )
 }
 PROFILE_CLASS = "_xdm.context.profile"
+CLASSES = {PROFILE_CLASS: DatasetKind.RECORD, "_xdm.context.experienceevent": DatasetKind.EVENT}
+"""The classes whose schemas a union schema merges, by the names that requests use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +133,6 @@ class SchemaRef:
 
     id: str
     content_type: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityField:
-    """A field of the dataset that holds an identity (S1): always text there."""
-
-    path: tuple[str, ...]
-    namespace: str
-    primary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +146,7 @@ class Dataset:
     kind: DatasetKind
     tags: Mapping[str, tuple[str, ...]]
     identity_fields: tuple[IdentityField, ...]
+    declared_fields: tuple[FieldDeclaration, ...]
     fields: ObjectType
     create_time: datetime
     update_time: datetime
@@ -117,23 +154,67 @@ class Dataset:
     @property
     def is_source(self) -> bool:
         """Whether exports read it (S11)."""
-        return self.kind is not DatasetKind.UNION and "enabled:false" not in self.tags.get(PROFILE_TAG, ())
+        return is_source(self.kind, self.tags)
 
 
-def initial_fields(schema: BuiltInSchema, identity_fields: tuple[IdentityField, ...]) -> ObjectType:
-    """Return the fields of a new dataset: the schema's, and the declared identity fields as text.
+def is_source(kind: DatasetKind, tags: Mapping[str, tuple[str, ...]]) -> bool:
+    """Say whether exports read a dataset of that kind and those tags (S11)."""
+    return kind is not DatasetKind.UNION and "enabled:false" not in tags.get(PROFILE_TAG, ())
+
+
+def initial_fields(
+    schema: Schema, identity_fields: Sequence[IdentityField], declared_fields: Sequence[FieldDeclaration] = ()
+) -> ObjectType:
+    """Return the fields of a new dataset: the schema's, the declared ones, and identity fields as text (S1).
 
     Raises:
-        TypeConflictError: A declared path contradicts the schema.
+        TypeConflictError: A declared path contradicts the schema or another one, or holds no identity there.
     """
     fields = schema.fields
-    for declared in identity_fields:
-        *parents, name = declared.path
-        nested = ObjectType({name: TEXT})
-        for parent in reversed(parents):
-            nested = ObjectType({parent: nested})
-        fields = union_objects(fields, nested)
+    for declared in declared_fields:
+        fields = union_objects(fields, nested(declared.path, declared.type))
+    for identity in identity_fields:
+        kind = LONG if type_at(fields, identity.path) == LONG else TEXT
+        fields = union_objects(fields, nested(identity.path, kind))
     return fields
+
+
+def usable_kind(schema: Schema) -> DatasetKind:
+    """Return what a dataset of the schema holds.
+
+    Raises:
+        InvalidArgumentError: Nothing: it is a component of other schemas.
+    """
+    if schema.kind is None:
+        raise InvalidArgumentError.of_field(
+            "schema_ref.id", f"'{schema.id}' is a component of other schemas, and extends no class itself."
+        )
+    return schema.kind
+
+
+def check_declared_fields(kind: DatasetKind, declared_fields: Sequence[FieldDeclaration], where: str) -> None:
+    """Refuse declarations that cannot work; `where` is the field of the request that holds them.
+
+    Raises:
+        InvalidArgumentError: On a union dataset, or a path or a name in a type cannot be.
+    """
+    if declared_fields and kind is DatasetKind.UNION:
+        raise InvalidArgumentError.of_field(
+            where, "a union dataset holds exported profiles and declares none."
+        )
+    for index, declared in enumerate(declared_fields):
+        _check_field_path(declared.path, f"{where}[{index}].path")
+        _check_names(declared.type, declared.path, f"{where}[{index}].type")
+
+
+def _check_names(kind: FieldType, path: FieldPath, where: str) -> None:
+    match kind:
+        case ObjectType(fields):
+            for name, member in fields.items():
+                _check_field_path((*path, name), where)
+                _check_names(member, (*path, name), where)
+        case ArrayType(inner) | MapType(inner):
+            _check_names(inner, (*path, "[]"), where)
 
 
 def check_identity_fields(kind: DatasetKind, identity_fields: tuple[IdentityField, ...]) -> None:
@@ -149,7 +230,7 @@ def check_identity_fields(kind: DatasetKind, identity_fields: tuple[IdentityFiel
     seen: set[tuple[str, ...]] = set()
     for index, declared in enumerate(identity_fields):
         field = f"identity_fields[{index}]"
-        _check_identity_path(declared.path, f"{field}.path")
+        _check_field_path(declared.path, f"{field}.path")
         # A key is computed of namespace, NUL and id: with a NUL inside, two identities could share one.
         if not declared.namespace or "\0" in declared.namespace:
             raise InvalidArgumentError.of_field(
@@ -162,8 +243,8 @@ def check_identity_fields(kind: DatasetKind, identity_fields: tuple[IdentityFiel
         raise InvalidArgumentError.of_field("identity_fields", "at most one may be primary.")
 
 
-def _check_identity_path(path: FieldPath, field: str) -> None:
-    """Hold a declared path to what ingestion asks of any field: once it is known, nobody looks at its names again."""
+def _check_field_path(path: FieldPath, field: str) -> None:
+    """Hold a path to what ingestion asks of any field: once it is known, nobody looks at its names again."""
     if not path or not all(path) or len(path) > MAX_DEPTH:
         raise InvalidArgumentError.of_field(
             field, f"must be a dotted field path such as 'crm.id', of at most {MAX_DEPTH} names."
@@ -183,79 +264,3 @@ def check_tags(tags: Mapping[str, tuple[str, ...]]) -> None:
     """
     if "isUpsert:true" in tags.get(PROFILE_TAG, ()):
         raise UnimplementedError.of_field(f"tags.{PROFILE_TAG}: isUpsert:true")
-
-
-class BatchState(StrEnum):
-    """Where a batch stands."""
-
-    LOADING = "loading"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    ABORTED = "aborted"
-    REVERTED = "reverted"
-    EXPIRED = "expired"
-
-
-@dataclass(frozen=True, slots=True)
-class RowError:
-    """Why a batch was refused: the row (from 1, None for the file as a whole) and the reason, in words."""
-
-    row: int | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """An atomic set of files added to a dataset, visible whole or not at all.
-
-    `number`, `ingest_time` and the counts are None or 0 until it has succeeded; `sha256` and `byte_count` are those
-    of the upload as sent, None for an export's batch; `job_id` is None for an upload.
-    """
-
-    id: str
-    dataset_id: str
-    state: BatchState
-    create_time: datetime
-    end_time: datetime | None = None
-    number: int | None = None
-    ingest_time: datetime | None = None
-    rows: int = 0
-    bytes: int = 0
-    file_count: int = 0
-    format: str = ""
-    file_name: str = ""
-    sha256: str | None = None
-    byte_count: int | None = None
-    job_id: int | None = None
-    errors: tuple[RowError, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """One Parquet file. `path` is relative to the lake's root; `sha256` is in hex."""
-
-    name: str
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
-
-
-def check_batch_id(batch_id: str) -> None:
-    """Refuse a batch id that is not of the agreed form.
-
-    Raises:
-        InvalidArgumentError: It does not match `[A-Za-z0-9_-]{1,64}`.
-    """
-    if not _BATCH_ID.fullmatch(batch_id):
-        raise InvalidArgumentError.of_field("start.batch_id", "must match [A-Za-z0-9_-]{1,64}.")
-
-
-def check_file_name(file_name: str) -> None:
-    """Refuse a file name that is not of the agreed form.
-
-    Raises:
-        InvalidArgumentError: It does not match `[A-Za-z0-9_.-]{1,128}`.
-    """
-    if not _FILE_NAME.fullmatch(file_name):
-        raise InvalidArgumentError.of_field("start.file_name", "must match [A-Za-z0-9_.-]{1,128}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Generic, TypeVar
 
@@ -51,6 +51,18 @@ class PageRequest:
         if not self.cursor.isdecimal() or len(self.cursor) > _LONGEST_NUMBER:
             raise _refused()
         return int(self.cursor)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The cursor of a list whose key is a name and a number; the empty name and 0 for the beginning.
+
+        Raises:
+            InvalidArgumentError: It is none: the token was made up.
+        """
+        name, _, number = self.cursor.rpartition(" ")
+        if not self.cursor:
+            return "", 0
+        return name, replace(self, cursor=number).number
 
 
 @dataclass(frozen=True, slots=True)

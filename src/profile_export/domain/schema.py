@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
 
 
 class ScalarKind(StrEnum):
@@ -123,11 +123,15 @@ class TypeConflictError(InvalidArgumentError):
         )
         self.path, self.known, self.found = path, known, found
 
+    def as_precondition(self) -> FailedPreconditionError:
+        """Return the same conflict where the request is right in itself, but not beside what there is."""
+        return FailedPreconditionError(self.reason, self.message, metadata=self.metadata)
+
     def between(self, dataset_id: str, other: str) -> TypeConflictError:
         """Return the same conflict, naming the dataset that brings a type and the one that has the other."""
         conflict = TypeConflictError(self.path, self.known, self.found)
         conflict.message = (
-            f"The field '{dotted_path(self.path)}' is {self.found} in dataset '{dataset_id}', but {self.known} in "
+            f"The field '{dotted_path(self.path)}' is {self.found} in '{dataset_id}', but {self.known} in "
             f"'{other}'. Send the same type, or create the dataset with the tag unifiedProfile: enabled:false."
         )
         conflict.args = (conflict.message,)
@@ -197,6 +201,15 @@ def _wider_number(known: FieldType, found: FieldType) -> FieldType | None:
         ):
             return DOUBLE
     return None
+
+
+def nested(path: FieldPath, kind: FieldType) -> ObjectType:
+    """Return the object type that holds one field, at a path of at least one name."""
+    *parents, name = path
+    fields = ObjectType({name: kind})
+    for parent in reversed(parents):
+        fields = ObjectType({parent: fields})
+    return fields
 
 
 def leaves(schema: ObjectType, path: FieldPath = ()) -> Iterator[tuple[FieldPath, FieldType]]:

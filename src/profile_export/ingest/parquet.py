@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog import DatasetKind, RowError
+from profile_export.domain.batch import RowError
+from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.learning import ValueRefusedError
 from profile_export.domain.schema import (
     EVENT_ID,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profile_export.domain.catalog import RowError
+from profile_export.domain.batch import RowError
 from profile_export.domain.learning import ValueRefusedError
 from profile_export.domain.schema import TypeConflictError
 

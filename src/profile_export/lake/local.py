@@ -26,17 +26,17 @@ class LocalLake:
         """Return the place of a batch's files; it need not exist yet."""
         return self.root / folder
 
-    def upload(self, folder: str) -> Path:
+    def upload(self, name: str) -> Path:
         """Return the place of an upload's bytes as sent; it need not exist yet."""
-        return self._uploads / folder.replace("/", "-")
+        return self._uploads / name
 
     def location(self, path: str) -> str:
         """Return the URI of a data file for readers on this machine."""
         return (self.root / path).resolve().as_uri()
 
-    def received(self, folder: str) -> int:
+    def received(self, name: str) -> int:
         """Return how many bytes of an upload have arrived."""
-        upload = self.upload(folder)
+        upload = self.upload(name)
         return upload.stat().st_size if upload.exists() else 0
 
     def read(self, path: str, offset: int, length: int) -> Iterator[bytes]:
@@ -47,18 +47,13 @@ class LocalLake:
                 length -= len(chunk)
                 yield chunk
 
-    def forget_upload(self, folder: str) -> None:
+    def forget_upload(self, name: str) -> None:
         """Remove an upload's bytes, whether or not there are any."""
-        self.upload(folder).unlink(missing_ok=True)
+        self.upload(name).unlink(missing_ok=True)
 
     def remove(self, folder: str) -> None:
         """Remove a batch's folder with all that is in it, whether or not it exists."""
         shutil.rmtree(self.root / folder, ignore_errors=True)
-
-    def empty(self, folder: str) -> None:
-        """Make a batch's folder, and make it empty if it exists."""
-        self.remove(folder)
-        self.folder(folder).mkdir(parents=True)
 
     def sync(self, folder: str) -> None:
         """Make the names of a folder's files survive a power cut; what the files hold is for who wrote them."""
@@ -83,13 +78,13 @@ class LocalLake:
             if not any(Path(place).iterdir()):
                 Path(place).rmdir()
 
-    def sweep(self, folders: Collection[str]) -> None:
+    def sweep(self, folders: Collection[str], uploads: Collection[str]) -> None:
         """Remove every batch folder and upload that is none of these: what a former process left behind."""
         for folder in self.root.glob("*/*"):
             name = str(folder.relative_to(self.root))
             if name not in folders:
                 self.remove(name)
-        kept = {self.upload(folder) for folder in folders}
+        kept = {self.upload(name) for name in uploads}
         for upload in self._uploads.iterdir():
             if upload not in kept:
                 upload.unlink()

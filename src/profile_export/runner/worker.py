@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from profile_export.domain.catalog import DataFile
+from profile_export.domain.batch import DataFile
 from profile_export.domain.errors import DomainError, FailedPreconditionError
 from profile_export.domain.job import JobError, JobState, Phase, Progress
 from profile_export.domain.plan import ExportPlan, WrittenFile

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog import DataFile, Tenant
+from profile_export.domain.batch import DataFile
+from profile_export.domain.catalog import Tenant
 from profile_export.domain.job import (
     CLAIM,
     LET_GO,

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, Select, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog import Batch, BatchState, DataFile, Tenant
-from profile_export.domain.errors import FailedPreconditionError, NotFoundError
-from profile_export.domain.paging import Page, PageRequest, cut_page
-from profile_export.store.catalog import dataset_of
-from profile_export.store.database import Database, database_time, whole
-from profile_export.store.tables import batches, files
-from profile_export.store.tenants import (
-    BatchPlace,
-    id_of,
+from profile_export.domain.batch import (
+    Batch,
+    BatchState,
+    DataFile,
+    Upload,
+    UploadState,
+    check_revertible,
+    not_succeeded,
 )
+from profile_export.domain.catalog import Tenant
+from profile_export.domain.errors import NotFoundError
+from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.store.database import Database, database_time, whole
+from profile_export.store.datasets import dataset_of
+from profile_export.store.tables import batches, datasets, files, uploads
+from profile_export.store.tenants import BatchPlace, id_of
+
+_SHOWN = [column for column in uploads.c if column.name != "facts"]
 
 
 class Batches:
@@ -34,18 +43,7 @@ class Batches:
             NotFoundError: The tenant has none of that id.
         """
         async with self.database.read() as connection:
-            return batch_from(await _existing(connection, id_of(tenant), batch_id))
-
-    @whole
-    async def folder_of(self, tenant: Tenant, batch_id: str) -> str:
-        """Return a batch's place in the lake.
-
-        Raises:
-            NotFoundError: The tenant has no such batch.
-        """
-        async with self.database.read() as connection:
-            folder: str = (await _existing(connection, id_of(tenant), batch_id)).folder
-            return folder
+            return await batch_from(connection, await existing_batch(connection, id_of(tenant), batch_id))
 
     @whole
     async def list_batches(self, tenant: Tenant, dataset_id: str, request: PageRequest) -> Page[Batch]:
@@ -55,7 +53,7 @@ class Batches:
             NotFoundError: There is no such dataset.
         """
         query = select(batches).where(
-            batches.c.tenant_id == id_of(tenant), batches.c.state == BatchState.SUCCEEDED.value
+            batches.c.tenant_id == id_of(tenant), batches.c.state == BatchState.SUCCEEDED.value, _is_seen()
         )
         if request.cursor:
             query = query.where(batches.c.number > request.number)
@@ -65,7 +63,8 @@ class Batches:
             if dataset_id:
                 await dataset_of(connection, id_of(tenant), dataset_id)
             rows = (await connection.execute(query.order_by(batches.c.number).limit(request.size + 1))).all()
-        return cut_page([batch_from(row) for row in rows], request, lambda last: str(last.number))
+            found = await _batches_from(connection, rows)
+        return cut_page(found, request, lambda last: str(last.number))
 
     @whole
     async def list_files(self, tenant: Tenant, batch_id: str, request: PageRequest) -> Page[DataFile]:
@@ -100,35 +99,113 @@ class Batches:
         return _file(row)
 
     @whole
-    async def kept_folders(self) -> Sequence[str]:
-        """Return the folders of all batches that still need theirs: succeeded or not yet ended."""
-        kept = (BatchState.SUCCEEDED.value, BatchState.LOADING.value)
+    async def newest_files(self, tenant: Tenant, dataset_id: str, rows: int) -> Sequence[DataFile]:
+        """Return files of a dataset's newest batches, newest batch first, enough for so many rows.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+        """
+        query = (
+            select(files)
+            .join(batches, files.c.batch_key == batches.c.key)
+            .where(batches.c.dataset_id == dataset_id, batches.c.state == BatchState.SUCCEEDED.value)
+            .order_by(batches.c.number.desc(), files.c.name)
+        )
+        found: list[DataFile] = []
         async with self.database.read() as connection:
-            return list(
-                (
-                    await connection.execute(select(batches.c.folder).where(batches.c.state.in_(kept)))
-                ).scalars()
-            )
+            await dataset_of(connection, id_of(tenant), dataset_id)
+            # Every file has at least one row.
+            for row in await connection.execute(query.limit(rows)):
+                found.append(_file(row))
+                rows -= row.rows
+                if rows <= 0:
+                    break
+        return found
+
+    @whole
+    async def revert(self, tenant: Tenant, batch_id: str, reason: str) -> Batch:
+        """Take a succeeded batch back; nobody sees it from here on. Doing so again changes nothing.
+
+        Raises:
+            NotFoundError: There is no such batch.
+            FailedPreconditionError: It has not succeeded.
+        """
+        async with self.database.write() as connection:
+            row = await existing_batch(connection, id_of(tenant), batch_id)
+            batch = await batch_from(connection, row)
+            if batch.state is BatchState.REVERTED:
+                return batch
+            check_revertible(batch)
+            return await end_batch(connection, row, BatchState.REVERTED, reason)
+
+    @whole
+    async def kept_folders(self) -> Sequence[str]:
+        """Return the folders of all batches that need theirs: for files that count or will, or for refused rows."""
+        refused = select(uploads.c.batch_key).where(uploads.c.rejected_rows > 0)
+        needed = batches.c.state.in_((BatchState.SUCCEEDED.value, BatchState.LOADING.value)) | (
+            (batches.c.state == BatchState.FAILED.value) & batches.c.key.in_(refused)
+        )
+        async with self.database.read() as connection:
+            found = await connection.execute(select(batches.c.folder).where(needed, _is_seen()))
+            return list(found.scalars())
+
+    @whole
+    async def kept_uploads(self) -> Sequence[str]:
+        """Return under which names the bytes of uploads are kept whose batches do not count yet."""
+        query = (
+            select(uploads.c.staged_as)
+            .join(batches, batches.c.key == uploads.c.batch_key)
+            .where(batches.c.state == BatchState.LOADING.value, _is_seen())
+        )
+        async with self.database.read() as connection:
+            return list((await connection.execute(query)).scalars())
 
 
-def batch_from(row: Row[Any]) -> Batch:
-    """Make a batch of its row."""
-    return Batch(
-        id=row.id,
-        dataset_id=row.dataset_id,
-        state=BatchState(row.state),
-        create_time=row.create_time,
-        end_time=row.end_time,
-        number=row.number,
-        ingest_time=row.ingest_time,
-        rows=row.rows,
-        bytes=row.bytes,
-        file_count=row.file_count,
-        format=row.format,
+async def batch_from(connection: AsyncConnection, row: Row[Any]) -> Batch:
+    """Make a batch of its row and those of its uploads."""
+    [batch] = await _batches_from(connection, [row])
+    return batch
+
+
+async def _batches_from(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[Batch]:
+    sent: dict[int, list[Upload]] = defaultdict(list)
+    keys = [row.key for row in rows if row.job_id is None]
+    query = select(*_SHOWN).where(uploads.c.batch_key.in_(keys)).order_by(uploads.c.file_name)
+    for found in await connection.execute(query) if keys else ():
+        sent[found.batch_key].append(upload_from(found))
+    return [
+        Batch(
+            id=row.id,
+            dataset_id=row.dataset_id,
+            state=BatchState(row.state),
+            create_time=row.create_time,
+            end_time=row.end_time,
+            number=row.number,
+            ingest_time=row.ingest_time,
+            rows=row.rows,
+            bytes=row.bytes,
+            file_count=row.file_count,
+            job_id=row.job_id,
+            several_files=row.several_files,
+            state_reason=row.state_reason,
+            uploads=tuple(sent[row.key]),
+        )
+        for row in rows
+    ]
+
+
+def upload_from(row: Row[Any]) -> Upload:
+    """Make an upload of its row."""
+    return Upload(
         file_name=row.file_name,
-        sha256=row.sha256,
+        format=row.format,
+        max_bad_records=row.max_bad_records,
+        state=UploadState(row.state),
+        staged_as=row.staged_as,
         byte_count=row.byte_count,
-        job_id=row.job_id,
+        sha256=row.sha256,
+        folder=row.folder,
+        rejected_rows=row.rejected_rows,
         errors=row.errors,
     )
 
@@ -143,9 +220,9 @@ async def add_files(
 
 
 async def succeed_batch(
-    connection: AsyncConnection, batch_key: int, place: BatchPlace, counted: Sequence[DataFile], **upload: Any
-) -> Batch:
-    """Make a batch count from this transaction's commit on; `upload` holds what only an upload has."""
+    connection: AsyncConnection, batch_key: int, place: BatchPlace, counted: Sequence[DataFile]
+) -> Row[Any]:
+    """Make a batch count from this transaction's commit on; return its new row."""
     values = {
         "state": BatchState.SUCCEEDED.value,
         "number": place.number,
@@ -154,17 +231,27 @@ async def succeed_batch(
         "rows": sum(file.rows for file in counted),
         "bytes": sum(file.bytes for file in counted),
         "file_count": len(counted),
-        **upload,
     }
     query = update(batches).where(batches.c.key == batch_key).values(values).returning(batches)
-    return batch_from((await connection.execute(query)).one())
+    row: Row[Any] = (await connection.execute(query)).one()
+    return row
 
 
-async def drop_batch(connection: AsyncConnection, batch_key: int, state: BatchState) -> None:
+async def end_batch(connection: AsyncConnection, row: Row[Any], state: BatchState, reason: str = "") -> Batch:
+    """End a batch without effect, or one that had an effect; its `end_time` is that of its first end."""
+    values: Mapping[str, Any] = {
+        "state": state.value,
+        "state_reason": reason,
+        "end_time": row.end_time or await database_time(connection),
+    }
+    query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
+    return await batch_from(connection, (await connection.execute(query)).one())
+
+
+async def drop_batch(connection: AsyncConnection, row: Row[Any], state: BatchState) -> None:
     """End an export's batch without effect, and forget its files."""
-    await connection.execute(delete(files).where(files.c.batch_key == batch_key))
-    values: Mapping[str, Any] = {"state": state.value, "end_time": await database_time(connection)}
-    await connection.execute(update(batches).where(batches.c.key == batch_key).values(values))
+    await connection.execute(delete(files).where(files.c.batch_key == row.key))
+    await end_batch(connection, row, state)
 
 
 async def files_of(connection: AsyncConnection, batch_key: int) -> list[DataFile]:
@@ -174,25 +261,32 @@ async def files_of(connection: AsyncConnection, batch_key: int) -> list[DataFile
 
 
 def batch_by_id(tenant_id: Any, batch_id: str) -> Select[Any]:
-    """Select a batch of any state by its id."""
+    """Select a batch of any state by its id, also one whose dataset is deleted."""
     return select(batches).where(batches.c.tenant_id == tenant_id, batches.c.id == batch_id)
 
 
-async def _existing(connection: AsyncConnection, tenant_id: Any, batch_id: str) -> Row[Any]:
-    row: Row[Any] | None = (await connection.execute(batch_by_id(tenant_id, batch_id))).first()
+async def existing_batch(connection: AsyncConnection, tenant_id: Any, batch_id: str) -> Row[Any]:
+    """Return the row of a batch of any state, within a transaction.
+
+    Raises:
+        NotFoundError: The tenant has none of that id, or its dataset is deleted.
+    """
+    query = batch_by_id(tenant_id, batch_id).where(_is_seen())
+    row: Row[Any] | None = (await connection.execute(query)).first()
     if row is None:
         raise NotFoundError.of("batch", batch_id)
     return row
 
 
+def _is_seen() -> Any:
+    """Tell batches of datasets that are not deleted."""
+    return batches.c.dataset_id.in_(select(datasets.c.id).where(datasets.c.delete_time.is_(None)))
+
+
 async def _succeeded(connection: AsyncConnection, tenant: Tenant, batch_id: str) -> Row[Any]:
-    row = await _existing(connection, id_of(tenant), batch_id)
+    row = await existing_batch(connection, id_of(tenant), batch_id)
     if row.state != BatchState.SUCCEEDED:
-        raise FailedPreconditionError(
-            "BATCH_NOT_SUCCEEDED",
-            f"The batch '{batch_id}' is {row.state.upper()}; only the files of a SUCCEEDED batch can be seen.",
-            metadata={"batch_id": batch_id, "state": row.state.upper()},
-        )
+        raise not_succeeded(batch_id, BatchState(row.state))
     return row
 
 

@@ -1,4 +1,4 @@
-"""Datasets, and the merge policies over them."""
+"""Datasets, and the union schemas of those that exports read."""
 
 from __future__ import annotations
 
@@ -6,41 +6,72 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, func, insert, select, tuple_
+from sqlalchemy import Row, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import (
-    BUILT_IN_SCHEMAS,
     Dataset,
     DatasetKind,
+    FieldDeclaration,
     IdentityField,
     SchemaRef,
     Tenant,
+    check_declared_fields,
+    check_identity_fields,
     initial_fields,
+    is_source,
+    usable_kind,
 )
-from profile_export.domain.errors import AlreadyExistsError, NotFoundError
+from profile_export.domain.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    FieldViolation,
+)
+from profile_export.domain.job import FINAL_STATES
 from profile_export.domain.paging import Page, PageRequest, cut_page
-from profile_export.domain.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, MergePolicy
-from profile_export.domain.schema import ObjectType, TypeConflictError, union_objects
+from profile_export.domain.schema import (
+    DecimalType,
+    ObjectType,
+    Scalar,
+    TypeConflictError,
+    leaves,
+    nested,
+    type_at,
+    union_objects,
+)
+from profile_export.domain.unions import union_by_kind
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, database_time, whole
-from profile_export.store.tables import datasets, merge_policies
+from profile_export.store.datasets import check_union, dataset_from, dataset_of, source_datasets
+from profile_export.store.schemas import newest_schema
+from profile_export.store.tables import datasets, jobs
 from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, register_namespaces
 
 
 @dataclass(frozen=True, slots=True)
 class NewDataset:
-    """What a caller says of a dataset; `schema` is one of the built-in ones."""
+    """What a caller says of a dataset; `schema` is built in or registered."""
 
     name: str
     description: str
     schema: SchemaRef
     tags: Mapping[str, tuple[str, ...]]
     identity_fields: tuple[IdentityField, ...]
+    declared_fields: tuple[FieldDeclaration, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetChange:
+    """What a caller changes of a dataset; None stays as it is, declared fields come on top of those it has."""
+
+    name: str | None = None
+    description: str | None = None
+    tags: Mapping[str, tuple[str, ...]] | None = None
+    declared_fields: tuple[FieldDeclaration, ...] = ()
 
 
 class Catalog:
-    """Datasets and merge policies of all tenants."""
+    """Datasets of all tenants."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -53,21 +84,26 @@ class Catalog:
 
         Raises:
             AlreadyExistsError: The request id stands for a dataset made from other values.
+            NotFoundError: There is no such schema.
+            InvalidArgumentError: Its identity or declared fields cannot work.
+            TypeConflictError: A type contradicts the schema, or the union of the class.
         """
-        schema = BUILT_IN_SCHEMAS[new.schema.id]
         digest = digest_of(new)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             if request_id:
-                found = await _first(
-                    connection,
-                    select(datasets).where(
-                        datasets.c.tenant_id == tenant_id, datasets.c.request_id == request_id
-                    ),
+                query = select(datasets).where(
+                    datasets.c.tenant_id == tenant_id, datasets.c.request_id == request_id
                 )
+                found = (await connection.execute(query)).first()
                 if found:
                     check_digest(found, digest, request_id)
-                    return _dataset(found), True
+                    return dataset_from(found), True
+            schema = await newest_schema(connection, tenant_id, new.schema.id)
+            kind = usable_kind(schema)
+            identities = _with_those_of_the_schema(new.identity_fields, schema.identity_fields)
+            check_identity_fields(kind, identities)
+            check_declared_fields(kind, new.declared_fields, "declared_fields")
             now = await database_time(connection)
             row = {
                 "id": dataset_id,
@@ -76,19 +112,21 @@ class Catalog:
                 "description": new.description,
                 "schema_id": new.schema.id,
                 "content_type": new.schema.content_type,
-                "kind": schema.kind.value,
+                "kind": kind.value,
                 "tags": new.tags,
-                "identity_fields": new.identity_fields,
-                "fields": initial_fields(schema, new.identity_fields),
+                "identity_fields": identities,
+                "declared_fields": new.declared_fields,
+                "fields": initial_fields(schema, identities, new.declared_fields),
                 "create_time": now,
                 "update_time": now,
                 "request_id": request_id or None,
                 "request_digest": digest,
             }
-            inserted = await connection.execute(insert(datasets).values(row).returning(datasets))
-            declared = [field.namespace for field in new.identity_fields]
+            inserted = (await connection.execute(insert(datasets).values(row).returning(datasets))).one()
+            await check_union(connection, tenant_id, newcomer=dataset_id)
+            declared = [field.namespace for field in identities]
             await register_namespaces(connection, tenant_id, IDENTITY, declared, declared)
-            return _dataset(inserted.one()), False
+            return dataset_from(inserted), False
 
     @whole
     async def get_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
@@ -103,84 +141,80 @@ class Catalog:
     @whole
     async def list_datasets(self, tenant: Tenant, request: PageRequest) -> Page[Dataset]:
         """Return a page of datasets, oldest first."""
-        query = select(datasets).where(datasets.c.tenant_id == id_of(tenant))
+        query = select(datasets).where(
+            datasets.c.tenant_id == id_of(tenant), datasets.c.delete_time.is_(None)
+        )
         if request.cursor:
             after = select(datasets.c.create_time).where(datasets.c.id == request.cursor).scalar_subquery()
             query = query.where(tuple_(datasets.c.create_time, datasets.c.id) > tuple_(after, request.cursor))
         query = query.order_by(datasets.c.create_time, datasets.c.id).limit(request.size + 1)
         async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return cut_page([_dataset(row) for row in rows], request, lambda last: last.id)
+        return cut_page([dataset_from(row) for row in rows], request, lambda last: last.id)
+
+    @whole
+    async def update_dataset(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:
+        """Change what is given; a change that changes nothing leaves `update_time` as it was.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            InvalidArgumentError: The declared fields cannot work.
+            TypeConflictError: A declared type narrows what is known, or tags bring a conflict into the union.
+        """
+        async with self.database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            dataset = await dataset_of(connection, tenant_id, dataset_id)
+            check_declared_fields(dataset.kind, change.declared_fields, "add_declared_fields")
+            tags = dataset.tags if change.tags is None else change.tags
+            values: dict[str, Any] = {
+                "name": dataset.name if change.name is None else change.name,
+                "description": dataset.description if change.description is None else change.description,
+                "tags": tags,
+                "declared_fields": _with_newer(dataset.declared_fields, change.declared_fields),
+                "fields": _grown(dataset.fields, change.declared_fields),
+            }
+            if all(getattr(dataset, name) == value for name, value in values.items()):
+                return dataset
+            values["update_time"] = await database_time(connection)
+            query = update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
+            updated = (await connection.execute(query)).one()
+            if is_source(dataset.kind, tags):
+                await check_union(connection, tenant_id, newcomer=dataset_id)
+            return dataset_from(updated)
+
+    @whole
+    async def delete_dataset(self, tenant: Tenant, dataset_id: str) -> None:
+        """Hide a dataset with all its batches.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            FailedPreconditionError: Unfinished jobs use it; they are named.
+        """
+        async with self.database.write() as connection:
+            dataset = await dataset_of(connection, id_of(tenant), dataset_id)
+            using = await _unfinished_jobs(connection, id_of(tenant), dataset)
+            if using:
+                named = ", ".join(str(job_id) for job_id in using)
+                raise FailedPreconditionError(
+                    "DATASET_IN_USE",
+                    f"The dataset '{dataset_id}' is used by unfinished jobs: {named}. Wait for them or cancel them.",
+                    metadata={"id": dataset_id, "jobs": named},
+                    violations=tuple(FieldViolation(f"jobs/{one}", "is not finished") for one in using),
+                )
+            # Its request id is free again: it stands for a dataset that nobody can see.
+            values = {"delete_time": await database_time(connection), "request_id": None}
+            await connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(values))
 
     @whole
     async def union_fields(self, tenant: Tenant) -> Mapping[DatasetKind, ObjectType]:
         """Return the union schemas of the tenant's record and event sources, built-in fields included."""
-        async with self.database.read() as connection:
-            sources = await source_datasets(connection, id_of(tenant))
-        return union_by_kind(sources)
+        return union_by_kind(await self.sources(tenant))
 
     @whole
-    async def create_policy(self, tenant: Tenant, policy: MergePolicy) -> MergePolicy:
-        """Store the first version of a merge policy; its `create_time` is set here."""
-        async with self.database.write() as connection:
-            row = {
-                "tenant_id": await ensure_tenant(connection, tenant),
-                "id": policy.id,
-                "version": policy.version,
-                "name": policy.name,
-                "graph": policy.graph.value,
-                "attribute_merge": policy.attribute_merge.value,
-                "schema_name": policy.schema_name,
-                "create_time": await database_time(connection),
-            }
-            inserted = await connection.execute(insert(merge_policies).values(row).returning(merge_policies))
-            return _policy(inserted.one())
-
-    @whole
-    async def find_policy(self, tenant: Tenant, policy_id: str, version: int | None) -> MergePolicy:
-        """Return a merge policy: the built-in one for an empty id, the newest version for None.
-
-        Raises:
-            NotFoundError: The tenant has no such policy, or not that version.
-        """
-        if policy_id in {"", BUILT_IN_POLICY.id} and version in {None, BUILT_IN_POLICY.version}:
-            return BUILT_IN_POLICY
-        query = select(merge_policies).where(
-            merge_policies.c.tenant_id == id_of(tenant), merge_policies.c.id == policy_id
-        )
-        if version is not None:
-            query = query.where(merge_policies.c.version == version)
+    async def sources(self, tenant: Tenant) -> Sequence[Dataset]:
+        """Return the datasets that exports read (S11), oldest first."""
         async with self.database.read() as connection:
-            row = await _first(connection, query.order_by(merge_policies.c.version.desc()))
-        if row is None:
-            raise NotFoundError.of("merge policy", policy_id if version is None else f"{policy_id}@{version}")
-        return _policy(row)
-
-    @whole
-    async def list_policies(self, tenant: Tenant, request: PageRequest) -> Page[MergePolicy]:
-        """Return a page of merge policies in their newest versions: the built-in one first, then oldest first."""
-        newest = (
-            select(merge_policies.c.id, func.max(merge_policies.c.version).label("version"))
-            .where(merge_policies.c.tenant_id == id_of(tenant))
-            .group_by(merge_policies.c.id)
-            .subquery()
-        )
-        query = select(merge_policies).join(
-            newest, (merge_policies.c.id == newest.c.id) & (merge_policies.c.version == newest.c.version)
-        )
-        query = query.where(merge_policies.c.tenant_id == id_of(tenant))
-        if request.cursor:
-            # The built-in policy has no time and so comes before all others.
-            times = select(merge_policies.c.create_time).where(merge_policies.c.id == request.cursor)
-            after = func.coalesce(times.scalar_subquery(), 0)
-            query = query.where(
-                tuple_(merge_policies.c.create_time, merge_policies.c.id) > tuple_(after, request.cursor)
-            )
-        query = query.order_by(merge_policies.c.create_time, merge_policies.c.id).limit(request.size + 1)
-        async with self.database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        built_in = [] if request.cursor else [BUILT_IN_POLICY]
-        return cut_page([*built_in, *map(_policy, rows)], request, lambda last: last.id)
+            return await source_datasets(connection, id_of(tenant))
 
 
 def check_digest(row: Row[Any], digest: str, request_id: str) -> None:
@@ -197,89 +231,54 @@ def check_digest(row: Row[Any], digest: str, request_id: str) -> None:
         )
 
 
-async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: str) -> Dataset:
-    """Return a dataset, within a transaction.
+def _with_those_of_the_schema(
+    own: Sequence[IdentityField], schemas: Sequence[IdentityField]
+) -> tuple[IdentityField, ...]:
+    """Return the identity fields of a dataset: what it says of a path goes before what its schema says."""
+    said = {field.path for field in own}
+    has_primary = any(field.primary for field in own)
+    inherited = (field for field in schemas if field.path not in said)
+    return (
+        *own,
+        *(IdentityField(one.path, one.namespace, one.primary and not has_primary) for one in inherited),
+    )
+
+
+def _with_newer(
+    known: Sequence[FieldDeclaration], added: Sequence[FieldDeclaration]
+) -> tuple[FieldDeclaration, ...]:
+    types = {declared.path: declared.type for declared in (*known, *added)}
+    return tuple(FieldDeclaration(path, kind) for path, kind in types.items())
+
+
+def _grown(fields: ObjectType, declared_fields: Sequence[FieldDeclaration]) -> ObjectType:
+    """Add declared types to what is known.
 
     Raises:
-        NotFoundError: The tenant has none of that id.
+        TypeConflictError: One is not as wide as what is known.
     """
-    row = await _first(
-        connection, select(datasets).where(datasets.c.id == dataset_id, datasets.c.tenant_id == tenant_id)
+    for declared in declared_fields:
+        wanted = nested(declared.path, declared.type)
+        fields = union_objects(fields, wanted)
+        # A union takes the wider of both: a narrower declaration would be accepted and ignored.
+        for path, kind in leaves(wanted):
+            known = type_at(fields, path)
+            if isinstance(kind, Scalar | DecimalType) and known != kind:
+                raise TypeConflictError(path, known or "", kind)
+    return fields
+
+
+async def _unfinished_jobs(connection: AsyncConnection, tenant_id: Any, dataset: Dataset) -> list[int]:
+    """Return the jobs that write to a dataset, have pinned it, or will read it when they are planned."""
+    unfinished = select(jobs.c.id, jobs.c.destination_id, jobs.c.plan).where(
+        jobs.c.tenant_id == tenant_id, jobs.c.state.not_in([state.value for state in FINAL_STATES])
     )
-    if row is None:
-        raise NotFoundError.of("dataset", dataset_id)
-    return _dataset(row)
-
-
-async def source_datasets(connection: AsyncConnection, tenant_id: Any) -> list[Dataset]:
-    """Return the datasets that exports read (S11), oldest first."""
-    rows = await connection.execute(
-        select(datasets)
-        .where(datasets.c.tenant_id == tenant_id)
-        .order_by(datasets.c.create_time, datasets.c.id)
-    )
-    return [dataset for dataset in map(_dataset, rows) if dataset.is_source]
-
-
-def union_by_kind(sources: Sequence[Dataset]) -> Mapping[DatasetKind, ObjectType]:
-    """Return the union schemas of record and event datasets.
-
-    Raises:
-        TypeConflictError: Two datasets contradict each other; it names both.
-    """
-    unions: dict[DatasetKind, ObjectType] = {
-        schema.kind: schema.fields
-        for schema in BUILT_IN_SCHEMAS.values()
-        if schema.kind is not DatasetKind.UNION
-    }
-    earlier: list[Dataset] = []
-    for dataset in sources:
-        try:
-            unions[dataset.kind] = union_objects(unions[dataset.kind], dataset.fields)
-        except TypeConflictError as conflict:
-            raise conflict.between(dataset.id, _who_knows(earlier, dataset)) from None
-        earlier.append(dataset)
-    return unions
-
-
-def _who_knows(earlier: Sequence[Dataset], dataset: Dataset) -> str:
-    """Name the first dataset that the newcomer contradicts; the built-in schema if there is none."""
-    for other in earlier:
-        if other.kind is dataset.kind:
-            try:
-                union_objects(other.fields, dataset.fields)
-            except TypeConflictError:
-                return other.id
-    return dataset.schema.id
-
-
-async def _first(connection: AsyncConnection, query: Select[Any]) -> Row[Any] | None:
-    row: Row[Any] | None = (await connection.execute(query.limit(1))).first()
-    return row
-
-
-def _dataset(row: Row[Any]) -> Dataset:
-    return Dataset(
-        id=row.id,
-        name=row.name,
-        description=row.description,
-        schema=SchemaRef(row.schema_id, row.content_type),
-        kind=DatasetKind(row.kind),
-        tags=row.tags,
-        identity_fields=row.identity_fields,
-        fields=row.fields,
-        create_time=row.create_time,
-        update_time=row.update_time,
-    )
-
-
-def _policy(row: Row[Any]) -> MergePolicy:
-    return MergePolicy(
-        id=row.id,
-        version=row.version,
-        name=row.name,
-        graph=IdentityGraph(row.graph),
-        attribute_merge=AttributeMerge(row.attribute_merge),
-        schema_name=row.schema_name,
-        create_time=row.create_time,
-    )
+    using = []
+    for job in await connection.execute(unfinished.order_by(jobs.c.id)):
+        if job.destination_id == dataset.id:
+            using.append(job.id)
+        elif job.plan is None:
+            using += [job.id] if dataset.is_source else []
+        elif any(source.dataset_id == dataset.id for source in job.plan.sources):
+            using.append(job.id)
+    return using

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog import BatchState, Tenant
+from profile_export.domain.batch import BatchState
+from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import NotFoundError, PastEndError
 from profile_export.domain.job import (
     Cancellation,
@@ -28,7 +29,7 @@ from profile_export.domain.job import (
 )
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.request import BoundRequest
-from profile_export.store.batches import drop_batch
+from profile_export.store.batches import batch_by_id, drop_batch
 from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, database_time, whole
@@ -193,14 +194,8 @@ async def move_job(connection: AsyncConnection, row: Row[Any], move: Move, **cha
     if phase:
         await stamp(connection, job.id, job.attempt, phase, now)
     if job.state in _BATCH_ENDS:
-        key = (
-            await connection.execute(
-                select(batches.c.key).where(
-                    batches.c.tenant_id == row.tenant_id, batches.c.id == job.batch_id
-                )
-            )
-        ).scalar_one()
-        await drop_batch(connection, key, _BATCH_ENDS[job.state])
+        batch = (await connection.execute(batch_by_id(row.tenant_id, job.batch_id))).one()
+        await drop_batch(connection, batch, _BATCH_ENDS[job.state])
     return moved
 
 
@@ -263,7 +258,6 @@ async def _insert_job(
         "dataset_id": destination_id,
         "state": BatchState.LOADING.value,
         "create_time": now,
-        "format": "parquet",
         "job_id": row.id,
         "folder": new.folder,
     }

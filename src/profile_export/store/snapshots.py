@@ -6,11 +6,13 @@ from collections import defaultdict
 
 from sqlalchemy import select
 
-from profile_export.domain.catalog import BatchState, Tenant
+from profile_export.domain.batch import BatchState
+from profile_export.domain.catalog import Tenant
 from profile_export.domain.plan import PinnedBatch, PinnedFile, Source, SourcePart
 from profile_export.domain.planning import Snapshot
-from profile_export.store.catalog import source_datasets, union_by_kind
+from profile_export.domain.unions import union_by_kind
 from profile_export.store.database import Database, whole
+from profile_export.store.datasets import source_datasets
 from profile_export.store.tables import batches, field_sets, files
 from profile_export.store.tenants import IDENTITY, SEGMENT, id_of, renamed_namespaces
 

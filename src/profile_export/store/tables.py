@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -14,14 +15,17 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
-from profile_export.domain.catalog import IdentityField, RowError
+from profile_export.domain.batch import RowError
+from profile_export.domain.catalog import FieldDeclaration, IdentityField
 from profile_export.domain.job import Cancellation, JobError, JobMetrics, Progress
 from profile_export.domain.plan import ExportCounts, ExportPlan
 from profile_export.domain.request import BoundRequest
 from profile_export.domain.schema import ObjectType
 from profile_export.store.column_types import Instant, Json
+from profile_export.store.facts import UploadFacts
 
 metadata = MetaData(
     naming_convention={
@@ -78,9 +82,12 @@ datasets = Table(
     Column("kind", Text, nullable=False),
     Column("tags", Json(Mapping[str, tuple[str, ...]]), nullable=False),
     Column("identity_fields", Json(tuple[IdentityField, ...]), nullable=False),
+    Column("declared_fields", Json(tuple[FieldDeclaration, ...]), nullable=False, server_default="[]"),
     Column("fields", Json(ObjectType), nullable=False),
     Column("create_time", Instant, nullable=False),
     Column("update_time", Instant, nullable=False),
+    # A deleted dataset keeps its row, since jobs and batches name it, but nobody sees it any more.
+    Column("delete_time", Instant),
     Column("request_id", Text),
     # What was asked for under the request id, to tell a repetition from another request.
     Column("request_digest", Text),
@@ -103,17 +110,58 @@ batches = Table(
     Column("rows", BigInteger, nullable=False, default=0),
     Column("bytes", BigInteger, nullable=False, default=0),
     Column("file_count", Integer, nullable=False, default=0),
-    Column("format", Text, nullable=False, default=""),
-    Column("file_name", Text, nullable=False, default=""),
-    Column("sha256", Text),
-    Column("byte_count", BigInteger),
     Column("job_id", BigInteger),
-    Column("errors", Json(tuple[RowError, ...]), nullable=False, default=()),
+    # Whether CreateBatch made it, so that it counts when it is completed and not with its first file.
+    Column("several_files", Boolean, nullable=False, default=False, server_default=false()),
+    Column("state_reason", Text, nullable=False, default="", server_default=""),
     # A generated name: neither a tenant's nor a caller's words ever form a path.
     Column("folder", Text, nullable=False),
+    Column("request_id", Text),
+    Column("request_digest", Text),
     UniqueConstraint("tenant_id", "id"),
+    UniqueConstraint("tenant_id", "request_id"),
     Index(None, "dataset_id", "state"),
     Index(None, "tenant_id", "create_time", "key"),
+)
+
+# The uploaded files of a batch, each from before its first byte.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("key", _Serial, primary_key=True),
+    Column("batch_key", ForeignKey("batches.key"), nullable=False),
+    Column("file_name", Text, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("max_bad_records", BigInteger, nullable=False, default=0),
+    Column("state", Text, nullable=False),
+    # A generated name, under which the bytes as sent are kept until the batch counts.
+    Column("staged_as", Text, nullable=False),
+    Column("byte_count", BigInteger),
+    Column("sha256", Text),
+    # Where ingestion has put its files and the rows it refused; empty before that.
+    Column("folder", Text, nullable=False, default=""),
+    Column("rejected_rows", BigInteger, nullable=False, default=0),
+    Column("errors", Json(tuple[RowError, ...]), nullable=False, default=()),
+    # What ingestion made of a complete file of a batch that is not complete yet.
+    Column("facts", Json(UploadFacts)),
+    UniqueConstraint("batch_key", "file_name"),
+)
+
+# Every version of every registered document.
+schemas = Table(
+    "schemas",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("title", Text, nullable=False),
+    Column("kind", Text),
+    Column("class_id", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("fields", Json(ObjectType), nullable=False),
+    Column("rules", Text, nullable=False),
+    Column("identity_fields", Json(tuple[IdentityField, ...]), nullable=False),
+    Column("create_time", Instant, nullable=False),
 )
 
 # The fields that files were written with, each different set of a dataset once.

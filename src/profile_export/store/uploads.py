@@ -4,65 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog import Batch, BatchState, DataFile, Dataset, DatasetKind, RowError, Tenant
-from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError
-from profile_export.domain.schema import FieldPath, ObjectType, type_at, union_objects
-from profile_export.store.batches import add_files, batch_by_id, batch_from, succeed_batch
-from profile_export.store.catalog import dataset_of, source_datasets, union_by_kind
-from profile_export.store.column_types import digest_of
+from profile_export.domain.batch import (
+    Batch,
+    BatchState,
+    RowError,
+    Upload,
+    UploadStart,
+    UploadState,
+    check_takes_file,
+)
+from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
+from profile_export.domain.errors import FailedPreconditionError
+from profile_export.store.batches import (
+    batch_by_id,
+    batch_from,
+    end_batch,
+    existing_batch,
+    upload_from,
+)
 from profile_export.store.database import Database, database_time, whole
-from profile_export.store.tables import batches, datasets, field_sets
+from profile_export.store.datasets import dataset_of
+from profile_export.store.facts import UploadFacts
+from profile_export.store.tables import batches, uploads
 from profile_export.store.tenants import (
-    IDENTITY,
-    SEGMENT,
     ensure_tenant,
     id_of,
-    next_place,
-    register_namespaces,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class NamespaceUse:
-    """How a batch spells its namespaces: of each one the spelling of its first place, and all spellings."""
-
-    first_spellings: tuple[str, ...] = ()
-    all_spellings: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class UploadFacts:
-    """What an upload turned out to hold.
-
-    `fields` are those its files were written with. `untyped` are the paths of arrays that were left out because
-    nobody knew the type of their items (S13). `sha256` and `byte_count` are those of the bytes as sent.
-    """
-
-    files: tuple[DataFile, ...]
-    fields: ObjectType
-    identity_namespaces: NamespaceUse
-    segment_namespaces: NamespaceUse
-    untyped: tuple[FieldPath, ...]
-    sha256: str
-    byte_count: int
-
-
-@dataclass(frozen=True, slots=True)
 class OpenUpload:
-    """A batch that takes bytes, or, if it has succeeded, tells a repetition. `folder` is its place in the lake."""
+    """A file that takes bytes, or, if it is COMPLETE, tells a repetition. `folder` is the batch's place in the lake."""
 
     batch: Batch
+    upload: Upload
     dataset: Dataset
     folder: str
-
-
-class FieldsGrewError(Exception):
-    """The dataset came to know a field that this upload left out for want of a type: write its files again."""
 
 
 class Uploads:
@@ -73,131 +55,164 @@ class Uploads:
 
     @whole
     async def open_upload(
-        self, tenant: Tenant, dataset_id: str, batch_id: str, upload_format: str, file_name: str, folder: str
+        self, tenant: Tenant, start: UploadStart, folder: str, staged_as: str
     ) -> OpenUpload:
-        """Give a batch its row before its first byte; a batch that did not succeed may be uploaded again.
+        """Give a file, and its batch, a row before the first byte; what was refused may be uploaded again.
 
         Args:
             tenant: Whose.
-            dataset_id: A record or event dataset.
-            batch_id: Chosen by the caller, unique in the tenant.
-            upload_format: As the batch will show it.
-            file_name: As the batch will show it.
-            folder: Where its files would go, if it gets a row now.
+            start: What the caller says of the file.
+            folder: Where the batch's files would go, if it begins now.
+            staged_as: The name for the bytes as sent, if the upload begins now.
 
         Raises:
             NotFoundError: There is no such dataset.
-            FailedPreconditionError: It is a union dataset, or the batch was aborted or belongs to a job.
-            AlreadyExistsError: The batch id stands for another dataset, format or file.
+            FailedPreconditionError: It is a union dataset, or the batch was given up.
+            AlreadyExistsError: The batch takes no file of that name for that dataset.
         """
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
-            dataset = await dataset_of(connection, tenant_id, dataset_id)
-            if dataset.kind is DatasetKind.UNION:
-                raise FailedPreconditionError(
-                    "SOURCE_READ_ONLY",
-                    f"The dataset '{dataset_id}' holds exported profiles; only export jobs write to it.",
-                    metadata={"dataset_id": dataset_id},
-                )
-            row = (await connection.execute(batch_by_id(tenant_id, batch_id))).first()
+            dataset = await writable_dataset(connection, tenant_id, start.dataset_id)
+            row = (await connection.execute(batch_by_id(tenant_id, start.batch_id))).first()
             if row is None:
-                values = {
-                    "tenant_id": tenant_id,
-                    "id": batch_id,
-                    "dataset_id": dataset_id,
-                    "state": BatchState.LOADING.value,
-                    "create_time": await database_time(connection),
-                    "format": upload_format,
-                    "file_name": file_name,
-                    "folder": folder,
-                }
-                row = (await connection.execute(insert(batches).values(values).returning(batches))).one()
-            elif (row.dataset_id, row.format, row.file_name) != (dataset_id, upload_format, file_name):
-                raise AlreadyExistsError(
-                    "BATCH_EXISTS",
-                    f"The batch '{batch_id}' is of dataset '{row.dataset_id}', file '{row.file_name}', format "
-                    f"'{row.format}'; choose another batch_id.",
-                    metadata={"batch_id": batch_id, "dataset_id": row.dataset_id},
-                )
-            elif row.state == BatchState.FAILED:
-                row = (
-                    await connection.execute(
-                        update(batches)
-                        .where(batches.c.key == row.key)
-                        .values(state=BatchState.LOADING.value, errors=(), end_time=None, folder=folder)
-                        .returning(batches)
-                    )
-                ).one()
-            elif row.state not in {BatchState.LOADING, BatchState.SUCCEEDED}:
-                raise FailedPreconditionError(
-                    "BATCH_ABORTED",
-                    f"The batch '{batch_id}' is {row.state.upper()}; upload under another batch_id.",
-                    metadata={"batch_id": batch_id, "state": row.state.upper()},
-                )
-            return OpenUpload(batch_from(row), dataset, row.folder)
+                row = await insert_batch(connection, tenant_id, dataset.id, start.batch_id, folder)
+            else:
+                check_takes_file(await batch_from(connection, row), dataset.id, start.file_name)
+                if row.state == BatchState.FAILED:
+                    row = await _reopen(connection, row, folder)
+            upload = await _opened(connection, row, start, staged_as)
+            return OpenUpload(await batch_from(connection, row), upload, dataset, row.folder)
 
     @whole
-    async def fail_upload(self, tenant: Tenant, batch_id: str, errors: Sequence[RowError]) -> Batch:
-        """End an upload that was refused; nothing of it is visible, and it may be uploaded again."""
+    async def refuse_upload(
+        self, tenant: Tenant, opened: OpenUpload, errors: Sequence[RowError], rejected_rows: int, folder: str
+    ) -> None:
+        """Refuse a file: nothing of it is visible, and it may be uploaded again. Its batch fails if it has no other.
+
+        `folder` is where its rejected rows are. A batch that has ended meanwhile stays as it is.
+        """
         async with self.database.write() as connection:
+            row = await existing_batch(connection, id_of(tenant), opened.batch.id)
+            if row.state != BatchState.LOADING:
+                return
             values = {
-                "state": BatchState.FAILED.value,
-                "end_time": await database_time(connection),
+                "state": UploadState.REFUSED.value,
                 "errors": tuple(errors),
+                "rejected_rows": rejected_rows,
+                "folder": folder,
             }
-            query = update(batches).where(
-                batches.c.tenant_id == id_of(tenant),
-                batches.c.id == batch_id,
-                batches.c.state == BatchState.LOADING.value,
-            )
-            return batch_from((await connection.execute(query.values(values).returning(batches))).one())
+            await connection.execute(upload_of(row, opened.upload.file_name).values(values))
+            if not row.several_files:
+                await end_batch(connection, row, BatchState.FAILED)
 
     @whole
-    async def commit_upload(self, tenant: Tenant, batch_id: str, facts: UploadFacts) -> Batch:
-        """Make an upload count: number, ingest time, files, fields and namespaces, in one transaction.
+    async def accept_upload(self, tenant: Tenant, opened: OpenUpload, facts: UploadFacts) -> Batch:
+        """Note that a file is complete; it waits for its batch.
 
         Raises:
-            TypeConflictError: Its fields contradict the dataset's or the union of its class.
-            FieldsGrewError: Another batch taught the dataset a type that this one lacked.
+            FailedPreconditionError: The batch has ended meanwhile.
         """
         async with self.database.write() as connection:
-            tenant_id = await ensure_tenant(connection, tenant)
-            row = (await connection.execute(batch_by_id(tenant_id, batch_id))).one()
-            dataset = await dataset_of(connection, tenant_id, row.dataset_id)
-            if any(type_at(dataset.fields, path) for path in facts.untyped):
-                raise FieldsGrewError
-            await _grow_fields(connection, tenant_id, dataset, facts.fields)
-            for kind, use in ((IDENTITY, facts.identity_namespaces), (SEGMENT, facts.segment_namespaces)):
-                await register_namespaces(connection, tenant_id, kind, use.first_spellings, use.all_spellings)
-            field_set_id = await _field_set(connection, dataset.id, facts.fields)
-            await add_files(connection, row.key, facts.files, field_set_id)
-            place = await next_place(connection, tenant_id)
-            return await succeed_batch(
-                connection, row.key, place, facts.files, sha256=facts.sha256, byte_count=facts.byte_count
+            row = await existing_batch(connection, id_of(tenant), opened.batch.id)
+            check_still_loading(row)
+            query = upload_of(row, opened.upload.file_name).values(accepted(facts) | {"facts": facts})
+            await connection.execute(query)
+            return await batch_from(connection, row)
+
+    @whole
+    async def complete_files(self, tenant: Tenant, batch_id: str) -> Sequence[tuple[str, UploadFacts]]:
+        """Return what the complete files of a batch hold that does not count yet, by name."""
+        query = (
+            select(uploads.c.file_name, uploads.c.facts)
+            .join(batches, batches.c.key == uploads.c.batch_key)
+            .where(
+                batches.c.tenant_id == id_of(tenant), batches.c.id == batch_id, uploads.c.facts.is_not(None)
             )
+            .order_by(uploads.c.file_name)
+        )
+        async with self.database.read() as connection:
+            return [(row.file_name, row.facts) for row in await connection.execute(query)]
 
 
-async def _grow_fields(
-    connection: AsyncConnection, tenant_id: int, dataset: Dataset, found: ObjectType
-) -> None:
-    grown = union_objects(dataset.fields, found)
-    if grown == dataset.fields:
-        return
-    now = await database_time(connection)
-    await connection.execute(
-        update(datasets).where(datasets.c.id == dataset.id).values(fields=grown, update_time=now)
-    )
-    sources = await source_datasets(connection, tenant_id)
-    # The newcomer comes last, so that a conflict is reported as its own.
-    union_by_kind(sorted(sources, key=lambda source: source.id == dataset.id))
+# --- Rows ---
 
 
-async def _field_set(connection: AsyncConnection, dataset_id: str, fields: ObjectType) -> int:
-    digest = digest_of(fields)
-    row = {"dataset_id": dataset_id, "digest": digest, "fields": fields}
-    await connection.execute(upsert(field_sets).values(row).on_conflict_do_nothing())
-    query = select(field_sets.c.id).where(
-        field_sets.c.dataset_id == dataset_id, field_sets.c.digest == digest
-    )
-    field_set_id: int = (await connection.execute(query)).scalar_one()
-    return field_set_id
+async def writable_dataset(connection: AsyncConnection, tenant_id: int, dataset_id: str) -> Dataset:
+    dataset = await dataset_of(connection, tenant_id, dataset_id)
+    if dataset.kind is DatasetKind.UNION:
+        raise FailedPreconditionError(
+            "SOURCE_READ_ONLY",
+            f"The dataset '{dataset_id}' holds exported profiles; only export jobs write to it.",
+            metadata={"dataset_id": dataset_id},
+        )
+    return dataset
+
+
+async def insert_batch(
+    connection: AsyncConnection, tenant_id: int, dataset_id: str, batch_id: str, folder: str, **values: Any
+) -> Row[Any]:
+    row = {
+        "tenant_id": tenant_id,
+        "id": batch_id,
+        "dataset_id": dataset_id,
+        "state": BatchState.LOADING.value,
+        "create_time": await database_time(connection),
+        "folder": folder,
+        **values,
+    }
+    inserted: Row[Any] = (await connection.execute(insert(batches).values(row).returning(batches))).one()
+    return inserted
+
+
+async def _reopen(connection: AsyncConnection, row: Row[Any], folder: str) -> Row[Any]:
+    await connection.execute(delete(uploads).where(uploads.c.batch_key == row.key))
+    values = {"state": BatchState.LOADING.value, "end_time": None, "folder": folder}
+    query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
+    reopened: Row[Any] = (await connection.execute(query)).one()
+    return reopened
+
+
+async def _opened(connection: AsyncConnection, batch: Row[Any], start: UploadStart, staged_as: str) -> Upload:
+    """Return the upload of a file, made or made ready for bytes; one that is COMPLETE as it is."""
+    query = select(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == start.file_name)
+    row = (await connection.execute(query)).first()
+    values = {
+        "format": start.format,
+        "max_bad_records": start.max_bad_records,
+        "state": UploadState.OPEN.value,
+        "folder": "",
+        "rejected_rows": 0,
+        "errors": (),
+    }
+    if row is None:
+        new = {"batch_key": batch.key, "file_name": start.file_name, "staged_as": staged_as, **values}
+        row = (await connection.execute(insert(uploads).values(new).returning(uploads))).one()
+    elif row.state != UploadState.COMPLETE:
+        row = (
+            await connection.execute(upload_of(batch, start.file_name).values(values).returning(uploads))
+        ).one()
+    return upload_from(row)
+
+
+def upload_of(batch: Row[Any], file_name: str) -> Any:
+    return update(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == file_name)
+
+
+def accepted(facts: UploadFacts) -> dict[str, Any]:
+    return {
+        "state": UploadState.COMPLETE.value,
+        "byte_count": facts.byte_count,
+        "sha256": facts.sha256,
+        "folder": facts.folder,
+        "rejected_rows": facts.rejected_rows,
+        "errors": facts.errors,
+    }
+
+
+def check_still_loading(row: Row[Any]) -> None:
+    if row.state != BatchState.LOADING:
+        raise FailedPreconditionError(
+            "BATCH_ABORTED",
+            f"The batch '{row.id}' has become {row.state.upper()} meanwhile; upload under another batch_id.",
+            metadata={"batch_id": row.id, "state": row.state.upper()},
+        )

@@ -1,0 +1,112 @@
+"""Datasets and schemas as messages and back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from profile_export.api import convert_fields
+from profile_export.api.convert import optional, refuse_unbuilt, required, timestamp
+from profile_export.domain.catalog import Dataset, DatasetKind, Schema, SchemaRef
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.schema import ObjectType
+from profile_export.store.catalog import DatasetChange, NewDataset
+from profile_export.v1 import dataset_pb2, dataset_service_pb2, schema_pb2
+
+MAX_DESCRIPTION = 10_000
+DEFAULT_CONTENT_TYPE = "application/vnd.adobe.xed+json;version=1"
+_KINDS = {
+    DatasetKind.RECORD: dataset_pb2.DATASET_KIND_RECORD,
+    DatasetKind.EVENT: dataset_pb2.DATASET_KIND_EVENT,
+    DatasetKind.UNION: dataset_pb2.DATASET_KIND_UNION,
+}
+
+
+def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset:
+    """Read and check a request to make a dataset.
+
+    Raises:
+        InvalidArgumentError: A field is wrong.
+        UnimplementedError: It asks for what is not built yet.
+    """
+    refuse_unbuilt(request, "iceberg")
+    return NewDataset(
+        name=required(request.name, "name"),
+        description=optional(request.description, "description", MAX_DESCRIPTION),
+        schema=SchemaRef(required(request.schema_ref.id, "schema_ref.id"), request.schema_ref.content_type),
+        tags={name: tuple(values.values) for name, values in sorted(request.tags.items())},
+        identity_fields=convert_fields.identity_fields(request.identity_fields),
+        declared_fields=convert_fields.declarations(request.declared_fields, "declared_fields"),
+    )
+
+
+def dataset_change(request: dataset_service_pb2.UpdateDatasetRequest) -> DatasetChange:
+    """Read and check a request to change a dataset.
+
+    Raises:
+        InvalidArgumentError: A field is wrong, or nothing is to change.
+        UnimplementedError: It asks for what is not built yet.
+    """
+    refuse_unbuilt(request, "iceberg")
+    change = DatasetChange(
+        name=required(request.name, "name") if request.HasField("name") else None,
+        description=(
+            optional(request.description, "description", MAX_DESCRIPTION)
+            if request.HasField("description")
+            else None
+        ),
+        tags=(
+            {name: tuple(values.values) for name, values in sorted(request.tags.entries.items())}
+            if request.HasField("tags")
+            else None
+        ),
+        declared_fields=convert_fields.declarations(request.add_declared_fields, "add_declared_fields"),
+    )
+    if change == DatasetChange():
+        raise InvalidArgumentError.of_field(
+            "name", "or another field is required: nothing is to change.", "FIELD_REQUIRED"
+        )
+    return change
+
+
+def dataset(value: Dataset) -> dataset_pb2.Dataset:
+    """Write a dataset."""
+    return dataset_pb2.Dataset(
+        id=value.id,
+        name=value.name,
+        description=value.description,
+        schema_ref=dataset_pb2.SchemaRef(
+            id=value.schema.id, content_type=value.schema.content_type or DEFAULT_CONTENT_TYPE
+        ),
+        kind=_KINDS[value.kind],
+        tags={name: dataset_pb2.TagValues(values=values) for name, values in value.tags.items()},
+        identity_fields=[convert_fields.identity_field(field) for field in value.identity_fields],
+        declared_fields=[convert_fields.declaration(declared) for declared in value.declared_fields],
+        fields=convert_fields.fields(value.fields),
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
+    )
+
+
+def schema(value: Schema, *, listed: bool = False) -> schema_pb2.Schema:
+    """Write a schema; without document and fields in a list."""
+    return schema_pb2.Schema(
+        id=value.id,
+        title=value.title,
+        kind=dataset_pb2.DATASET_KIND_UNSPECIFIED if value.kind is None else _KINDS[value.kind],
+        class_id=value.class_id,
+        version=value.version,
+        built_in=value.create_time is None,
+        document="" if listed else value.document,
+        fields=[] if listed else convert_fields.fields(value.fields),
+        identity_fields=[convert_fields.identity_field(field) for field in value.identity_fields],
+        create_time=timestamp(value.create_time),
+    )
+
+
+def union_schema(name: str, fields: ObjectType, sources: Sequence[Dataset]) -> schema_pb2.UnionSchema:
+    """Write the union schema of a class and what it was merged from."""
+    return schema_pb2.UnionSchema(
+        schema_name=name,
+        fields=convert_fields.fields(fields),
+        dataset_ids=sorted(dataset.id for dataset in sources),
+    )

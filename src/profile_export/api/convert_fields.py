@@ -1,0 +1,105 @@
+"""Fields, their types and the identities in them as messages and back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from profile_export.domain import schema
+from profile_export.domain.catalog import FieldDeclaration, IdentityField
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.learning import MAX_DEPTH
+from profile_export.v1 import dataset_pb2
+
+_SCALARS = {
+    schema.ScalarKind.TEXT: dataset_pb2.SCALAR_TYPE_STRING,
+    schema.ScalarKind.BOOLEAN: dataset_pb2.SCALAR_TYPE_BOOLEAN,
+    schema.ScalarKind.LONG: dataset_pb2.SCALAR_TYPE_LONG,
+    schema.ScalarKind.DOUBLE: dataset_pb2.SCALAR_TYPE_DOUBLE,
+    schema.ScalarKind.DATE: dataset_pb2.SCALAR_TYPE_DATE,
+    schema.ScalarKind.TIMESTAMP: dataset_pb2.SCALAR_TYPE_TIMESTAMP,
+}
+_KINDS = {wire: kind for kind, wire in _SCALARS.items()}
+
+
+def fields(value: schema.ObjectType) -> list[dataset_pb2.Field]:
+    """Write named fields, sorted by name."""
+    return [
+        dataset_pb2.Field(name=name, type=_field_type(value.fields[name])) for name in sorted(value.fields)
+    ]
+
+
+def identity_fields(message: Iterable[dataset_pb2.IdentityField]) -> tuple[IdentityField, ...]:
+    """Read identity fields."""
+    return tuple(
+        IdentityField(tuple(field.path.split(".")), field.namespace, field.primary) for field in message
+    )
+
+
+def identity_field(value: IdentityField) -> dataset_pb2.IdentityField:
+    """Write an identity field."""
+    return dataset_pb2.IdentityField(
+        path=".".join(value.path), namespace=value.namespace, primary=value.primary
+    )
+
+
+def declarations(message: Sequence[dataset_pb2.FieldDeclaration], where: str) -> tuple[FieldDeclaration, ...]:
+    """Read declared fields; `where` is the field of the request that holds them.
+
+    Raises:
+        InvalidArgumentError: A type is none.
+    """
+    return tuple(
+        FieldDeclaration(tuple(one.path.split(".")), _read_type(one.type, f"{where}[{index}].type", 0))
+        for index, one in enumerate(message)
+    )
+
+
+def declaration(value: FieldDeclaration) -> dataset_pb2.FieldDeclaration:
+    """Write a declared field."""
+    return dataset_pb2.FieldDeclaration(path=".".join(value.path), type=_field_type(value.type))
+
+
+def _field_type(value: schema.FieldType) -> dataset_pb2.FieldType:
+    match value:
+        case schema.ObjectType():
+            return dataset_pb2.FieldType(object=dataset_pb2.ObjectType(fields=fields(value)))
+        case schema.ArrayType(item):
+            return dataset_pb2.FieldType(array=dataset_pb2.ArrayType(item=_field_type(item)))
+        case schema.MapType(member):
+            return dataset_pb2.FieldType(map=dataset_pb2.MapType(value=_field_type(member)))
+        case schema.DecimalType(precision, scale):
+            return dataset_pb2.FieldType(decimal=dataset_pb2.DecimalType(precision=precision, scale=scale))
+        case schema.Scalar(kind):
+            return dataset_pb2.FieldType(scalar=_SCALARS[kind])
+
+
+def _read_type(message: dataset_pb2.FieldType, where: str, depth: int) -> schema.FieldType:
+    if depth > MAX_DEPTH:
+        raise InvalidArgumentError.of_field(where, f"is nested deeper than {MAX_DEPTH} levels.")
+    inner = depth + 1
+    match message.WhichOneof("kind"):
+        case "scalar" if message.scalar in _KINDS:
+            return schema.Scalar(_KINDS[message.scalar])
+        case "decimal":
+            return _read_decimal(message.decimal, f"{where}.decimal")
+        case "object":
+            members: dict[str, schema.FieldType] = {}
+            for member in message.object.fields:
+                if member.name in members:
+                    raise InvalidArgumentError.of_field(where, f"names the field '{member.name}' twice.")
+                members[member.name] = _read_type(member.type, f"{where}.object.{member.name}", inner)
+            return schema.ObjectType(members)
+        case "array":
+            return schema.ArrayType(_read_type(message.array.item, f"{where}.array.item", inner))
+        case "map":
+            return schema.MapType(_read_type(message.map.value, f"{where}.map.value", inner))
+    raise InvalidArgumentError.of_field(where, "is required: say what the field holds.", "FIELD_REQUIRED")
+
+
+def _read_decimal(message: dataset_pb2.DecimalType, where: str) -> schema.DecimalType:
+    if not 1 <= message.precision <= schema.MAX_DECIMAL_DIGITS or not 0 <= message.scale <= message.precision:
+        raise InvalidArgumentError.of_field(
+            where,
+            f"needs a precision of 1 to {schema.MAX_DECIMAL_DIGITS}, and a scale of 0 to the precision.",
+        )
+    return schema.DecimalType(message.precision, message.scale)

@@ -1,0 +1,256 @@
+"""Batches: atomic sets of data files, the uploads they are made of, and what becomes of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+
+_BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+MOST_ERRORS = 100
+"""How many errors a batch shows; `ListRejectedRows` has all."""
+
+
+class BatchState(StrEnum):
+    """Where a batch stands; the comment says who moves it next."""
+
+    LOADING = "loading"
+    """The uploader, its export job, or the sweeper where the uploader has gone for good."""
+    SUCCEEDED = "succeeded"
+    """Whoever reverts it, or retention; perhaps nobody."""
+    FAILED = "failed"
+    """Whoever uploads it again. That of a job: nobody."""
+    ABORTED = "aborted"
+    """Nobody: final."""
+    REVERTED = "reverted"
+    """Nobody: final. Nothing of it is visible any more."""
+    EXPIRED = "expired"
+    """Nobody: final. Nothing of it is visible any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row, or with `row` None a whole file, was refused. Rows count from 1; `path` is empty if no field is meant.
+
+    `code` is a word as in the contract's RejectedRow.reason, or FILE_INVALID; `message` a sentence for people.
+    """
+
+    row: int | None
+    code: str
+    message: str
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that was refused and kept: its number in the file from 1, why, and the row as sent, cut after 100 KB."""
+
+    row: int
+    code: str
+    message: str
+    path: str
+    text: str
+
+
+class UploadState(StrEnum):
+    """Where one uploaded file stands; the comment says who moves it next."""
+
+    OPEN = "open"
+    """The uploader: bytes are arriving, or are waited for."""
+    COMPLETE = "complete"
+    """Whoever completes the batch: everything has arrived and was accepted."""
+    REFUSED = "refused"
+    """Whoever uploads the file again. The batch does without it; its errors stay to be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One uploaded file of a batch.
+
+    `staged_as` names the place of its bytes as sent. `byte_count` and `sha256` are those of these bytes, None unless it
+    is COMPLETE. `folder` is where ingestion has put what it made of them, empty before that.
+    """
+
+    file_name: str
+    format: str
+    max_bad_records: int
+    state: UploadState
+    staged_as: str
+    byte_count: int | None = None
+    sha256: str | None = None
+    folder: str = ""
+    rejected_rows: int = 0
+    errors: tuple[RowError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """An atomic set of files added to a dataset, visible whole or not at all.
+
+    `number`, `ingest_time` and the counts are None or 0 until it has succeeded. `several_files` says that CreateBatch
+    made it: it counts when it is completed, and not with its first file. `job_id` is None for uploads, which are sorted
+    by name.
+    """
+
+    id: str
+    dataset_id: str
+    state: BatchState
+    create_time: datetime
+    end_time: datetime | None = None
+    number: int | None = None
+    ingest_time: datetime | None = None
+    rows: int = 0
+    bytes: int = 0
+    file_count: int = 0
+    job_id: int | None = None
+    several_files: bool = False
+    state_reason: str = ""
+    uploads: tuple[Upload, ...] = ()
+
+    @property
+    def rejected_rows(self) -> int:
+        """Rows that were refused and are kept."""
+        return sum(upload.rejected_rows for upload in self.uploads)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One Parquet file. `path` is relative to the lake's root; `sha256` is in hex."""
+
+    name: str
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class UploadStart:
+    """What a caller says of a file before its first byte. `offset` is how many bytes were sent before.
+
+    `max_bad_records` is how many rows may be rejected before the whole file is.
+    """
+
+    dataset_id: str
+    batch_id: str
+    file_name: str
+    format: str
+    offset: int = 0
+    max_bad_records: int = 0
+
+    def __post_init__(self) -> None:
+        check_batch_id(self.batch_id, "start.batch_id")
+        if not _FILE_NAME.fullmatch(self.file_name):
+            raise InvalidArgumentError.of_field("start.file_name", "must match [A-Za-z0-9_.-]{1,128}.")
+        for field, value in (("offset", self.offset), ("max_bad_records", self.max_bad_records)):
+            if value < 0:
+                raise InvalidArgumentError.of_field(f"start.{field}", "must not be negative.")
+
+
+def check_batch_id(batch_id: str, field: str) -> None:
+    """Refuse a batch id that is not of the agreed form.
+
+    Raises:
+        InvalidArgumentError: It does not match `[A-Za-z0-9_-]{1,64}`.
+    """
+    if not _BATCH_ID.fullmatch(batch_id):
+        raise InvalidArgumentError.of_field(field, "must match [A-Za-z0-9_-]{1,64}.")
+
+
+def check_takes_file(batch: Batch, dataset_id: str, file_name: str) -> None:
+    """Refuse a file that a batch cannot take. A FAILED batch takes one anew; that of a finished upload only compares.
+
+    Raises:
+        AlreadyExistsError: The batch belongs to another dataset or a job, or is not open to a file of that name.
+        FailedPreconditionError: It was given up or taken back.
+    """
+    if batch.dataset_id != dataset_id or batch.job_id is not None:
+        owner = f"dataset '{batch.dataset_id}'" if batch.job_id is None else f"export job {batch.job_id}"
+        raise _taken(batch, f"belongs to {owner}")
+    match batch.state:
+        case BatchState.FAILED:
+            return
+        case BatchState.LOADING | BatchState.SUCCEEDED:
+            closed = batch.state is BatchState.SUCCEEDED or not batch.several_files
+            if closed and all(upload.file_name != file_name for upload in batch.uploads):
+                names = ", ".join(f"'{upload.file_name}'" for upload in batch.uploads)
+                raise _taken(batch, f"is {batch.state.name} with {names} alone")
+        case _:
+            raise FailedPreconditionError(
+                "BATCH_ABORTED",
+                f"The batch '{batch.id}' is {batch.state.name}; upload under another batch_id.",
+                metadata={"batch_id": batch.id, "state": batch.state.name},
+            )
+
+
+def _taken(batch: Batch, why: str) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        "BATCH_EXISTS",
+        f"The batch '{batch.id}' {why}; choose another batch_id.",
+        metadata={"batch_id": batch.id, "dataset_id": batch.dataset_id, "state": batch.state.name},
+    )
+
+
+def check_completable(batch: Batch) -> None:
+    """Refuse to complete a batch that is not ready. A refused file does not count, an unfinished one does.
+
+    Raises:
+        FailedPreconditionError: It is not LOADING or a job's, a file is not complete, or there is none.
+    """
+    if batch.state is not BatchState.LOADING or batch.job_id is not None:
+        raise _not_loading(batch)
+    unfinished = [upload.file_name for upload in batch.uploads if upload.state is UploadState.OPEN]
+    if unfinished or all(upload.state is UploadState.REFUSED for upload in batch.uploads):
+        what = f"the file '{unfinished[0]}' has not arrived in full" if unfinished else "it has no file"
+        raise FailedPreconditionError(
+            "UPLOAD_INCOMPLETE",
+            f"The batch '{batch.id}' cannot be completed: {what}.",
+            metadata={"batch_id": batch.id, "file_name": unfinished[0] if unfinished else ""},
+        )
+
+
+def check_abortable(batch: Batch) -> None:
+    """Refuse to give up a batch that is not open to uploads.
+
+    Raises:
+        FailedPreconditionError: It is a job's, or has ended.
+    """
+    if batch.job_id is not None:
+        raise FailedPreconditionError(
+            "BATCH_OF_JOB",
+            f"The export job {batch.job_id} writes the batch '{batch.id}'; cancel the job.",
+            metadata={"batch_id": batch.id, "job_id": str(batch.job_id)},
+        )
+    if batch.state is not BatchState.LOADING:
+        raise _not_loading(batch)
+
+
+def check_revertible(batch: Batch) -> None:
+    """Refuse to take back a batch that does not count.
+
+    Raises:
+        FailedPreconditionError: It has not SUCCEEDED.
+    """
+    if batch.state is not BatchState.SUCCEEDED:
+        raise not_succeeded(batch.id, batch.state)
+
+
+def not_succeeded(batch_id: str, state: BatchState) -> FailedPreconditionError:
+    """Return the refusal of what needs a SUCCEEDED batch."""
+    return FailedPreconditionError(
+        "BATCH_NOT_SUCCEEDED",
+        f"The batch '{batch_id}' is {state.name}; only a SUCCEEDED batch has files that count.",
+        metadata={"batch_id": batch_id, "state": state.name},
+    )
+
+
+def _not_loading(batch: Batch) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        "BATCH_NOT_LOADING",
+        f"The batch '{batch.id}' is {batch.state.name}, not LOADING.",
+        metadata={"batch_id": batch.id, "state": batch.state.name},
+    )

@@ -1,0 +1,56 @@
+"""How a registered schema goes on: what may become its next version, and what it may not contradict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from profile_export.domain.catalog import Dataset, DatasetKind, Schema
+from profile_export.domain.errors import AlreadyExistsError
+from profile_export.domain.schema import ObjectType, TypeConflictError, leaves, type_at, union_objects
+
+
+def next_version(known: Schema | None, read: Schema) -> Schema | None:
+    """Return the version that a document becomes; None if its newest version is the same.
+
+    A document may be registered under the id of a built-in class: it adds to what is built in.
+
+    Raises:
+        AlreadyExistsError: The id is that of the built-in union schema, which merges what others say.
+        TypeConflictError: It narrows a type, changes a kind or leaves out a field of the version before.
+    """
+    if known is None:
+        return read
+    if known.kind is DatasetKind.UNION:
+        raise AlreadyExistsError(
+            "SCHEMA_BUILT_IN",
+            f"'{read.id}' is built in and merges the schemas of its class; register under another $id.",
+            metadata={"id": read.id},
+        )
+    if known.create_time is None:
+        read = replace(read, fields=union_objects(known.fields, read.fields))
+    newer = replace(read, version=known.version, create_time=known.create_time)
+    if newer == known:
+        return None
+    _check_only_wider(known.fields, read.fields)
+    return replace(newer, version=known.version + 1)
+
+
+def _check_only_wider(known: ObjectType, found: ObjectType) -> None:
+    for path, kind in leaves(union_objects(known, found)):
+        if type_at(known, path) is not None and type_at(found, path) != kind:
+            raise TypeConflictError(path, kind, type_at(found, path) or "left out")
+
+
+def check_beside(sources: Sequence[Dataset], schema: Schema) -> None:
+    """Refuse a schema whose datasets could not stand beside the tenant's sources.
+
+    Raises:
+        TypeConflictError: It contradicts one of them, which is named.
+    """
+    for dataset in sources:
+        if dataset.kind is schema.kind:
+            try:
+                union_objects(dataset.fields, schema.fields)
+            except TypeConflictError as conflict:
+                raise conflict.between(schema.id, dataset.id) from None

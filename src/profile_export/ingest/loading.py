@@ -1,0 +1,316 @@
+"""Loading: complete files become data files, and data files a batch that counts, or nothing at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from profile_export.domain.batch import Batch, DataFile, RejectedRow, RowError, Upload
+from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
+from profile_export.domain.errors import FieldViolation, InvalidArgumentError, UnavailableError
+from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
+from profile_export.ingest.pool import IngestDiedError, IngestPool
+from profile_export.ingest.refusals import RowsRefusedError
+from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
+from profile_export.ingest.task import IngestResult, IngestTask, NamespacesSent
+from profile_export.lake.local import LocalLake
+from profile_export.store.catalog import Catalog
+from profile_export.store.facts import NamespaceUse, UploadFacts
+from profile_export.store.loading import BatchChangedError, FieldsGrewError, LoadingBatches, OpenBatch
+from profile_export.store.schemas import Schemas
+from profile_export.store.uploads import OpenUpload, Uploads
+
+_RETRY_AFTER = timedelta(seconds=1)
+_VIOLATIONS_TOLD = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """How many bytes one row may have."""
+
+    record_bytes: int
+    event_bytes: int
+
+    def of(self, kind: DatasetKind) -> int:
+        """Return the limit of a kind of dataset."""
+        return self.event_bytes if kind is DatasetKind.EVENT else self.record_bytes
+
+
+class Loading:
+    """Turns what was uploaded into batches, for all tenants."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        schemas: Schemas,
+        uploads: Uploads,
+        batches: LoadingBatches,
+        lake: LocalLake,
+        pool: IngestPool,
+        limits: RowLimits,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._catalog = catalog
+        self._schemas = schemas
+        self._uploads = uploads
+        self._batches = batches
+        self._lake = lake
+        self._pool = pool
+        self._limits = limits
+        self._new_id = new_id
+
+    def staged(self, upload: Upload) -> Path:
+        """Return the place of a file's bytes as sent."""
+        return self._lake.upload(upload.staged_as)
+
+    async def received(self, upload: Upload) -> int:
+        """Return how many bytes of a file have arrived."""
+        if upload.byte_count is not None:
+            return upload.byte_count
+        return await asyncio.to_thread(self._lake.received, upload.staged_as)
+
+    async def take(self, tenant: Tenant, opened: OpenUpload, sha256: str, byte_count: int) -> Batch:
+        """Turn the bytes of a file into data files; they count, or wait for their batch if it has several files.
+
+        Raises:
+            InvalidArgumentError: Rows were refused.
+            FailedPreconditionError: Its fields contradict those of another dataset, or the batch was given up.
+            UnavailableError: The process that parses has died; the bytes are kept.
+        """
+        sent = _Sent(opened.batch.id, opened.folder, opened.upload, sha256, byte_count)
+        try:
+            if opened.batch.several_files:
+                facts = await self._beside_others(tenant, opened, sent)
+                return await self._uploads.accept_upload(tenant, opened, facts)
+            batch, facts = await self._alone(tenant, opened, sent)
+        except _FileRefusedError as refused:
+            rows = refused.rows
+            await self.refuse(tenant, opened, rows.rows, rows.rejected_rows, refused.folder)
+            raise _rows_rejected(rows) from None
+        except TypeConflictError as conflict:
+            path = conflict.metadata["path"]
+            await self.refuse(tenant, opened, (RowError(None, conflict.reason, conflict.message, path),))
+            raise conflict.as_precondition() from None
+        await self._clean_up(opened.folder, [facts])
+        await self._forget([opened.upload.staged_as])
+        return batch
+
+    async def complete(self, tenant: Tenant, batch_id: str) -> Batch | None:
+        """Make a batch of several files count; None if it does already.
+
+        Its rows count on from file to file in the order of their names. A file that was ingested with other row
+        numbers, or before a field of it got its type, is ingested again.
+
+        Raises:
+            FailedPreconditionError: A file is not complete, or fields contradict each other or another dataset.
+            NotFoundError: There is no such batch.
+            UnavailableError: The process that parses has died; the batch can be completed again.
+        """
+        while (opened := await self._batches.loading_batch(tenant, batch_id)) is not None:
+            sent: Mapping[str, UploadFacts] = {}
+            try:
+                sent = await self._settled(tenant, opened)
+                batch = await self._batches.commit_batch(tenant, batch_id, sent)
+            except (BatchChangedError, FieldsGrewError):
+                await self._drop(opened, sent)
+                continue
+            except TypeConflictError as conflict:
+                raise conflict.as_precondition() from None
+            except _FileRefusedError as refused:
+                await asyncio.to_thread(self._lake.remove, refused.folder)
+                raise _rows_rejected(refused.rows) from None
+            await self._clean_up(opened.folder, sent.values())
+            await self._forget([upload.staged_as for upload in opened.uploads])
+            return batch
+        return None
+
+    async def abort(self, tenant: Tenant, batch_id: str, reason: str) -> Batch:
+        """Give a batch up and remove what was received.
+
+        Raises:
+            DomainError: As `LoadingBatches.abort_batch`.
+        """
+        batch, folder, staged = await self._batches.abort_batch(tenant, batch_id, reason)
+        await asyncio.to_thread(self._lake.remove, folder)
+        await self._forget(staged)
+        return batch
+
+    async def refuse(
+        self,
+        tenant: Tenant,
+        opened: OpenUpload,
+        errors: Sequence[RowError],
+        rejected_rows: int = 0,
+        folder: str = "",
+    ) -> None:
+        """Refuse a file and remove what there is of it, but for the rows that were rejected, in `folder`."""
+        await self._uploads.refuse_upload(tenant, opened, errors, rejected_rows, folder)
+        await self._forget([opened.upload.staged_as])
+
+    async def rejected_rows(self, batch: Batch, request: PageRequest) -> Page[tuple[str, RejectedRow]]:
+        """Return a page of the rows that were refused, each with the name of its file, in the order of both.
+
+        Raises:
+            InvalidArgumentError: The page token is not one of ours.
+        """
+        after_file, after_row = request.place
+        found: list[tuple[str, RejectedRow]] = []
+        for upload in batch.uploads:
+            missing = request.size + 1 - len(found)
+            if not upload.rejected_rows or upload.file_name < after_file or not missing:
+                continue
+            path = self._lake.folder(upload.folder) / REJECTED_FILE
+            first = after_row if upload.file_name == after_file else 0
+            rows = await asyncio.to_thread(read_rejected, path, first, missing)
+            found += [(upload.file_name, row) for row in rows]
+        return cut_page(found, request, lambda last: f"{last[0]} {last[1].row}")
+
+    # --- One file ---
+
+    async def _alone(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> tuple[Batch, UploadFacts]:
+        while True:
+            # Asked for anew: another batch may have taught the dataset fields meanwhile.
+            dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
+            facts = await self._ingested(tenant, dataset, sent, dataset.fields, first_row=0)
+            try:
+                committed = {sent.upload.file_name: facts}
+                return await self._batches.commit_batch(tenant, sent.batch_id, committed), facts
+            except FieldsGrewError:
+                continue
+
+    async def _beside_others(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> UploadFacts:
+        """Ingest a file with the row numbers it will have if no file of a smaller name comes after it."""
+        dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
+        fields, first_row = dataset.fields, 0
+        for file_name, facts in await self._uploads.complete_files(tenant, sent.batch_id):
+            fields = union_objects(fields, facts.fields)
+            first_row += facts.rows if file_name < sent.upload.file_name else 0
+        return await self._ingested(tenant, dataset, sent, fields, first_row)
+
+    async def _settled(self, tenant: Tenant, opened: OpenBatch) -> Mapping[str, UploadFacts]:
+        """Bring the files of a batch together: rows that count on, and no type that one of them lacks."""
+        fields, first_row = opened.dataset.fields, 0
+        for facts in opened.uploads.values():
+            fields = union_objects(fields, facts.fields)
+        settled: dict[str, UploadFacts] = {}
+        for upload, facts in opened.uploads.items():
+            right = facts
+            if facts.first_row != first_row or any(type_at(fields, path) for path in facts.untyped):
+                sent = _Sent(opened.batch.id, opened.folder, upload, facts.sha256, facts.byte_count)
+                right = await self._ingested(tenant, opened.dataset, sent, fields, first_row)
+            settled[upload.file_name] = right
+            first_row += right.rows
+        return settled
+
+    async def _ingested(
+        self, tenant: Tenant, dataset: Dataset, sent: _Sent, fields: ObjectType, first_row: int
+    ) -> UploadFacts:
+        schema = await self._schemas.get(tenant, dataset.schema.id)
+        folder = f"{sent.folder}/{self._new_id()}"
+        task = IngestTask(
+            source=self.staged(sent.upload),
+            format=sent.upload.format,
+            kind=dataset.kind,
+            batch_id=sent.batch_id,
+            fields=fields,
+            identity_fields=dataset.identity_fields,
+            folder=self._lake.folder(folder),
+            first_row=first_row,
+            max_bad_records=sent.upload.max_bad_records,
+            max_row_bytes=self._limits.of(dataset.kind),
+            declared=frozenset(declared.path for declared in dataset.declared_fields),
+            rules=schema.rules,
+        )
+        try:
+            result = await self._pool.ingest(task)
+        except IngestDiedError:
+            raise UnavailableError(
+                "INGEST_DIED",
+                "The process that read the upload died; what has arrived is kept: send 'finish' again.",
+                retry_after=_RETRY_AFTER,
+            ) from None
+        except RowsRefusedError as refused:
+            raise _FileRefusedError(folder, refused) from None
+        await asyncio.to_thread(self._lake.sync, folder)
+        return _facts(result, folder, sent, first_row)
+
+    async def _clean_up(self, folder: str, counted: Iterable[UploadFacts]) -> None:
+        """Remove from a batch's folder what earlier attempts have left there."""
+        kept = [file.path for facts in counted for file in facts.files]
+        kept += [f"{facts.folder}/{REJECTED_FILE}" for facts in counted if facts.rejected_rows]
+        await asyncio.to_thread(self._lake.keep_only, folder, kept)
+
+    async def _drop(self, opened: OpenBatch, sent: Mapping[str, UploadFacts]) -> None:
+        """Remove what was ingested again for a commit that did not come about."""
+        before = {facts.folder for facts in opened.uploads.values()}
+        for facts in sent.values():
+            if facts.folder not in before:
+                await asyncio.to_thread(self._lake.remove, facts.folder)
+
+    async def _forget(self, staged: Iterable[str]) -> None:
+        """Remove the bytes of files as sent."""
+        for name in staged:
+            await asyncio.to_thread(self._lake.forget_upload, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A file that has arrived in full; `folder` is that of its batch."""
+
+    batch_id: str
+    folder: str
+    upload: Upload
+    sha256: str
+    byte_count: int
+
+
+class _FileRefusedError(Exception):
+    """A file cannot be stored; its rejected rows are in `folder`."""
+
+    def __init__(self, folder: str, rows: RowsRefusedError) -> None:
+        super().__init__(folder)
+        self.folder, self.rows = folder, rows
+
+
+def _facts(result: IngestResult, folder: str, sent: _Sent, first_row: int) -> UploadFacts:
+    return UploadFacts(
+        folder=folder,
+        files=tuple(
+            DataFile(file.name, f"{folder}/{file.name}", file.rows, file.bytes, file.sha256)
+            for file in result.files
+        ),
+        first_row=first_row,
+        rows=result.rows,
+        fields=result.fields,
+        identity_namespaces=_use(result.identity_namespaces),
+        segment_namespaces=_use(result.segment_namespaces),
+        untyped=result.untyped,
+        sha256=sent.sha256,
+        byte_count=sent.byte_count,
+        rejected_rows=result.rejected_rows,
+        errors=result.errors,
+    )
+
+
+def _use(sent: NamespacesSent) -> NamespaceUse:
+    return NamespaceUse(tuple(use.spelling for use in sent.uses), sent.spellings)
+
+
+def _rows_rejected(refused: RowsRefusedError) -> InvalidArgumentError:
+    first = refused.rows[0]
+    told = [f"row {error.row}: {error.message}" if error.row else error.message for error in refused.rows]
+    return InvalidArgumentError(
+        "ROW_REJECTED" if first.row else first.code,
+        f"Nothing was kept. {told[0]}",
+        metadata={
+            "row_number": str(first.row or ""),
+            "row_reason": first.code,
+            "path": first.path,
+            "rejected_rows": str(refused.rejected_rows),
+        },
+        violations=tuple(FieldViolation("data", text) for text in told[:_VIOLATIONS_TOLD]),
+    )

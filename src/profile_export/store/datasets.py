@@ -1,0 +1,81 @@
+"""Rows of datasets within a transaction: reading them, and what they come to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog import Dataset, DatasetKind, SchemaRef
+from profile_export.domain.errors import NotFoundError
+from profile_export.domain.schema import ObjectType, union_objects
+from profile_export.domain.unions import union_by_kind
+from profile_export.store.tables import datasets
+
+
+async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: str) -> Dataset:
+    """Return a dataset, within a transaction.
+
+    Raises:
+        NotFoundError: The tenant has none of that id.
+    """
+    query = select(datasets).where(
+        datasets.c.id == dataset_id, datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None)
+    )
+    row = (await connection.execute(query)).first()
+    if row is None:
+        raise NotFoundError.of("dataset", dataset_id)
+    return dataset_from(row)
+
+
+async def source_datasets(connection: AsyncConnection, tenant_id: Any) -> list[Dataset]:
+    """Return the datasets that exports read (S11), oldest first."""
+    rows = await connection.execute(
+        select(datasets)
+        .where(datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None))
+        .order_by(datasets.c.create_time, datasets.c.id)
+    )
+    return [dataset for dataset in map(dataset_from, rows) if dataset.is_source]
+
+
+async def grow_fields(
+    connection: AsyncConnection, tenant_id: int, dataset: Dataset, found: ObjectType
+) -> None:
+    """Make what a dataset came to know known, within a transaction; its `update_time` stays as it was.
+
+    Raises:
+        TypeConflictError: It contradicts what the dataset or the union of its class knows.
+    """
+    grown = union_objects(dataset.fields, found)
+    if grown == dataset.fields:
+        return
+    await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(fields=grown))
+    await check_union(connection, tenant_id, newcomer=dataset.id)
+
+
+async def check_union(connection: AsyncConnection, tenant_id: Any, newcomer: str) -> None:
+    """Refuse what a dataset has come to know if it contradicts other sources, within a transaction.
+
+    Raises:
+        TypeConflictError: It does; the newcomer is told as the one that brings the conflict.
+    """
+    sources = await source_datasets(connection, tenant_id)
+    union_by_kind(sorted(sources, key=lambda source: source.id == newcomer))
+
+
+def dataset_from(row: Row[Any]) -> Dataset:
+    """Make a dataset of its row."""
+    return Dataset(
+        id=row.id,
+        name=row.name,
+        description=row.description,
+        schema=SchemaRef(row.schema_id, row.content_type),
+        kind=DatasetKind(row.kind),
+        tags=row.tags,
+        identity_fields=row.identity_fields,
+        declared_fields=row.declared_fields,
+        fields=row.fields,
+        create_time=row.create_time,
+        update_time=row.update_time,
+    )

@@ -1,0 +1,247 @@
+"""Batches of uploads: opened, completed in one transaction, or given up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Row, delete, select
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.batch import (
+    Batch,
+    BatchState,
+    Upload,
+    UploadState,
+    check_abortable,
+    check_completable,
+)
+from profile_export.domain.catalog import Dataset, Tenant
+from profile_export.domain.errors import AlreadyExistsError
+from profile_export.domain.schema import ObjectType, type_at
+from profile_export.store.batches import (
+    add_files,
+    batch_by_id,
+    batch_from,
+    end_batch,
+    existing_batch,
+    succeed_batch,
+    upload_from,
+)
+from profile_export.store.catalog import check_digest
+from profile_export.store.column_types import digest_of
+from profile_export.store.database import Database, whole
+from profile_export.store.datasets import dataset_of, grow_fields
+from profile_export.store.facts import UploadFacts
+from profile_export.store.tables import batches, field_sets, uploads
+from profile_export.store.tenants import (
+    IDENTITY,
+    SEGMENT,
+    ensure_tenant,
+    id_of,
+    next_place,
+    register_namespaces,
+)
+from profile_export.store.uploads import (
+    accepted,
+    check_still_loading,
+    insert_batch,
+    upload_of,
+    writable_dataset,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A batch that is ready to be completed: `uploads` are its files, by name, with what ingestion made of them."""
+
+    batch: Batch
+    dataset: Dataset
+    folder: str
+    uploads: Mapping[Upload, UploadFacts]
+
+
+class FieldsGrewError(Exception):
+    """A field became known that these files left out for want of a type: write them again."""
+
+
+class BatchChangedError(Exception):
+    """The batch has other files than those that were to be committed: look at it again."""
+
+
+class LoadingBatches:
+    """Batches of uploads of all tenants, until they count."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @whole
+    async def create_batch(
+        self, tenant: Tenant, dataset_id: str, batch_id: str, request_id: str, folder: str
+    ) -> tuple[Batch, bool]:
+        """Open a batch for several files, or find the one that was opened before; True says it was found.
+
+        Args:
+            tenant: Whose.
+            dataset_id: A record or event dataset.
+            batch_id: Unique in the tenant.
+            request_id: Makes the call safe to repeat, whatever the batch id; may be empty.
+            folder: Where its files go, if it gets a row now.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            FailedPreconditionError: It is a union dataset.
+            AlreadyExistsError: The batch id or the request id stands for something else.
+        """
+        digest = digest_of(dataset_id)
+        async with self.database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            await writable_dataset(connection, tenant_id, dataset_id)
+            if request_id:
+                query = select(batches).where(
+                    batches.c.tenant_id == tenant_id, batches.c.request_id == request_id
+                )
+                found = (await connection.execute(query)).first()
+                if found:
+                    check_digest(found, digest, request_id)
+                    return await batch_from(connection, found), True
+            row = (await connection.execute(batch_by_id(tenant_id, batch_id))).first()
+            if row is None:
+                values = {
+                    "several_files": True,
+                    "request_id": request_id or None,
+                    "request_digest": digest,
+                }
+                row = await insert_batch(connection, tenant_id, dataset_id, batch_id, folder, **values)
+                return await batch_from(connection, row), False
+            batch = await batch_from(connection, row)
+            same = batch.several_files and batch.dataset_id == dataset_id and not request_id
+            if same and batch.state is BatchState.LOADING:
+                return batch, True
+            raise AlreadyExistsError(
+                "BATCH_EXISTS",
+                f"The batch '{batch_id}' of dataset '{batch.dataset_id}' is {batch.state.name}; choose another "
+                "batch_id.",
+                metadata={"batch_id": batch_id, "dataset_id": batch.dataset_id, "state": batch.state.name},
+            )
+
+    @whole
+    async def loading_batch(self, tenant: Tenant, batch_id: str) -> OpenBatch | None:
+        """Return a batch with what its files hold; None if it has succeeded already.
+
+        Raises:
+            NotFoundError: There is no such batch.
+            FailedPreconditionError: It has ended otherwise, or a file is not complete, or there is none.
+        """
+        async with self.database.read() as connection:
+            row = await existing_batch(connection, id_of(tenant), batch_id)
+            batch = await batch_from(connection, row)
+            if batch.state is BatchState.SUCCEEDED and batch.job_id is None:
+                return None
+            check_completable(batch)
+            complete = select(uploads).where(
+                uploads.c.batch_key == row.key, uploads.c.state == UploadState.COMPLETE.value
+            )
+            found = await connection.execute(complete.order_by(uploads.c.file_name))
+            return OpenBatch(
+                batch,
+                await dataset_of(connection, row.tenant_id, row.dataset_id),
+                row.folder,
+                {upload_from(sent): sent.facts for sent in found},
+            )
+
+    @whole
+    async def commit_batch(self, tenant: Tenant, batch_id: str, sent: Mapping[str, UploadFacts]) -> Batch:
+        """Make a batch count: number, ingest time, files, fields and namespaces, in one transaction.
+
+        Args:
+            tenant: Whose.
+            batch_id: A LOADING batch.
+            sent: What its files hold, by file name in the order in which their rows count on.
+
+        Raises:
+            TypeConflictError: Its fields contradict each other, the dataset's or the union of its class.
+            FieldsGrewError: A type is known now that a file lacked.
+            BatchChangedError: It has other complete files, or counts already.
+            FailedPreconditionError: It has ended meanwhile.
+        """
+        async with self.database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            row = await existing_batch(connection, tenant_id, batch_id)
+            if row.several_files and row.state == BatchState.SUCCEEDED:
+                raise BatchChangedError  # another call has completed it
+            check_still_loading(row)
+            if row.several_files:
+                await _check_same_files(connection, row, sent)
+            for facts in sent.values():
+                dataset = await dataset_of(connection, tenant_id, row.dataset_id)
+                await grow_fields(connection, tenant_id, dataset, facts.fields)
+            dataset = await dataset_of(connection, tenant_id, row.dataset_id)
+            if any(type_at(dataset.fields, path) for facts in sent.values() for path in facts.untyped):
+                raise FieldsGrewError
+            place = await next_place(connection, tenant_id)
+            counted = []
+            for index, (file_name, facts) in enumerate(sent.items()):
+                for kind, use in (
+                    (IDENTITY, facts.identity_namespaces),
+                    (SEGMENT, facts.segment_namespaces),
+                ):
+                    await register_namespaces(
+                        connection, tenant_id, kind, use.first_spellings, use.all_spellings
+                    )
+                field_set_id = await _field_set(connection, dataset.id, facts.fields)
+                prefix = f"{index:05}-" if row.several_files else ""
+                files = [replace(file, name=f"{prefix}{file.name}") for file in facts.files]
+                await add_files(connection, row.key, files, field_set_id)
+                counted += files
+                query = upload_of(row, file_name).values(accepted(facts) | {"facts": None})
+                await connection.execute(query)
+            return await batch_from(connection, await succeed_batch(connection, row.key, place, counted))
+
+    @whole
+    async def abort_batch(
+        self, tenant: Tenant, batch_id: str, reason: str
+    ) -> tuple[Batch, str, Sequence[str]]:
+        """Give a batch up; doing so again changes nothing.
+
+        Returns:
+            The batch, its folder, and under which names bytes of it are kept: both may go.
+
+        Raises:
+            NotFoundError: There is no such batch.
+            FailedPreconditionError: It is a job's, or has ended otherwise.
+        """
+        async with self.database.write() as connection:
+            row = await existing_batch(connection, id_of(tenant), batch_id)
+            batch = await batch_from(connection, row)
+            if batch.job_id is None and batch.state is BatchState.ABORTED:
+                return batch, row.folder, ()
+            check_abortable(batch)
+            await connection.execute(delete(uploads).where(uploads.c.batch_key == row.key))
+            staged = [upload.staged_as for upload in batch.uploads]
+            return await end_batch(connection, row, BatchState.ABORTED, reason), row.folder, staged
+
+
+async def _check_same_files(
+    connection: AsyncConnection, batch: Row[Any], sent: Mapping[str, UploadFacts]
+) -> None:
+    """Refuse a commit that does not name exactly the complete files, or while another is open."""
+    query = select(uploads.c.file_name, uploads.c.sha256).where(
+        uploads.c.batch_key == batch.key, uploads.c.state != UploadState.REFUSED.value
+    )
+    found = {row.file_name: row.sha256 for row in await connection.execute(query)}
+    if found != {file_name: facts.sha256 for file_name, facts in sent.items()}:
+        raise BatchChangedError
+
+
+async def _field_set(connection: AsyncConnection, dataset_id: str, fields: ObjectType) -> int:
+    digest = digest_of(fields)
+    row = {"dataset_id": dataset_id, "digest": digest, "fields": fields}
+    await connection.execute(upsert(field_sets).values(row).on_conflict_do_nothing())
+    query = select(field_sets.c.id).where(
+        field_sets.c.dataset_id == dataset_id, field_sets.c.digest == digest
+    )
+    field_set_id: int = (await connection.execute(query)).scalar_one()
+    return field_set_id

@@ -1,0 +1,184 @@
+"""Registered schemas: every version of every document of a tenant, beside those that are built in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Row, func, insert, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, Schema, Tenant
+from profile_export.domain.errors import NotFoundError
+from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.domain.registry import check_beside, next_version
+from profile_export.store.database import Database, database_time, whole
+from profile_export.store.datasets import dataset_from, grow_fields, source_datasets
+from profile_export.store.tables import datasets, schemas
+from profile_export.store.tenants import ensure_tenant, id_of
+
+
+class Schemas:
+    """Schemas of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @whole
+    async def documents(self, tenant: Tenant, ids: Collection[str]) -> Mapping[str, str]:
+        """Return the newest documents of these ids, as far as there are any."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(_newest(id_of(tenant)).where(schemas.c.id.in_(ids)))
+            return {row.id: row.document for row in rows}
+
+    @whole
+    async def register(self, tenant: Tenant, read: Sequence[Schema]) -> tuple[Schema, bool]:
+        """Register documents in one step; return the last one, and True if it was registered like that already.
+
+        Every dataset that follows one of them comes to know its fields.
+
+        Raises:
+            TypeConflictError: One narrows or changes a field of its version before, or contradicts a dataset.
+            AlreadyExistsError: One has the id of a schema that cannot be extended.
+        """
+        stored, replayed = read[-1], True
+        async with self.database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            for schema in read:
+                known = await _newest_or_none(connection, tenant_id, schema.id)
+                newer = next_version(known, schema)
+                replayed = newer is None
+                stored = newer or known or schema
+                if newer is None:
+                    continue
+                stored = replace(newer, create_time=await database_time(connection))
+                await connection.execute(insert(schemas).values(_row(tenant_id, stored)))
+                await _follow(connection, tenant_id, stored)
+        return stored, replayed
+
+    @whole
+    async def get(self, tenant: Tenant, schema_id: str, version: int | None = None) -> Schema:
+        """Return a schema in a version, or the newest.
+
+        Raises:
+            NotFoundError: The tenant has none of that id, or not that version.
+        """
+        async with self.database.read() as connection:
+            if version is None:
+                return await newest_schema(connection, id_of(tenant), schema_id)
+            built_in = BUILT_IN_SCHEMAS.get(schema_id)
+            if built_in and built_in.version == version:
+                return built_in
+            query = select(schemas).where(
+                schemas.c.tenant_id == id_of(tenant), schemas.c.id == schema_id, schemas.c.version == version
+            )
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFoundError.of("schema", f"{schema_id}@{version}")
+        return _schema(row)
+
+    @whole
+    async def list(self, tenant: Tenant, request: PageRequest) -> Page[Schema]:
+        """Return a page of schemas in their newest versions: those that are only built in first, then oldest first."""
+        tenant_id = id_of(tenant)
+        query = _newest(tenant_id).order_by(schemas.c.create_time, schemas.c.id)
+        async with self.database.read() as connection:
+            ids = _newest(tenant_id).with_only_columns(schemas.c.id)
+            registered = set((await connection.execute(ids)).scalars())
+            built_in = [BUILT_IN_SCHEMAS[one] for one in sorted(set(BUILT_IN_SCHEMAS) - registered)]
+            if any(schema.id == request.cursor for schema in built_in):
+                built_in = [schema for schema in built_in if schema.id > request.cursor]
+            elif request.cursor:
+                built_in = []
+                after = (
+                    _newest(tenant_id)
+                    .where(schemas.c.id == request.cursor)
+                    .with_only_columns(schemas.c.create_time)
+                )
+                query = query.where(
+                    tuple_(schemas.c.create_time, schemas.c.id)
+                    > tuple_(after.scalar_subquery(), request.cursor)
+                )
+            rows = (await connection.execute(query.limit(request.size + 1))).all()
+        return cut_page([*built_in, *map(_schema, rows)], request, lambda last: last.id)
+
+
+async def newest_schema(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema:
+    """Return the newest version of a schema, within a transaction.
+
+    Raises:
+        NotFoundError: The tenant has none of that id.
+    """
+    found = await _newest_or_none(connection, tenant_id, schema_id)
+    if found is None:
+        raise NotFoundError.of("schema", schema_id)
+    return found
+
+
+async def _newest_or_none(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema | None:
+    row = (await connection.execute(_newest(tenant_id).where(schemas.c.id == schema_id))).first()
+    return BUILT_IN_SCHEMAS.get(schema_id) if row is None else _schema(row)
+
+
+def _newest(tenant_id: Any) -> Any:
+    """Select the newest version of every registered schema."""
+    newest = (
+        select(schemas.c.id, func.max(schemas.c.version).label("version"))
+        .where(schemas.c.tenant_id == tenant_id)
+        .group_by(schemas.c.id)
+        .subquery()
+    )
+    joined = select(schemas).join(
+        newest, (schemas.c.id == newest.c.id) & (schemas.c.version == newest.c.version)
+    )
+    return joined.where(schemas.c.tenant_id == tenant_id)
+
+
+async def _follow(connection: AsyncConnection, tenant_id: int, schema: Schema) -> None:
+    """Make the schema's fields known to the datasets that follow it; check them where there is none yet.
+
+    Raises:
+        TypeConflictError: They contradict a dataset.
+    """
+    if schema.kind is None:
+        return
+    query = select(datasets).where(
+        datasets.c.tenant_id == tenant_id,
+        datasets.c.schema_id == schema.id,
+        datasets.c.delete_time.is_(None),
+    )
+    for row in (await connection.execute(query)).all():
+        await grow_fields(connection, tenant_id, dataset_from(row), schema.fields)
+    check_beside(await source_datasets(connection, tenant_id), schema)
+
+
+def _row(tenant_id: int, schema: Schema) -> dict[str, Any]:
+    return {
+        "tenant_id": tenant_id,
+        "id": schema.id,
+        "version": schema.version,
+        "title": schema.title,
+        "kind": None if schema.kind is None else schema.kind.value,
+        "class_id": schema.class_id,
+        "document": schema.document,
+        "fields": schema.fields,
+        "rules": schema.rules,
+        "identity_fields": schema.identity_fields,
+        "create_time": schema.create_time,
+    }
+
+
+def _schema(row: Row[Any]) -> Schema:
+    return Schema(
+        id=row.id,
+        kind=None if row.kind is None else DatasetKind(row.kind),
+        fields=row.fields,
+        class_id=row.class_id,
+        title=row.title,
+        version=row.version,
+        document=row.document,
+        rules=row.rules,
+        identity_fields=row.identity_fields,
+        create_time=row.create_time,
+    )
