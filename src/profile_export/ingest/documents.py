@@ -1,0 +1,106 @@
+"""XDM schema documents as callers send them: JSON text, checked as draft-06 and read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jsonschema_rs
+
+from profile_export.domain.xdm import XdmSchema, read_document
+from profile_export.domain.xdm_places import SchemaInvalidError, schema_id
+from profile_export.ingest.rules import Rules, rule_at, shown
+
+MAX_DOCUMENT_BYTES = 2**20
+DRAFT = "http://json-schema.org/draft-06/schema#"
+
+
+def read_documents(texts: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> tuple[XdmSchema, ...]:
+    """Read documents that may refer to one another.
+
+    Args:
+        texts: The documents, JSON text.
+        known: What else they may refer to, parsed, by `$id`. Where a text has the same `$id`, the text counts.
+
+    Returns:
+        The schemas in the order of the texts. Their rules compile.
+
+    Raises:
+        SchemaInvalidError: A document is not a valid one, or two have one `$id`.
+        FailedPreconditionError: A `$ref` names something unknown.
+    """
+    documents: dict[str, Mapping[str, Any]] = {}
+    for document in map(parse_document, texts):
+        if documents.setdefault(schema_id(document), document) is not document:
+            raise SchemaInvalidError("/$id", "$id", f"two of the documents are '{schema_id(document)}'.")
+    schemas = tuple(read_document(document, {**known, **documents}) for document in documents.values())
+    for schema in schemas:
+        if schema.rules:
+            Rules(json.dumps(schema.rules))
+    return schemas
+
+
+def parse_document(text: str) -> dict[str, Any]:
+    """Parse one document and check it against the meta schema of draft-06.
+
+    Raises:
+        SchemaInvalidError: It is larger than `MAX_DOCUMENT_BYTES`, not JSON, has a name twice in one object or a
+            number that no double can hold, names another draft, or breaks a rule of the meta schema.
+    """
+    document = _parse(text)
+    if not isinstance(document, dict):
+        raise SchemaInvalidError("", "type", "a document is a JSON object.")
+    draft = document.get("$schema", DRAFT)
+    if draft not in (DRAFT, DRAFT.removesuffix("#")):
+        raise SchemaInvalidError("/$schema", "$schema", f"{shown(draft)} is not draft-06, '{DRAFT}'.")
+    try:
+        jsonschema_rs.meta.validate({**document, "$schema": DRAFT})
+    except jsonschema_rs.ValidationError as error:
+        raise _broken(error) from None
+    return document
+
+
+def _parse(text: str) -> Any:
+    try:
+        if len(text.encode()) > MAX_DOCUMENT_BYTES:
+            raise SchemaInvalidError("", "size", f"it has more than {MAX_DOCUMENT_BYTES} bytes.")
+        document = json.loads(
+            text, object_pairs_hook=_without_repetition, parse_float=_double, parse_constant=_double
+        )
+        json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError:
+        raise SchemaInvalidError("", "json", "it is nested too deep.") from None
+    except UnicodeEncodeError:
+        raise SchemaInvalidError(
+            "", "json", "it holds half of a surrogate pair, which is not text."
+        ) from None
+    except ValueError as error:
+        raise SchemaInvalidError("", "json", f"it is not JSON: {error}.") from None
+    return document
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in members if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return members
+
+
+def _double(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"no double can hold {text}")
+    return value
+
+
+def _broken(error: jsonschema_rs.ValidationError) -> SchemaInvalidError:
+    while error.kind.name == "anyOf" and isinstance(error.instance, dict):
+        error = error.kind.value[0][0]  # `items` may be a schema or a list of them: an object means a schema
+    steps = [str(step).replace("~", "~0").replace("/", "~1") for step in error.instance_path]
+    return SchemaInvalidError(
+        "".join(f"/{step}" for step in steps), rule_at(error.instance_path), f"{error.message}."
+    )
