@@ -20,6 +20,7 @@ from profile_export.v1 import batch_pb2, dataset_pb2, job_pb2, merge_policy_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import export_service_pb2 as es
 from profile_export.v1 import profile_service_pb2 as ps
+from profile_export.v1 import schema_service_pb2 as ss
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from profile_export.v1.export_service_pb2_grpc import ExportServiceStub
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceStub
@@ -85,15 +86,15 @@ class Caller:
         self.exports = ExportServiceStub(channel)
 
     async def dataset(self, kind: str, identities: Mapping[str, str] | None = None, **values: Any) -> str:
-        """Make a dataset; `identities` maps paths to namespaces, the first of them primary."""
-        fields = [
-            dataset_pb2.IdentityField(path=path, namespace=namespace, primary=index == 0)
-            for index, (path, namespace) in enumerate((identities or {}).items())
-        ]
+        """Make a dataset; `kind` may also be a schema's id.
+
+        `identities` maps paths to namespaces, the first of them primary; `declared` paths to types.
+        """
         request = ds.CreateDatasetRequest(
             name=values.pop("name", kind),
-            schema_ref=dataset_pb2.SchemaRef(id=SCHEMAS[kind]),
-            identity_fields=fields,
+            schema_ref=dataset_pb2.SchemaRef(id=SCHEMAS.get(kind, kind)),
+            identity_fields=identity_fields(identities or {}),
+            declared_fields=declarations(values.pop("declared", {})),
             **values,
         )
         return (await self.datasets.CreateDataset(request, metadata=self.metadata)).dataset.id
@@ -108,10 +109,77 @@ class Caller:
         batch_id: str,
         data: bytes,
         upload_format: ds.UploadFormat.ValueType = ds.UPLOAD_FORMAT_JSON_LINES,
+        **start: Any,
     ) -> ds.UploadBatchResponse:
         """Upload bytes."""
-        messages = upload_messages(dataset_id, batch_id, data, upload_format)
+        messages = upload_messages(dataset_id, batch_id, data, upload_format, **start)
         return await self.datasets.UploadBatch(replay(messages), metadata=self.metadata)
+
+    async def create_batch(self, dataset_id: str, batch_id: str) -> batch_pb2.Batch:
+        """Open a batch for several files."""
+        request = ds.CreateBatchRequest(dataset_id=dataset_id, batch_id=batch_id)
+        return (await self.datasets.CreateBatch(request, metadata=self.metadata)).batch
+
+    async def complete(self, batch_id: str) -> ds.CompleteBatchResponse:
+        """Complete a batch of several files."""
+        request = ds.CompleteBatchRequest(batch_id=batch_id)
+        return await self.datasets.CompleteBatch(request, metadata=self.metadata)
+
+    async def abort(self, batch_id: str, reason: str = "") -> batch_pb2.Batch:
+        """Give a batch up."""
+        request = ds.AbortBatchRequest(batch_id=batch_id, reason=reason)
+        return (await self.datasets.AbortBatch(request, metadata=self.metadata)).batch
+
+    async def revert(self, batch_id: str, reason: str = "") -> batch_pb2.Batch:
+        """Take a batch back."""
+        request = ds.RevertBatchRequest(batch_id=batch_id, reason=reason)
+        return (await self.datasets.RevertBatch(request, metadata=self.metadata)).batch
+
+    async def batch(self, batch_id: str) -> batch_pb2.Batch:
+        """Look a batch up."""
+        request = ds.GetBatchRequest(batch_id=batch_id)
+        return (await self.datasets.GetBatch(request, metadata=self.metadata)).batch
+
+    async def visible_batches(self, dataset_id: str) -> list[str]:
+        """List the batches of a dataset that count, by id."""
+        request = ds.ListBatchesRequest(dataset_id=dataset_id)
+        listed = await self.datasets.ListBatches(request, metadata=self.metadata)
+        return [batch.id for batch in listed.batches]
+
+    async def rejected(self, batch_id: str, **page: Any) -> ds.ListRejectedRowsResponse:
+        """List rejected rows."""
+        request = ds.ListRejectedRowsRequest(batch_id=batch_id, **page)
+        return await self.datasets.ListRejectedRows(request, metadata=self.metadata)
+
+    async def get_dataset(self, dataset_id: str) -> dataset_pb2.Dataset:
+        """Look a dataset up."""
+        request = ds.GetDatasetRequest(dataset_id=dataset_id)
+        return (await self.datasets.GetDataset(request, metadata=self.metadata)).dataset
+
+    async def update(self, dataset_id: str, **changes: Any) -> dataset_pb2.Dataset:
+        """Change a dataset."""
+        request = ds.UpdateDatasetRequest(dataset_id=dataset_id, **changes)
+        return (await self.datasets.UpdateDataset(request, metadata=self.metadata)).dataset
+
+    async def delete(self, dataset_id: str) -> None:
+        """Delete a dataset."""
+        await self.datasets.DeleteDataset(
+            ds.DeleteDatasetRequest(dataset_id=dataset_id), metadata=self.metadata
+        )
+
+    async def schema(
+        self,
+        document: Row,
+        *referenced: Row,
+        identities: Mapping[str, str] | None = None,
+    ) -> ss.CreateSchemaResponse:
+        """Register a document; `identities` as in `dataset`."""
+        request = ss.CreateSchemaRequest(
+            document=json.dumps(document),
+            referenced_documents=[json.dumps(other) for other in referenced],
+            identity_fields=identity_fields(identities or {}),
+        )
+        return await self.schemas.CreateSchema(request, metadata=self.metadata)
 
     async def policy(self, graph: merge_policy_pb2.IdentityGraph.ValueType) -> str:
         """Make a merge policy."""
@@ -167,6 +235,45 @@ class Caller:
         return b"".join(chunks)
 
 
+def identity_fields(identities: Mapping[str, str]) -> list[dataset_pb2.IdentityField]:
+    """Write identity fields: paths to namespaces, the first of them primary."""
+    return [
+        dataset_pb2.IdentityField(path=path, namespace=namespace, primary=index == 0)
+        for index, (path, namespace) in enumerate(identities.items())
+    ]
+
+
+def declarations(
+    types: Mapping[str, dataset_pb2.FieldType | dataset_pb2.ScalarType.ValueType],
+) -> list[dataset_pb2.FieldDeclaration]:
+    """Write declared fields: paths to types."""
+    return [
+        dataset_pb2.FieldDeclaration(
+            path=path,
+            type=kind if isinstance(kind, dataset_pb2.FieldType) else dataset_pb2.FieldType(scalar=kind),
+        )
+        for path, kind in types.items()
+    ]
+
+
+def types_of(fields: Iterable[dataset_pb2.Field]) -> dict[str, Any]:
+    """Read fields as words: an object as a dict, an array as a list of one, a map as a dict with the name `*`."""
+    return {field.name: _word(field.type) for field in fields}
+
+
+def _word(kind: dataset_pb2.FieldType) -> Any:
+    match kind.WhichOneof("kind"):
+        case "object":
+            return types_of(kind.object.fields)
+        case "array":
+            return [_word(kind.array.item)]
+        case "map":
+            return {"*": _word(kind.map.value)}
+        case "decimal":
+            return f"decimal({kind.decimal.precision},{kind.decimal.scale})"
+    return dataset_pb2.ScalarType.Name(kind.scalar).removeprefix("SCALAR_TYPE_").lower()
+
+
 def export_spec(destination: str, **values: Any) -> job_pb2.ExportSpec:
     """Write what to export; `policy` is a policy's id, `events` switches events on."""
     policy = values.pop("policy", "")
@@ -189,9 +296,12 @@ def upload_messages(
     data: bytes,
     upload_format: ds.UploadFormat.ValueType = ds.UPLOAD_FORMAT_JSON_LINES,
     offset: int = 0,
+    **others: Any,
 ) -> list[ds.UploadBatchRequest]:
     """Cut an upload into its messages; with an offset only the rest of `data` is sent."""
-    start = ds.UploadStart(dataset_id=dataset_id, batch_id=batch_id, format=upload_format, offset=offset)
+    start = ds.UploadStart(
+        dataset_id=dataset_id, batch_id=batch_id, format=upload_format, offset=offset, **others
+    )
     finish = ds.UploadFinish(byte_count=len(data), sha256=hashlib.sha256(data).hexdigest())
     return [
         ds.UploadBatchRequest(start=start),
