@@ -198,10 +198,27 @@ class BatchState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a batch was refused: the row (from 1, None for the file as a whole) and the reason, in words."""
+    """Why a row was rejected, or a whole file refused.
+
+    `row` counts from 1 in the file as sent, None where it is about no single row; `code` is a word of `Reason`,
+    `message` a sentence; `path` is a dotted field path, empty where no field is meant.
+    """
 
     row: int | None
-    reason: str
+    code: str
+    message: str
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A rejected row of an uploaded file, as `RowError` has it, with its `text` as sent, cut after 100 KB."""
+
+    row: int
+    code: str
+    message: str
+    path: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
