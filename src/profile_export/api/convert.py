@@ -246,10 +246,11 @@ def batch(value: Batch, received_bytes: int = 0) -> batch_pb2.Batch:
         uploads=[] if value.job_id is not None else [upload],
         errors=[
             batch_pb2.BatchError(
-                code="ROW_REJECTED" if error.row else "FILE_INVALID",
-                message=error.reason,
+                code=error.code,
+                message=error.message,
                 file_name=value.file_name,
                 row_number=error.row,
+                path=error.path,
             )
             for error in value.errors
         ],

@@ -30,6 +30,7 @@ from profile_export.domain.errors import (
     PastEndError,
     UnavailableError,
 )
+from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import TypeConflictError
 from profile_export.ingest.pool import IngestDiedError, IngestPool
 from profile_export.ingest.refusals import RowsRefusedError
@@ -125,9 +126,9 @@ class UploadSessions:
                 return batch
         except RowsRefusedError as refused:
             await self.refuse(tenant, opened, refused.rows)
-            raise _rows_rejected(refused.rows) from None
+            raise _rows_rejected(refused) from None
         except TypeConflictError as conflict:
-            await self.refuse(tenant, opened, (RowError(None, conflict.message),))
+            await self.refuse(tenant, opened, (RowError(None, conflict.reason, conflict.message),))
             raise FailedPreconditionError(
                 conflict.reason, conflict.message, metadata=conflict.metadata
             ) from None
@@ -241,7 +242,9 @@ class UploadSession:
     async def _check_and_ingest(self, byte_count: int, sha256: str) -> Batch:
         error = self._mismatch(byte_count, sha256)
         if error:
-            await self._sessions.refuse(self._tenant, self._opened, (RowError(None, error.message),))
+            await self._sessions.refuse(
+                self._tenant, self._opened, (RowError(None, error.reason, error.message),)
+            )
             raise error
         if self._file:
             self._file.close()
@@ -308,16 +311,18 @@ def _use(sent: NamespacesSent) -> NamespaceUse:
     return NamespaceUse(tuple(use.spelling for use in sent.uses), sent.spellings)
 
 
-def _rows_rejected(rows: tuple[RowError, ...]) -> InvalidArgumentError:
-    first = rows[0]
-    told = [f"row {error.row}: {error.reason}" if error.row else error.reason for error in rows]
+def _rows_rejected(refused: RowsRefusedError) -> InvalidArgumentError:
+    first = refused.rows[0]
+    told = [f"row {error.row}: {error.message}" if error.row else error.message for error in refused.rows]
+    is_row = first.row and first.code != Reason.FILE_INVALID
     return InvalidArgumentError(
-        "ROW_REJECTED" if first.row else "FILE_INVALID",
+        "ROW_REJECTED" if is_row else Reason.FILE_INVALID.value,
         f"Nothing was kept. {told[0]}",
         metadata={
             "row_number": str(first.row or ""),
-            "row_reason": first.reason,
-            "rejected_rows": str(len(rows)),
+            "row_reason": first.code,
+            "path": first.path,
+            "rejected_rows": str(refused.rejected_rows),
         },
         violations=tuple(FieldViolation("data", text) for text in told[:_VIOLATIONS_TOLD]),
     )
