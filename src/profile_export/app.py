@@ -19,7 +19,7 @@ from profile_export.api.server import BindError, GrpcServer, contract, create_se
 from profile_export.api.watch import Watches
 from profile_export.config import ServeSettings, SettingsError, load
 from profile_export.engines.duckdb_engine import DuckDbEngine
-from profile_export.ingest.loading import Loading, RowLimits
+from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
 from profile_export.ingest.pool import IngestPool
 from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
@@ -94,7 +94,8 @@ class Application:
         jobs = Jobs(self._database, wakeups)
         self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
-        loading = Loading(catalog, schemas, uploads, opened, self._lake, self._pool, limits, _new_id)
+        rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._pool)
+        loading = Loading(rooms, limits, _new_id)
         sessions = UploadSessions(uploads, loading, _new_id)
         self._services = contract(
             datasets=DatasetService(

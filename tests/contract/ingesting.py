@@ -7,13 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from profile_export.domain.batch import RowError
+from profile_export.domain.batch import RejectedRow, RowError
 from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, IdentityField, initial_fields
 from profile_export.domain.columns import SYSTEM_COLUMNS
 from profile_export.domain.schema import EMPTY, ObjectType, union_objects
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.refusals import RowsRefusedError
+from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
 from profile_export.ingest.task import IngestResult, IngestTask
 
 CRM = IdentityField(("crmId",), "CRM", primary=True)
@@ -31,8 +33,11 @@ class Uploader:
         *identity_fields: IdentityField,
         kind: DatasetKind = DatasetKind.RECORD,
         known: ObjectType = EMPTY,
+        upload_format: str = "",
         rows_per_file: int = 1_000,
+        **others: Any,
     ) -> IngestTask:
+        """Return the task; what is sent is a table, the text of any format, or records for JSON lines."""
         source = self.folder / "upload"
         if isinstance(sent, pa.Table):
             pq.write_table(sent, source, row_group_size=3)
@@ -43,13 +48,14 @@ class Uploader:
         schema = next(schema for schema in BUILT_IN_SCHEMAS.values() if schema.kind is kind)
         return IngestTask(
             source=source,
-            format="parquet" if isinstance(sent, pa.Table) else "json_lines",
+            format=upload_format or ("parquet" if isinstance(sent, pa.Table) else "json_lines"),
             kind=kind,
             batch_id="b-1",
             fields=union_objects(initial_fields(schema, identity_fields), known),
             identity_fields=identity_fields,
             folder=self.folder / "files",
             rows_per_file=rows_per_file,
+            **others,
         )
 
     def ingest(
@@ -57,19 +63,27 @@ class Uploader:
     ) -> IngestResult:
         return ingest(self.task(sent, *fields, **others))
 
+    def refusal(
+        self, sent: list[Any] | bytes | pa.Table, *fields: IdentityField, **others: Any
+    ) -> RowsRefusedError:
+        """Why an upload was refused; of its files only the rejected rows may be left."""
+        with pytest.raises(RowsRefusedError) as refused:
+            self.ingest(sent, *fields, **others)
+        left = [path.name for path in (self.folder / "files").iterdir()]
+        assert left == ([REJECTED_FILE] if refused.value.rejected_rows else [])
+        return refused.value
+
     def refused(
         self, sent: list[Any] | bytes | pa.Table, *fields: IdentityField, **others: Any
     ) -> tuple[RowError, ...]:
-        try:
-            self.ingest(sent, *fields, **others)
-        except RowsRefusedError as error:
-            assert list((self.folder / "files").iterdir()) == []
-            return error.rows
-        message = "the upload was accepted"
-        raise AssertionError(message)
+        return self.refusal(sent, *fields, **others).rows
 
     def reasons(self, sent: list[Any] | bytes | pa.Table, *fields: IdentityField, **others: Any) -> list[str]:
-        return [f"{error.row}: {error.reason}" for error in self.refused(sent, *fields, **others)]
+        return [f"{error.row}: {error.message}" for error in self.refused(sent, *fields, **others)]
+
+    def rejected(self, after_row: int = 0, count: int = 1_000) -> list[RejectedRow]:
+        """The rows that the last upload had rejected."""
+        return read_rejected(self.folder / "files" / REJECTED_FILE, after_row, count)
 
     def tables(self, result: IngestResult) -> list[pa.Table]:
         return [pq.read_table(self.folder / "files" / file.name) for file in result.files]

@@ -302,7 +302,7 @@ def test_a_file_with_columns_that_cannot_be_stored_is_refused(
     [error] = uploader.refused(table, CRM)
 
     assert error.row is None
-    assert reason in error.reason
+    assert reason in error.message
 
 
 def test_an_identity_that_a_schema_types_is_text_or_an_integer(uploader: Uploader) -> None:
@@ -453,7 +453,7 @@ def test_an_identity_map_of_something_else_is_refused(
     [error] = uploader.refused(people(2, identityMap=pa.array([None, [("A", items)]], _map_of(kind))), CRM)
 
     assert error.row == 2
-    assert reason in error.reason
+    assert reason in error.message
 
 
 @pytest.mark.parametrize("namespace", ["", "a\0"])
@@ -546,7 +546,7 @@ def test_a_file_that_is_not_sound_parquet_is_refused(
 
     [error] = refused.value.rows
     assert error.row is None
-    assert error.reason.startswith("The file is not sound Parquet: ")
+    assert error.message.startswith("The file is not sound Parquet: ")
 
 
 def test_text_that_is_not_unicode_is_refused(uploader: Uploader) -> None:
@@ -556,7 +556,7 @@ def test_text_that_is_not_unicode_is_refused(uploader: Uploader) -> None:
 
     [error] = uploader.refused(people(f=raw), CRM)
 
-    assert "UTF8" in error.reason
+    assert "UTF8" in error.message
 
 
 def test_a_file_that_is_not_there_is_no_refusal(uploader: Uploader) -> None:

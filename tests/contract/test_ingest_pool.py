@@ -37,7 +37,7 @@ async def test_a_refusal_comes_back_whole(uploader: Uploader, pool: IngestPool) 
         await pool.ingest(uploader.task([{"n": 1}, {"crmId": "1", "a": [1, "x"]}], CRM))
 
     assert [error.row for error in refused.value.rows] == [1, 2]
-    assert refused.value.rows[1].reason == "The field 'a[]' is string, but it is known as double."
+    assert refused.value.rows[1].message == "The field 'a[]' is string, but it is known as double."
 
 
 async def test_a_child_that_dies_ends_its_task_and_not_the_pool(uploader: Uploader, pool: IngestPool) -> None:
@@ -63,9 +63,9 @@ async def test_a_child_that_dies_ends_its_task_and_not_the_pool(uploader: Upload
 
 
 def test_a_refusal_survives_the_way_between_processes() -> None:
-    error = RowsRefusedError((RowError(3, "The row is not JSON."),))
+    error = RowsRefusedError((RowError(3, "JSON_INVALID", "The row is not JSON."),), 1)
 
     copy = pickle.loads(pickle.dumps(error))
 
-    assert copy.rows == error.rows
+    assert (copy.rows, copy.rejected_rows) == (error.rows, 1)
     assert str(copy) == "row 3: The row is not JSON."

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from profile_export.domain.batch import BatchState, DataFile
+from profile_export.domain.batch import BatchState, DataFile, UploadStart
 from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
 from profile_export.domain.errors import FailedPreconditionError
 from profile_export.domain.job import JobError, JobState, Phase, Progress
@@ -25,10 +25,12 @@ from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog, NewDataset
 from profile_export.store.database import Database, DataDirectoryInUseError
 from profile_export.store.events import Wakeups
+from profile_export.store.facts import NamespaceUse, UploadFacts
 from profile_export.store.jobs import Jobs, NewJob
+from profile_export.store.loading import FieldsGrewError, LoadingBatches
 from profile_export.store.snapshots import Snapshots
 from profile_export.store.tables import metadata
-from profile_export.store.uploads import FieldsGrewError, NamespaceUse, UploadFacts, Uploads
+from profile_export.store.uploads import Uploads
 
 NUMBERS = count()
 TENANT = Tenant()
@@ -51,6 +53,7 @@ class Store:
         wakeups = Wakeups()
         self.catalog = Catalog(self.database)
         self.uploads, self.batches = Uploads(self.database), Batches(self.database)
+        self.loading = LoadingBatches(self.database)
         self.jobs, self.attempts = Jobs(self.database, wakeups), Attempts(self.database, wakeups)
         self.snapshots = Snapshots(self.database)
 
@@ -61,10 +64,12 @@ class Store:
         return made.id
 
     async def upload(self, dataset_id: str, batch_id: str, facts: UploadFacts) -> None:
-        await self.uploads.open_upload(
-            TENANT, dataset_id, batch_id, "json_lines", "1", f"{dataset_id}/{batch_id}"
-        )
-        await self.uploads.commit_upload(TENANT, batch_id, facts)
+        await self.open(dataset_id, batch_id)
+        await self.loading.commit_batch(TENANT, batch_id, {"1": facts})
+
+    async def open(self, dataset_id: str, batch_id: str) -> None:
+        start = UploadStart(dataset_id, batch_id, "1", "json_lines")
+        await self.uploads.open_upload(TENANT, start, f"{dataset_id}/{batch_id}", batch_id)
 
     async def claimed(self) -> Claim:
         destination = await self.dataset(UNION)
@@ -80,7 +85,7 @@ def facts(
     fields: ObjectType, sent: tuple[str, ...] = (), untyped: tuple[tuple[str, ...], ...] = ()
 ) -> UploadFacts:
     use = NamespaceUse(sent[:1], frozenset(sent))
-    return UploadFacts((FILE,), fields, use, NamespaceUse(), untyped, "sha", 10)
+    return UploadFacts("x", (FILE,), 0, 3, fields, use, NamespaceUse(), untyped, "sha", 10)
 
 
 @pytest_asyncio.fixture
@@ -228,13 +233,12 @@ async def test_s13_an_upload_that_lacked_a_type_is_told_when_the_dataset_came_to
     store: Store,
 ) -> None:
     dataset = await store.dataset()
-    await store.uploads.open_upload(TENANT, dataset, "late", "json_lines", "1", "f")
+    await store.open(dataset, "late")
     await store.upload(dataset, "first", facts(ObjectType({"id": TEXT, "tags": ArrayType(TEXT)})))
 
     with pytest.raises(FieldsGrewError):
-        await store.uploads.commit_upload(
-            TENANT, "late", facts(ObjectType({"id": TEXT}), untyped=(("tags",),))
-        )
+        late = facts(ObjectType({"id": TEXT}), untyped=(("tags",),))
+        await store.loading.commit_batch(TENANT, "late", {"1": late})
 
     assert (await store.batches.get_batch(TENANT, "late")).state is BatchState.LOADING
 

@@ -19,9 +19,14 @@ def settings_for(data_dir: Path) -> dict[str, str | bool | None]:
     return {"data_dir": str(data_dir), "grpc_address": "127.0.0.1:0", "threads": "1", "drain_seconds": "1"}
 
 
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def application(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Application]:
-    server = Application(load(settings_for(tmp_path_factory.mktemp("server")), {}))
+async def application(data_dir: Path) -> AsyncIterator[Application]:
+    server = Application(load(settings_for(data_dir), {}))
     await server.start()
     yield server
     await server.stop()

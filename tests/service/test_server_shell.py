@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -22,7 +22,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from profile_export.api.logs import configure_logs
-from profile_export.api.schema_service import SchemaService
 from profile_export.api.server import BindError, GrpcServer, Service, contract, create_server
 from profile_export.api.status import CODES, server_draining, status_of
 from profile_export.api.tenancy import current_tenant
@@ -39,11 +38,10 @@ from profile_export.domain.errors import (
     UnimplementedError,
 )
 from profile_export.domain.schema import TypeConflictError
-from profile_export.v1 import schema_service_pb2
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from profile_export.v1.export_service_pb2_grpc import ExportServiceServicer
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceServicer
-from profile_export.v1.schema_service_pb2_grpc import SchemaServiceStub
+from profile_export.v1.schema_service_pb2_grpc import SchemaServiceServicer
 
 ECHO = "test.Echo"
 ONE_SECOND = timedelta(seconds=1)
@@ -535,7 +533,7 @@ async def test_health_of_a_service_that_is_not_there_is_not_found(caller: Caller
 async def test_the_contract_is_served_checked_and_reflected_whole() -> None:
     services = contract(
         datasets=cast("Any", DatasetServiceServicer)(),
-        schemas=SchemaService(),
+        schemas=cast("Any", SchemaServiceServicer)(),
         profiles=cast("Any", ProfileServiceServicer)(),
         exports=cast("Any", ExportServiceServicer)(),
     )
@@ -556,33 +554,6 @@ async def test_the_contract_is_served_checked_and_reflected_whole() -> None:
     listed = {service.name for service in answer.list_services_response.service}
     assert {check.status for check in checks} == {health_pb2.HealthCheckResponse.SERVING}
     assert listed == names | {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-
-
-async def test_the_schema_service_names_the_method_that_is_not_built() -> None:
-    pb = schema_service_pb2
-    services = contract(
-        datasets=cast("Any", DatasetServiceServicer)(),
-        schemas=SchemaService(),
-        profiles=cast("Any", ProfileServiceServicer)(),
-        exports=cast("Any", ExportServiceServicer)(),
-    )
-    server = await create_server(services, host="127.0.0.1", port=0, new_request_id=lambda: "r")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        stub = SchemaServiceStub(channel)
-        calls: dict[str, Awaitable[Any]] = {
-            "CreateSchema": stub.CreateSchema(pb.CreateSchemaRequest()),
-            "GetSchema": stub.GetSchema(pb.GetSchemaRequest()),
-            "ListSchemas": stub.ListSchemas(pb.ListSchemasRequest()),
-            "GetUnionSchema": stub.GetUnionSchema(pb.GetUnionSchemaRequest()),
-        }
-        answers = await asyncio.gather(*calls.values(), return_exceptions=True)
-        await server.drain(stop_claiming=_nothing, end_watches=_nothing, grace=ONE_SECOND)
-
-    infos = [_info(_status(answer)) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
-    assert [(info.reason, info.metadata["method"]) for info in infos] == [
-        ("NOT_BUILT", name) for name in calls
-    ]
 
 
 async def test_a_second_server_on_the_same_port_is_refused(caller: Caller) -> None:

@@ -11,6 +11,7 @@ Text = str | None
 
 
 def serve(
+    *,
     data_dir: Annotated[
         Text, typer.Option(metavar="DIR", help="Folder that keeps everything; made if missing. Required.")
     ] = None,

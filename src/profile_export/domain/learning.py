@@ -18,6 +18,7 @@ from decimal import Decimal
 from typing import Any
 
 from profile_export.domain.columns import SYSTEM_COLUMNS
+from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import (
     BOOLEAN,
     DOUBLE,
@@ -59,10 +60,13 @@ _INSTANT = re.compile(
 
 
 class ValueRefusedError(Exception):
-    """A value that cannot be stored. `reason` is a whole sentence; `path` is empty where the row itself is meant."""
+    """A value that cannot be stored.
 
-    def __init__(self, path: FieldPath, complaint: str) -> None:
-        self.path = path
+    `reason` is a whole sentence, `complaint` is it without its subject; `path` is empty where the row itself is meant.
+    """
+
+    def __init__(self, path: FieldPath, complaint: str, code: Reason = Reason.VALUE_INVALID) -> None:
+        self.path, self.complaint, self.code = path, complaint, code
         self.reason = f"The field '{dotted_path(path)}' {complaint}." if path else f"The row {complaint}."
         super().__init__(self.reason)
 
@@ -315,7 +319,9 @@ def _double(value: float | Decimal, path: FieldPath) -> float:
         and int(double) != value
     ):
         raise ValueRefusedError(
-            path, f"is the integer {_shown(value)}, which a double cannot hold exactly: send it as text"
+            path,
+            f"is the integer {_shown(value)}, which a double cannot hold exactly: send it as text",
+            Reason.NUMBER_NOT_EXACT,
         )
     return double
 
@@ -335,7 +341,7 @@ def _decimal(value: float | Decimal, known: DecimalType, path: FieldPath) -> Dec
         lowest = exact.adjusted() - len(digits.rstrip("0")) + 1
         if not exact or (lowest >= -known.scale and exact.adjusted() < known.precision - known.scale):
             return exact
-    raise ValueRefusedError(path, f"is {_shown(value)}, which does not fit {known}")
+    raise ValueRefusedError(path, f"is {_shown(value)}, which does not fit {known}", Reason.NUMBER_NOT_EXACT)
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from profile_export.domain.learning import ValueRefusedError, check_value
+from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import (
     DATE,
     DOUBLE,
@@ -23,11 +24,11 @@ from profile_export.domain.schema import (
     FieldType,
     MapType,
     ObjectType,
+    TypeConflictError,
     union_objects,
     union_types,
 )
 from profile_export.ingest.arrow_types import INSTANT, arrow_type
-from profile_export.ingest.refusals import MOST_KEPT, Refusals
 
 _SECONDS = (-62_135_596_800, 253_402_300_800)  # from 0001-01-01T00:00:00Z to before 10000-01-01T00:00:00Z
 _DAYS = (-719_162, 2_932_896)
@@ -35,18 +36,19 @@ _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6}  # nanoseconds reach from 1677 
 _MAX_LONG = pa.scalar(2**63 - 1, pa.uint64())
 _OUTSIDE_YEARS = "is outside the years 1 to 9999"
 
+Refused = dict[int, ValueRefusedError | TypeConflictError]
+"""The rows of a batch that are refused, counted in it from 0, each with the first reason that was found."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a column stands, for refusals: its path, and the row of each of its values.
 
-    `first_row` is the row of the batch's first one, from 0; `parents` has per value the index of its row in the batch,
-    None for a column with one value per row.
+    `parents` has per value the index of its row in the batch, None for a column with one value per row.
     """
 
     path: FieldPath
-    first_row: int
-    refusals: Refusals
+    refused: Refused
     parents: pa.Array | None = None
 
     def member(self, name: str) -> Place:
@@ -61,12 +63,13 @@ class Place:
     def refuse(self, index: int, error: ValueRefusedError) -> None:
         """Refuse the row of one value."""
         row = index if self.parents is None else self.parents[index].as_py()
-        self.refusals.add(self.first_row + row + 1, error)
+        self.refused.setdefault(row, error)
 
-    def refuse_where(self, mask: pa.Array, complaint: str) -> None:
+    def refuse_where(self, mask: pa.Array, error: ValueRefusedError) -> None:
         """Refuse the rows of the values for which `mask` is true."""
-        for index in pc.indices_nonzero(mask)[:MOST_KEPT].to_pylist():
-            self.refuse(index, ValueRefusedError(self.path, complaint))
+        found = pc.indices_nonzero(mask)
+        for row in (found if self.parents is None else self.parents.take(found)).to_pylist():
+            self.refused.setdefault(row, error)
 
 
 def accepted_fields(
@@ -122,10 +125,7 @@ def conform(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
         target: What the field is stored as.
         place: Where the column stands.
     """
-    if isinstance(column.type, pa.BaseExtensionType):
-        column = column.storage
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    column = plain_values(column)
     found = column.type
     if pa.types.is_null(found):
         return pa.nulls(len(column), arrow_type(target))
@@ -133,10 +133,10 @@ def conform(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
         case ObjectType():
             return _object(column, target, place)
         case ArrayType(item):
-            lengths = _lengths(column)
+            lengths = lengths_of(column)
             inside = place.items("[]", pc.list_parent_indices(column))
             return pa.ListArray.from_arrays(
-                _offsets(lengths),
+                offsets_of(lengths),
                 conform(column.flatten(), item, inside),
                 type=arrow_type(target),
                 mask=column.is_null(),
@@ -147,6 +147,15 @@ def conform(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
             return _map(column, value, place)
         case _:
             return _scalar(column, target, place)
+
+
+def plain_values(column: pa.Array) -> pa.Array:
+    """Return the values themselves, without dictionary encoding or an extension's name."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column
 
 
 def is_absent(column: pa.Array) -> pa.Array:
@@ -176,9 +185,7 @@ def _object(column: pa.Array, target: ObjectType, place: Place) -> pa.Array:
 
 
 def _map(column: pa.Array, value: FieldType, place: Place) -> pa.Array:
-    # By way of a list: the functions for lists do not take maps (list_parent_indices even ends the process).
-    entry = pa.struct([("key", column.type.key_type), ("value", column.type.item_type)])
-    column = column.cast(pa.list_(entry))
+    column = entries_of(column)
     parents = pc.list_parent_indices(column)
     keys, values = column.flatten().flatten()
     inside = place.items("*", parents)
@@ -210,7 +217,7 @@ def _map_array(keys: pa.Array, values: pa.Array, parents: pa.Array, rows: int) -
     for row, count in zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True):
         lengths[row] = count
     sizes = pa.array(lengths, pa.int32())
-    return pa.MapArray.from_arrays(_offsets(sizes), keys, values, mask=pc.equal(sizes, 0))
+    return pa.MapArray.from_arrays(offsets_of(sizes), keys, values, mask=pc.equal(sizes, 0))
 
 
 def _refuse_repeated_keys(keys: pa.Array, parents: pa.Array, place: Place) -> None:
@@ -224,11 +231,19 @@ def _refuse_repeated_keys(keys: pa.Array, parents: pa.Array, place: Place) -> No
         seen.add(entry)
 
 
-def _lengths(column: pa.Array) -> pa.Array:
-    return pc.if_else(column.is_valid(), pc.list_value_length(column), 0).cast(pa.int32())
+def entries_of(column: pa.Array) -> pa.Array:
+    """Return maps as lists of their entries: the functions for lists do not take maps, one even ends the process."""
+    entry = pa.struct([("key", column.type.key_type), ("value", column.type.item_type)])
+    return column.cast(pa.list_(entry))
 
 
-def _offsets(lengths: pa.Array) -> pa.Array:
+def lengths_of(lists: pa.Array) -> pa.Array:
+    """Return how many items each list has; a null has none."""
+    return pc.if_else(lists.is_valid(), pc.list_value_length(lists), 0).cast(pa.int32())
+
+
+def offsets_of(lengths: pa.Array) -> pa.Array:
+    """Return where lists of these lengths begin among their items, and where the last one ends."""
     return pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
 
 
@@ -259,7 +274,8 @@ def _integers(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
         return longs.cast(arrow_type(target))
     doubles = longs.cast(pa.float64(), safe=False)
     lost = pc.not_equal(doubles.cast(pa.int64(), safe=False), longs)
-    return _without(doubles, lost, "is an integer that a double cannot hold exactly", place)
+    complaint = "is an integer that a double cannot hold exactly"
+    return _without(doubles, lost, complaint, place, Reason.NUMBER_NOT_EXACT)
 
 
 def _dates(column: pa.Array, place: Place) -> pa.Array:
@@ -292,9 +308,11 @@ def _parsed(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
     return pa.array(values, arrow_type(target))
 
 
-def _without(column: pa.Array, mask: pa.Array, complaint: str, place: Place) -> pa.Array:
+def _without(
+    column: pa.Array, mask: pa.Array, complaint: str, place: Place, code: Reason = Reason.VALUE_INVALID
+) -> pa.Array:
     """Refuse the values for which `mask` is true and make them null."""
     if not pc.any(mask).as_py():
         return column
-    place.refuse_where(mask, complaint)
+    place.refuse_where(mask, ValueRefusedError(place.path, complaint, code))
     return pc.if_else(mask, pa.scalar(None, column.type), column)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from profile_export.domain.catalog import IdentityField
 from profile_export.domain.identity import IdentityKey, fold_namespace, key_of
 from profile_export.domain.learning import ValueRefusedError, check_value
+from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import (
     BOOLEAN,
     IDENTITY_MAP,
@@ -123,9 +124,9 @@ def identity_text(value: object, path: FieldPath) -> str | None:
     if value is None or value == {}:
         return None
     if not isinstance(value, str):
-        raise ValueRefusedError(path, f"is {_kind(value)}, but an identity is text or an integer")
+        raise _invalid(path, f"is {_kind(value)}, but an identity is text or an integer")
     if not value:
-        raise ValueRefusedError(path, EMPTY_ID)
+        raise _invalid(path, EMPTY_ID)
     check_value(value, TEXT, path, set())
     return value
 
@@ -158,10 +159,12 @@ def resolve(mentions: Sequence[Mention]) -> RowIdentities:
             strongest, chosen = claim, one
         elif claim is Claim.MARKED and one != chosen:
             raise ValueRefusedError(
-                (), f"has more than one primary identity, '{text}' of '{namespace}' among them"
+                (),
+                f"has more than one primary identity, '{text}' of '{namespace}' among them",
+                Reason.PRIMARY_IDENTITY_AMBIGUOUS,
             )
     if chosen is None:
-        raise ValueRefusedError((), NO_PRIMARY)
+        raise ValueRefusedError((), NO_PRIMARY, Reason.PRIMARY_IDENTITY_MISSING)
     return RowIdentities(found.pop(chosen), list(found.values()))
 
 
@@ -196,15 +199,15 @@ def _item(item: object, path: FieldPath) -> dict[str, Any]:
     kept: Mapping[str, Any] = {name: member for name, member in item.items() if member not in _ABSENT}
     identity_id = identity_text(kept.get("id"), (*path, "id"))
     if identity_id is None:
-        raise ValueRefusedError(path, "has no id")
+        raise _invalid(path, "has no id")
     for name, member in kept.items():
         inside = (*path, name)
         if name not in IDENTITY_MEMBERS:
-            raise ValueRefusedError(inside, f"is unknown: an identity has {', '.join(IDENTITY_MEMBERS)}")
+            raise _invalid(inside, f"is unknown: an identity has {', '.join(IDENTITY_MEMBERS)}")
         if name == "primary" and not isinstance(member, bool):
             raise TypeConflictError(inside, BOOLEAN, _kind(member))
         if name == "authenticatedState" and member not in AUTHENTICATED_STATES:
-            raise ValueRefusedError(
+            raise _invalid(
                 inside, f"must be one of {', '.join(AUTHENTICATED_STATES)}, not {str(member)[:40]!r}"
             )
     return {**kept, "id": identity_id}
@@ -214,10 +217,12 @@ def _item(item: object, path: FieldPath) -> dict[str, Any]:
 def _check_namespace(namespace: str) -> None:
     # A key is computed of namespace, NUL and id: with a NUL inside, two identities could share one.
     if not namespace or "\0" in namespace:
-        raise ValueRefusedError(
-            (IDENTITY_MAP, namespace), "has an empty namespace or one with a NUL character"
-        )
+        raise _invalid((IDENTITY_MAP, namespace), "has an empty namespace or one with a NUL character")
     check_value(namespace, TEXT, (IDENTITY_MAP, ascii(namespace)), set())
+
+
+def _invalid(path: FieldPath, complaint: str) -> ValueRefusedError:
+    return ValueRefusedError(path, complaint, Reason.IDENTITY_INVALID)
 
 
 def _kind(value: object) -> str:

@@ -26,9 +26,8 @@ from profile_export.domain.schema import (
     TypeConflictError,
 )
 from profile_export.ingest.arrow_types import LINK, arrow_type, field_type
-from profile_export.ingest.conform import Place, conform
+from profile_export.ingest.conform import Place, Refused, conform, entries_of
 from profile_export.ingest.identities import AUTHENTICATED_STATES, Claim
-from profile_export.ingest.refusals import Refusals, RowsRefusedError
 
 _STATES = pa.array(AUTHENTICATED_STATES)
 _ITEM = IDENTITY_MAP_TYPE.value.item if isinstance(IDENTITY_MAP_TYPE.value, ArrayType) else None
@@ -108,12 +107,11 @@ def _stored_map(sent: pa.Array) -> pa.Array | None:
     try:
         if not _holds_identities(field_type(sent.type, (), set())):
             return None
-        refusals = Refusals()
-        stored = conform(sent, IDENTITY_MAP_TYPE, Place((), 0, refusals))
-        refusals.settle()
-    except (ValueRefusedError, TypeConflictError, RowsRefusedError):
+        refused: Refused = {}
+        stored = conform(sent, IDENTITY_MAP_TYPE, Place((), refused))
+    except (ValueRefusedError, TypeConflictError):
         return None
-    return stored
+    return None if refused else stored
 
 
 def _holds_identities(found: FieldType | None) -> bool:
@@ -125,8 +123,7 @@ def _holds_identities(found: FieldType | None) -> bool:
 
 def _in_map(stored: pa.Array) -> _Mentions | None:
     """Return what a checked column mentions, ordered by row and namespace."""
-    entry = pa.struct([("key", pa.string()), ("value", stored.type.item_type)])
-    entries = stored.cast(pa.list_(entry))
+    entries = entries_of(stored)
     rows = pc.list_parent_indices(entries).cast(pa.int64())
     keys, lists = entries.flatten().flatten()
     items = lists.flatten()

@@ -40,26 +40,25 @@ class RowLimits:
         return self.event_bytes if kind is DatasetKind.EVENT else self.record_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class LoadingRooms:
+    """What loading works with."""
+
+    catalog: Catalog
+    schemas: Schemas
+    uploads: Uploads
+    batches: LoadingBatches
+    lake: LocalLake
+    pool: IngestPool
+
+
 class Loading:
     """Turns what was uploaded into batches, for all tenants."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        schemas: Schemas,
-        uploads: Uploads,
-        batches: LoadingBatches,
-        lake: LocalLake,
-        pool: IngestPool,
-        limits: RowLimits,
-        new_id: Callable[[], str],
-    ) -> None:
-        self._catalog = catalog
-        self._schemas = schemas
-        self._uploads = uploads
-        self._batches = batches
-        self._lake = lake
-        self._pool = pool
+    def __init__(self, rooms: LoadingRooms, limits: RowLimits, new_id: Callable[[], str]) -> None:
+        self._catalog, self._schemas = rooms.catalog, rooms.schemas
+        self._uploads, self._batches = rooms.uploads, rooms.batches
+        self._lake, self._pool = rooms.lake, rooms.pool
         self._limits = limits
         self._new_id = new_id
 
@@ -235,6 +234,10 @@ class Loading:
             ) from None
         except RowsRefusedError as refused:
             raise _FileRefusedError(folder, refused) from None
+        except FileNotFoundError:
+            # The bytes leave with a batch that is given up.
+            await self._uploads.check_loading(tenant, sent.batch_id)
+            raise
         await asyncio.to_thread(self._lake.sync, folder)
         return _facts(result, folder, sent, first_row)
 

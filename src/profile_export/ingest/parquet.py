@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from profile_export.domain.batch import RowError
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.learning import ValueRefusedError
+from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import (
     EVENT_ID,
     EVENT_TIME,
@@ -30,7 +30,7 @@ from profile_export.domain.schema import (
     union_objects,
 )
 from profile_export.ingest.arrow_types import arrow_type, file_schema, object_type
-from profile_export.ingest.conform import Place, accepted_fields, conform
+from profile_export.ingest.conform import Place, Refused, accepted_fields, conform
 from profile_export.ingest.identities import (
     EMPTY_ID,
     Mention,
@@ -40,36 +40,49 @@ from profile_export.ingest.identities import (
     resolve,
 )
 from profile_export.ingest.identity_columns import DeclaredColumn, Identified, identify
-from profile_export.ingest.refusals import Refusals, RowsRefusedError
-from profile_export.ingest.rows import MISSING_IN_EVENT, SystemColumns, numbered
+from profile_export.ingest.parquet_rows import row_bytes, row_texts
+from profile_export.ingest.refusals import FileRefusedError, Refusals, RowsRefusedError, row_error
+from profile_export.ingest.rows import SystemColumns, missing_in_event, numbered
+from profile_export.ingest.sent_rows import too_large
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.writer import ROWS_PER_GROUP, BatchWriter
 
+_BYTES_AT_ONCE = 128 * 1024 * 1024
 
-def ingest_parquet(task: IngestTask, writer: BatchWriter) -> IngestResult:
+
+def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) -> IngestResult:
     """Turn a Parquet upload into data files.
 
     Raises:
-        RowsRefusedError: The file is not Parquet, contradicts the dataset's fields, or has rows that cannot be stored.
+        RowsRefusedError: It contradicts the dataset's fields, or has more rows than allowed that cannot be stored.
+        FileRefusedError: It is not sound Parquet.
     """
     with _refusing_unsound(), pq.ParquetFile(task.source, coerce_int96_timestamp_unit="us") as file:
         schema = file.schema_arrow
     columns = _Columns(task, schema)
+    number = 1
     for batch in _batches(task):
-        writer.add(columns.stored(batch))
+        table, refused = columns.stored(batch)
+        for row, text in zip(sorted(refused), row_texts(batch, sorted(refused)), strict=True):
+            refusals.add(number + row, refused[row], text)
+        number += batch.num_rows
+        writer.add(table)
+    refusals.settle()
     return IngestResult(
         files=writer.finish(),
-        rows=columns.rows,
+        rows=columns.next_row - task.first_row,
         fields=columns.fields,
         identity_namespaces=columns.identity_namespaces.sent(),
         segment_namespaces=columns.segment_namespaces.sent(),
         untyped=columns.untyped,
+        rejected_rows=refusals.count,
+        errors=refusals.first,
     )
 
 
 def _batches(task: IngestTask) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(task.source, coerce_int96_timestamp_unit="us") as file:
-        batches = file.iter_batches(ROWS_PER_GROUP)
+        batches = file.iter_batches(_rows_at_once(file.metadata))
         while True:
             with _refusing_unsound():
                 batch = next(batches, None)
@@ -78,6 +91,12 @@ def _batches(task: IngestTask) -> Iterator[pa.RecordBatch]:
                 batch.validate(full=True)  # the reader takes bytes for text that are not UTF-8
             if batch.num_rows:
                 yield batch
+
+
+def _rows_at_once(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    return max(1, min(ROWS_PER_GROUP, _BYTES_AT_ONCE // max(widest, 1)))
 
 
 @contextmanager
@@ -89,19 +108,18 @@ def _refusing_unsound() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the file's content
         message = f"The file is not sound Parquet: {error}"
-        raise RowsRefusedError((RowError(None, message),)) from None
+        raise FileRefusedError(message) from None
 
 
 class _Columns:
     """Brings the columns of one batch of rows after another into their stored form.
 
-    `fields` are those of the dataset and of the file. Row numbers go on from batch to batch.
+    `fields` are those of the dataset and of the file. The rows that are accepted are numbered on from batch to batch.
     """
 
     def __init__(self, task: IngestTask, found: pa.Schema) -> None:
         self._task = task
-        self._refusals = Refusals()
-        self.rows = 0
+        self.next_row = task.first_row
         self.fields, self.untyped = self._accept(found)
         self.identity_namespaces = NamespaceTally()
         self.segment_namespaces = NamespaceTally()
@@ -118,56 +136,65 @@ class _Columns:
             fields = accepted_fields(known, ObjectType(learned), (), paths)
             _check_identity_types(fields, paths)
         except (ValueRefusedError, TypeConflictError) as error:
-            self._refusals.add(None, error)
-            self._refusals.settle()
-            raise
+            raise RowsRefusedError((row_error(None, error),), 0) from None
         return fields, tuple(sorted(path for path in untyped if type_at(fields, path) is None))
 
-    def stored(self, batch: pa.RecordBatch) -> pa.Table:
-        """Return the next rows of the file with their system columns.
+    def stored(self, batch: pa.RecordBatch) -> tuple[pa.Table, Refused]:
+        """Return the next rows of the file that are accepted, with their system columns, and those that are not."""
+        refused: Refused = {}
+        columns, rows = _without(self._conformed(batch, refused), batch.num_rows, refused)
+        system, identity_map, nobodies = self._identify(columns, len(rows))
+        columns, _ = _without(columns, len(rows), nobodies)
+        refused.update((rows[index], error) for index, error in nobodies.items())
+        columns[IDENTITY_MAP] = identity_map
+        self._see_segments(columns.get(SEGMENT_MEMBERSHIP))
+        self.next_row += len(identity_map)
+        ordered = [columns[name] for name in self.fields.fields]
+        return pa.Table.from_arrays([*system, *ordered], schema=file_schema(self.fields)), refused
 
-        Raises:
-            RowsRefusedError: Some cannot be stored.
-        """
-        place = Place((), self.rows, self._refusals)
+    def _conformed(self, batch: pa.RecordBatch, refused: Refused) -> dict[str, pa.Array]:
+        """Return the columns in their stored form, but `identityMap` as sent if it was."""
+        place = Place((), refused)
+        limit = self._task.max_row_bytes
+        if batch.nbytes > limit:
+            place.refuse_where(pc.greater(row_bytes(batch), limit), too_large(limit))
+        sent = dict(zip(batch.schema.names, batch.columns, strict=True))
         columns = {
-            name: conform(batch.column(name), target, place.member(name))
-            if name in batch.schema.names
+            name: conform(sent[name], target, place.member(name))
+            if name in sent
             else pa.nulls(batch.num_rows, arrow_type(target))
             for name, target in self.fields.fields.items()
             if name != IDENTITY_MAP
         }
         if self._task.kind is DatasetKind.EVENT:
             _refuse_incomplete_events(columns, place)
-        system, columns[IDENTITY_MAP] = self._identify(batch, columns)
-        self._refusals.settle()
-        self._see_segments(columns.get(SEGMENT_MEMBERSHIP))
-        self.rows += batch.num_rows
-        ordered = [columns[name] for name in self.fields.fields]
-        return pa.Table.from_arrays([*system, *ordered], schema=file_schema(self.fields))
+        for declared in self._task.identity_fields:
+            empty = pc.equal(_ids_at(columns, declared.path), "")
+            place.refuse_where(empty, ValueRefusedError(declared.path, EMPTY_ID, Reason.IDENTITY_INVALID))
+        if IDENTITY_MAP in sent:
+            columns[IDENTITY_MAP] = sent[IDENTITY_MAP]
+        return columns
 
-    def _identify(
-        self, batch: pa.RecordBatch, columns: dict[str, pa.Array]
-    ) -> tuple[list[pa.Array], pa.Array]:
-        """Return the system columns and the column `identityMap`."""
+    def _identify(self, columns: dict[str, pa.Array], count: int) -> tuple[list[pa.Array], pa.Array, Refused]:
+        """Return the system columns and the column `identityMap` of rows with sound identities, and the others."""
+        sent = columns.get(IDENTITY_MAP)
         declared = [
-            DeclaredColumn(field.namespace, claim_of(field), self._ids_at(columns, field.path))
+            DeclaredColumn(field.namespace, claim_of(field), _ids_at(columns, field.path))
             for field in self._task.identity_fields
         ]
-        sent = batch.column(IDENTITY_MAP) if IDENTITY_MAP in batch.schema.names else None
-        found = identify(sent, declared, batch.num_rows)
+        found = identify(sent, declared, count)
         if found is None:
-            return self._identify_rows(batch, declared)
+            return self._identify_rows(_identity_maps(sent, count), declared)
         self._see_identities(found)
-        return numbered(self._task.batch_id, self.rows, found.system), found.identity_map
+        return numbered(self._task.batch_id, self.next_row, found.system), found.identity_map, {}
 
     def _identify_rows(
-        self, batch: pa.RecordBatch, declared_columns: list[DeclaredColumn]
-    ) -> tuple[list[pa.Array], pa.Array]:
-        system = SystemColumns(self._task.batch_id, self.rows)
-        maps = _identity_maps(batch)
+        self, maps: list[Any], declared_columns: list[DeclaredColumn]
+    ) -> tuple[list[pa.Array], pa.Array, Refused]:
+        system = SystemColumns(self._task.batch_id, self.next_row)
         declared = [(field.namespace, field.claim, field.ids.to_pylist()) for field in declared_columns]
         stored: list[dict[str, Any] | None] = []
+        refused: Refused = {}
         for index, sent in enumerate(maps):
             try:
                 identity_map, mentions = check_identity_map(sent) if sent else (None, [])
@@ -177,28 +204,19 @@ class _Columns:
                         mentions.append(Mention(namespace, text, None, claim))
                 identities = resolve(mentions)
             except (ValueRefusedError, TypeConflictError) as error:
-                self._refusals.add(self.rows + index + 1, error)
+                refused[index] = error
                 continue
+            for mention in mentions:
+                self.identity_namespaces.see(mention.namespace, self.next_row + len(stored))
             stored.append(identity_map)
             system.add(identities)
-            for mention in mentions:
-                self.identity_namespaces.see(mention.namespace, self.rows + index)
-        self._refusals.settle()
-        return system.arrays(), pa.array(stored, arrow_type(IDENTITY_MAP_TYPE))
+        return system.arrays(), pa.array(stored, arrow_type(IDENTITY_MAP_TYPE)), refused
 
     def _see_identities(self, found: Identified) -> None:
         firsts = [pc.index(found.namespaces, name).as_py() for name in pc.unique(found.namespaces)]
         for first in sorted(firsts):
             spelling, row = found.namespaces[first].as_py(), found.rows[first].as_py()
-            self.identity_namespaces.see(spelling, self.rows + row)
-
-    def _ids_at(self, columns: dict[str, pa.Array], path: FieldPath) -> pa.Array:
-        """Return what a declared identity field holds, as text."""
-        name, *members = path
-        column = columns[name]
-        ids = (pc.struct_field(column, members) if members else column).cast(pa.string())
-        Place(path, self.rows, self._refusals).refuse_where(pc.equal(ids, ""), EMPTY_ID)
-        return ids
+            self.identity_namespaces.see(spelling, self.next_row + row)
 
     def _see_segments(self, column: pa.Array | None) -> None:
         if column is None or column.null_count == len(column):
@@ -206,30 +224,48 @@ class _Columns:
         keys, offsets = column.keys.to_pylist(), column.offsets.to_pylist()
         for index, (start, end) in enumerate(pairwise(offsets)):
             for spelling in keys[start:end]:
-                self.segment_namespaces.see(spelling, self.rows + index)
+                self.segment_namespaces.see(spelling, self.next_row + index)
+
+
+def _without(
+    columns: dict[str, pa.Array], count: int, refused: Refused
+) -> tuple[dict[str, pa.Array], Sequence[int]]:
+    """Leave refused rows out of columns; also returns which rows are left."""
+    if not refused:
+        return columns, range(count)
+    rows = [row for row in range(count) if row not in refused]
+    left = pa.array(rows, pa.int64())
+    return {name: column.take(left) for name, column in columns.items()}, rows
+
+
+def _ids_at(columns: dict[str, pa.Array], path: FieldPath) -> pa.Array:
+    """Return what a declared identity field holds, as text."""
+    name, *members = path
+    column = columns[name]
+    return (pc.struct_field(column, members) if members else column).cast(pa.string())
 
 
 def _check_identity_types(fields: ObjectType, paths: Iterable[FieldPath]) -> None:
     for path in paths:
         if type_at(fields, path) not in {TEXT, LONG}:
-            raise ValueRefusedError(path, "holds an identity, which is text or an integer")
+            complaint = "holds an identity, which is text or an integer"
+            raise ValueRefusedError(path, complaint, Reason.IDENTITY_INVALID)
 
 
 def _refuse_incomplete_events(columns: dict[str, pa.Array], place: Place) -> None:
     ids = columns[EVENT_ID]
-    place.member(EVENT_ID).refuse_where(pc.or_kleene(ids.is_null(), pc.equal(ids, "")), MISSING_IN_EVENT)
-    place.member(EVENT_TIME).refuse_where(columns[EVENT_TIME].is_null(), MISSING_IN_EVENT)
+    place.refuse_where(pc.or_kleene(ids.is_null(), pc.equal(ids, "")), missing_in_event(EVENT_ID))
+    place.refuse_where(columns[EVENT_TIME].is_null(), missing_in_event(EVENT_TIME))
 
 
-def _identity_maps(batch: pa.RecordBatch) -> list[Any]:
+def _identity_maps(sent: pa.Array | None, count: int) -> list[Any]:
     """Return `identityMap` of every row as JSON would have it."""
-    if IDENTITY_MAP not in batch.schema.names:
-        return [None] * batch.num_rows
-    column = batch.column(IDENTITY_MAP)
+    if sent is None:
+        return [None] * count
     # A namespace twice in a row: its items are told apart by no reader, so they count as one list.
-    if pa.types.is_map(column.type):
-        return [None if entries is None else _joined(entries) for entries in column.to_pylist()]
-    return list(column.to_pylist())
+    if pa.types.is_map(sent.type):
+        return [None if entries is None else _joined(entries) for entries in sent.to_pylist()]
+    return list(sent.to_pylist())
 
 
 def _joined(entries: list[tuple[str, list[Any] | None]]) -> dict[str, list[Any]]:

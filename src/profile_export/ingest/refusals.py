@@ -1,51 +1,123 @@
-"""Why an upload is refused: rows with their numbers and reasons, collected while it is read."""
+"""What is refused of an upload: single rows, as many as its error budget allows, or the whole of it."""
 
 from __future__ import annotations
 
-from profile_export.domain.batch import RowError
-from profile_export.domain.learning import ValueRefusedError
-from profile_export.domain.schema import TypeConflictError
+from types import TracebackType
+from typing import Self
 
-MOST_KEPT = 100
-"""How many refused rows are told; reading stops there."""
+from profile_export.domain.batch import RejectedRow, RowError
+from profile_export.domain.learning import ValueRefusedError
+from profile_export.domain.reasons import Reason
+from profile_export.domain.schema import TypeConflictError, dotted_path
+from profile_export.ingest.rejected import REJECTED_FILE, RejectedWriter, kept_text
+from profile_export.ingest.task import IngestTask
+
+MOST_TOLD = 100
+"""How many refused rows are told at once."""
 
 
 class RowsRefusedError(Exception):
     """An upload that cannot be stored, so that nothing of it is.
 
-    `rows` are the first refused rows, at least one and at most 100; a row of None means the file as a whole.
+    `rows` are the first of the `rejected_rows` that were found before reading ended, at most 100; or the one error that
+    is about the file, whose code is FILE_INVALID or whose row is None.
     """
 
-    def __init__(self, rows: tuple[RowError, ...]) -> None:
-        super().__init__(rows)  # what travels between processes
+    def __init__(self, rows: tuple[RowError, ...], rejected_rows: int) -> None:
+        super().__init__(rows, rejected_rows)  # what travels between processes
         self.rows = rows
+        self.rejected_rows = rejected_rows
 
     def __str__(self) -> str:
-        return f"row {self.rows[0].row}: {self.rows[0].reason}"
+        return f"row {self.rows[0].row}: {self.rows[0].message}"
+
+
+class FileRefusedError(Exception):
+    """A file that is not what its format says: no row behind this point can be told from another.
+
+    `row` is the number of the row where that is known.
+    """
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.error = RowError(row, Reason.FILE_INVALID.value, message)
 
 
 class Refusals:
-    """Collects refused rows."""
+    """Collects the rejected rows of an upload; a context that writes them to `rejected.parquet`.
 
-    def __init__(self) -> None:
-        self._rows: list[RowError] = []
+    The file is there if there is any such row, whether the upload is accepted or refused.
+    """
 
-    def add(self, row: int | None, error: ValueRefusedError | TypeConflictError) -> None:
-        """Note a refused row, counted from 1; None means the upload as a whole.
+    def __init__(self, task: IngestTask) -> None:
+        self._allowed = task.max_bad_records
+        # Somebody who corrects an upload wants to see more than the first row of many.
+        self._most = max(task.max_bad_records, MOST_TOLD) + 1
+        self._writer = RejectedWriter(task.folder / REJECTED_FILE)
+        self._first: list[RowError] = []
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._writer.discard()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, RowsRefusedError):
+            self._writer.finish()
+        else:
+            self._writer.discard()
+
+    @property
+    def first(self) -> tuple[RowError, ...]:
+        """The first 100 rejected rows."""
+        return tuple(self._first)
+
+    def restart(self) -> None:
+        """Forget everything: the upload is read once more, and what that rejects is what counts."""
+        self._writer.discard()
+        self._first.clear()
+        self.count = 0
+
+    def add(self, row: int, error: ValueRefusedError | TypeConflictError, text: str | bytes) -> None:
+        """Note a rejected row.
+
+        Args:
+            row: Its number from 1, greater than all before.
+            error: Why.
+            text: The row as sent.
 
         Raises:
-            RowsRefusedError: There are enough of them.
+            RowsRefusedError: There are so many of them that reading on is of no use.
         """
-        reason = error.message if isinstance(error, TypeConflictError) else error.reason
-        self._rows.append(RowError(row, reason))
-        if len(self._rows) == MOST_KEPT:
+        told = row_error(row, error)
+        if self.count < MOST_TOLD:
+            self._first.append(told)
+        self._writer.add(RejectedRow(row, told.code, told.message, told.path, kept_text(text)))
+        self.count += 1
+        if self.count == self._most:
             self.settle()
 
     def settle(self) -> None:
-        """Go on only if nothing was refused.
+        """Go on only if no more rows were rejected than may be.
 
         Raises:
-            RowsRefusedError: Something was; its rows are in their order.
+            RowsRefusedError: There were more.
         """
-        if self._rows:
-            raise RowsRefusedError(tuple(sorted(self._rows, key=lambda error: error.row or 0)))
+        if self.count > self._allowed:
+            raise RowsRefusedError(self.first, self.count)
+
+
+def row_error(row: int | None, error: ValueRefusedError | TypeConflictError) -> RowError:
+    """Return a refusal as it is told."""
+    if isinstance(error, TypeConflictError):
+        code, message = Reason.FIELD_TYPE_CONFLICT, error.message
+    else:
+        code, message = error.code, error.reason
+    return RowError(row, code.value, _unicode(message), _unicode(dotted_path(error.path)))
+
+
+def _unicode(text: str) -> str:
+    """Write half surrogate pairs, which names as sent may hold, so that the text can be stored."""
+    return text.encode(errors="backslashreplace").decode()

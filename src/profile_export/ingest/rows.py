@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.learning import ValueRefusedError, check_record
+from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import (
     EVENT_ID,
     EVENT_TIME,
@@ -30,10 +31,13 @@ from profile_export.ingest.identities import (
     identity_text,
     resolve,
 )
+from profile_export.ingest.rules import Rules
 from profile_export.ingest.task import IngestTask
 from profile_export.ingest.untyped import typed_part
 
-MISSING_IN_EVENT = "is missing or empty, but an experience event needs it"
+EVENT_NEEDS = {EVENT_ID: Reason.EVENT_ID_MISSING, EVENT_TIME: Reason.TIMESTAMP_MISSING}
+"""What an experience event must have, and how it is told that it has not."""
+_MISSING = "is missing or empty, but an experience event needs it"
 
 
 class SystemColumns:
@@ -41,19 +45,19 @@ class SystemColumns:
 
     def __init__(self, batch_id: str, first_row: int) -> None:
         self._batch_id = batch_id
-        self.next_row = first_row
         self._first_row = first_row
         self._rows: list[tuple[str, str, str | None, int, int, list[Stated] | None]] = []
 
     def add(self, identities: RowIdentities) -> None:
         """Add the next row."""
         self._rows.append((*identities.primary, identities.links or None))
-        self.next_row += 1
 
     def arrays(self) -> list[pa.Array]:
         """Return the columns in the order of `SYSTEM_FIELDS`."""
-        per_row = zip(zip(*self._rows, strict=True), SYSTEM_FIELDS[2:], strict=True)
-        arrays = [pa.array(values, field.type) for values, field in per_row]
+        arrays = [
+            pa.array([row[place] for row in self._rows], field.type)
+            for place, field in enumerate(SYSTEM_FIELDS[2:])
+        ]
         return numbered(self._batch_id, self._first_row, arrays)
 
 
@@ -67,44 +71,50 @@ def numbered(batch_id: str, first_row: int, columns: list[pa.Array]) -> list[pa.
 class RowChecker:
     """Checks one parsed record after another; `fields` and `untyped` grow with what they teach.
 
-    A refused row teaches no field.
+    `next_row` is the `_row` of the next record that is accepted. A refused one teaches nothing.
     """
 
     def __init__(self, task: IngestTask, fields: ObjectType) -> None:
         self.fields = fields
+        self.next_row = task.first_row
         self.untyped: set[FieldPath] = set()
         self.identity_namespaces = NamespaceTally()
         self.segment_namespaces = NamespaceTally()
         self._is_event = task.kind is DatasetKind.EVENT
+        self._rules = Rules(task.rules) if task.rules else None
         self._declared = [
             (declared, declared.path[:-1], declared.path[-1], claim_of(declared))
             for declared in task.identity_fields
         ]
 
-    def check(self, record: dict[str, Any], row: int) -> tuple[dict[str, Any], RowIdentities]:
-        """Return a record in its stored form, and its identities.
-
-        Args:
-            record: A parsed JSON object; it is used up.
-            row: Its number from 0.
+    def check(self, record: dict[str, Any]) -> tuple[dict[str, Any], RowIdentities]:
+        """Return a record in its stored form, and its identities; it is used up.
 
         Raises:
-            ValueRefusedError: It cannot be stored, has no primary identity, or is an event without `_id` or time.
+            ValueRefusedError: It cannot be stored, has no primary identity, is an event without `_id` or time, or
+                breaks a rule of its schema.
             TypeConflictError: It contradicts what is known.
         """
+        sent = dict(record) if self._rules else record
         identity_map, mentions = check_identity_map(record.pop(IDENTITY_MAP, None))
         self._take_declared(record, mentions)
-        value, fields = check_record(record, self.fields, self.untyped)
+        untyped: set[FieldPath] = set()
+        value, fields = check_record(record, self.fields, untyped)
         if self._is_event:
             check_event(value)
         identities = resolve(mentions)
+        if self._rules:
+            self._rules.check(sent)
         if identity_map:
             value[IDENTITY_MAP] = identity_map
         self.fields = fields
+        if untyped:
+            self.untyped |= untyped
         for mention in mentions:
-            self.identity_namespaces.see(mention.namespace, row)
+            self.identity_namespaces.see(mention.namespace, self.next_row)
         for spelling in value.get(SEGMENT_MEMBERSHIP, ()):
-            self.segment_namespaces.see(spelling, row)
+            self.segment_namespaces.see(spelling, self.next_row)
+        self.next_row += 1
         return value, identities
 
     def _take_declared(self, record: dict[str, Any], mentions: list[Mention]) -> None:
@@ -154,6 +164,11 @@ def check_event(value: Mapping[str, Any]) -> None:
     Raises:
         ValueRefusedError: One is missing or empty.
     """
-    for name in (EVENT_ID, EVENT_TIME):
+    for name in EVENT_NEEDS:
         if not value.get(name):
-            raise ValueRefusedError((name,), MISSING_IN_EVENT)
+            raise missing_in_event(name)
+
+
+def missing_in_event(name: str) -> ValueRefusedError:
+    """Return the refusal of an experience event without one of `EVENT_NEEDS`."""
+    return ValueRefusedError((name,), _MISSING, EVENT_NEEDS[name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from profile_export.domain.batch import RowError
 from profile_export.domain.catalog import DatasetKind, IdentityField
 from profile_export.domain.plan import WrittenFile
 from profile_export.domain.schema import FieldPath, ObjectType
@@ -14,9 +15,13 @@ from profile_export.domain.schema import FieldPath, ObjectType
 class IngestTask:
     """An upload to turn into data files.
 
-    `source` is the upload as it was sent, in the `format` `json_lines` or `parquet`; `folder` is an empty or missing
-    folder for the files of this attempt. `fields` are those of the dataset as known now, built-in
-    and declared ones included; `identity_fields` are the ones it declares. A file gets at most `rows_per_file` rows.
+    `source` is the upload as it was sent, in the `format` `json_lines`, `json_array`, `csv` or `parquet`; `folder` is
+    an empty or missing folder for the files of this attempt. `fields` are those of the dataset as known now, built-in
+    and declared ones included; `identity_fields` are the ones it declares, `declared` the paths whose types its owner
+    declared. A file gets at most `rows_per_file` rows.
+
+    Up to `max_bad_records` rows may be rejected, among them those of more than `max_row_bytes`; the others are numbered
+    from `first_row` without gaps. `rules` is the text of the rules that every record keeps, empty for none.
     """
 
     source: Path
@@ -27,11 +32,16 @@ class IngestTask:
     identity_fields: tuple[IdentityField, ...]
     folder: Path
     rows_per_file: int = 1_000_000
+    max_bad_records: int = 0
+    first_row: int = 0
+    max_row_bytes: int = 100_000
+    declared: frozenset[FieldPath] = frozenset()
+    rules: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NamespaceUse:
-    """A namespace as a batch uses it: as compared, as its first place spells it, and that place's row from 0."""
+    """A namespace as a batch uses it: as compared, as its first place spells it, and that place's `_row`."""
 
     folded: str
     spelling: str
@@ -51,8 +61,9 @@ class IngestResult:
     """What an upload turned out to hold.
 
     `files` are in the folder of the task, none if there is no row; every one has the system columns and exactly
-    `fields`: what the dataset knew and what this upload taught. `untyped` are the paths of arrays that were left out
-    because nobody knew the type of their items (S13).
+    `fields`: what the dataset knew and what this upload taught. `rows` counts the accepted ones. `untyped` are the
+    paths of arrays that were left out because nobody knew the type of their items (S13). `errors` are the first 100
+    of the `rejected_rows`, all of which are in `rejected.parquet`.
     """
 
     files: tuple[WrittenFile, ...]
@@ -61,3 +72,5 @@ class IngestResult:
     identity_namespaces: NamespacesSent
     segment_namespaces: NamespacesSent
     untyped: tuple[FieldPath, ...]
+    rejected_rows: int
+    errors: tuple[RowError, ...]

@@ -58,7 +58,7 @@ class BatchWriter:
         if self._held:
             self._write()
         if self.files:
-            _sync(self._folder)
+            sync(self._folder)
         return tuple(self.files)
 
     def _path(self, number: int) -> Path:
@@ -78,13 +78,14 @@ class BatchWriter:
             write_statistics=True,
             store_schema=False,
         )
-        _sync(path)
+        sync(path)
         with path.open("rb") as written:
             sha256 = hashlib.file_digest(written, "sha256").hexdigest()
         self.files.append(WrittenFile(path.name, table.num_rows, path.stat().st_size, sha256))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file or a folder survive a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

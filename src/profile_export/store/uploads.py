@@ -120,6 +120,17 @@ class Uploads:
             return await batch_from(connection, row)
 
     @whole
+    async def check_loading(self, tenant: Tenant, batch_id: str) -> None:
+        """Refuse to go on with a batch that has ended meanwhile.
+
+        Raises:
+            NotFoundError: There is no such batch any more.
+            FailedPreconditionError: It has ended.
+        """
+        async with self.database.read() as connection:
+            check_still_loading(await existing_batch(connection, id_of(tenant), batch_id))
+
+    @whole
     async def complete_files(self, tenant: Tenant, batch_id: str) -> Sequence[tuple[str, UploadFacts]]:
         """Return what the complete files of a batch hold that does not count yet, by name."""
         query = (
@@ -195,10 +206,12 @@ async def _opened(connection: AsyncConnection, batch: Row[Any], start: UploadSta
 
 
 def upload_of(batch: Row[Any], file_name: str) -> Any:
+    """Update the row of a file."""
     return update(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == file_name)
 
 
 def accepted(facts: UploadFacts) -> dict[str, Any]:
+    """Return what the row of a complete file says."""
     return {
         "state": UploadState.COMPLETE.value,
         "byte_count": facts.byte_count,
@@ -210,6 +223,11 @@ def accepted(facts: UploadFacts) -> dict[str, Any]:
 
 
 def check_still_loading(row: Row[Any]) -> None:
+    """Refuse to go on with a batch that has ended meanwhile.
+
+    Raises:
+        FailedPreconditionError: It has.
+    """
     if row.state != BatchState.LOADING:
         raise FailedPreconditionError(
             "BATCH_ABORTED",

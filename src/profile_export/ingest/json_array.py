@@ -1,0 +1,205 @@
+"""JSON arrays: one array of objects, in UTF-8.
+
+Item by item out of a window of the text, which grows only as far as an item that may still be accepted. Whatever
+is wrong inside an item that ends where its brackets say refuses that item; where the text is no JSON, nobody can say
+where the next item begins, and the file is refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from profile_export.domain.learning import ValueRefusedError
+from profile_export.ingest.json_text import json_decoder, json_refusal
+from profile_export.ingest.refusals import FileRefusedError
+from profile_export.ingest.rejected import MAX_TEXT_BYTES
+from profile_export.ingest.sent_rows import SentRow, too_large
+from profile_export.ingest.task import IngestTask
+
+_CHUNK = 256 * 1024
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_BEARING = re.compile(r'["{}\[\]]')
+_BEARING_IN_TEXT = re.compile(r'["\\]')
+_WORD = re.compile(r'[^\s,\]}"\[{]*')
+_MOST_BYTES_OF_A_CHARACTER = 4
+
+
+def read_json_array(task: IngestTask) -> Iterator[SentRow]:
+    """Read an upload of one JSON array.
+
+    Raises:
+        FileRefusedError: It is not one.
+    """
+    with task.source.open("rb") as source:
+        window = _Window(source)
+        items = _Items(window, json_decoder(task.fields), task.max_row_bytes)
+        if window.next_mark() != "[":
+            message = "The file is not a JSON array: it does not begin with '['."
+            raise FileRefusedError(message)
+        window.position += 1
+        mark = window.next_mark()
+        while mark != "]":
+            yield items.take()
+            mark = window.next_mark()
+            if mark == ",":
+                window.position += 1
+                mark = window.next_mark()
+                if mark == "]":
+                    raise items.broken("there is no item behind the last comma")
+            elif mark != "]":
+                raise items.broken("neither ',' nor ']' follows it" if mark else "the array has no end")
+        window.position += 1
+        if window.next_mark():
+            raise items.broken("something follows the array")
+
+
+class _Window:
+    """A part of the text; `position` is where reading stands in it."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._bytes_read = 0
+        self.text = ""
+        self.position = 0
+        self.at_end = False
+
+    def grow(self) -> None:
+        """Drop what lies before the position and read on, at least as much as is left.
+
+        Raises:
+            FileRefusedError: The bytes are not UTF-8.
+        """
+        rest = self.text[self.position :]
+        chunk = self._source.read(max(_CHUNK, len(rest)))
+        self.at_end = not chunk
+        self._bytes_read += len(chunk)
+        try:
+            self.text = rest + self._decoder.decode(chunk, final=self.at_end)
+        except UnicodeDecodeError as error:
+            byte = self._bytes_read - len(error.object) + error.start + 1
+            message = f"The file is not UTF-8 at byte {byte}."
+            raise FileRefusedError(message) from None
+        self.position = 0
+
+    def next_mark(self) -> str:
+        """Go to the next character that is not blank and return it; empty at the end of the file."""
+        while True:
+            blanks = _BLANKS.match(self.text, self.position)
+            self.position = blanks.end() if blanks else self.position
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if self.at_end:
+                return ""
+            self.grow()
+
+
+class _Items:
+    """Takes one item of the array after another out of a window."""
+
+    def __init__(self, window: _Window, decoder: json.JSONDecoder, limit: int) -> None:
+        self._window = window
+        self._decoder = decoder
+        self._limit = limit
+        self._number = 0
+
+    def broken(self, complaint: str) -> FileRefusedError:
+        """Return the refusal of the file, at the item where it cannot be read on."""
+        message = f"The file is not a JSON array: at item {self._number}, {complaint}."
+        return FileRefusedError(message, self._number or None)
+
+    def take(self) -> SentRow:
+        """Return the item that begins at the position, and go behind it.
+
+        Raises:
+            FileRefusedError: The text is not JSON, or not UTF-8.
+        """
+        window = self._window
+        self._number += 1
+        while True:
+            start = window.position
+            record: Any = None
+            try:
+                record, end = self._decoder.raw_decode(window.text, start)
+                if end < len(window.text) or window.at_end:  # else a number may go on
+                    return self._taken(record, end)
+            except (ValueError, RecursionError, ValueRefusedError) as error:
+                record = error
+            brackets = _Brackets()
+            whole = brackets.end(window.text, start)
+            if whole is not None:
+                if isinstance(record, json.JSONDecodeError):
+                    complaint = f"{record.msg} at its character {record.pos - start + 1}"
+                    raise self.broken(complaint)
+                if isinstance(record, ValueError | RecursionError | ValueRefusedError):
+                    record = json_refusal(record)
+                return self._taken(record, whole)
+            if window.at_end:
+                raise self.broken("the array has no end")
+            if len(window.text) - start > max(self._limit, MAX_TEXT_BYTES):
+                return self._skipped(brackets)
+            window.grow()
+
+    def _taken(self, record: Any, end: int) -> SentRow:
+        window = self._window
+        text = window.text[window.position : end]
+        window.position = end
+        if len(text) * _MOST_BYTES_OF_A_CHARACTER > self._limit and len(text.encode()) > self._limit:
+            record = too_large(self._limit)
+        return SentRow(self._number, record, text)
+
+    def _skipped(self, brackets: _Brackets) -> SentRow:
+        """Go behind an item that is too large to be held."""
+        window = self._window
+        text = window.text[window.position :]
+        end = None
+        while end is None:
+            window.position = len(window.text)
+            window.grow()
+            if window.at_end:
+                raise self.broken("the array has no end")
+            end = brackets.end(window.text, 0)
+        window.position = end
+        return SentRow(self._number, too_large(self._limit), text)
+
+
+class _Brackets:
+    """Finds the end of an item by its brackets and quotes alone, in text that comes piece by piece."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_text = False
+        self._is_escaped = False
+        self._is_word: bool | None = None
+
+    def end(self, text: str, start: int) -> int | None:
+        """Return where the item ends in the next piece of text, from `start` on; None if not in this one."""
+        at = start
+        if self._is_word is None:
+            self._is_word = text[start] not in '"{['
+        if self._is_word:
+            word = _WORD.match(text, at)
+            end = word.end() if word else at
+            return end if end < len(text) else None
+        if self._is_escaped:
+            at += 1
+            self._is_escaped = False
+        while mark := (_BEARING_IN_TEXT if self._in_text else _BEARING).search(text, at):
+            at = mark.end()
+            match mark[0]:
+                case '"':
+                    self._in_text = not self._in_text
+                case "\\":
+                    self._is_escaped = at == len(text)
+                    at += 1
+                case "{" | "[":
+                    self._depth += 1
+                case _:
+                    self._depth -= 1
+            if not self._depth and not self._in_text:
+                return at
+        return None
