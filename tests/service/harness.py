@@ -41,6 +41,7 @@ class Refusal:
     reason: str
     metadata: dict[str, str] = field(default_factory=dict)
     fields: list[str] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list)
     retry_seconds: float | None = None
 
 
@@ -59,16 +60,19 @@ def refusal_from(error: grpc.aio.AioRpcError) -> Refusal:
     refusal = Refusal(error.code(), error.details() or "", "")
     infos = 0
     for detail in status.details if status else ():
-        info, bad, retry = (
+        info, bad, retry, unmet = (
             error_details_pb2.ErrorInfo(),
             error_details_pb2.BadRequest(),
             error_details_pb2.RetryInfo(),
+            error_details_pb2.PreconditionFailure(),
         )
         if detail.Unpack(info):
             infos += 1
             refusal.reason, refusal.metadata = info.reason, dict(info.metadata)
         elif detail.Unpack(bad):
             refusal.fields = [violation.field for violation in bad.field_violations]
+        elif detail.Unpack(unmet):
+            refusal.subjects = [violation.subject for violation in unmet.violations]
         elif detail.Unpack(retry):
             refusal.retry_seconds = retry.retry_delay.ToTimedelta().total_seconds()
     assert infos == 1, f"{infos} ErrorInfo in {error}"

@@ -382,3 +382,39 @@ async def test_nothing_but_whole_batches_is_ever_listed(held: Held) -> None:
     gate.passed.set()
     ended = await held.caller.finished(job_id)
     assert await held.listed() == [ended.batch_id]
+
+
+async def test_a_dataset_that_unfinished_jobs_use_is_not_deleted(held: Held) -> None:
+    # given a job that has pinned its source and stands still, and a dataset made after that
+    gate = held.engine.before_run = Gate()
+    job_id = await held.create()
+    await gate.reached.wait()
+    later = await held.caller.dataset("record", {"id": "CRM"})
+
+    # when they are deleted
+    refusals = [await refusal_of(held.caller.delete(one)) for one in (held.source, held.destination)]
+    await held.caller.delete(later)
+
+    # then those that the job uses stay, and it finishes
+    gate.passed.set()
+    finished = await held.caller.finished(job_id)
+    for refusal in refusals:
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "DATASET_IN_USE")
+        assert refusal.subjects == [f"jobs/{job_id}"]
+    assert finished.state == SUCCEEDED
+    await held.caller.delete(held.source)
+
+
+async def test_a_job_finishes_with_a_batch_that_was_taken_back_after_it_was_pinned(held: Held) -> None:
+    gate = held.engine.before_run = Gate()
+    job_id = await held.create()
+    await gate.reached.wait()
+
+    await held.caller.revert("rows")
+    gate.passed.set()
+    finished = await held.caller.finished(job_id)
+
+    assert finished.metrics.profiles_exported == 10
+    assert len(await held.caller.rows(finished.batch_id)) == 10
+    again = await held.caller.export(held.destination)
+    assert again.metrics.profiles_exported == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -16,19 +17,24 @@ from profile_export.v1 import (
     schema_service_pb2,
 )
 from profile_export.v1.merge_policy_pb2 import IDENTITY_GRAPH_NONE
-from tests.service.harness import SCHEMAS, Caller, export_spec, refusal_of, replay, upload_messages
+from tests.service.harness import Caller, export_spec, refusal_of, replay, upload_messages
 
 ds, es, ps, ss = dataset_service_pb2, export_service_pb2, profile_service_pb2, schema_service_pb2
 NOT_FOUND, UNIMPLEMENTED = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED
 Call = Callable[[Caller, "Owned"], Any]
 
 
+@dataclass(frozen=True)
 class Owned:
     """What the first tenant has."""
 
-    def __init__(self, source: str, union: str, batch: str, job: int, policy: str, file_name: str) -> None:
-        self.source, self.union, self.batch, self.job, self.policy = source, union, batch, job, policy
-        self.file_name = file_name
+    source: str
+    union: str
+    batch: str
+    job: int
+    policy: str
+    file_name: str
+    schema: str
 
 
 def unary(service: str, method: str, make: Callable[[Owned], Any]) -> Call:
@@ -60,14 +66,8 @@ NAMES_A_RESOURCE: dict[str, Call] = {
         "ReadBatchFile",
         lambda o: ds.ReadBatchFileRequest(batch_id=o.batch, file_name=o.file_name),
     ),
-    "CreateJob": unary("exports", "CreateJob", lambda o: es.CreateJobRequest(spec=export_spec(o.union))),
-    "GetJob": unary("exports", "GetJob", lambda o: es.GetJobRequest(job_id=o.job)),
-    "CancelJob": unary("exports", "CancelJob", lambda o: es.CancelJobRequest(job_id=o.job)),
-    "WatchJob": streamed("exports", "WatchJob", lambda o: es.WatchJobRequest(job_id=o.job)),
-}
-NOT_BUILT: dict[str, Call] = {
     "UpdateDataset": unary(
-        "datasets", "UpdateDataset", lambda o: ds.UpdateDatasetRequest(dataset_id=o.source)
+        "datasets", "UpdateDataset", lambda o: ds.UpdateDatasetRequest(dataset_id=o.source, name="x")
     ),
     "DeleteDataset": unary(
         "datasets", "DeleteDataset", lambda o: ds.DeleteDatasetRequest(dataset_id=o.source)
@@ -82,11 +82,14 @@ NOT_BUILT: dict[str, Call] = {
     "ListRejectedRows": unary(
         "datasets", "ListRejectedRows", lambda o: ds.ListRejectedRowsRequest(batch_id=o.batch)
     ),
+    "GetSchema": unary("schemas", "GetSchema", lambda o: ss.GetSchemaRequest(schema_id=o.schema)),
+    "CreateJob": unary("exports", "CreateJob", lambda o: es.CreateJobRequest(spec=export_spec(o.union))),
+    "GetJob": unary("exports", "GetJob", lambda o: es.GetJobRequest(job_id=o.job)),
+    "CancelJob": unary("exports", "CancelJob", lambda o: es.CancelJobRequest(job_id=o.job)),
+    "WatchJob": streamed("exports", "WatchJob", lambda o: es.WatchJobRequest(job_id=o.job)),
+}
+NOT_BUILT: dict[str, Call] = {
     "GetReceipt": unary("datasets", "GetReceipt", lambda o: ds.GetReceiptRequest(batch_id=o.batch)),
-    "CreateSchema": unary("schemas", "CreateSchema", lambda _: ss.CreateSchemaRequest()),
-    "GetSchema": unary("schemas", "GetSchema", lambda _: ss.GetSchemaRequest(schema_id=SCHEMAS["record"])),
-    "ListSchemas": unary("schemas", "ListSchemas", lambda _: ss.ListSchemasRequest()),
-    "GetUnionSchema": unary("schemas", "GetUnionSchema", lambda _: ss.GetUnionSchemaRequest()),
     "GetMergePolicy": unary(
         "profiles", "GetMergePolicy", lambda o: ps.GetMergePolicyRequest(merge_policy_id=o.policy)
     ),
@@ -104,7 +107,16 @@ NOT_BUILT: dict[str, Call] = {
     ),
     "WatchJobs": streamed("exports", "WatchJobs", lambda _: es.WatchJobsRequest()),
 }
-NAMES_NOTHING = {"CreateDataset", "ListDatasets", "CreateMergePolicy", "ListMergePolicies", "ListJobs"}
+NAMES_NOTHING = {
+    "CreateDataset",
+    "ListDatasets",
+    "CreateSchema",
+    "ListSchemas",
+    "GetUnionSchema",
+    "CreateMergePolicy",
+    "ListMergePolicies",
+    "ListJobs",
+}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -114,7 +126,11 @@ async def owned(channel: grpc.aio.Channel) -> Owned:
     await caller.upload(source, "mine", [{"id": "1"}])
     job = await caller.export(union)
     [file] = await caller.files("mine")
-    return Owned(source, union, "mine", job.id, await caller.policy(IDENTITY_GRAPH_NONE), file.name)
+    schema = (
+        await caller.schema({"$id": "https://example.com/own", "title": "Own", "type": "object"})
+    ).schema.id
+    policy = await caller.policy(IDENTITY_GRAPH_NONE)
+    return Owned(source, union, "mine", job.id, policy, file.name, schema)
 
 
 def test_the_walk_covers_every_rpc_of_the_contract() -> None:
@@ -161,7 +177,9 @@ async def test_lists_show_another_tenant_nothing_but_what_is_built_in(owned: Own
     )
 
     assert (len(datasets.datasets), len(batches.batches), len(jobs.jobs)) == (0, 0, 0)
+    schemas = await stranger.schemas.ListSchemas(ss.ListSchemasRequest(), metadata=stranger.metadata)
     assert [policy.id for policy in policies.merge_policies] == ["timestampOrdered-none-mp"]
+    assert all(schema.built_in for schema in schemas.schemas)
 
 
 async def test_the_same_batch_id_and_request_id_are_free_for_another_tenant(

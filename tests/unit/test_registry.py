@@ -47,6 +47,15 @@ def test_the_first_document_of_an_id_is_its_first_version() -> None:
     assert next_version(None, read) == read
 
 
+def test_a_schema_has_what_is_built_in_of_its_class() -> None:
+    read = schema({"a": LONG}, class_id=f"{XDM}/profile")
+
+    first = next_version(None, read)
+
+    assert first is not None
+    assert set(first.fields.fields) == {"identityMap", "segmentMembership", "a"}
+
+
 def test_the_same_document_again_is_no_new_version() -> None:
     known = schema({"a": LONG}, version=3, create_time=at(0))
 
@@ -91,7 +100,8 @@ def test_what_narrows_changes_or_leaves_out_a_field_is_refused(
 
 def test_a_document_of_a_built_in_class_adds_to_what_is_built_in() -> None:
     built_in = BUILT_IN_SCHEMAS[f"{XDM}/experienceevent"]
-    read = Schema(built_in.id, DatasetKind.EVENT, ObjectType({"eventType": TEXT}), document="{}")
+    fields = ObjectType({"eventType": TEXT})
+    read = Schema(built_in.id, DatasetKind.EVENT, fields, class_id=built_in.id, document="{}")
 
     newer = next_version(built_in, read)
 

@@ -63,8 +63,10 @@ def status_of(error: DomainError) -> Status:
         delay.FromTimedelta(error.retry_after)
         status.details.add().Pack(RetryInfo(retry_delay=delay))
     if isinstance(error, FailedPreconditionError):
-        subject = info.metadata.get("id", "")
-        _add_fitting(status, PreconditionFailure(violations=[_changed_first(error.reason, subject, message)]))
+        told = [(one.field, one.description) for one in error.violations]
+        whole = [(info.metadata.get("id", ""), message)]
+        violations = [_changed_first(error.reason, *one) for one in told or whole]
+        _add_fitting(status, PreconditionFailure(violations=violations))
     elif error.violations:
         _add_fitting(
             status,

@@ -70,7 +70,10 @@ class AlreadyExistsError(DomainError):
 
 
 class FailedPreconditionError(DomainError):
-    """Right in itself, but not in the state that the resource is in; repeating it as it is does not help."""
+    """Right in itself, but not in the state that the resource is in; repeating it as it is does not help.
+
+    `violations` name what must be changed first, such as `jobs/7`; none means the resource itself.
+    """
 
 
 class AbortedError(DomainError):

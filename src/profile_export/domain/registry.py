@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from profile_export.domain.catalog import Dataset, DatasetKind, Schema
+from profile_export.domain.catalog import BUILT_IN_SCHEMAS, Dataset, DatasetKind, Schema
 from profile_export.domain.errors import AlreadyExistsError
 from profile_export.domain.schema import ObjectType, TypeConflictError, leaves, type_at, union_objects
 
@@ -13,12 +13,14 @@ from profile_export.domain.schema import ObjectType, TypeConflictError, leaves, 
 def next_version(known: Schema | None, read: Schema) -> Schema | None:
     """Return the version that a document becomes; None if its newest version is the same.
 
-    A document may be registered under the id of a built-in class: it adds to what is built in.
+    It has what is built in of its class, which may also be a document under the id of the class itself.
 
     Raises:
         AlreadyExistsError: The id is that of the built-in union schema, which merges what others say.
         TypeConflictError: It narrows a type, changes a kind or leaves out a field of the version before.
     """
+    if read.class_id:
+        read = replace(read, fields=union_objects(BUILT_IN_SCHEMAS[read.class_id].fields, read.fields))
     if known is None:
         return read
     if known.kind is DatasetKind.UNION:
@@ -27,8 +29,6 @@ def next_version(known: Schema | None, read: Schema) -> Schema | None:
             f"'{read.id}' is built in and merges the schemas of its class; register under another $id.",
             metadata={"id": read.id},
         )
-    if known.create_time is None:
-        read = replace(read, fields=union_objects(known.fields, read.fields))
     newer = replace(read, version=known.version, create_time=known.create_time)
     if newer == known:
         return None

@@ -94,6 +94,10 @@ class Loading:
             path = conflict.metadata["path"]
             await self.refuse(tenant, opened, (RowError(None, conflict.reason, conflict.message, path),))
             raise conflict.as_precondition() from None
+        except FileNotFoundError:
+            # The bytes leave with a batch that is given up.
+            await self._uploads.check_loading(tenant, opened.batch.id)
+            raise
         await self._clean_up(opened.folder, [facts])
         await self._forget([opened.upload.staged_as])
         return batch
@@ -119,6 +123,11 @@ class Loading:
                 continue
             except TypeConflictError as conflict:
                 raise conflict.as_precondition() from None
+            except FileNotFoundError:
+                # The bytes leave with a batch that another call completes, or gives up.
+                if await self._batches.loading_batch(tenant, batch_id) is not None:
+                    raise
+                continue
             except _FileRefusedError as refused:
                 await asyncio.to_thread(self._lake.remove, refused.folder)
                 raise _rows_rejected(refused.rows) from None
@@ -234,10 +243,6 @@ class Loading:
             ) from None
         except RowsRefusedError as refused:
             raise _FileRefusedError(folder, refused) from None
-        except FileNotFoundError:
-            # The bytes leave with a batch that is given up.
-            await self._uploads.check_loading(tenant, sent.batch_id)
-            raise
         await asyncio.to_thread(self._lake.sync, folder)
         return _facts(result, folder, sent, first_row)
 

@@ -159,8 +159,14 @@ class Catalog:
         Raises:
             NotFoundError: There is no such dataset.
             InvalidArgumentError: The declared fields cannot work.
-            TypeConflictError: A declared type narrows what is known, or tags bring a conflict into the union.
+            FailedPreconditionError: A declared type narrows what is known, or tags bring a conflict into the union.
         """
+        try:
+            return await self._updated(tenant, dataset_id, change)
+        except TypeConflictError as conflict:
+            raise conflict.as_precondition() from None
+
+    async def _updated(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             dataset = await dataset_of(connection, tenant_id, dataset_id)
