@@ -37,7 +37,8 @@ class _UploadFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UploadFo
     """One JSON array of objects, UTF-8."""
     UPLOAD_FORMAT_CSV: _UploadFormat.ValueType  # 3
     """CSV with a header, UTF-8. Dotted names nest, blanks around names and values are trimmed, an empty cell is
-    absent, values are text unless their type is declared.
+    absent, values are text unless their type is known. An instant of a declared field may lack its offset and is
+    then read as UTC; a cell of an array, map or object holds JSON.
     """
     UPLOAD_FORMAT_PARQUET: _UploadFormat.ValueType  # 4
     """One Parquet file, with nesting. Its types are taken as they are."""
@@ -53,7 +54,8 @@ UPLOAD_FORMAT_JSON_ARRAY: UploadFormat.ValueType  # 2
 """One JSON array of objects, UTF-8."""
 UPLOAD_FORMAT_CSV: UploadFormat.ValueType  # 3
 """CSV with a header, UTF-8. Dotted names nest, blanks around names and values are trimmed, an empty cell is
-absent, values are text unless their type is declared.
+absent, values are text unless their type is known. An instant of a declared field may lack its offset and is
+then read as UTC; a cell of an array, map or object holds JSON.
 """
 UPLOAD_FORMAT_PARQUET: UploadFormat.ValueType  # 4
 """One Parquet file, with nesting. Its types are taken as they are."""
@@ -619,8 +621,8 @@ class UploadStart(_message.Message):
     unfinished upload. Else it must equal BatchUpload.received_bytes.
     """
     max_bad_records: _builtins.int
-    """Optional. How many bad rows to reject and keep for ListRejectedRows before the whole file is refused.
-    0: none.
+    """Optional. How many bad rows to reject and keep for ListRejectedRows before the whole file is refused. What
+    is not a row, such as what follows a syntax error in a JSON array, is never within it. 0: none.
     """
     def __init__(
         self,

@@ -187,7 +187,8 @@ class DatasetServiceServicer:
         Repeated with the same request_id and content, it returns the same dataset with `replayed`; without
         request_id it makes another one.
         Errors:
-        - NOT_FOUND SCHEMA_NOT_FOUND: use a built-in schema or register yours with CreateSchema.
+        - NOT_FOUND SCHEMA_NOT_FOUND: use a built-in schema or register yours with CreateSchema. One that extends no
+        class is INVALID_ARGUMENT.
         - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
         - INVALID_ARGUMENT FIELD_TYPE_CONFLICT: a declared type contradicts the schema or the union of the class;
         metadata has path, type, other_type and other_dataset_id.
@@ -252,7 +253,7 @@ class DatasetServiceServicer:
     def PreviewDataset(self, request, context):
         """PreviewDataset shows some rows of the newest visible batches.
 
-        Returns rows as objects.
+        Returns rows as objects; fewer than asked for where they would not fit into 3 MB.
         Repeated, it returns what is true then.
         Errors:
         - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
@@ -324,8 +325,12 @@ class DatasetServiceServicer:
         Errors:
         - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
         - FAILED_PRECONDITION BATCH_NOT_LOADING: the batch ended otherwise; metadata has its state.
-        - FAILED_PRECONDITION UPLOAD_INCOMPLETE: a file is not complete, or there is none; metadata has file_name.
-        - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: as in UploadBatch.
+        - FAILED_PRECONDITION UPLOAD_INCOMPLETE: a file has not arrived in full, or there is none; metadata has
+        file_name. A file that was refused does not count: upload it again, or do without it.
+        - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: as in UploadBatch, or two files contradict each other. The batch
+        stays LOADING.
+        - INVALID_ARGUMENT ROW_REJECTED: as in UploadBatch, where another file has taught a type. The batch stays
+        LOADING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,8 @@ class DatasetServiceStub:
     Repeated with the same request_id and content, it returns the same dataset with `replayed`; without
     request_id it makes another one.
     Errors:
-     - NOT_FOUND SCHEMA_NOT_FOUND: use a built-in schema or register yours with CreateSchema.
+     - NOT_FOUND SCHEMA_NOT_FOUND: use a built-in schema or register yours with CreateSchema. One that extends no
+       class is INVALID_ARGUMENT.
      - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
      - INVALID_ARGUMENT FIELD_TYPE_CONFLICT: a declared type contradicts the schema or the union of the class;
        metadata has path, type, other_type and other_dataset_id.
@@ -96,7 +97,7 @@ class DatasetServiceStub:
     PreviewDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.PreviewDatasetRequest, _dataset_service_pb2.PreviewDatasetResponse]
     """PreviewDataset shows some rows of the newest visible batches.
 
-    Returns rows as objects.
+    Returns rows as objects; fewer than asked for where they would not fit into 3 MB.
     Repeated, it returns what is true then.
     Errors:
      - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
@@ -156,8 +157,12 @@ class DatasetServiceStub:
     Errors:
      - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
      - FAILED_PRECONDITION BATCH_NOT_LOADING: the batch ended otherwise; metadata has its state.
-     - FAILED_PRECONDITION UPLOAD_INCOMPLETE: a file is not complete, or there is none; metadata has file_name.
-     - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: as in UploadBatch.
+     - FAILED_PRECONDITION UPLOAD_INCOMPLETE: a file has not arrived in full, or there is none; metadata has
+       file_name. A file that was refused does not count: upload it again, or do without it.
+     - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: as in UploadBatch, or two files contradict each other. The batch
+       stays LOADING.
+     - INVALID_ARGUMENT ROW_REJECTED: as in UploadBatch, where another file has taught a type. The batch stays
+       LOADING.
     """
     AbortBatch: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.AbortBatchRequest, _dataset_service_pb2.AbortBatchResponse]
     """AbortBatch gives a LOADING batch up and removes what was received.
@@ -279,7 +284,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         Repeated with the same request_id and content, it returns the same dataset with `replayed`; without
         request_id it makes another one.
         Errors:
-         - NOT_FOUND SCHEMA_NOT_FOUND: use a built-in schema or register yours with CreateSchema.
+         - NOT_FOUND SCHEMA_NOT_FOUND: use a built-in schema or register yours with CreateSchema. One that extends no
+           class is INVALID_ARGUMENT.
          - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
          - INVALID_ARGUMENT FIELD_TYPE_CONFLICT: a declared type contradicts the schema or the union of the class;
            metadata has path, type, other_type and other_dataset_id.
@@ -354,7 +360,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_dataset_service_pb2.PreviewDatasetResponse]:
         """PreviewDataset shows some rows of the newest visible batches.
 
-        Returns rows as objects.
+        Returns rows as objects; fewer than asked for where they would not fit into 3 MB.
         Repeated, it returns what is true then.
         Errors:
          - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
@@ -432,8 +438,12 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
          - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
          - FAILED_PRECONDITION BATCH_NOT_LOADING: the batch ended otherwise; metadata has its state.
-         - FAILED_PRECONDITION UPLOAD_INCOMPLETE: a file is not complete, or there is none; metadata has file_name.
-         - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: as in UploadBatch.
+         - FAILED_PRECONDITION UPLOAD_INCOMPLETE: a file has not arrived in full, or there is none; metadata has
+           file_name. A file that was refused does not count: upload it again, or do without it.
+         - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: as in UploadBatch, or two files contradict each other. The batch
+           stays LOADING.
+         - INVALID_ARGUMENT ROW_REJECTED: as in UploadBatch, where another file has taught a type. The batch stays
+           LOADING.
         """
 
     @_abc_1.abstractmethod

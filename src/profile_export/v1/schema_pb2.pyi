@@ -47,9 +47,11 @@ class Schema(_message.Message):
     class_id: _builtins.str
     """Output only. URI of the class, from `meta:class`. Empty for a component."""
     version: _builtins.int
-    """Output only. Counts the documents registered under this id, from 1. Datasets follow the newest."""
+    """Output only. Counts what was registered under this id, from 1; what is built in counts as 1. Datasets follow
+    the newest.
+    """
     built_in: _builtins.bool
-    """Output only. True: part of the product, cannot be registered again."""
+    """Output only. True: part of the product; nothing was registered under this id."""
     document: _builtins.str
     """Output only. The XDM JSON Schema document as registered, JSON text, byte for byte. Empty in lists."""
     @_builtins.property

@@ -37,7 +37,9 @@ class CreateSchemaRequest(_message.Message):
 
     @_builtins.property
     def identity_fields(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.IdentityField]:
-        """Optional. Identity descriptors: fields that hold identities in every dataset of the schema."""
+        """Optional. Identity descriptors: fields that hold identities in every dataset that is made of the schema from
+        now on, besides those that the dataset names itself.
+        """
 
     def __init__(
         self,

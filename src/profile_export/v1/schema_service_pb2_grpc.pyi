@@ -43,7 +43,16 @@ class SchemaServiceStub:
     CreateSchema: _aio.UnaryUnaryMultiCallable[_schema_service_pb2.CreateSchemaRequest, _schema_service_pb2.CreateSchemaResponse]
     """CreateSchema registers an XDM JSON Schema document (draft-06 with `$ref`, `allOf`, `meta:class`,
     `meta:xdmType`) under its `$id`. A document that only adds fields or widens types to one registered before
-    becomes its next version.
+    becomes its next version; one under the id of a built-in class adds to what is built in. The schema is what
+    the document and those that it names said together at that moment: where one of them has a newer version
+    since, register it again. Datasets that follow the schema come to know its fields at once.
+
+    Of a row, types are checked by the fields, and beyond them: `required`, `enum`, `const`, `pattern`,
+    `minLength`, `maxLength`, `minimum`, `maximum`, `exclusiveMinimum`, `exclusiveMaximum`, `multipleOf`,
+    `minItems`, `maxItems`, `uniqueItems`, `additionalProperties`, `format` (`email`, `ipv4`, `ipv6`, `uri`;
+    `date` and `date-time` are types), and `allOf`, `anyOf`, `oneOf` and `not` over these. null counts as absent.
+    Other keywords are not checked. Fields that the document does not name are learned from data, unless it says
+    `additionalProperties: false`.
 
     Returns the schema.
     Repeated with the content of the newest version, it returns that version with `replayed`.
@@ -51,9 +60,10 @@ class SchemaServiceStub:
      - INVALID_ARGUMENT SCHEMA_INVALID: not a valid document; metadata has path and rule.
      - FAILED_PRECONDITION SCHEMA_REF_NOT_FOUND: `$ref` names a document that is not known; metadata has ref.
        Register it first or send it in referenced_documents.
-     - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: narrows or changes a field of the version before or of the
-       union of the class; metadata has path, type, other_type and other_dataset_id.
-     - ALREADY_EXISTS SCHEMA_BUILT_IN: the `$id` is that of a built-in schema; use another.
+     - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: narrows, changes or leaves out a field of the version before, or
+       contradicts a source of the class; metadata has path, type, other_type and, for a source,
+       other_dataset_id.
+     - ALREADY_EXISTS SCHEMA_BUILT_IN: the `$id` is that of the built-in union schema; use another.
     """
     GetSchema: _aio.UnaryUnaryMultiCallable[_schema_service_pb2.GetSchemaRequest, _schema_service_pb2.GetSchemaResponse]
     """GetSchema looks one schema up.
@@ -115,7 +125,16 @@ class SchemaServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_schema_service_pb2.CreateSchemaResponse]:
         """CreateSchema registers an XDM JSON Schema document (draft-06 with `$ref`, `allOf`, `meta:class`,
         `meta:xdmType`) under its `$id`. A document that only adds fields or widens types to one registered before
-        becomes its next version.
+        becomes its next version; one under the id of a built-in class adds to what is built in. The schema is what
+        the document and those that it names said together at that moment: where one of them has a newer version
+        since, register it again. Datasets that follow the schema come to know its fields at once.
+
+        Of a row, types are checked by the fields, and beyond them: `required`, `enum`, `const`, `pattern`,
+        `minLength`, `maxLength`, `minimum`, `maximum`, `exclusiveMinimum`, `exclusiveMaximum`, `multipleOf`,
+        `minItems`, `maxItems`, `uniqueItems`, `additionalProperties`, `format` (`email`, `ipv4`, `ipv6`, `uri`;
+        `date` and `date-time` are types), and `allOf`, `anyOf`, `oneOf` and `not` over these. null counts as absent.
+        Other keywords are not checked. Fields that the document does not name are learned from data, unless it says
+        `additionalProperties: false`.
 
         Returns the schema.
         Repeated with the content of the newest version, it returns that version with `replayed`.
@@ -123,9 +142,10 @@ class SchemaServiceServicer(metaclass=_abc_1.ABCMeta):
          - INVALID_ARGUMENT SCHEMA_INVALID: not a valid document; metadata has path and rule.
          - FAILED_PRECONDITION SCHEMA_REF_NOT_FOUND: `$ref` names a document that is not known; metadata has ref.
            Register it first or send it in referenced_documents.
-         - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: narrows or changes a field of the version before or of the
-           union of the class; metadata has path, type, other_type and other_dataset_id.
-         - ALREADY_EXISTS SCHEMA_BUILT_IN: the `$id` is that of a built-in schema; use another.
+         - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: narrows, changes or leaves out a field of the version before, or
+           contradicts a source of the class; metadata has path, type, other_type and, for a source,
+           other_dataset_id.
+         - ALREADY_EXISTS SCHEMA_BUILT_IN: the `$id` is that of the built-in union schema; use another.
         """
 
     @_abc_1.abstractmethod
