@@ -82,6 +82,7 @@ def read_document(document: Mapping[str, Any], documents: Mapping[str, Mapping[s
         FailedPreconditionError: A `$ref` names something unknown.
     """
     own_id = schema_id(document)
+    documents = {**documents, own_id: document}
     class_id = _class_of(document, documents)
     root = read_place(document, documents)
     described = _type_of(root)

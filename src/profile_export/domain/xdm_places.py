@@ -88,7 +88,7 @@ class _Claim:
 
 
 def read_place(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]) -> Place:
-    """Take a document apart.
+    """Take a document apart; `documents` are all that references may lead to, by `$id`, itself among them.
 
     Columns of the system and `timeSeriesEvents` are left out at its root.
 

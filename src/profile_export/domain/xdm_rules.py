@@ -62,7 +62,7 @@ def _rules(place: Place) -> dict[str, Any]:
 def _value_rules(place: Place) -> Iterable[dict[str, Any]]:
     for claim in place.claims:
         for keyword, said in claim.items():
-            if keyword in _CHECKED or (keyword == "format" and said in FORMATS):
+            if (keyword in _CHECKED and said is not False) or (keyword == "format" and said in FORMATS):
                 yield {keyword: said}
             elif keyword in ("enum", "const"):
                 yield {"enum": _in_data(said if keyword == "enum" else [said], place)}
@@ -99,7 +99,8 @@ def _is_plain_claim(claim: Mapping[str, Any]) -> bool:
 
 
 def _object_rules(place: Place) -> dict[str, Any]:
-    required = list(dict.fromkeys(name for claim in place.claims for name in claim["required"]))
+    needed = {name for claim in place.claims for name in claim["required"]}
+    required = [name for name in place.members if name in needed]
     rest = _or_nothing(_rules(place.rest)) if place.rest else {}
     properties: dict[str, Any] = {}
     for name, member in place.members.items():
