@@ -324,25 +324,26 @@ _TYPES: st.SearchStrategy[FieldType] = st.recursive(
 )
 
 
-def _written(field_type: FieldType, draw: st.DrawFn, definitions: dict[str, Any]) -> dict[str, Any]:
+def _written(field_type: FieldType, data: st.DataObject, definitions: dict[str, Any]) -> dict[str, Any]:
     """Write a type as a schema, in one of the ways that there are."""
+    schema: dict[str, Any]
     match field_type:
         case ObjectType(fields):
             members = {
-                draw(st.sampled_from(["xdm:", ""])) + name: _written(member, draw, definitions)
+                data.draw(st.sampled_from(["xdm:", ""])) + name: _written(member, data, definitions)
                 for name, member in fields.items()
             }
-            split = draw(st.integers(0, len(members)))
+            split = data.draw(st.integers(0, len(members)))
             parts = [dict(list(members.items())[:split]), dict(list(members.items())[split:])]
             schema = {"allOf": [{"properties": part} for part in parts]}
         case ArrayType(item):
-            schema = {"type": "array", "items": _written(item, draw, definitions)}
+            schema = {"type": "array", "items": _written(item, data, definitions)}
         case MapType(value):
-            schema = {"meta:xdmType": "map", "additionalProperties": _written(value, draw, definitions)}
+            schema = {"meta:xdmType": "map", "additionalProperties": _written(value, data, definitions)}
         case scalar:
             assert isinstance(scalar, Scalar)
             schema = dict(_WORDS[scalar])
-    if draw(st.booleans()):
+    if data.draw(st.booleans()):
         name = f"d/{len(definitions)}~"
         definitions[name] = schema
         return {"$ref": f"#/definitions/{name.replace('~', '~0').replace('/', '~1')}"}
@@ -355,6 +356,6 @@ def test_any_fields_come_back_from_a_document_that_describes_them(
 ) -> None:
     definitions: dict[str, Any] = {}
 
-    schema = _written(fields, data.draw, definitions)
+    schema = _written(fields, data, definitions)
 
     assert read({**schema, "definitions": definitions}).fields == fields

@@ -87,14 +87,14 @@ def test_rules_of_several_parts_hold_together() -> None:
 @pytest.mark.parametrize(
     ("schema", "rules"),
     [
-        ({"enum": ["a", {"xdm:b": 1}]}, {"enum": ["a", {"b": 1}, None]}),
-        ({"const": 1}, {"enum": [1, None]}),
+        ({"enum": ["a", {"xdm:b": 1}]}, {"anyOf": [NO, {"enum": ["a", {"b": 1}]}]}),
+        ({"const": 1}, {"anyOf": [NO, {"enum": [1]}]}),
         ({"const": 1, "enum": [1, 2]}, {"anyOf": [NO, {"enum": [1], "allOf": [{"enum": [1, 2]}]}]}),
         ({"required": ["xdm:b"]}, {"anyOf": [NO, {"required": ["b"], "properties": {"b": YES}}]}),
         ({"not": {"enum": [1]}}, {"anyOf": [NO, {"not": {"enum": [1]}}]}),
         ({"anyOf": [{"minimum": 1}, {}]}, {"anyOf": [NO, {"anyOf": [{"minimum": 1}, {}]}]}),
-        ({"items": {"enum": [1]}}, {"items": {"enum": [1, None]}}),
-        (False, {"allOf": [NO]}),
+        ({"items": {"enum": [1]}}, {"items": {"anyOf": [NO, {"enum": [1]}]}}),
+        (False, NO),
     ],
 )
 def test_an_optional_field_may_be_without_a_value(schema: Any, rules: Mapping[str, Any]) -> None:
@@ -119,7 +119,7 @@ def test_a_required_field_needs_a_value() -> None:
         "properties": {
             "a": {"enum": [1], **YES},
             "b": {"enum": [1], "allOf": [{"enum": [2]}, *YES["allOf"]]},
-            "d": {"allOf": [NO, *YES["allOf"]]},
+            "d": {"not": {}, **YES},
             "_schema": {"required": ["c"], "properties": {"c": YES}, **YES},
         },
     }
@@ -131,9 +131,9 @@ def test_where_no_other_names_are_allowed_they_may_be_there_without_a_value() ->
     assert rules_of(closed) == {
         "properties": {
             "a": {},
-            "_schema": {"properties": {"b": {}}, "additionalProperties": {"allOf": [NO]}},
+            "_schema": {"properties": {"b": {}}, "additionalProperties": NO},
         },
-        "additionalProperties": {"allOf": [NO]},
+        "additionalProperties": NO,
     }
 
 
@@ -142,7 +142,7 @@ def test_choices_between_rules_stay() -> None:
 
     assert rules_of({**choice, "oneOf": [{"anyOf": [True, {"type": "string"}]}], "not": False}) == {
         "anyOf": [{"required": ["a"], "properties": {"a": YES}}, {"properties": {"b": {"minimum": 1}}}],
-        "not": {"allOf": [NO]},
+        "not": {"not": {}},
     }
 
 
@@ -163,7 +163,9 @@ def test_the_segment_membership_keeps_its_rules() -> None:
 
     assert rules == {
         "additionalProperties": {
-            "additionalProperties": {"properties": {"status": {"enum": ["realized", "exited", None]}}}
+            "additionalProperties": {
+                "properties": {"status": {"anyOf": [NO, {"enum": ["realized", "exited"]}]}}
+            }
         }
     }
 
