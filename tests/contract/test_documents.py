@@ -77,6 +77,7 @@ def test_what_draft_06_does_not_allow_is_refused_where_it_stands(
     error = refused(json.dumps({"$id": "it", **schema}))
 
     assert (error.path, error.rule) == (path, rule)
+    assert error.message.startswith(f"The schema document 'it' is wrong at '{path}' ({rule}): ")
 
 
 @pytest.mark.parametrize("draft", [{}, {"$schema": DRAFT}, {"$schema": DRAFT.removesuffix("#")}])
@@ -124,7 +125,10 @@ def test_a_pattern_that_cannot_be_run_is_refused_with_its_field() -> None:
     with pytest.raises(SchemaInvalidError) as invalid:
         read_documents([json.dumps(document)], {})
 
-    assert (invalid.value.path, invalid.value.rule) == ("m.*[]._schema.b", "pattern")
+    assert invalid.value.metadata == {"path": "m.*[]._schema.b", "rule": "pattern"}
+    assert invalid.value.message.startswith(
+        "The schema document 'it' is wrong at 'm.*[]._schema.b' (pattern): "
+    )
 
 
 def test_a_reference_is_never_fetched() -> None:

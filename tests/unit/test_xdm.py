@@ -43,6 +43,8 @@ def refused(document: Mapping[str, Any], **known: Mapping[str, Any]) -> tuple[st
     with pytest.raises(SchemaInvalidError) as invalid:
         read(document, **known)
     assert invalid.value.reason == "SCHEMA_INVALID"
+    own_id = document.get("$id", "it")
+    assert (f"The schema document '{own_id}' is wrong" in invalid.value.message) is (own_id == "it")
     return invalid.value.metadata["path"], invalid.value.metadata["rule"]
 
 

@@ -82,7 +82,13 @@ def read_document(document: Mapping[str, Any], documents: Mapping[str, Mapping[s
         FailedPreconditionError: A `$ref` names something unknown.
     """
     own_id = schema_id(document)
-    documents = {**documents, own_id: document}
+    try:
+        return _read(document, {**documents, own_id: document})
+    except SchemaInvalidError as error:
+        raise error.of(own_id) from None
+
+
+def _read(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]) -> XdmSchema:
     class_id = _class_of(document, documents)
     root = read_place(document, documents)
     described = _type_of(root)
@@ -91,7 +97,8 @@ def read_document(document: Mapping[str, Any], documents: Mapping[str, Mapping[s
     if class_id:
         _check_class(class_id, fields, is_object=described in (None, fields))
         kind = _CLASSES[class_id].kind
-    return XdmSchema(own_id, str(document.get("title", "")), class_id, kind, fields, row_rules(root))
+    title = str(document.get("title", ""))
+    return XdmSchema(schema_id(document), title, class_id, kind, fields, row_rules(root))
 
 
 # --- Classes ---

@@ -32,14 +32,19 @@ class SchemaInvalidError(InvalidArgumentError):
     text is wrong; `rule` the keyword that is at fault.
     """
 
-    def __init__(self, path: str, rule: str, complaint: str) -> None:
+    def __init__(self, path: str, rule: str, complaint: str, document_id: str = "") -> None:
+        document = f"The schema document '{document_id}'" if document_id else "The schema document"
         place = f" at '{path}'" if path else ""
         super().__init__(
             "SCHEMA_INVALID",
-            f"The schema document is wrong{place} ({rule}): {complaint}",
+            f"{document} is wrong{place} ({rule}): {complaint}",
             metadata={"path": path, "rule": rule},
         )
         self.path, self.rule, self.complaint = path, rule, complaint
+
+    def of(self, document_id: object) -> SchemaInvalidError:
+        """Return the same error, naming the document."""
+        return SchemaInvalidError(self.path, self.rule, self.complaint, str(document_id or ""))
 
 
 def ref_not_found(ref: str) -> FailedPreconditionError:
