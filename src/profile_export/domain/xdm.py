@@ -138,8 +138,9 @@ def _reached_classes(document: Mapping[str, Any], documents: Mapping[str, Mappin
 
 
 def _extended(document: Mapping[str, Any]) -> list[str]:
-    names = document.get("meta:extends")
-    return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
+    extended = document.get("meta:extends")
+    names = [name for name in extended if isinstance(name, str)] if isinstance(extended, list) else []
+    return [name.rstrip("#") for name in names if name.rstrip("#")]
 
 
 def _refs_of(document: Mapping[str, Any]) -> list[str]:
