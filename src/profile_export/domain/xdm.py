@@ -82,6 +82,13 @@ def read_document(document: Mapping[str, Any], documents: Mapping[str, Mapping[s
         FailedPreconditionError: A `$ref` names something unknown.
     """
     own_id = schema_id(document)
+    try:
+        return _read(document, {**documents, own_id: document})
+    except SchemaInvalidError as error:
+        raise error.of(own_id) from None
+
+
+def _read(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]) -> XdmSchema:
     class_id = _class_of(document, documents)
     root = read_place(document, documents)
     described = _type_of(root)
@@ -90,7 +97,8 @@ def read_document(document: Mapping[str, Any], documents: Mapping[str, Mapping[s
     if class_id:
         _check_class(class_id, fields, is_object=described in (None, fields))
         kind = _CLASSES[class_id].kind
-    return XdmSchema(own_id, str(document.get("title", "")), class_id, kind, fields, row_rules(root))
+    title = str(document.get("title", ""))
+    return XdmSchema(schema_id(document), title, class_id, kind, fields, row_rules(root))
 
 
 # --- Classes ---
@@ -130,8 +138,9 @@ def _reached_classes(document: Mapping[str, Any], documents: Mapping[str, Mappin
 
 
 def _extended(document: Mapping[str, Any]) -> list[str]:
-    names = document.get("meta:extends")
-    return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
+    extended = document.get("meta:extends")
+    names = [name for name in extended if isinstance(name, str)] if isinstance(extended, list) else []
+    return [name.rstrip("#") for name in names if name.rstrip("#")]
 
 
 def _refs_of(document: Mapping[str, Any]) -> list[str]:

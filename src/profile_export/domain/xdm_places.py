@@ -32,14 +32,19 @@ class SchemaInvalidError(InvalidArgumentError):
     text is wrong; `rule` the keyword that is at fault.
     """
 
-    def __init__(self, path: str, rule: str, complaint: str) -> None:
+    def __init__(self, path: str, rule: str, complaint: str, document_id: str = "") -> None:
+        document = f"The schema document '{document_id}'" if document_id else "The schema document"
         place = f" at '{path}'" if path else ""
         super().__init__(
             "SCHEMA_INVALID",
-            f"The schema document is wrong{place} ({rule}): {complaint}",
+            f"{document} is wrong{place} ({rule}): {complaint}",
             metadata={"path": path, "rule": rule},
         )
         self.path, self.rule, self.complaint = path, rule, complaint
+
+    def of(self, document_id: object) -> SchemaInvalidError:
+        """Return the same error, naming the document."""
+        return SchemaInvalidError(self.path, self.rule, self.complaint, str(document_id or ""))
 
 
 def ref_not_found(ref: str) -> FailedPreconditionError:
@@ -88,7 +93,7 @@ class _Claim:
 
 
 def read_place(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]) -> Place:
-    """Take a document apart.
+    """Take a document apart; `documents` are all that references may lead to, by `$id`, itself among them.
 
     Columns of the system and `timeSeriesEvents` are left out at its root.
 

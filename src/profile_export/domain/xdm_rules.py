@@ -5,8 +5,9 @@ references to other documents. null, and an object or map without any value, are
 satisfy every rule, and do not make up for a field that is required.
 
 Left out, since they speak of types or of names in paper form: `patternProperties` and `additionalProperties` beside
-them, `propertyNames`, `minProperties`, `maxProperties`, `dependencies`, `contains`, `items` as a list, formats other
-than `FORMATS`, and `anyOf`, `oneOf` or `not` where one of their branches holds any of these or a `type`.
+them, what `additionalProperties` says of names with a prefix that no property has, `propertyNames`, `minProperties`,
+`maxProperties`, `dependencies`, `contains`, `items` as a list, formats other than `FORMATS`, and `anyOf`, `oneOf` or
+`not` where one of their branches holds any of these or a `type`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _STRUCTURE = {"properties", "required", "additionalProperties", "items", "allOf"
 _SAY_NOTHING = {"$schema", "$id", "title", "description", "default", "examples", "definitions"}
 _PLAIN = _CHECKED | _SINGLE_VALUES | _STRUCTURE | _SAY_NOTHING
 # Rules that null, or an object without a value, could break.
-_REFUSE_NOTHING = {"required", "allOf", "anyOf", "oneOf", "not"}
+_REFUSE_NOTHING = {"enum", "required", "allOf", "anyOf", "oneOf", "not"}
+_NEVER: dict[str, Any] = {"not": {}}
 
 _DEFINITIONS = {
     "nothing": {"anyOf": [{"type": "null"}, {"type": "object", "additionalProperties": {"$ref": NOTHING}}]},
@@ -50,7 +52,7 @@ def row_rules(root: Place) -> dict[str, Any] | None:
 def _rules(place: Place) -> dict[str, Any]:
     """Return the rules for what stands at a place; empty if there are none."""
     if place.forbidden:
-        return {"allOf": [{"$ref": NOTHING}]}
+        return dict(_NEVER)
     rules: dict[str, Any] = {}
     for part in (*_value_rules(place), *_choices(place)):
         for keyword, said in part.items():
@@ -62,7 +64,7 @@ def _rules(place: Place) -> dict[str, Any]:
 def _value_rules(place: Place) -> Iterable[dict[str, Any]]:
     for claim in place.claims:
         for keyword, said in claim.items():
-            if keyword in _CHECKED or (keyword == "format" and said in FORMATS):
+            if (keyword in _CHECKED and said is not False) or (keyword == "format" and said in FORMATS):
                 yield {keyword: said}
             elif keyword in ("enum", "const"):
                 yield {"enum": _in_data(said if keyword == "enum" else [said], place)}
@@ -99,7 +101,8 @@ def _is_plain_claim(claim: Mapping[str, Any]) -> bool:
 
 
 def _object_rules(place: Place) -> dict[str, Any]:
-    required = list(dict.fromkeys(name for claim in place.claims for name in claim["required"]))
+    needed = {name for claim in place.claims for name in claim["required"]}
+    required = [name for name in place.members if name in needed]
     rest = _or_nothing(_rules(place.rest)) if place.rest else {}
     properties: dict[str, Any] = {}
     for name, member in place.members.items():
@@ -122,8 +125,6 @@ def _item_rules(place: Place) -> dict[str, Any]:
 
 def _or_nothing(rules: dict[str, Any]) -> dict[str, Any]:
     """Return the rules for a field that may be absent, and so may be null or an object without a value."""
-    if rules.keys() & _REFUSE_NOTHING:
-        return rules if rules == {"allOf": [{"$ref": NOTHING}]} else {"anyOf": [{"$ref": NOTHING}, rules]}
-    if "enum" in rules:
-        return {**rules, "enum": [*rules["enum"], None]}
-    return rules
+    if rules == _NEVER:
+        return {"$ref": NOTHING}
+    return {"anyOf": [{"$ref": NOTHING}, rules]} if rules.keys() & _REFUSE_NOTHING else rules

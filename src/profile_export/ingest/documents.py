@@ -37,9 +37,15 @@ def read_documents(texts: Sequence[str], known: Mapping[str, Mapping[str, Any]])
             raise SchemaInvalidError("/$id", "$id", f"two of the documents are '{schema_id(document)}'.")
     schemas = tuple(read_document(document, {**known, **documents}) for document in documents.values())
     for schema in schemas:
-        if schema.rules:
-            Rules(json.dumps(schema.rules))
+        _check_rules(schema)
     return schemas
+
+
+def _check_rules(schema: XdmSchema) -> None:
+    try:
+        Rules(json.dumps(schema.rules or {}))
+    except SchemaInvalidError as error:
+        raise error.of(schema.id) from None
 
 
 def parse_document(text: str) -> dict[str, Any]:
@@ -52,6 +58,14 @@ def parse_document(text: str) -> dict[str, Any]:
     document = _parse(text)
     if not isinstance(document, dict):
         raise SchemaInvalidError("", "type", "a document is a JSON object.")
+    try:
+        _check(document)
+    except SchemaInvalidError as error:
+        raise error.of(document.get("$id")) from None
+    return document
+
+
+def _check(document: Mapping[str, Any]) -> None:
     draft = document.get("$schema", DRAFT)
     if draft not in (DRAFT, DRAFT.removesuffix("#")):
         raise SchemaInvalidError("/$schema", "$schema", f"{shown(draft)} is not draft-06, '{DRAFT}'.")
@@ -59,7 +73,6 @@ def parse_document(text: str) -> dict[str, Any]:
         jsonschema_rs.meta.validate({**document, "$schema": DRAFT})
     except jsonschema_rs.ValidationError as error:
         raise _broken(error) from None
-    return document
 
 
 def _parse(text: str) -> Any:

@@ -90,17 +90,21 @@ def _told(error: ValidationError) -> tuple[FieldPath, str]:
     rule, limit = error.kind.name, error.kind.value
     if _starts(error, "nothing"):
         return path, _FORBIDDEN
-    if rule == "anyOf" and limit[0] and _starts(limit[0][0], "nothing"):
-        return _told(limit[1][0])  # what an optional field has to satisfy where it is there
+    if rule == "anyOf" and _is_optional(error):
+        return _told(limit[1][0])
     if rule == "required":
         return (*path, limit), _MISSING
     if _starts(error, "value") or error.instance is None:
         return path, _MISSING
     if rule in ("anyOf", "oneOf", "not", "uniqueItems"):
         return path, f"does not satisfy the rule {rule} of the schema"
-    if rule == "enum":
-        limit = [value for value in limit if value is not None]
     return path, f"is {shown(error.instance)}, but the schema says {rule}: {shown(limit)}"
+
+
+def _is_optional(error: ValidationError) -> bool:
+    """Whether this is the choice between no value and what a value has to satisfy."""
+    first = error.kind.value[0]
+    return bool(first) and _starts(first[0], "nothing") and first[0].instance_path == error.instance_path
 
 
 def _starts(error: ValidationError, definition: str) -> bool:
