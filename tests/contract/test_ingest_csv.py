@@ -138,7 +138,9 @@ def test_an_instant_without_an_offset_is_in_utc_where_its_type_was_declared(
     assert uploader.values(result)[0]["at"] == datetime(2024, 3, 13, 10, 21, 14, 500_000, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("cell", ["2024-03-13", "13.03.2024 10:21:14", "2024-13-13 10:21:14", "2024-03-13 10:21"])
+@pytest.mark.parametrize(
+    "cell", ["2024-03-13", "13.03.2024 10:21:14", "2024-13-13 10:21:14", "2024-03-13 10:21"]
+)
 def test_what_is_no_instant_is_none_where_its_type_was_declared(uploader: Uploader, cell: str) -> None:
     known = ObjectType({"at": TIMESTAMP})
 
@@ -215,7 +217,9 @@ def test_a_header_alone_has_no_rows(uploader: Uploader, sent: bytes) -> None:
 # --- Rows ---
 
 
-def rejected_of(uploader: Uploader, sent: bytes | str, **others: Any) -> tuple[list[str], list[tuple[Any, ...]]]:
+def rejected_of(
+    uploader: Uploader, sent: bytes | str, **others: Any
+) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The identities of the rows that were accepted, and what is told of the others."""
     result = uploader.ingest(sent, CRM, max_bad_records=1_000, **others)
     rejected = [(row.row, row.code, row.message, row.text) for row in uploader.rejected()]
@@ -291,7 +295,9 @@ def test_a_line_that_is_too_long_is_skipped_to_its_end(uploader: Uploader) -> No
 
 
 def test_a_row_of_several_lines_that_is_too_long_passes_for_no_other_rows(uploader: Uploader) -> None:
-    accepted, rejected = rejected_of(uploader, 'crmId,a\n1,x\n2,"' + "long\n" * 30 + '"\n3,z\n', max_row_bytes=100)
+    accepted, rejected = rejected_of(
+        uploader, 'crmId,a\n1,x\n2,"' + "long\n" * 30 + '"\n3,z\n', max_row_bytes=100
+    )
 
     assert accepted == ["1", "3"]
     assert {code for _, code, _, _ in rejected} == {"RECORD_TOO_LARGE", "VALUE_INVALID"}

@@ -103,7 +103,17 @@ def test_a_file_that_is_no_array_is_refused_whatever_the_budget(
 
 @PIECES
 def test_items_that_are_no_records_are_rejected_one_by_one(uploader: Uploader) -> None:
-    items = ['{"crmId":"1"}', "12345", "-1.5e3", '"]"', "null", "[1]", '{"a":1,"a":2}', "NaN", '{"crmId":"2"}']
+    items = [
+        '{"crmId":"1"}',
+        "12345",
+        "-1.5e3",
+        '"]"',
+        "null",
+        "[1]",
+        '{"a":1,"a":2}',
+        "NaN",
+        '{"crmId":"2"}',
+    ]
 
     result = uploader.ingest(f"[{','.join(items)}]".encode(), CRM, max_bad_records=7)
 
@@ -131,7 +141,12 @@ def test_what_was_rejected_before_an_array_breaks_is_kept(uploader: Uploader) ->
 @pytest.mark.parametrize("chunk", [10_000, 256 * 1024])
 @pytest.mark.parametrize(
     "large",
-    ['{"a":["}\\\\' + '\\"' * 150_000 + '"]}', '"' + "x" * 150_000 + '"', "[" * 150_000 + "]" * 150_000, "9" * 150_000],
+    [
+        '{"a":["}\\\\' + '\\"' * 150_000 + '"]}',
+        '"' + "x" * 150_000 + '"',
+        "[" * 150_000 + "]" * 150_000,
+        "9" * 150_000,
+    ],
     ids=["escapes", "text", "brackets", "digits"],
 )
 def test_an_item_that_is_too_large_is_skipped_to_its_end(
@@ -161,9 +176,14 @@ _JSON = st.recursive(
 )
 
 
-@given(st.lists(_JSON, max_size=5), st.integers(1, 20), st.booleans(), st.sampled_from([None, 1]))
+@given(
+    items=st.lists(_JSON, max_size=5),
+    chunk=st.integers(1, 20),
+    is_ascii=st.booleans(),
+    indent=st.sampled_from([None, 1]),
+)
 def test_any_array_is_read_as_python_reads_it(
-    items: list[Any], chunk: int, is_ascii: bool, indent: int | None
+    *, items: list[Any], chunk: int, is_ascii: bool, indent: int | None
 ) -> None:
     try:
         sent = json.dumps(items, ensure_ascii=is_ascii, indent=indent).encode()

@@ -50,7 +50,8 @@ FORMATS = pytest.mark.parametrize(
     [(as_lines, "json_lines"), (as_array, "json_array"), (as_csv, "csv"), (as_table, "parquet")],
     ids=["json_lines", "json_array", "csv", "parquet"],
 )
-GOOD, NOBODY = {"crmId": "1", "n": "x"}, {"crmId": None, "n": "y"}
+GOOD: dict[str, Any] = {"crmId": "1", "n": "x"}
+NOBODY: dict[str, Any] = {"crmId": None, "n": "y"}
 
 
 # --- The budget ---
@@ -240,7 +241,9 @@ def test_an_exponent_beyond_reckoning_is_refused(uploader: Uploader) -> None:
     known = ObjectType({"price": DecimalType(10, 2)})
     huge, tiny = f"1e{'9' * 20}", f"0e-{'9' * 20}"
 
-    told = uploader.reasons(as_lines(*(f'{{"crmId":"1","price":{sent}}}' for sent in (huge, tiny))), CRM, known=known)
+    told = uploader.reasons(
+        as_lines(*(f'{{"crmId":"1","price":{sent}}}' for sent in (huge, tiny))), CRM, known=known
+    )
 
     assert told == [
         f"1: The row has the number {huge}, which is beyond reckoning.",
@@ -353,4 +356,7 @@ def test_what_is_kept_of_a_row_is_text_of_at_most_100_kilobytes(sent: str | byte
 
 
 def test_a_refusal_says_what_it_is_about() -> None:
-    assert str(RowsRefusedError((RowError(3, "VALUE_INVALID", "The row is bad."),), 1)) == "row 3: The row is bad."
+    assert (
+        str(RowsRefusedError((RowError(3, "VALUE_INVALID", "The row is bad."),), 1))
+        == "row 3: The row is bad."
+    )
