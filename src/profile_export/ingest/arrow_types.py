@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyarrow as pa
 
 from profile_export.domain import columns
@@ -155,6 +157,18 @@ def plain_type(found: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(found):
         return plain_type(found.value_type)
     return found
+
+
+def with_singles(found: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return a type with another for each type of single values in it, without dictionaries and extensions."""
+    found = plain_type(found)
+    if pa.types.is_struct(found):
+        return pa.struct([(member.name, with_singles(member.type, change)) for member in found])
+    if pa.types.is_map(found):
+        return pa.map_(with_singles(found.key_type, change), with_singles(found.item_type, change))
+    if is_list(found):
+        return pa.list_(with_singles(found.value_type, change))
+    return change(found)
 
 
 def is_list(found: pa.DataType) -> bool:

@@ -110,7 +110,7 @@ def accepted_type(
             for member in members.values():
                 value = accepted_type(value, member, (*path, "*"), identity_paths)
             return MapType(value)
-    if (known in {TIMESTAMP, DATE} and found == TEXT) or (
+    if (known in (TIMESTAMP, DATE) and found == TEXT) or (
         (known, found) == (TEXT, LONG) and path in identity_paths
     ):
         return known

@@ -21,18 +21,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 from profile_export.domain.learning import ValueRefusedError
 from profile_export.domain.schema import (
-    BOOLEAN,
-    DATE,
-    DOUBLE,
-    LONG,
     SEGMENT_MEMBERSHIP,
     SEGMENT_MEMBERSHIP_TYPE,
-    TEXT,
-    TIMESTAMP,
     DecimalType,
     FieldPath,
     FieldType,
     ObjectType,
+    Scalar,
+    ScalarKind,
     dotted_path,
     type_at,
 )
@@ -101,7 +97,8 @@ def _next(reader: Iterator[list[str]], lines: _Lines) -> list[str] | ValueRefuse
             refused = ValueRefusedError((), complaint, refused.code)
         return refused
     except csv.Error as error:
-        if lines.at_end and lines.reopen():
+        if lines.at_end:
+            lines.reopen()
             return _refused("has a quote that is never closed")
         return _refused(f"is not CSV: {error}")
     return lines.refusal or cells
@@ -240,15 +237,17 @@ def _record(cells: list[str], columns: list[_Column]) -> dict[str, Any] | ValueR
 def _cell_reader(
     known: FieldType | None, path: FieldPath, decoder: json.JSONDecoder, *, is_declared: bool
 ) -> _Cell | None:
-    if known in {None, TEXT, DATE} or (known == TIMESTAMP and not is_declared):
-        return None  # what is made of text is said elsewhere
-    if known == TIMESTAMP:
-        return _with_offset
-    if known == BOOLEAN:
-        return lambda text: _boolean(text, path)
-    if known in {LONG, DOUBLE} or isinstance(known, DecimalType):
-        fraction = float if known == DOUBLE else exact_number
-        return lambda text: _number(text, path, fraction)
+    match known:
+        case None | Scalar(ScalarKind.TEXT | ScalarKind.DATE):
+            return None  # what is made of text is said elsewhere
+        case Scalar(ScalarKind.TIMESTAMP):
+            return _with_offset if is_declared else None
+        case Scalar(ScalarKind.BOOLEAN):
+            return lambda text: _boolean(text, path)
+        case Scalar(ScalarKind.DOUBLE):
+            return lambda text: _number(text, path, float)
+        case Scalar() | DecimalType():
+            return lambda text: _number(text, path, exact_number)
     return lambda text: _json(text, path, decoder)
 
 

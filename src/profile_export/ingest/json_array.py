@@ -26,6 +26,7 @@ _BEARING = re.compile(r'["{}\[\]]')
 _BEARING_IN_TEXT = re.compile(r'["\\]')
 _WORD = re.compile(r'[^\s,\]}"\[{]*')
 _MOST_BYTES_OF_A_CHARACTER = 4
+_NO_END = "the array has no end"
 
 
 def read_json_array(task: IngestTask) -> Iterator[SentRow]:
@@ -51,7 +52,7 @@ def read_json_array(task: IngestTask) -> Iterator[SentRow]:
                 if mark == "]":
                     raise items.broken("there is no item behind the last comma")
             elif mark != "]":
-                raise items.broken("neither ',' nor ']' follows it" if mark else "the array has no end")
+                raise items.broken("neither ',' nor ']' follows it" if mark else _NO_END)
         window.position += 1
         if window.next_mark():
             raise items.broken("something follows the array")
@@ -120,12 +121,13 @@ class _Items:
         """
         window = self._window
         self._number += 1
+        if not window.next_mark():
+            raise self.broken(_NO_END)
         while True:
-            start = window.position
-            record: Any = None
+            start, end = window.position, None
             try:
                 record, end = self._decoder.raw_decode(window.text, start)
-                if end < len(window.text) or window.at_end:  # else a number may go on
+                if isinstance(record, dict):
                     return self._taken(record, end)
             except (ValueError, RecursionError, ValueRefusedError) as error:
                 record = error
@@ -137,9 +139,9 @@ class _Items:
                     raise self.broken(complaint)
                 if isinstance(record, ValueError | RecursionError | ValueRefusedError):
                     record = json_refusal(record)
-                return self._taken(record, whole)
+                return self._taken(record, end or whole)
             if window.at_end:
-                raise self.broken("the array has no end")
+                raise self.broken(_NO_END)
             if len(window.text) - start > max(self._limit, MAX_TEXT_BYTES):
                 return self._skipped(brackets)
             window.grow()
@@ -161,7 +163,7 @@ class _Items:
             window.position = len(window.text)
             window.grow()
             if window.at_end:
-                raise self.broken("the array has no end")
+                raise self.broken(_NO_END)
             end = brackets.end(window.text, 0)
         window.position = end
         return SentRow(self._number, too_large(self._limit), text)

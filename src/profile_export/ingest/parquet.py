@@ -29,7 +29,7 @@ from profile_export.domain.schema import (
     type_at,
     union_objects,
 )
-from profile_export.ingest.arrow_types import arrow_type, file_schema, object_type
+from profile_export.ingest.arrow_types import arrow_type, file_schema, object_type, with_singles
 from profile_export.ingest.conform import Place, Refused, accepted_fields, conform
 from profile_export.ingest.identities import (
     EMPTY_ID,
@@ -90,13 +90,19 @@ def _batches(task: IngestTask) -> Iterator[pa.RecordBatch]:
                     return
                 batch.validate(full=True)  # the reader takes bytes for text that are not UTF-8
             if batch.num_rows:
-                yield batch
+                yield pa.RecordBatch.from_arrays([_taken(column) for column in batch.columns], batch.schema.names)
 
 
 def _rows_at_once(metadata: pq.FileMetaData) -> int:
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
     return max(1, min(ROWS_PER_GROUP, _BYTES_AT_ONCE // max(widest, 1)))
+
+
+def _taken(column: pa.Array) -> pa.Array:
+    """Return a column with text that can be taken out of it by row: Arrow cannot do so with views."""
+    viewless = with_singles(column.type, lambda single: pa.string() if pa.types.is_string_view(single) else single)
+    return column.cast(viewless) if "string_view" in str(column.type) else column
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from profile_export.ingest.arrow_types import is_list, plain_type
+from profile_export.ingest.arrow_types import is_list, plain_type, with_singles
 from profile_export.ingest.conform import entries_of, lengths_of, offsets_of, plain_values
 
 _BITS = 8
@@ -49,32 +49,34 @@ def row_texts(batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[str]:
     """Yield some rows of a batch as JSON, as they were read."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         taken = batch.take(pa.array(rows[start : start + _ROWS_AT_ONCE], pa.int64()))
-        # By way of text: Python has no nanoseconds and no year 10000.
-        columns = [plain_values(column) for column in taken.columns]
-        columns = [column.cast(_readable(column.type), safe=False) for column in columns]
         values = {
-            name: [_json_value(value, column.type) for value in column.to_pylist()]
-            for name, column in zip(batch.schema.names, columns, strict=True)
+            name: _json_values(column)
+            for name, column in zip(taken.schema.names, taken.columns, strict=True)
         }
         for index in range(taken.num_rows):
             row = {name: column[index] for name, column in values.items()}
             yield json.dumps(row, ensure_ascii=False)
 
 
-def _readable(found: pa.DataType) -> pa.DataType:
-    found = plain_type(found)
-    if pa.types.is_struct(found):
-        return pa.struct([(member.name, _readable(member.type)) for member in found])
-    if pa.types.is_map(found):
-        return pa.map_(_readable(found.key_type), _readable(found.item_type))
-    if is_list(found):
-        return pa.list_(_readable(found.value_type))
-    if pa.types.is_temporal(found) or pa.types.is_decimal(found):
-        return pa.string()
-    return found
+def _json_values(column: pa.Array) -> list[Any]:
+    # By way of Arrow's text: Python has no nanoseconds and no year 10000.
+    column = plain_values(column)
+    kinds = column.type
+    for change in (_in_utc, _as_text):
+        column = column.cast(with_singles(column.type, change), safe=False)
+    return [_json_value(value, kinds) for value in column.to_pylist()]
+
+
+def _in_utc(single: pa.DataType) -> pa.DataType:
+    return pa.timestamp(single.unit, "UTC") if pa.types.is_timestamp(single) else single
+
+
+def _as_text(single: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_temporal(single) or pa.types.is_decimal(single) else single
 
 
 def _json_value(value: Any, found: pa.DataType) -> Any:
+    found = plain_type(found)
     if value is None:
         return None
     if pa.types.is_struct(found):
@@ -85,4 +87,4 @@ def _json_value(value: Any, found: pa.DataType) -> Any:
         entries = [(key, _json_value(item, found.item_type)) for key, item in value]
         # A key that stands twice may be why the row was refused.
         return dict(entries) if len(dict(entries)) == len(entries) else entries
-    return value
+    return value.replace(" ", "T") if pa.types.is_timestamp(found) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from bisect import bisect_right
 from pathlib import Path
 
 import pyarrow as pa
@@ -89,10 +90,16 @@ def read_rejected(path: Path, after_row: int, count: int) -> list[RejectedRow]:
         return []
     rows: list[RejectedRow] = []
     with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
+        groups = range(file.num_row_groups)
+        first = bisect_right(groups, after_row, key=lambda group: _last_row(file.metadata, group))
+        for group in groups[first:]:
+            found = file.read_row_group(group).to_pylist()
+            rows += [RejectedRow(**row) for row in found if row["row"] > after_row]
             if len(rows) >= count:
                 break
-            if file.metadata.row_group(group).column(0).statistics.max > after_row:
-                found = file.read_row_group(group).to_pylist()
-                rows += [RejectedRow(**row) for row in found if row["row"] > after_row]
     return rows[:count]
+
+
+def _last_row(metadata: pq.FileMetaData, group: int) -> int:
+    last: int = metadata.row_group(group).column(0).statistics.max
+    return last
