@@ -22,6 +22,7 @@ _YES = {
     "no": False,
     "off": False,
 }
+_SECONDS = "give whole seconds, 0 or more"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -34,7 +35,8 @@ class ServeSettings:
     """How one server runs.
 
     `memory_limit_mb` and `threads` bound the engine, None leaves them to it; `drain_seconds` is how long calls may
-    take to finish after the server was told to stop.
+    take to finish after the server was told to stop; `download_grace_seconds` how long files that nothing needs any
+    more stay for those who may still be reading them.
     """
 
     data_dir: Path
@@ -44,6 +46,7 @@ class ServeSettings:
     threads: int | None
     log_level: str
     drain_seconds: int
+    download_grace_seconds: int
 
 
 def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -> ServeSettings:
@@ -71,7 +74,8 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
         ),
         threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
         log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
-        drain_seconds=source.read("drain_seconds", _whole(0), 10, "give whole seconds, 0 or more"),
+        drain_seconds=source.read("drain_seconds", _whole(0), 10, _SECONDS),
+        download_grace_seconds=source.read("download_grace_seconds", _whole(0), 3600, _SECONDS),
     )
     if not settings.insecure and not _is_loopback(settings.grpc_address[0]):
         raise source.refusal(

@@ -49,7 +49,7 @@ class Store:
         self.database = Database(data_dir)
         wakeups = Wakeups()
         self.catalog = Catalog(self.database)
-        self.uploads, self.batches = Uploads(self.database), Batches(self.database)
+        self.uploads, self.batches = Uploads(self.database, wakeups), Batches(self.database)
         self.jobs, self.attempts = Jobs(self.database, wakeups), Attempts(self.database, wakeups)
         self.snapshots = Snapshots(self.database)
 

@@ -38,6 +38,12 @@ def serve(
         Text,
         typer.Option(metavar="SECONDS", help="How long calls may take to finish when it stops. Default: 10."),
     ] = None,
+    download_grace_seconds: Annotated[
+        Text,
+        typer.Option(
+            metavar="SECONDS", help="How long files that were dropped stay for downloads. Default: 3600."
+        ),
+    ] = None,
 ) -> None:
     """Run a server until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -56,6 +62,7 @@ def serve(
         "threads": threads,
         "log_level": log_level,
         "drain_seconds": drain_seconds,
+        "download_grace_seconds": download_grace_seconds,
     }
     try:
         app.serve(options)

@@ -42,7 +42,8 @@ from profile_export.ingest.identity_columns import DeclaredColumn, Identified, i
 from profile_export.ingest.refusals import Refusals, RowsRefusedError
 from profile_export.ingest.rows import MISSING_IN_EVENT, SystemColumns, numbered
 from profile_export.ingest.task import IngestResult, IngestTask
-from profile_export.ingest.writer import ROWS_PER_GROUP, BatchWriter
+from profile_export.ingest.writer import BatchWriter
+from profile_export.lake.data_file import ROWS_PER_GROUP
 
 
 def ingest_parquet(task: IngestTask, writer: BatchWriter) -> IngestResult:

@@ -31,9 +31,10 @@ from profile_export.domain.errors import (
     UnavailableError,
 )
 from profile_export.domain.schema import TypeConflictError
-from profile_export.ingest.pool import IngestDiedError, IngestPool
+from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.task import IngestResult, IngestTask, NamespacesSent
+from profile_export.lake.children import ChildDiedError, Children
 from profile_export.lake.local import LocalLake
 from profile_export.store.catalog import Catalog
 from profile_export.store.uploads import FieldsGrewError, NamespaceUse, OpenUpload, UploadFacts, Uploads
@@ -61,12 +62,17 @@ class UploadSessions:
     """All uploads of this process."""
 
     def __init__(
-        self, catalog: Catalog, uploads: Uploads, lake: LocalLake, pool: IngestPool, new_id: Callable[[], str]
+        self,
+        catalog: Catalog,
+        uploads: Uploads,
+        lake: LocalLake,
+        children: Children,
+        new_id: Callable[[], str],
     ) -> None:
         self._catalog = catalog
         self._uploads = uploads
         self._lake = lake
-        self._pool = pool
+        self._children = children
         self._new_id = new_id
         self._live: set[tuple[Tenant, str]] = set()
 
@@ -114,7 +120,7 @@ class UploadSessions:
         """
         try:
             while True:
-                result = await self._pool.ingest(await self._task(tenant, opened))
+                result = await self._children.run(ingest, await self._task(tenant, opened))
                 await asyncio.to_thread(self._lake.sync, opened.folder)
                 try:
                     facts = _facts(result, opened.folder, sha256, byte_count)
@@ -131,7 +137,7 @@ class UploadSessions:
             raise FailedPreconditionError(
                 conflict.reason, conflict.message, metadata=conflict.metadata
             ) from None
-        except IngestDiedError:
+        except ChildDiedError:
             raise UnavailableError(
                 "INGEST_DIED",
                 "The process that read the upload died; what has arrived is kept: send 'finish' again.",

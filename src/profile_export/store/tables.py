@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -111,8 +112,11 @@ batches = Table(
     Column("errors", Json(tuple[RowError, ...]), nullable=False, default=()),
     # A generated name: neither a tenant's nor a caller's words ever form a path.
     Column("folder", Text, nullable=False),
+    # The compacted file that holds a copy of its rows; null while there is none.
+    Column("compaction_key", BigInteger),
     UniqueConstraint("tenant_id", "id"),
-    Index(None, "dataset_id", "state"),
+    Index(None, "dataset_id", "state", "compaction_key"),
+    Index(None, "compaction_key", "state"),
     Index(None, "tenant_id", "create_time", "key"),
 )
 
@@ -140,6 +144,30 @@ files = Table(
     Column("sha256", Text, nullable=False),
     Column("field_set_id", ForeignKey("field_sets.id")),
     UniqueConstraint("batch_key", "name"),
+)
+
+# A copy of the rows of several batches in one file. It counts while all of them have succeeded.
+compactions = Table(
+    "compactions",
+    metadata,
+    Column("key", _Serial, primary_key=True),
+    Column("dataset_id", ForeignKey("datasets.id"), nullable=False, index=True),
+    Column("field_set_id", ForeignKey("field_sets.id"), nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    sqlite_autoincrement=True,  # a key that a batch may still have is never given twice
+)
+
+# Folders that nothing needs any more, but for who may still be reading them.
+drops = Table(
+    "drops",
+    metadata,
+    Column("folder", Text, primary_key=True),
+    Column("drop_time", Instant, nullable=False),
+    # A snapshot of the mirror names its files.
+    Column("held_by_mirror", Boolean, nullable=False),
 )
 
 merge_policies = Table(

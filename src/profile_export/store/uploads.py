@@ -16,6 +16,7 @@ from profile_export.store.batches import add_files, batch_by_id, batch_from, suc
 from profile_export.store.catalog import dataset_of, source_datasets, union_by_kind
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, database_time, whole
+from profile_export.store.events import Wakeups
 from profile_export.store.tables import batches, datasets, field_sets
 from profile_export.store.tenants import (
     IDENTITY,
@@ -68,8 +69,9 @@ class FieldsGrewError(Exception):
 class Uploads:
     """Uploads of all tenants."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
         self.database = database
+        self._wakeups = wakeups
 
     @whole
     async def open_upload(
@@ -172,9 +174,11 @@ class Uploads:
             field_set_id = await _field_set(connection, dataset.id, facts.fields)
             await add_files(connection, row.key, facts.files, field_set_id)
             place = await next_place(connection, tenant_id)
-            return await succeed_batch(
+            batch = await succeed_batch(
                 connection, row.key, place, facts.files, sha256=facts.sha256, byte_count=facts.byte_count
             )
+        self._wakeups.batches_changed()
+        return batch
 
 
 async def _grow_fields(

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from profile_export.domain.catalog import RowError
-from profile_export.ingest.pool import IngestDiedError, IngestPool
+from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.refusals import RowsRefusedError
+from profile_export.lake.children import ChildDiedError, Children
 from tests.contract.ingesting import CRM, Uploader
 
 
@@ -20,34 +21,36 @@ def uploader(tmp_path: Path) -> Uploader:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[IngestPool]:
-    pool = IngestPool()
-    yield pool
-    pool.close()
+def children() -> Iterator[Children]:
+    started = Children(warm_for=ingest)
+    yield started
+    started.close()
 
 
-async def test_an_upload_is_ingested_in_a_child_process(uploader: Uploader, pool: IngestPool) -> None:
-    result = await pool.ingest(uploader.task([{"crmId": "1"}], CRM))
+async def test_an_upload_is_ingested_in_a_child_process(uploader: Uploader, children: Children) -> None:
+    result = await children.run(ingest, uploader.task([{"crmId": "1"}], CRM))
 
     assert uploader.values(result) == [{"crmId": "1"}]
 
 
-async def test_a_refusal_comes_back_whole(uploader: Uploader, pool: IngestPool) -> None:
+async def test_a_refusal_comes_back_whole(uploader: Uploader, children: Children) -> None:
     with pytest.raises(RowsRefusedError) as refused:
-        await pool.ingest(uploader.task([{"n": 1}, {"crmId": "1", "a": [1, "x"]}], CRM))
+        await children.run(ingest, uploader.task([{"n": 1}, {"crmId": "1", "a": [1, "x"]}], CRM))
 
     assert [error.row for error in refused.value.rows] == [1, 2]
     assert refused.value.rows[1].reason == "The field 'a[]' is string, but it is known as double."
 
 
-async def test_a_child_that_dies_ends_its_task_and_not_the_pool(uploader: Uploader, pool: IngestPool) -> None:
+async def test_a_child_that_dies_ends_its_task_and_not_the_pool(
+    uploader: Uploader, children: Children
+) -> None:
     sound = uploader.task([{"crmId": "1"}], CRM)
     blocked = replace(sound, source=uploader.folder / "pipe")
     os.mkfifo(blocked.source)
-    await pool.ingest(sound)
+    await children.run(ingest, sound)
     before = set(multiprocessing.active_children())
-    ingesting = asyncio.create_task(pool.ingest(blocked))
-    waiting = asyncio.create_task(pool.ingest(sound))
+    ingesting = asyncio.create_task(children.run(ingest, blocked))
+    waiting = asyncio.create_task(children.run(ingest, sound))
     # Opening a pipe for writing waits until the child has it open for reading: then it is at work.
     writer = await asyncio.to_thread(blocked.source.open, "wb")
 
@@ -56,9 +59,9 @@ async def test_a_child_that_dies_ends_its_task_and_not_the_pool(uploader: Upload
 
     with writer:
         for task in (ingesting, waiting):
-            with pytest.raises(IngestDiedError, match="has ended"):
+            with pytest.raises(ChildDiedError, match="has ended"):
                 await task
-    assert uploader.values(await pool.ingest(sound)) == [{"crmId": "1"}]
+    assert uploader.values(await children.run(ingest, sound)) == [{"crmId": "1"}]
     assert before.isdisjoint(multiprocessing.active_children())
 
 
