@@ -61,7 +61,7 @@ async def _measure(names: Sequence[str], setting: Setting, *, short: bool) -> li
             jobs, batches = (5, 50) if short else (20, 1000)
             lines += await measure_tiny(server, setting.folder, jobs=jobs, batches=batches)
         if "batches" in names:
-            batches, rows = (60, 600) if short else (1000, 100_000)
+            batches, rows = (60, 600) if short else (1000, 200_000)
             lines += await measure_batches(server, setting.folder, batches=batches, rows=rows)
         if "lines" in names:
             lines += await measure_lines(server, setting.folder, 4_000 if short else 50_000)

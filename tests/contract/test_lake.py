@@ -69,6 +69,15 @@ def test_the_sweep_removes_what_belongs_to_nothing(lake: LocalLake) -> None:
     assert (lake.received("d/kept"), lake.received("d/left")) == (6, 0)
 
 
+def test_the_sweep_keeps_all_of_a_dataset_that_is_kept_as_a_whole(lake: LocalLake) -> None:
+    kept = put(lake, "d/b/1/0-0.parquet")
+    put(lake, "e/b/1/0-0.parquet")
+
+    lake.sweep({"d"})
+
+    assert found(lake) == {"d", "d/b", "d/b/1", kept, "e"}
+
+
 def test_an_emptied_folder_is_there_and_empty(lake: LocalLake) -> None:
     put(lake, "d/b/00000.parquet")
 

@@ -74,11 +74,12 @@ class Compactor:
             # A child that goes on after a cancel may still write it: then it is for the sweep at the next start.
             if not kept:
                 await asyncio.shield(asyncio.to_thread(self._lake.remove, folder))
+        if kept:
+            _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.segments), rows=file.rows)
         return True
 
     async def _merged(self, merge: Merge, folder: str) -> WrittenFile:
         sources = tuple(self._lake.root / path for segment in merge.segments for path in segment.paths)
         file = await self._children.run(compact, CompactTask(sources, self._lake.folder(folder) / _FILE_NAME))
         await asyncio.to_thread(self._lake.sync, folder)
-        _log.info("compacted", dataset_id=merge.dataset_id, files=len(sources), rows=file.rows)
         return file
