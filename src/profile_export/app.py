@@ -178,8 +178,8 @@ class Application:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._duckdb.close()
-        for children in (self._ingesting, self._compacting):
-            await asyncio.to_thread(children.close)
+        await asyncio.to_thread(self._ingesting.close)
+        await asyncio.to_thread(self._compacting.kill)
         await self._database.close()
 
     async def _stop_worker(self) -> None:

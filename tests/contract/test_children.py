@@ -65,6 +65,30 @@ async def test_a_child_that_dies_ends_its_task_and_not_the_pool(
     assert before.isdisjoint(multiprocessing.active_children())
 
 
+async def test_children_that_are_killed_end_in_the_middle_of_their_work(uploader: Uploader) -> None:
+    killed = Children()
+    blocked = replace(uploader.task([{"crmId": "1"}], CRM), source=uploader.folder / "pipe")
+    os.mkfifo(blocked.source)
+    others = set(multiprocessing.active_children())
+    ingesting = asyncio.create_task(killed.run(ingest, blocked))
+    with await asyncio.to_thread(blocked.source.open, "wb"):
+        at_work = set(multiprocessing.active_children()) - others
+
+        await asyncio.to_thread(killed.kill)
+
+        with pytest.raises(ChildDiedError):
+            await ingesting
+    assert len(at_work) == 1
+    assert not any(child.is_alive() for child in at_work)
+
+
+async def test_a_child_stands_back_as_far_as_it_is_told() -> None:
+    children = Children(niceness=7)
+
+    assert await children.run(os.nice, 0) == os.nice(0) + 7
+    children.close()
+
+
 def test_a_refusal_survives_the_way_between_processes() -> None:
     error = RowsRefusedError((RowError(3, "The row is not JSON."),))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,30 +135,56 @@ async def test_a_merge_of_merged_files_is_void_when_one_of_them_is_gone(house: H
     assert await house.drops.folders() == []
 
 
-class Overtaken(Children):
-    """Children whose every result comes too late: a batch was reverted meanwhile."""
+class Hooked(Children):
+    """Children of whom every result is followed by something."""
 
-    house: House
+    after: Callable[[], Awaitable[None]]
 
     async def run(self, work: Callable[[Any], Any], task: Any) -> Any:
         result = await super().run(work, task)
-        await self.house.ended("p3", BatchState.REVERTED)
+        await self.after()
         return result
 
 
-async def test_a_void_merge_leaves_no_file(tmp_path: Path) -> None:
-    children = Overtaken()
-    async with opened(House(tmp_path, children)) as house:
-        children.house = house
+@pytest.fixture
+def hooked() -> Iterator[Hooked]:
+    started = Hooked()
+    yield started
+    started.close()
+
+
+async def test_a_void_merge_leaves_no_file(tmp_path: Path, hooked: Hooked) -> None:
+    async with opened(House(tmp_path, hooked)) as house:
         crm = await house.dataset()
         await house.people(crm, *range(10))
         before = house.on_disk(crm)
+        hooked.after = lambda: house.ended("p3", BatchState.REVERTED)
 
         again = await house.compactor.step()
 
         assert again
         assert house.on_disk(crm) == before
-    children.close()
+
+
+async def test_a_stop_in_the_middle_of_a_commit_takes_no_file_away(tmp_path: Path, hooked: Hooked) -> None:
+    async with opened(House(tmp_path, hooked)) as house:
+        await house.people(await house.dataset(), *range(10))
+        rows, merged = await house.export(), asyncio.Event()
+
+        async def tell() -> None:
+            merged.set()
+
+        hooked.after = tell
+        async with house.database.write():  # the commit waits for it
+            step = asyncio.create_task(house.compactor.step())
+            await merged.wait()
+            await asyncio.wait([step], timeout=0.5)
+            step.cancel()
+            await asyncio.wait([step])
+
+        async with house.database.write():  # it comes after the commit
+            assert len(await house.compactions.folders()) == 1
+        assert await house.export() == rows
 
 
 async def test_a_file_that_has_been_merged_further_stays_for_the_job_that_pinned_it(house: House) -> None:

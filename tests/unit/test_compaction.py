@@ -82,10 +82,10 @@ def test_what_has_gathered_is_merged_at_once() -> None:
 
 
 def test_a_merged_file_holds_no_more_than_other_files_do() -> None:
-    by_rows, by_bytes = next_merge(segments(10, 300_000)), next_merge(segments(10, 5, 60 * 2**20))
+    by_rows, by_bytes = next_merge(segments(10, 150_000)), next_merge(segments(10, 5, 30 * 2**20))
 
-    assert len(by_rows) * 300_000 <= MOST_ROWS < (len(by_rows) + 1) * 300_000
-    assert len(by_bytes) * 60 * 2**20 <= MOST_BYTES < (len(by_bytes) + 1) * 60 * 2**20
+    assert len(by_rows) * 150_000 <= MOST_ROWS < (len(by_rows) + 1) * 150_000
+    assert len(by_bytes) * 30 * 2**20 <= MOST_BYTES < (len(by_bytes) + 1) * 30 * 2**20
 
 
 def test_what_is_merged_at_all_are_at_least_two() -> None:

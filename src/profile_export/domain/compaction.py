@@ -14,12 +14,12 @@ MERGED_FROM = 10
 """How many segments of a tier make it worth while."""
 MOST_MERGED = 100
 """How many segments are merged at once where more are waiting."""
-MOST_ROWS = 1_000_000
-MOST_BYTES = 128 * 2**20
-"""How much one merged file may hold: as much as other data files do."""
+MOST_ROWS = 500_000
+MOST_BYTES = 64 * 2**20
+"""How much one merged file may hold: half of what another may, since merging takes memory and time in one piece."""
 FULL_ROWS = MOST_ROWS // 2
 FULL_BYTES = MOST_BYTES // 2
-"""From here on a segment stays as it is, so any two that do not fit into one file."""
+"""From here on a segment stays as it is. So any two that are merged fit into one file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 _CONTAINERS_BETWEEN_COLLECTIONS = 50_000
@@ -36,6 +36,10 @@ class Children:
         self, warm_for: Callable[[Any], object] | None = None, workers: int = 1, niceness: int = 0
     ) -> None:
         self._warm_for, self._workers, self._niceness = warm_for, workers, niceness
+        # Never fork: a forked child of a process with gRPC in it hangs.
+        self._context = multiprocessing.get_context("spawn")
+        # Nothing is ever sent: a child ends when the sending end closes.
+        self._end_heard, self._end_told = self._context.Pipe(duplex=False)
         self._executor = self._started()
 
     async def run(self, work: Callable[[_Task], _Result], task: _Task) -> _Result:
@@ -62,11 +66,17 @@ class Children:
         """Let the tasks at work finish, drop those that wait, and end the children."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+    def kill(self) -> None:
+        """End the children at once, whatever they are at."""
+        self._end_told.close()
+        self.close()
+
     def _started(self) -> ProcessPoolExecutor:
-        # Never fork: a forked child of a process with gRPC in it hangs.
-        context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(
-            self._workers, mp_context=context, initializer=_set_up, initargs=(self._niceness,)
+            self._workers,
+            mp_context=self._context,
+            initializer=_set_up,
+            initargs=(self._niceness, self._end_heard),
         )
         if self._warm_for:
             for _ in range(self._workers):
@@ -78,7 +88,7 @@ def _load(_work: Callable[[Any], object]) -> None:
     """Do nothing: the function has been imported on its way here."""
 
 
-def _set_up(niceness: int) -> None:
+def _set_up(niceness: int, end_heard: Connection) -> None:
     """Set up a child: an interrupt from the keyboard is the parent's to handle, and the child never outlives it."""
     os.nice(niceness)
     # Thousands of parsed records at a time wait for Arrow, none in a cycle: looking for those took a fifth of the time.
@@ -86,9 +96,9 @@ def _set_up(niceness: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_end_after, args=(parent.sentinel, end_heard), daemon=True).start()
 
 
-def _end_after(sentinel: int) -> None:
-    wait([sentinel])
+def _end_after(*ends: int | Connection) -> None:
+    wait(ends)
     os._exit(1)

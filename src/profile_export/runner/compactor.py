@@ -62,21 +62,25 @@ class Compactor:
         )
         if merge is None:
             return False
-        folder = f"{merge.dataset_id}/{self._new_id()}"
-        kept = False
         try:
-            file = await self._merged(merge, folder)
-            kept = await self._compactions.commit(merge, folder, file)
+            await self._carry_out(merge, f"{merge.dataset_id}/{self._new_id()}")
         except Exception:
             self._resting[merge.dataset_id] = now + _REST_SECONDS
             raise
-        finally:
-            # A child that goes on after a cancel may still write it: then it is for the sweep at the next start.
-            if not kept:
-                await asyncio.shield(asyncio.to_thread(self._lake.remove, folder))
-        if kept:
-            _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.segments), rows=file.rows)
         return True
+
+    async def _carry_out(self, merge: Merge, folder: str) -> None:
+        try:
+            file = await self._merged(merge, folder)
+        except Exception:
+            await asyncio.to_thread(self._lake.remove, folder)
+            raise
+        # A commit that is cancelled goes on to its end, so from here on only its answer says whose the folder is. What
+        # nobody came to name is for the sweep at the next start.
+        if await self._compactions.commit(merge, folder, file):
+            _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.segments), rows=file.rows)
+        else:
+            await asyncio.to_thread(self._lake.remove, folder)
 
     async def _merged(self, merge: Merge, folder: str) -> WrittenFile:
         sources = tuple(self._lake.root / path for segment in merge.segments for path in segment.paths)
