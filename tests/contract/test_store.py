@@ -52,8 +52,8 @@ class Store:
         self.database = Database(data_dir)
         wakeups = Wakeups()
         self.catalog = Catalog(self.database)
-        self.uploads, self.batches = Uploads(self.database), Batches(self.database)
-        self.loading = LoadingBatches(self.database)
+        self.uploads, self.batches = Uploads(self.database), Batches(self.database, wakeups)
+        self.loading = LoadingBatches(self.database, wakeups)
         self.jobs, self.attempts = Jobs(self.database, wakeups), Attempts(self.database, wakeups)
         self.snapshots = Snapshots(self.database)
 

@@ -45,7 +45,8 @@ from profile_export.ingest.refusals import FileRefusedError, Refusals, RowsRefus
 from profile_export.ingest.rows import SystemColumns, missing_in_event, numbered
 from profile_export.ingest.sent_rows import too_large
 from profile_export.ingest.task import IngestResult, IngestTask
-from profile_export.ingest.writer import ROWS_PER_GROUP, BatchWriter
+from profile_export.ingest.writer import BatchWriter
+from profile_export.lake.data_file import ROWS_PER_GROUP
 
 _BYTES_AT_ONCE = 128 * 1024 * 1024
 
