@@ -24,12 +24,12 @@ from profile_export.domain.schema import (
     ObjectType,
     TypeConflictError,
 )
-from profile_export.ingest.arrow_types import file_schema
 from profile_export.ingest.refusals import Refusals
 from profile_export.ingest.rows import RowBatch, RowChecker
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.untyped import still_untyped
 from profile_export.ingest.writer import MAX_BYTES_HELD, BatchWriter
+from profile_export.lake.arrow_types import file_schema
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """How long a line may be; a file without line breaks would fill the memory."""

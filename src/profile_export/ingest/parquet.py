@@ -28,7 +28,7 @@ from profile_export.domain.schema import (
     type_at,
     union_objects,
 )
-from profile_export.ingest.arrow_types import arrow_type, file_schema, object_type
+from profile_export.ingest.arrow_types import object_type
 from profile_export.ingest.conform import Place, accepted_fields, conform
 from profile_export.ingest.identities import (
     EMPTY_ID,
@@ -43,6 +43,7 @@ from profile_export.ingest.refusals import Refusals, RowsRefusedError
 from profile_export.ingest.rows import MISSING_IN_EVENT, SystemColumns, numbered
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.writer import ROWS_PER_GROUP, BatchWriter
+from profile_export.lake.arrow_types import arrow_type, file_schema
 
 
 def ingest_parquet(task: IngestTask, writer: BatchWriter) -> IngestResult:

@@ -19,7 +19,6 @@ from profile_export.domain.schema import (
     ObjectType,
     type_at,
 )
-from profile_export.ingest.arrow_types import SYSTEM_FIELDS, arrow_type, file_schema
 from profile_export.ingest.identities import (
     Mention,
     NamespaceTally,
@@ -32,6 +31,7 @@ from profile_export.ingest.identities import (
 )
 from profile_export.ingest.task import IngestTask
 from profile_export.ingest.untyped import typed_part
+from profile_export.lake.arrow_types import SYSTEM_FIELDS, arrow_type, file_schema
 
 MISSING_IN_EVENT = "is missing or empty, but an experience event needs it"
 
