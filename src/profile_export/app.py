@@ -21,7 +21,9 @@ from profile_export.config import ServeSettings, SettingsError, load
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.ingest.pool import IngestPool
 from profile_export.ingest.sessions import UploadSessions
+from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake
+from profile_export.runner.mirror import Mirror
 from profile_export.runner.ports import Engine
 from profile_export.runner.worker import Worker
 from profile_export.store.attempts import Attempts
@@ -30,6 +32,8 @@ from profile_export.store.catalog import Catalog
 from profile_export.store.database import Database, DataDirectoryInUseError
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
+from profile_export.store.mirror_status import MirrorStatuses
+from profile_export.store.mirrors import Mirrors
 from profile_export.store.snapshots import Snapshots
 from profile_export.store.uploads import Uploads
 
@@ -87,13 +91,20 @@ class Application:
         self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
         sessions = UploadSessions(catalog, Uploads(self._database), self._lake, self._pool, _new_id)
         self._services = contract(
-            datasets=DatasetService(catalog, self._batches, sessions, self._lake, _new_id),
+            datasets=DatasetService(
+                catalog, self._batches, MirrorStatuses(self._database), sessions, self._lake, _new_id
+            ),
             schemas=SchemaService(),
             profiles=ProfileService(catalog, _new_id),
             exports=ExportService(catalog, jobs, self._watches, _new_id),
         )
+        name = f"{os.getpid()}-{_new_id()}"
+        keep = timedelta(minutes=settings.mirror_keep_minutes)
+        self._mirrors = Mirrors(self._database)
+        self._mirror = Mirror(name, self._mirrors, IcebergMirror(settings.data_dir, keep), wakeups, keep)
+        self._mirror_task: asyncio.Task[None] | None = None
         self._worker = Worker(
-            f"{os.getpid()}-{_new_id()}",
+            name,
             self._attempts,
             Snapshots(self._database),
             wakeups,
@@ -132,9 +143,11 @@ class Application:
             raise StartError(str(error)) from error
         await asyncio.to_thread(self._lake.open)
         await self._attempts.release_all()
+        await self._mirrors.release_all()
         await asyncio.to_thread(self._lake.sweep, frozenset(await self._batches.kept_folders()))
         await self._duckdb.start()
         self._worker_task = asyncio.create_task(self._worker.run())
+        self._mirror_task = asyncio.create_task(self._mirror.run())
         await self._server.start()
 
     async def stop(self) -> None:
@@ -156,7 +169,8 @@ class Application:
 
     async def _stop_worker(self) -> None:
         self._worker.stop_claiming()
-        await asyncio.wait([self.worker])
+        self._mirror.stop()
+        await asyncio.wait([self.worker, *([self._mirror_task] if self._mirror_task else [])])
 
 
 def _new_id() -> str:

@@ -34,7 +34,8 @@ class ServeSettings:
     """How one server runs.
 
     `memory_limit_mb` and `threads` bound the engine, None leaves them to it; `drain_seconds` is how long calls may
-    take to finish after the server was told to stop.
+    take to finish after the server was told to stop; `mirror_keep_minutes` is how long a snapshot of an Iceberg table
+    is kept after it was the newest.
     """
 
     data_dir: Path
@@ -44,6 +45,7 @@ class ServeSettings:
     threads: int | None
     log_level: str
     drain_seconds: int
+    mirror_keep_minutes: int
 
 
 def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -> ServeSettings:
@@ -72,6 +74,9 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
         threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
         log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
         drain_seconds=source.read("drain_seconds", _whole(0), 10, "give whole seconds, 0 or more"),
+        mirror_keep_minutes=source.read(
+            "mirror_keep_minutes", _whole(1), 60, "give whole minutes, 1 or more"
+        ),
     )
     if not settings.insecure and not _is_loopback(settings.grpc_address[0]):
         raise source.refusal(

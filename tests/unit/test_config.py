@@ -35,6 +35,7 @@ BAD = [
     ("log_level", "loud"),
     ("drain_seconds", "soon"),
     ("drain_seconds", "-1"),
+    ("mirror_keep_minutes", "0"),
 ]
 
 
@@ -61,6 +62,7 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         threads=None,
         log_level="info",
         drain_seconds=10,
+        mirror_keep_minutes=60,
     )
 
 
@@ -75,6 +77,7 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_THREADS": "4",
             "PROFILE_EXPORT_LOG_LEVEL": "DEBUG",
             "PROFILE_EXPORT_DRAIN_SECONDS": "0",
+            "PROFILE_EXPORT_MIRROR_KEEP_MINUTES": "5",
         },
     )
 
@@ -86,6 +89,7 @@ def test_every_option_has_its_variable() -> None:
         threads=4,
         log_level="debug",
         drain_seconds=0,
+        mirror_keep_minutes=5,
     )
 
 

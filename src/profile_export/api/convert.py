@@ -21,6 +21,7 @@ from profile_export.domain.catalog import (
     check_tags,
 )
 from profile_export.domain.errors import InvalidArgumentError, NotFoundError, UnimplementedError
+from profile_export.domain.mirror import MirrorStatus, mirror_table
 from profile_export.domain.paging import PageRequest
 from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph, MergePolicy
 from profile_export.ingest.sessions import UploadStart
@@ -136,7 +137,7 @@ def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset
         NotFoundError: There is no such schema.
         UnimplementedError: It asks for what is not built yet.
     """
-    refuse_unbuilt(request, "declared_fields", "iceberg")
+    refuse_unbuilt(request, "declared_fields")
     schema_id = required(request.schema_ref.id, "schema_ref.id")
     if schema_id not in BUILT_IN_SCHEMAS:
         raise NotFoundError.of("schema", schema_id)
@@ -144,7 +145,8 @@ def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset
         IdentityField(tuple(field.path.split(".")), field.namespace, field.primary)
         for field in request.identity_fields
     )
-    check_identity_fields(BUILT_IN_SCHEMAS[schema_id].kind, identity_fields)
+    kind = BUILT_IN_SCHEMAS[schema_id].kind
+    check_identity_fields(kind, identity_fields)
     tags = {name: tuple(values.values) for name, values in sorted(request.tags.items())}
     check_tags(tags)
     return NewDataset(
@@ -153,11 +155,17 @@ def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset
         schema=SchemaRef(schema_id, request.schema_ref.content_type),
         tags=tags,
         identity_fields=identity_fields,
+        iceberg=mirrored(request.iceberg, absent=kind is DatasetKind.UNION),
     )
 
 
-def dataset(value: Dataset) -> dataset_pb2.Dataset:
-    """Write a dataset."""
+def mirrored(settings: dataset_pb2.IcebergSettings, *, absent: bool) -> bool:
+    """Read whether a dataset is to be mirrored; `absent` if the caller does not say."""
+    return settings.enabled if settings.HasField("enabled") else absent
+
+
+def dataset(value: Dataset, mirror: MirrorStatus | None) -> dataset_pb2.Dataset:
+    """Write a dataset; `mirror` is None if it is not mirrored and never was."""
     kinds = {
         DatasetKind.RECORD: dataset_pb2.DATASET_KIND_RECORD,
         DatasetKind.EVENT: dataset_pb2.DATASET_KIND_EVENT,
@@ -177,8 +185,22 @@ def dataset(value: Dataset) -> dataset_pb2.Dataset:
             for field in value.identity_fields
         ],
         fields=_fields(value.fields),
+        mirror=_mirror_status(value.id, mirror) if mirror else None,
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
+    )
+
+
+def _mirror_status(dataset_id: str, value: MirrorStatus) -> dataset_pb2.MirrorStatus:
+    return dataset_pb2.MirrorStatus(
+        enabled=value.enabled,
+        table=mirror_table(dataset_id),
+        metadata_location=value.metadata_location,
+        mirrored_batches=value.mirrored_batches,
+        pending_changes=value.pending_changes,
+        last_batch_id=value.last_batch_id,
+        mirror_time=timestamp(value.mirror_time),
+        error_message=value.error_message,
     )
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc.aio
 
 from profile_export.api import convert
 from profile_export.api.tenancy import current_tenant
-from profile_export.domain.catalog import BatchState
+from profile_export.domain.catalog import BatchState, Dataset
 from profile_export.domain.errors import InvalidArgumentError, PastEndError, UnimplementedError
 from profile_export.ingest.sessions import UploadSession, UploadSessions
 from profile_export.lake.local import LocalLake
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
+from profile_export.store.mirror_status import MirrorStatuses
+from profile_export.v1 import dataset_pb2
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 
@@ -29,12 +31,14 @@ class DatasetService(DatasetServiceServicer):
         self,
         catalog: Catalog,
         batches: Batches,
+        mirrors: MirrorStatuses,
         sessions: UploadSessions,
         lake: LocalLake,
         new_id: Callable[[], str],
     ) -> None:
         self._catalog = catalog
         self._batches = batches
+        self._mirrors = mirrors
         self._sessions = sessions
         self._lake = lake
         self._new_id = new_id
@@ -47,18 +51,25 @@ class DatasetService(DatasetServiceServicer):
         dataset, replayed = await self._catalog.create_dataset(
             current_tenant(), new, self._new_id(), request_id
         )
-        return pb.CreateDatasetResponse(dataset=convert.dataset(dataset), replayed=replayed)
+        [written] = await self._written(dataset)
+        return pb.CreateDatasetResponse(dataset=written, replayed=replayed)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: _Context) -> pb.GetDatasetResponse:
         dataset = await self._catalog.get_dataset(current_tenant(), request.dataset_id)
-        return pb.GetDatasetResponse(dataset=convert.dataset(dataset))
+        [written] = await self._written(dataset)
+        return pb.GetDatasetResponse(dataset=written)
 
     async def ListDatasets(
         self, request: pb.ListDatasetsRequest, context: _Context
     ) -> pb.ListDatasetsResponse:
         page = await self._catalog.list_datasets(current_tenant(), convert.page_request(request))
-        datasets = [convert.dataset(dataset) for dataset in page.items]
-        return pb.ListDatasetsResponse(datasets=datasets, next_page_token=page.next_token)
+        return pb.ListDatasetsResponse(
+            datasets=await self._written(*page.items), next_page_token=page.next_token
+        )
+
+    async def _written(self, *datasets: Dataset) -> Sequence[dataset_pb2.Dataset]:
+        mirrors = await self._mirrors.of([dataset.id for dataset in datasets])
+        return [convert.dataset(dataset, mirrors.get(dataset.id)) for dataset in datasets]
 
     async def UpdateDataset(
         self, request: pb.UpdateDatasetRequest, context: _Context

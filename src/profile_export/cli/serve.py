@@ -38,6 +38,13 @@ def serve(
         Text,
         typer.Option(metavar="SECONDS", help="How long calls may take to finish when it stops. Default: 10."),
     ] = None,
+    mirror_keep_minutes: Annotated[
+        Text,
+        typer.Option(
+            metavar="MINUTES",
+            help="How long Iceberg snapshots, and the files of reverted batches in them, stay. Default: 60.",
+        ),
+    ] = None,
 ) -> None:
     """Run a server until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -56,6 +63,7 @@ def serve(
         "threads": threads,
         "log_level": log_level,
         "drain_seconds": drain_seconds,
+        "mirror_keep_minutes": mirror_keep_minutes,
     }
     try:
         app.serve(options)

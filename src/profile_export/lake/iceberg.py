@@ -29,12 +29,12 @@ from pyiceberg.table import Table, TableProperties, Transaction
 from pyiceberg.table.update.snapshot import ExpireSnapshots
 
 from profile_export.domain.columns import BATCH_ID
+from profile_export.domain.mirror import MIRROR_NAMESPACE, MirroredBatch, TableState, mirror_table
 from profile_export.domain.schema import EMPTY, ObjectType, TypeConflictError, union_objects
 from profile_export.lake.arrow_types import arrow_type, stored_fields
 from profile_export.lake.mirror_types import can_read, cast_fields, copy_cast, digest
 
 CATALOG = "profile_export"
-NAMESPACE = "profile_export"
 MAX_SNAPSHOTS = 100
 # What a commit under way has written is not referenced yet; nothing younger than this is removed.
 _COMMIT_SECONDS = 3600
@@ -60,31 +60,6 @@ class TypesChangedError(Exception):
 
 class MirrorError(Exception):
     """The mirror cannot go on by itself. Its text is one line for the operator."""
-
-
-@dataclass(frozen=True, slots=True)
-class MirroredBatch:
-    """A batch for the table: its files, relative to the lake's root, in the order in which they count."""
-
-    batch_id: str
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TableState:
-    """Where a table stands.
-
-    `snapshot_id` is None while it has never held a file. `sequence_number` grows with each snapshot;
-    `oldest_sequence_number` is that of the oldest of the `snapshots` that are kept (equal to the other if there is
-    none). `uuid` tells a table from a later one of the same name.
-    """
-
-    uuid: str
-    snapshot_id: int | None
-    sequence_number: int
-    oldest_sequence_number: int
-    snapshots: int
-    metadata_location: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +186,7 @@ class IcebergMirror:
     def drop(self, dataset_id: str) -> None:
         """Drop the table with its folder, whether or not there is one; the lake's files stay."""
         with self._catalog() as catalog, suppress(NoSuchTableError):
-            catalog.drop_table(_name(dataset_id))
+            catalog.drop_table(mirror_table(dataset_id))
         shutil.rmtree(self._folder / dataset_id, ignore_errors=True)
 
     @contextmanager
@@ -223,7 +198,7 @@ class IcebergMirror:
         self._folder.mkdir(parents=True, exist_ok=True)
         catalog = SqlCatalog(CATALOG, uri=f"sqlite:///{self._folder / 'catalog.sqlite'}")
         try:
-            catalog.create_namespace_if_not_exists(NAMESPACE)
+            catalog.create_namespace_if_not_exists(MIRROR_NAMESPACE)
             with _decided():
                 yield catalog
         finally:
@@ -231,7 +206,7 @@ class IcebergMirror:
 
     def _load(self, catalog: SqlCatalog, dataset_id: str) -> Table | None:
         try:
-            return catalog.load_table(_name(dataset_id))
+            return catalog.load_table(mirror_table(dataset_id))
         except (NoSuchTableError, FileNotFoundError, ValueError):
             # Dropped; or its folder was deleted, moved with the data directory, or torn by a power cut.
             return None
@@ -249,9 +224,12 @@ class IcebergMirror:
         if self._load(catalog, dataset_id) is not None:
             raise MirrorConflictError
         with suppress(NoSuchTableError):
-            catalog.drop_table(_name(dataset_id))  # its metadata are gone
+            catalog.drop_table(mirror_table(dataset_id))  # its metadata are gone
         return catalog.create_table(
-            _name(dataset_id), _schema(fields), f"file://{self._folder / dataset_id}", properties=_PROPERTIES
+            mirror_table(dataset_id),
+            _schema(fields),
+            f"file://{self._folder / dataset_id}",
+            properties=_PROPERTIES,
         )
 
     def _read(self, batches: Sequence[MirroredBatch]) -> list[_File]:
@@ -389,10 +367,6 @@ def _union(types: Iterable[ObjectType]) -> ObjectType:
 
 def _schema(fields: ObjectType) -> pa.Schema:
     return pa.schema(list(arrow_type(fields)))
-
-
-def _name(dataset_id: str) -> str:
-    return f"{NAMESPACE}.d_{dataset_id}"
 
 
 def _snapshot_id(table: Table) -> int | None:

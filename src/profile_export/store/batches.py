@@ -13,6 +13,7 @@ from profile_export.domain.errors import FailedPreconditionError, NotFoundError
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.store.catalog import dataset_of
 from profile_export.store.database import Database, database_time, whole
+from profile_export.store.mirrors import named_by_mirror
 from profile_export.store.tables import batches, files
 from profile_export.store.tenants import (
     BatchPlace,
@@ -101,12 +102,14 @@ class Batches:
 
     @whole
     async def kept_folders(self) -> Sequence[str]:
-        """Return the folders of all batches that still need theirs: succeeded or not yet ended."""
+        """Return the folders of all batches that still need theirs: succeeded, not yet ended, or mirrored."""
         kept = (BatchState.SUCCEEDED.value, BatchState.LOADING.value)
         async with self.database.read() as connection:
             return list(
                 (
-                    await connection.execute(select(batches.c.folder).where(batches.c.state.in_(kept)))
+                    await connection.execute(
+                        select(batches.c.folder).where(batches.c.state.in_(kept) | named_by_mirror())
+                    )
                 ).scalars()
             )
 

@@ -37,6 +37,7 @@ class NewDataset:
     schema: SchemaRef
     tags: Mapping[str, tuple[str, ...]]
     identity_fields: tuple[IdentityField, ...]
+    iceberg: bool
 
 
 class Catalog:
@@ -80,6 +81,7 @@ class Catalog:
                 "tags": new.tags,
                 "identity_fields": new.identity_fields,
                 "fields": initial_fields(schema, new.identity_fields),
+                "iceberg": new.iceberg,
                 "create_time": now,
                 "update_time": now,
                 "request_id": request_id or None,

@@ -1,4 +1,4 @@
-"""Wake-ups: something about a job has changed. They carry no data; whoever wakes reads the store."""
+"""Wake-ups: a job has changed, or which batches count. They carry no data; whoever wakes reads the store."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class Wakeups:
     def __init__(self) -> None:
         self._of_job: dict[int, set[asyncio.Event]] = defaultdict(set)
         self._of_any: set[asyncio.Event] = set()
+        self._of_batches: set[asyncio.Event] = set()
 
     @contextmanager
     def of_job(self, job_id: int) -> Iterator[asyncio.Event]:
@@ -36,6 +37,21 @@ class Wakeups:
             yield flag
         finally:
             self._of_any.discard(flag)
+
+    @contextmanager
+    def of_batches(self) -> Iterator[asyncio.Event]:
+        """Yield a flag that is set whenever other batches count from now on; its reader clears it."""
+        flag = asyncio.Event()
+        self._of_batches.add(flag)
+        try:
+            yield flag
+        finally:
+            self._of_batches.discard(flag)
+
+    def batches_changed(self) -> None:
+        """Wake whoever follows batches, after the transaction that made one count or not count has committed."""
+        for flag in self._of_batches:
+            flag.set()
 
     def job_changed(self, job_id: int) -> None:
         """Wake whoever waits for this job, after the transaction that changed it has committed."""
