@@ -22,7 +22,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+    ValidationError,
+)
 from pyiceberg.expressions import In
 from pyiceberg.manifest import DataFile, ManifestFile
 from pyiceberg.table import Table, TableProperties, Transaction
@@ -207,7 +212,7 @@ class IcebergMirror:
     def _load(self, catalog: SqlCatalog, dataset_id: str) -> Table | None:
         try:
             return catalog.load_table(mirror_table(dataset_id))
-        except (NoSuchTableError, FileNotFoundError, ValueError):
+        except (NoSuchTableError, FileNotFoundError, ValidationError):
             # Dropped; or its folder was deleted, moved with the data directory, or torn by a power cut.
             return None
 
