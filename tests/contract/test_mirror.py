@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 
 from profile_export.domain.mirror import MirrorStatus
 from profile_export.store.mirror_status import MirrorStatuses
-from profile_export.store.mirrors import MAX_BATCHES, MirrorLostError, ask_drop
+from profile_export.store.mirrors import MirrorLostError, Mirrors, ask_drop
 from profile_export.store.tables import datasets, mirrors
 from tests.mirroring import World
 
@@ -91,21 +91,19 @@ async def test_a_batch_that_is_reverted_before_it_was_mirrored_never_gets_in(wor
 
 
 async def test_more_batches_than_one_commit_takes_follow_with_the_next(world: World) -> None:
+    world.mirrors = Mirrors(world.database, max_batches=2)
     await world.dataset("d1")
-    for number in range(MAX_BATCHES + 2):
-        await world.batch("d1", f"b{number}", [])
-    await world.batch("d1", "last")
+    await world.batch("d1", "b0")
+    await world.follow()
+    for number in range(1, 4):
+        await world.batch("d1", f"b{number}")
 
-    mirror = world.mirror()
-    assert await mirror.step()
-    first = (await world.status("d1")).pending_changes
+    assert await world.mirror().step()
+    first = await world.status("d1")
     await world.follow()
 
-    assert first == 0  # the first change of a table is made of all there is
-    for number in range(MAX_BATCHES + 2):
-        await world.batch("d1", f"c{number}", [])
-    assert await mirror.step()
-    assert (await world.status("d1")).pending_changes == 2
+    assert (first.mirrored_batches, first.pending_changes, first.last_batch_id) == (3, 1, "b2")
+    assert world.held("d1") == ["b0", "b1", "b2", "b3"]
 
 
 async def test_a_mirror_that_is_switched_off_leaves_the_table_as_it_is_and_catches_up_later(

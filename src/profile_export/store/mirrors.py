@@ -49,9 +49,13 @@ class MirrorLostError(Exception):
 class Mirrors:
     """The mirrors of all tenants' datasets."""
 
-    def __init__(self, database: Database, lease: timedelta = LEASE_TTL) -> None:
+    def __init__(
+        self, database: Database, lease: timedelta = LEASE_TTL, max_batches: int = MAX_BATCHES
+    ) -> None:
+        """Make one whose leases last so long, and whose claims take so many batches at most."""
         self.database = database
         self._lease = lease
+        self._max_batches = max_batches
 
     @whole
     async def claim(self, holder: str) -> MirrorWork | None:
@@ -80,7 +84,7 @@ class Mirrors:
                 return MirrorWork(dataset_id, holder, drop=True)
             check = row.check_time is not None and row.check_time <= now
             work = MirrorWork(dataset_id, holder, row.snapshot_id, check=check)
-            return await _filled(connection, work, row.number, MAX_BATCHES)
+            return await _filled(connection, work, row.number, self._max_batches)
 
     @whole
     async def everything(self, work: MirrorWork) -> MirrorWork:
