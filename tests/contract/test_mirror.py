@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import select, update
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, select, text, update
 
 from profile_export.domain.mirror import MirrorStatus
+from profile_export.store import tables
+from profile_export.store.database import migrate
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import MirrorLostError, Mirrors, ask_drop
 from profile_export.store.tables import datasets, mirrors
@@ -268,6 +272,32 @@ async def test_a_deleted_datasets_table_is_dropped_and_forgotten(world: World) -
     assert await world.folders() == ["b2"]
     async with world.database.read() as connection:
         assert (await connection.execute(select(mirrors))).all() == []
+
+
+def test_datasets_made_before_there_were_mirrors_are_mirrored_if_exports_write_to_them(
+    tmp_path: Path,
+) -> None:
+    # given a store of before
+    store = tmp_path / "store.sqlite"
+    engine = create_engine(f"sqlite:///{store}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(tables.__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(text("INSERT INTO tenants VALUES (1, 'o', 's', 0, NULL)"))
+        for kind in ("record", "event", "union"):
+            row = f"('{kind}', 1, 'n', '', 's', '', '{kind}', '{{}}', '[]', '{{}}', 0, 0, NULL, NULL)"
+            connection.execute(text(f"INSERT INTO datasets VALUES {row}"))
+
+    # when the store is brought up to date
+    migrate(store)
+
+    # then
+    with engine.connect() as connection:
+        found = connection.execute(select(datasets.c.kind).where(datasets.c.iceberg)).scalars().all()
+    engine.dispose()
+    assert found == ["union"]
 
 
 # --- Trouble ---
