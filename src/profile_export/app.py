@@ -24,8 +24,10 @@ from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
 from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
 from profile_export.lake.children import Children
+from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake
 from profile_export.runner.compactor import Compactor
+from profile_export.runner.mirror import Mirror
 from profile_export.runner.ports import Engine
 from profile_export.runner.sweep import Sweeper
 from profile_export.runner.worker import Worker
@@ -38,6 +40,8 @@ from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
 from profile_export.store.loading import LoadingBatches
+from profile_export.store.mirror_status import MirrorStatuses
+from profile_export.store.mirrors import Mirrors
 from profile_export.store.policies import Policies
 from profile_export.store.schemas import Schemas
 from profile_export.store.snapshots import Snapshots
@@ -108,14 +112,28 @@ class Application:
         sessions = UploadSessions(uploads, loading, _new_id)
         self._services = contract(
             datasets=DatasetService(
-                DatasetRooms(catalog, self._batches, opened, sessions, loading, self._lake), _new_id
+                DatasetRooms(
+                    catalog,
+                    self._batches,
+                    opened,
+                    MirrorStatuses(self._database),
+                    sessions,
+                    loading,
+                    self._lake,
+                ),
+                _new_id,
             ),
             schemas=SchemaService(catalog, schemas, Registration(schemas)),
             profiles=ProfileService(policies, _new_id),
             exports=ExportService(catalog, policies, jobs, self._watches, _new_id),
         )
+        name = f"{os.getpid()}-{_new_id()}"
+        keep = timedelta(minutes=settings.mirror_keep_minutes)
+        self._mirrors = Mirrors(self._database)
+        self._mirror = Mirror(name, self._mirrors, IcebergMirror(settings.data_dir, keep), wakeups, keep)
+        self._mirror_task: asyncio.Task[None] | None = None
         self._worker = Worker(
-            f"{os.getpid()}-{_new_id()}",
+            name,
             self._attempts,
             Snapshots(self._database),
             wakeups,
@@ -159,6 +177,7 @@ class Application:
             raise StartError(str(error)) from error
         await asyncio.to_thread(self._lake.open)
         await self._attempts.release_all()
+        await self._mirrors.release_all()
         await self._sweep_what_was_left()
         await self._duckdb.start()
         self._worker_task = asyncio.create_task(self._worker.run())
@@ -197,7 +216,8 @@ class Application:
 
     async def _stop_worker(self) -> None:
         self._worker.stop_claiming()
-        await asyncio.wait([self.worker])
+        self._mirror.stop()
+        await asyncio.wait([self.worker, *([self._mirror_task] if self._mirror_task else [])])
 
 
 def _new_id() -> str:

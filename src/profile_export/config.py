@@ -37,8 +37,8 @@ class ServeSettings:
 
     `memory_limit_mb` and `threads` bound the engine, None leaves them to it; `drain_seconds` is how long calls may
     take to finish after the server was told to stop; `download_grace_seconds` how long files that nothing needs any
-    more stay for those who may still be reading them. A record or event with more than `max_record_bytes` or
-    `max_event_bytes` is rejected.
+    more stay for those who may still be reading them, `mirror_keep_minutes` how long a snapshot of an Iceberg table
+    after it was the newest. A record or event with more than `max_record_bytes` or `max_event_bytes` is rejected.
     """
 
     data_dir: Path
@@ -51,6 +51,7 @@ class ServeSettings:
     max_record_bytes: int
     max_event_bytes: int
     download_grace_seconds: int
+    mirror_keep_minutes: int
 
 
 def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -> ServeSettings:
@@ -80,6 +81,9 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
         log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
         drain_seconds=source.read("drain_seconds", _whole(0), 10, _SECONDS),
         download_grace_seconds=source.read("download_grace_seconds", _whole(0), 3600, _SECONDS),
+        mirror_keep_minutes=source.read(
+            "mirror_keep_minutes", _whole(1), 60, "give whole minutes, 1 or more"
+        ),
         # Adobe's guardrails.
         max_record_bytes=source.read("max_record_bytes", _whole(1), 100_000, _BYTES),
         max_event_bytes=source.read("max_event_bytes", _whole(1), 10_000, _BYTES),

@@ -38,7 +38,7 @@ from profile_export.engines.results import (
     RangeResult,
     ResolutionFacts,
 )
-from profile_export.ingest.arrow_types import arrow_type
+from profile_export.lake.arrow_types import arrow_type
 from tests.builders import Part, at, events, plan_of, read_export, records, row, who
 from tests.contract.ingesting import CRM, Uploader
 

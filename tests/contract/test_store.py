@@ -59,7 +59,7 @@ class Store:
 
     async def dataset(self, schema: SchemaRef = RECORD, namespace: str = "CRM") -> str:
         fields = (IdentityField(("id",), namespace, primary=True),) if schema is RECORD else ()
-        new = NewDataset("d", "", schema, {}, fields)
+        new = NewDataset("d", "", schema, {}, fields, iceberg=schema is UNION)
         made, _ = await self.catalog.create_dataset(TENANT, new, f"{next(NUMBERS):024x}", "")
         return made.id
 

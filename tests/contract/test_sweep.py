@@ -7,12 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest_asyncio
-from sqlalchemy import update
+from sqlalchemy import delete, insert, select, update
 
 from profile_export.lake.children import Children
 from profile_export.store.database import database_time
-from profile_export.store.drops import drop, let_go_by_mirror
-from profile_export.store.tables import drops
+from profile_export.store.drops import drop
+from profile_export.store.tables import batches, drops, mirrored_batches, mirrors
 from tests.contract.house import House, opened
 
 
@@ -29,8 +29,11 @@ async def test_a_dropped_folder_leaves_the_disk_when_its_time_has_passed_and_not
     await house.people(crm, 1, 2, 3)
     async with house.database.write() as connection:
         await drop(connection, [f"{crm}/p1"])
-        await drop(connection, [f"{crm}/p2"], held_by_mirror=True)
+        await drop(connection, [f"{crm}/p2"])
         await drop(connection, [f"{crm}/p1"])
+        mirrored = select(batches.c.key).where(batches.c.id == "p2").scalar_subquery()
+        await connection.execute(insert(mirrors).values(dataset_id=crm))
+        await connection.execute(insert(mirrored_batches).values(dataset_id=crm, batch_key=mirrored))
 
     await house.sweep(timedelta(hours=1))
     early = house.on_disk(crm)
@@ -40,7 +43,7 @@ async def test_a_dropped_folder_leaves_the_disk_when_its_time_has_passed_and_not
     assert house.on_disk(crm) == {f"{crm}/p2", f"{crm}/p3"}
     assert await house.drops.folders() == [f"{crm}/p2"]
     async with house.database.write() as connection:
-        await let_go_by_mirror(connection, [f"{crm}/p2"])
+        await connection.execute(delete(mirrored_batches))
     await house.sweep()
     assert house.on_disk(crm) == {f"{crm}/p3"}
 

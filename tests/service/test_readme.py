@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
@@ -20,75 +16,23 @@ from profile_export.v1 import (
     profile_service_pb2,
     schema_service_pb2,
 )
+from tests.service.pages import ROOT, Block, page, run, served
 from tests.service.test_node import installed_node
 
-ROOT = Path(__file__).parents[2]
 CONTRACT = (dataset_service_pb2, export_service_pb2, profile_service_pb2, schema_service_pb2)
 NODE_BLOCK = "With Node"
 REPEATED_BLOCK = "With grpcurl"
 
 
-@dataclass(frozen=True)
-class Block:
-    heading: str
-    language: str
-    text: str
-
-
 def readme() -> tuple[list[Block], dict[str, str]]:
-    """Return the README's blocks of code, and its prose by heading."""
-    blocks: list[Block] = []
-    prose: dict[str, str] = {}
-    heading, language, lines = "", "", list[str]()
-    for line in (ROOT / "README.md").read_text().splitlines():
-        if line.startswith("```") and language:
-            blocks.append(Block(heading, language, "\n".join(lines) + "\n"))
-            language = ""
-        elif line.startswith("```"):
-            language, lines = line.removeprefix("```"), []
-            assert language, f"a block of code without a language under {heading!r}"
-        elif language:
-            lines.append(line)
-        elif line.startswith("#"):
-            heading = line.lstrip("# ")
-        else:
-            prose[heading] = prose.get(heading, "") + line + "\n"
-    return blocks, prose
+    return page("README.md")
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a server listens that was started as the README says, on a port of its own."""
-    folder = tmp_path_factory.mktemp("readme")
-    serve = ("serve", "--data-dir", str(folder / "data"), "--grpc-address", "127.0.0.1:0")
-    command = [sys.executable, "-m", "profile_export", *serve]
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
-    ):
-        try:
-            assert server.stdout is not None
-            yield server.stdout.readline().removeprefix("listening on ").strip()
-        finally:
-            server.terminate()
-    assert server.returncode == 0, (folder / "log").read_text()
-
-
-def run(blocks: list[Block], address: str, folder: Path) -> str:
-    """Type the blocks into one shell, in the checkout; return what they print."""
-    script = "".join(block.text for block in blocks).replace("127.0.0.1:50051", address)
-    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=ROOT,
-        env=os.environ | {"PROFILE_EXPORT_ADDRESS": address, "TMPDIR": str(folder), "PATH": ":".join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    with served(tmp_path_factory.mktemp("readme")) as listening:
+        yield listening
 
 
 @pytest.mark.timeout(300)  # types thirty commands

@@ -38,6 +38,7 @@ BAD = [
     ("max_record_bytes", "0"),
     ("max_event_bytes", "many"),
     ("download_grace_seconds", "1h"),
+    ("mirror_keep_minutes", "0"),
 ]
 
 
@@ -67,6 +68,7 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         max_record_bytes=100_000,
         max_event_bytes=10_000,
         download_grace_seconds=3_600,
+        mirror_keep_minutes=60,
     )
 
 
@@ -84,6 +86,7 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_MAX_RECORD_BYTES": "5000",
             "PROFILE_EXPORT_MAX_EVENT_BYTES": "500",
             "PROFILE_EXPORT_DOWNLOAD_GRACE_SECONDS": "60",
+            "PROFILE_EXPORT_MIRROR_KEEP_MINUTES": "5",
         },
     )
 
@@ -98,6 +101,7 @@ def test_every_option_has_its_variable() -> None:
         max_record_bytes=5_000,
         max_event_bytes=500,
         download_grace_seconds=60,
+        mirror_keep_minutes=5,
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from profile_export.api import convert_fields
-from profile_export.api.convert import optional, refuse_unbuilt, required, timestamp
+from profile_export.api.convert import optional, required, timestamp
 from profile_export.domain.catalog import Dataset, DatasetKind, Schema, SchemaRef
 from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.mirror import MirrorStatus, mirror_table
 from profile_export.domain.schema import ObjectType
 from profile_export.store.catalog import DatasetChange, NewDataset
 from profile_export.v1 import dataset_pb2, dataset_service_pb2, schema_pb2
@@ -26,9 +27,7 @@ def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset
 
     Raises:
         InvalidArgumentError: A field is wrong.
-        UnimplementedError: It asks for what is not built yet.
     """
-    refuse_unbuilt(request, "iceberg")
     return NewDataset(
         name=required(request.name, "name"),
         description=optional(request.description, "description", MAX_DESCRIPTION),
@@ -36,6 +35,7 @@ def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset
         tags={name: tuple(values.values) for name, values in sorted(request.tags.items())},
         identity_fields=convert_fields.identity_fields(request.identity_fields),
         declared_fields=convert_fields.declarations(request.declared_fields, "declared_fields"),
+        iceberg=_mirrored(request.iceberg),
     )
 
 
@@ -44,9 +44,7 @@ def dataset_change(request: dataset_service_pb2.UpdateDatasetRequest) -> Dataset
 
     Raises:
         InvalidArgumentError: A field is wrong, or nothing is to change.
-        UnimplementedError: It asks for what is not built yet.
     """
-    refuse_unbuilt(request, "iceberg")
     change = DatasetChange(
         name=required(request.name, "name") if request.HasField("name") else None,
         description=(
@@ -60,6 +58,7 @@ def dataset_change(request: dataset_service_pb2.UpdateDatasetRequest) -> Dataset
             else None
         ),
         declared_fields=convert_fields.declarations(request.add_declared_fields, "add_declared_fields"),
+        iceberg=_mirrored(request.iceberg),
     )
     if change == DatasetChange():
         raise InvalidArgumentError.of_field(
@@ -68,8 +67,13 @@ def dataset_change(request: dataset_service_pb2.UpdateDatasetRequest) -> Dataset
     return change
 
 
-def dataset(value: Dataset) -> dataset_pb2.Dataset:
-    """Write a dataset."""
+def _mirrored(settings: dataset_pb2.IcebergSettings) -> bool | None:
+    """Read whether a dataset is to be mirrored; None if the caller does not say."""
+    return settings.enabled if settings.HasField("enabled") else None
+
+
+def dataset(value: Dataset, mirror: MirrorStatus | None) -> dataset_pb2.Dataset:
+    """Write a dataset; `mirror` is None if it is not mirrored and never was."""
     return dataset_pb2.Dataset(
         id=value.id,
         name=value.name,
@@ -82,8 +86,22 @@ def dataset(value: Dataset) -> dataset_pb2.Dataset:
         identity_fields=[convert_fields.identity_field(field) for field in value.identity_fields],
         declared_fields=[convert_fields.declaration(declared) for declared in value.declared_fields],
         fields=convert_fields.fields(value.fields),
+        mirror=_mirror_status(value.id, mirror) if mirror else None,
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
+    )
+
+
+def _mirror_status(dataset_id: str, value: MirrorStatus) -> dataset_pb2.MirrorStatus:
+    return dataset_pb2.MirrorStatus(
+        enabled=value.enabled,
+        table=mirror_table(dataset_id),
+        metadata_location=value.metadata_location,
+        mirrored_batches=value.mirrored_batches,
+        pending_changes=value.pending_changes,
+        last_batch_id=value.last_batch_id,
+        mirror_time=timestamp(value.mirror_time),
+        error_message=value.error_message,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from profile_export.api.convert import optional, page_request
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.transfer import first_message, receive, stretch
 from profile_export.domain.batch import Batch, UploadState, check_batch_id
+from profile_export.domain.catalog import Dataset
 from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
 from profile_export.domain.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from profile_export.ingest.loading import Loading
@@ -24,7 +25,8 @@ from profile_export.lake.preview import first_rows
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
 from profile_export.store.loading import LoadingBatches
-from profile_export.v1 import batch_pb2
+from profile_export.store.mirror_status import MirrorStatuses
+from profile_export.v1 import batch_pb2, dataset_pb2
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 
@@ -40,6 +42,7 @@ class DatasetRooms:
     catalog: Catalog
     batches: Batches
     opened: LoadingBatches
+    mirrors: MirrorStatuses
     sessions: UploadSessions
     loading: Loading
     lake: LocalLake
@@ -51,6 +54,7 @@ class DatasetService(DatasetServiceServicer):
     def __init__(self, rooms: DatasetRooms, new_id: Callable[[], str]) -> None:
         self._catalog, self._batches, self._opened = rooms.catalog, rooms.batches, rooms.opened
         self._sessions, self._loading, self._lake = rooms.sessions, rooms.loading, rooms.lake
+        self._mirrors = rooms.mirrors
         self._new_id = new_id
 
     # --- Datasets ---
@@ -63,25 +67,33 @@ class DatasetService(DatasetServiceServicer):
         dataset, replayed = await self._catalog.create_dataset(
             current_tenant(), new, self._new_id(), request_id
         )
-        return pb.CreateDatasetResponse(dataset=convert_datasets.dataset(dataset), replayed=replayed)
+        [written] = await self._written(dataset)
+        return pb.CreateDatasetResponse(dataset=written, replayed=replayed)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: _Context) -> pb.GetDatasetResponse:
         dataset = await self._catalog.get_dataset(current_tenant(), request.dataset_id)
-        return pb.GetDatasetResponse(dataset=convert_datasets.dataset(dataset))
+        [written] = await self._written(dataset)
+        return pb.GetDatasetResponse(dataset=written)
 
     async def ListDatasets(
         self, request: pb.ListDatasetsRequest, context: _Context
     ) -> pb.ListDatasetsResponse:
         page = await self._catalog.list_datasets(current_tenant(), page_request(request))
-        datasets = [convert_datasets.dataset(dataset) for dataset in page.items]
-        return pb.ListDatasetsResponse(datasets=datasets, next_page_token=page.next_token)
+        return pb.ListDatasetsResponse(
+            datasets=await self._written(*page.items), next_page_token=page.next_token
+        )
+
+    async def _written(self, *datasets: Dataset) -> Sequence[dataset_pb2.Dataset]:
+        mirrors = await self._mirrors.of([dataset.id for dataset in datasets])
+        return [convert_datasets.dataset(dataset, mirrors.get(dataset.id)) for dataset in datasets]
 
     async def UpdateDataset(
         self, request: pb.UpdateDatasetRequest, context: _Context
     ) -> pb.UpdateDatasetResponse:
         change = convert_datasets.dataset_change(request)
         dataset = await self._catalog.update_dataset(current_tenant(), request.dataset_id, change)
-        return pb.UpdateDatasetResponse(dataset=convert_datasets.dataset(dataset))
+        [written] = await self._written(dataset)
+        return pb.UpdateDatasetResponse(dataset=written)
 
     async def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: _Context

@@ -52,6 +52,13 @@ def serve(
     max_event_bytes: Annotated[
         Text, typer.Option(metavar="BYTES", help="The largest experience event. Default: 10000.")
     ] = None,
+    mirror_keep_minutes: Annotated[
+        Text,
+        typer.Option(
+            metavar="MINUTES",
+            help="How long Iceberg snapshots, and the files of reverted batches in them, stay. Default: 60.",
+        ),
+    ] = None,
 ) -> None:
     """Run a server until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -73,6 +80,7 @@ def serve(
         "max_record_bytes": max_record_bytes,
         "max_event_bytes": max_event_bytes,
         "download_grace_seconds": download_grace_seconds,
+        "mirror_keep_minutes": mirror_keep_minutes,
     }
     try:
         app.serve(options)

@@ -137,7 +137,11 @@ class SchemaRef:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A named table. `fields` is its schema as known so far, declared and built-in fields included."""
+    """A named table.
+
+    `fields` is its schema as known so far, declared and built-in fields included; `iceberg` whether its batches are
+    mirrored.
+    """
 
     id: str
     name: str
@@ -150,6 +154,7 @@ class Dataset:
     fields: ObjectType
     create_time: datetime
     update_time: datetime
+    iceberg: bool = False
 
     @property
     def is_source(self) -> bool:

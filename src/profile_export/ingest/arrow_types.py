@@ -1,4 +1,4 @@
-"""The types of fields as Arrow has them, and the schema of a data file."""
+"""The types of fields that a Parquet file teaches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from profile_export.domain import columns
 from profile_export.domain.learning import MAX_DEPTH, ValueRefusedError, check_name
 from profile_export.domain.schema import (
     BOOLEAN,
@@ -22,19 +21,8 @@ from profile_export.domain.schema import (
     FieldType,
     MapType,
     ObjectType,
-    Scalar,
-    ScalarKind,
 )
 
-INSTANT = pa.timestamp("us", "UTC")
-_SCALARS = {
-    ScalarKind.TEXT: pa.string(),
-    ScalarKind.BOOLEAN: pa.bool_(),
-    ScalarKind.LONG: pa.int64(),
-    ScalarKind.DOUBLE: pa.float64(),
-    ScalarKind.DATE: pa.date32(),
-    ScalarKind.TIMESTAMP: INSTANT,
-}
 _FOUND = (
     (pa.types.is_boolean, BOOLEAN),
     (pa.types.is_integer, LONG),
@@ -45,46 +33,6 @@ _FOUND = (
     (pa.types.is_date, DATE),
     (pa.types.is_timestamp, TIMESTAMP),
 )
-
-LINK = pa.struct(
-    [
-        ("namespace", pa.string()),
-        ("id", pa.string()),
-        ("authenticated_state", pa.string()),
-        ("key_high", pa.int64()),
-        ("key_low", pa.int64()),
-    ]
-)
-SYSTEM_FIELDS = (
-    pa.field(columns.BATCH_ID, pa.string()),
-    pa.field(columns.ROW, pa.int64()),
-    pa.field(columns.NAMESPACE, pa.string()),
-    pa.field(columns.IDENTITY, pa.string()),
-    pa.field(columns.AUTHENTICATED_STATE, pa.string()),
-    pa.field(columns.KEY_HIGH, pa.int64()),
-    pa.field(columns.KEY_LOW, pa.int64()),
-    pa.field(columns.LINKS, pa.list_(LINK)),
-)
-
-
-def arrow_type(field_type: FieldType) -> pa.DataType:
-    """Return the Arrow type that a field is stored as; everything in it may be null."""
-    match field_type:
-        case ObjectType(fields):
-            return pa.struct([(name, arrow_type(member)) for name, member in fields.items()])
-        case ArrayType(item):
-            return pa.list_(arrow_type(item))
-        case MapType(value):
-            return pa.map_(pa.string(), arrow_type(value))
-        case DecimalType(precision, scale):
-            return pa.decimal128(precision, scale)
-        case Scalar(kind):
-            return _SCALARS[kind]
-
-
-def file_schema(fields: ObjectType) -> pa.Schema:
-    """Return the schema of a data file: the system columns, then the fields."""
-    return pa.schema([*SYSTEM_FIELDS, *arrow_type(fields)])
 
 
 def field_type(found: pa.DataType, path: FieldPath, untyped: set[FieldPath]) -> FieldType | None:

@@ -28,7 +28,7 @@ from profile_export.domain.schema import (
     union_objects,
     union_types,
 )
-from profile_export.ingest.arrow_types import INSTANT, arrow_type
+from profile_export.lake.arrow_types import INSTANT, arrow_type
 
 _SECONDS = (-62_135_596_800, 253_402_300_800)  # from 0001-01-01T00:00:00Z to before 10000-01-01T00:00:00Z
 _DAYS = (-719_162, 2_932_896)

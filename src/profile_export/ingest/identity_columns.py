@@ -25,9 +25,10 @@ from profile_export.domain.schema import (
     ObjectType,
     TypeConflictError,
 )
-from profile_export.ingest.arrow_types import LINK, arrow_type, field_type
+from profile_export.ingest.arrow_types import field_type
 from profile_export.ingest.conform import Place, Refused, conform, entries_of
 from profile_export.ingest.identities import AUTHENTICATED_STATES, Claim
+from profile_export.lake.arrow_types import LINK, arrow_type
 
 _STATES = pa.array(AUTHENTICATED_STATES)
 _ITEM = IDENTITY_MAP_TYPE.value.item if isinstance(IDENTITY_MAP_TYPE.value, ArrayType) else None

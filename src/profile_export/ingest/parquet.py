@@ -29,7 +29,7 @@ from profile_export.domain.schema import (
     type_at,
     union_objects,
 )
-from profile_export.ingest.arrow_types import arrow_type, file_schema, object_type, with_singles
+from profile_export.ingest.arrow_types import object_type, with_singles
 from profile_export.ingest.conform import Place, Refused, accepted_fields, conform
 from profile_export.ingest.identities import (
     EMPTY_ID,
@@ -46,6 +46,7 @@ from profile_export.ingest.rows import SystemColumns, missing_in_event, numbered
 from profile_export.ingest.sent_rows import too_large
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.writer import BatchWriter
+from profile_export.lake.arrow_types import arrow_type, file_schema
 from profile_export.lake.data_file import ROWS_PER_GROUP
 
 _BYTES_AT_ONCE = 128 * 1024 * 1024

@@ -20,7 +20,6 @@ from profile_export.domain.schema import (
     ObjectType,
     type_at,
 )
-from profile_export.ingest.arrow_types import SYSTEM_FIELDS, arrow_type, file_schema
 from profile_export.ingest.identities import (
     Mention,
     NamespaceTally,
@@ -34,6 +33,7 @@ from profile_export.ingest.identities import (
 from profile_export.ingest.rules import Rules
 from profile_export.ingest.task import IngestTask
 from profile_export.ingest.untyped import typed_part
+from profile_export.lake.arrow_types import SYSTEM_FIELDS, arrow_type, file_schema
 
 EVENT_NEEDS = {EVENT_ID: Reason.EVENT_ID_MISSING, EVENT_TIME: Reason.TIMESTAMP_MISSING}
 """What an experience event must have, and how it is told that it has not."""

@@ -16,13 +16,13 @@ import pyarrow as pa
 from profile_export.domain.learning import ValueRefusedError
 from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import FieldPath, ObjectType, TypeConflictError
-from profile_export.ingest.arrow_types import file_schema
 from profile_export.ingest.identities import RowIdentities
 from profile_export.ingest.refusals import Refusals
 from profile_export.ingest.rows import RowBatch, RowChecker
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.untyped import still_untyped
 from profile_export.ingest.writer import MAX_BYTES_HELD, BatchWriter
+from profile_export.lake.arrow_types import file_schema
 
 _ROWS_PER_BATCH = 16_384
 _BYTES_PER_BATCH = 8 * 1024 * 1024

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
+from profile_export.domain.mirror import MirroredBatch, TableState
 from profile_export.domain.plan import ExportPlan, KeyRange
 from profile_export.engines.results import EngineProgress, RangeResult, ResolutionFacts
 
@@ -59,4 +60,36 @@ class Lake(Protocol):
 
     def keep_only(self, folder: str, paths: Collection[str]) -> None:
         """Remove from a batch's folder every file but these."""
+        ...
+
+
+class MirrorTables(Protocol):
+    """The tables of the Iceberg mirror. Its calls block; `lake.iceberg` says what they raise."""
+
+    def look(self, dataset_id: str) -> TableState | None:
+        """Return where a table stands; None if there is none."""
+        ...
+
+    def sync(
+        self, dataset_id: str, base: TableState, add: Sequence[MirroredBatch], remove: Collection[str]
+    ) -> TableState:
+        """Add batches that the table does not hold and take others out, if it still stands at `base`."""
+        ...
+
+    def rebuild(
+        self, dataset_id: str, base: TableState | None, batches: Sequence[MirroredBatch]
+    ) -> TableState | None:
+        """Make the table hold exactly these batches, if it still stands at `base`."""
+        ...
+
+    def clean(self, dataset_id: str) -> TableState | None:
+        """Expire snapshots and remove what nothing names any more."""
+        ...
+
+    def drop(self, dataset_id: str) -> None:
+        """Drop the table, whether or not there is one."""
+        ...
+
+    def stop(self) -> None:
+        """End a rebuild that is under way before its commit."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from profile_export.domain.plan import ExportPlan, WrittenFile
 from profile_export.domain.planning import plan_export
 from profile_export.engines.results import EngineDiedError, EngineFailedError, EngineProgress
 from profile_export.runner.ports import Engine, EngineAttempt, Lake
+from profile_export.runner.waiting import first_of
 from profile_export.store.attempts import Attempts, Claim, LeaseLostError, RangeDone
 from profile_export.store.events import Wakeups
 from profile_export.store.snapshots import Snapshots
@@ -59,7 +60,7 @@ class Worker:
                     await self._carry_out(claim)
                 else:
                     # Polling backs the wake-ups up, and finds jobs whose back-off is over.
-                    await _first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
+                    await first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
 
     async def _carry_out(self, claim: Claim) -> None:
         """Run the attempt beside its heartbeat; whatever ends it, the job moves on or is given back."""
@@ -98,7 +99,7 @@ class Worker:
                 if state is JobState.CANCELLING:
                     return True
                 remaining = max(0.0, next_beat - loop.time())
-                await _first_of(changed.wait(), self._stopping.wait(), work, seconds=remaining)
+                await first_of(changed.wait(), self._stopping.wait(), work, seconds=remaining)
         return False
 
     async def _end(self, claim: Claim, attempt: _Attempt, work: asyncio.Task[None]) -> None:
@@ -198,12 +199,3 @@ class _Attempt:
 
 def _data_file(file: WrittenFile, folder: str) -> DataFile:
     return DataFile(Path(file.name).name, f"{folder}/{file.name}", file.rows, file.bytes, file.sha256)
-
-
-async def _first_of(*waits: asyncio.Future[None] | Coroutine[None, None, object], seconds: float) -> None:
-    """Wait until one of these happens or the time is over. A future goes on, a coroutine is dropped."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for wait, task in zip(waits, tasks, strict=True):
-        if wait is not task:
-            task.cancel()

@@ -181,6 +181,7 @@ class Attempts:
             await succeed_batch(connection, key, await next_place(connection, row.tenant_id), files)
             await _end(connection, fence)
         self._wakeups.job_changed(fence.job_id)
+        self._wakeups.batches_changed()
         return files
 
     @whole

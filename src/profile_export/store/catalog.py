@@ -45,6 +45,7 @@ from profile_export.store.compactions import drop_compactions
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import check_union, dataset_from, dataset_of, source_datasets
 from profile_export.store.drops import drop
+from profile_export.store.mirrors import ask_drop
 from profile_export.store.schemas import newest_schema
 from profile_export.store.tables import datasets, jobs
 from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, register_namespaces
@@ -52,7 +53,7 @@ from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, registe
 
 @dataclass(frozen=True, slots=True)
 class NewDataset:
-    """What a caller says of a dataset; `schema` is built in or registered."""
+    """What a caller says of a dataset; `schema` is built in or registered, `iceberg` None means as its kind has it."""
 
     name: str
     description: str
@@ -60,6 +61,7 @@ class NewDataset:
     tags: Mapping[str, tuple[str, ...]]
     identity_fields: tuple[IdentityField, ...]
     declared_fields: tuple[FieldDeclaration, ...] = ()
+    iceberg: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class DatasetChange:
     description: str | None = None
     tags: Mapping[str, tuple[str, ...]] | None = None
     declared_fields: tuple[FieldDeclaration, ...] = ()
+    iceberg: bool | None = None
 
 
 class Catalog:
@@ -119,6 +122,7 @@ class Catalog:
                 "identity_fields": identities,
                 "declared_fields": new.declared_fields,
                 "fields": initial_fields(schema, identities, new.declared_fields),
+                "iceberg": kind is DatasetKind.UNION if new.iceberg is None else new.iceberg,
                 "create_time": now,
                 "update_time": now,
                 "request_id": request_id or None,
@@ -178,6 +182,7 @@ class Catalog:
                 "name": dataset.name if change.name is None else change.name,
                 "description": dataset.description if change.description is None else change.description,
                 "tags": tags,
+                "iceberg": dataset.iceberg if change.iceberg is None else change.iceberg,
                 "declared_fields": _with_newer(dataset.declared_fields, change.declared_fields),
                 "fields": _grown(dataset.fields, change.declared_fields),
             }
@@ -212,6 +217,7 @@ class Catalog:
             # Its request id is free again: it stands for a dataset that nobody can see.
             values = {"delete_time": await database_time(connection), "request_id": None}
             await connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(values))
+            await ask_drop(connection, dataset_id)
             await drop_compactions(connection, dataset_id)
             await drop(connection, [dataset_id])
 

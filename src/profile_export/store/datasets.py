@@ -78,4 +78,5 @@ def dataset_from(row: Row[Any]) -> Dataset:
         fields=row.fields,
         create_time=row.create_time,
         update_time=row.update_time,
+        iceberg=row.iceberg,
     )

@@ -6,13 +6,14 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from pathlib import PurePosixPath
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import FINAL_STATES
 from profile_export.store.database import Database, database_time, whole
-from profile_export.store.tables import drops, jobs
+from profile_export.store.mirrors import named_by_mirror
+from profile_export.store.tables import batches, drops, jobs, mirrored_batches
 
 
 class Drops:
@@ -26,7 +27,7 @@ class Drops:
         """Return the folders that may leave the disk now: dropped that long ago, and named by no one."""
         async with self.database.read() as connection:
             before = await database_time(connection) - grace
-            query = select(drops.c.folder).where(drops.c.drop_time <= before, ~drops.c.held_by_mirror)
+            query = select(drops.c.folder).where(drops.c.drop_time <= before, ~_named_by_mirror())
             folders = (await connection.execute(query.order_by(drops.c.drop_time))).scalars().all()
             pinned = await _pinned_folders(connection) if folders else set()
         return [folder for folder in folders if folder not in pinned]
@@ -44,25 +45,24 @@ class Drops:
             await connection.execute(delete(drops).where(drops.c.folder.in_(folders)))
 
 
-async def drop(
-    connection: AsyncConnection, folders: Collection[str], *, held_by_mirror: bool = False
-) -> None:
+async def drop(connection: AsyncConnection, folders: Collection[str]) -> None:
     """Give folders up, in the transaction after which nothing new can come to need them.
 
     Args:
         connection: A writing transaction.
         folders: Of batches, of compacted files, or of whole datasets; relative to the lake's root, never used again.
-        held_by_mirror: Whether snapshots of the mirror name their files; until `let_go_by_mirror` they stay.
     """
     now = await database_time(connection)
-    rows = [{"folder": folder, "drop_time": now, "held_by_mirror": held_by_mirror} for folder in folders]
+    rows = [{"folder": folder, "drop_time": now} for folder in folders]
     if rows:
         await connection.execute(insert(drops).on_conflict_do_nothing(), rows)
 
 
-async def let_go_by_mirror(connection: AsyncConnection, folders: Collection[str]) -> None:
-    """Say that no snapshot of the mirror names the files of these folders any more."""
-    await connection.execute(update(drops).where(drops.c.folder.in_(folders)).values(held_by_mirror=False))
+def _named_by_mirror() -> ColumnElement[bool]:
+    """Say of a dropped folder that a kept snapshot of a mirror may name files in it."""
+    batch = exists().where(batches.c.folder == drops.c.folder, named_by_mirror())
+    dataset = exists().where(mirrored_batches.c.dataset_id == drops.c.folder)
+    return batch | dataset
 
 
 async def _pinned_folders(connection: AsyncConnection) -> set[str]:

@@ -84,6 +84,8 @@ datasets = Table(
     Column("identity_fields", Json(tuple[IdentityField, ...]), nullable=False),
     Column("declared_fields", Json(tuple[FieldDeclaration, ...]), nullable=False, server_default="[]"),
     Column("fields", Json(ObjectType), nullable=False),
+    # Whether its batches are repeated into an Iceberg table.
+    Column("iceberg", Boolean, nullable=False),
     Column("create_time", Instant, nullable=False),
     Column("update_time", Instant, nullable=False),
     # A deleted dataset keeps its row, since jobs and batches name it, but nobody sees it any more.
@@ -124,6 +126,7 @@ batches = Table(
     UniqueConstraint("tenant_id", "request_id"),
     Index(None, "dataset_id", "state", "compaction_key"),
     Index(None, "compaction_key", "state"),
+    Index(None, "dataset_id", "number"),
     Index(None, "tenant_id", "create_time", "key"),
 )
 
@@ -213,8 +216,6 @@ drops = Table(
     metadata,
     Column("folder", Text, primary_key=True),
     Column("drop_time", Instant, nullable=False),
-    # A snapshot of the mirror names its files.
-    Column("held_by_mirror", Boolean, nullable=False),
 )
 
 merge_policies = Table(
@@ -301,4 +302,39 @@ job_ranges = Table(
     Column("attempt", Integer, nullable=False),
     Column("counts", Json(ExportCounts), nullable=False),
     Column("peak_memory_bytes", BigInteger, nullable=False),
+)
+
+# How far the Iceberg table of a dataset is; no row: nobody has begun one.
+mirrors = Table(
+    "mirrors",
+    metadata,
+    Column("dataset_id", ForeignKey("datasets.id"), primary_key=True),
+    # The table holds every batch that counts up to this number, if it still stands at this snapshot.
+    Column("number", BigInteger, nullable=False, default=0),
+    Column("snapshot_id", BigInteger),
+    # Which table the sequence numbers of `mirrored_batches` are of.
+    Column("table_uuid", Text),
+    Column("metadata_location", Text, nullable=False, default=""),
+    Column("mirror_time", Instant),
+    # When to look whether the table still stands there, and which snapshots expire; null: with the first change.
+    Column("check_time", Instant),
+    # The dataset is gone, and the table is to go.
+    Column("drop_asked", Boolean, nullable=False, default=False),
+    Column("error_message", Text, nullable=False, default=""),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("not_before", Instant),
+    # The right to change the table; null: nobody has it.
+    Column("holder", Text),
+    Column("expire_time", Instant),
+)
+
+# The batches whose files a snapshot of the table may name: written before they are added to it, gone when no kept
+# snapshot can name them any more.
+mirrored_batches = Table(
+    "mirrored_batches",
+    metadata,
+    Column("batch_key", ForeignKey("batches.key"), primary_key=True),
+    Column("dataset_id", ForeignKey("mirrors.dataset_id"), nullable=False, index=True),
+    # The newest snapshot's sequence number when the batch had been taken out: older ones name it. Null: it is in.
+    Column("removed_at", BigInteger),
 )

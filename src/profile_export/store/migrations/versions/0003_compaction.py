@@ -33,7 +33,6 @@ def upgrade() -> None:
         "drops",
         sa.Column("folder", sa.Text(), nullable=False),
         sa.Column("drop_time", sa.BigInteger(), nullable=False),
-        sa.Column("held_by_mirror", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("folder", name=op.f("pk_drops")),
     )
     op.add_column("batches", sa.Column("compaction_key", sa.BigInteger(), nullable=True))
@@ -44,12 +43,3 @@ def upgrade() -> None:
         ["dataset_id", "state", "compaction_key"],
     )
     op.create_index(op.f("ix_batches_compaction_key_state"), "batches", ["compaction_key", "state"])
-
-
-def downgrade() -> None:
-    op.drop_index(op.f("ix_batches_compaction_key_state"), "batches")
-    op.drop_index(op.f("ix_batches_dataset_id_state_compaction_key"), "batches")
-    op.create_index(op.f("ix_batches_dataset_id_state"), "batches", ["dataset_id", "state"])
-    op.drop_column("batches", "compaction_key")
-    op.drop_table("drops")
-    op.drop_table("compactions")

@@ -1,0 +1,391 @@
+"""The Iceberg mirror: one table per dataset over our own files, in a catalog of its own. It blocks.
+
+The store is the truth and a table follows it. Every change is one compare-and-set: it is decided on the snapshot that
+the caller looked at, and the catalog takes it only if the table still stands there. PyIceberg's own retry is off,
+since it would repeat an old decision on a new snapshot. After a conflict or an unknown outcome, look and decide anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+    ValidationError,
+)
+from pyiceberg.expressions import In
+from pyiceberg.manifest import DataFile, ManifestFile
+from pyiceberg.table import Table, TableProperties, Transaction
+from pyiceberg.table.update.snapshot import ExpireSnapshots
+
+from profile_export.domain.columns import BATCH_ID
+from profile_export.domain.mirror import MIRROR_NAMESPACE, MirroredBatch, TableState, mirror_table
+from profile_export.domain.schema import EMPTY, ObjectType, TypeConflictError, union_objects
+from profile_export.lake.arrow_types import arrow_type, stored_fields
+from profile_export.lake.mirror_types import can_read, cast_fields, copy_cast, digest
+
+CATALOG = "profile_export"
+MAX_SNAPSHOTS = 100
+# What a commit under way has written is not referenced yet; nothing younger than this is removed.
+_COMMIT_SECONDS = 3600
+_PROPERTIES = {
+    TableProperties.COMMIT_NUM_RETRIES: "0",
+    # Bounds of `_batch_id` tell whose a file is. Those of other columns tell little: files lie sorted by a hash.
+    TableProperties.DEFAULT_WRITE_METRICS_MODE: "counts",
+    f"{TableProperties.METRICS_MODE_COLUMN_CONF_PREFIX}.{BATCH_ID}": "full",
+    TableProperties.MANIFEST_MERGE_ENABLED: "true",
+    TableProperties.MANIFEST_MIN_MERGE_COUNT: "20",
+    TableProperties.METADATA_PREVIOUS_VERSIONS_MAX: "100",
+    TableProperties.METADATA_DELETE_AFTER_COMMIT_ENABLED: "true",
+}
+
+
+class MirrorConflictError(Exception):
+    """The table is no longer as it was looked at; nothing has been changed. Look and decide anew."""
+
+
+class TypesChangedError(Exception):
+    """The new files need types that the table cannot come to have as it is: rebuild it. Nothing has been changed."""
+
+
+class MirrorError(Exception):
+    """The mirror cannot go on by itself. Its text is one line for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: str
+    fields: ObjectType
+
+
+class IcebergMirror:
+    """The mirror's tables, named `profile_export.d_<dataset id>`, under `iceberg` in the data directory.
+
+    A snapshot is kept until it has not been the newest one for `keep`, but never more than `MAX_SNAPSHOTS` of them.
+    """
+
+    def __init__(self, data_dir: Path, keep: timedelta) -> None:
+        self._lake = (data_dir / "lake").resolve()
+        self._folder = (data_dir / "iceberg").resolve()
+        self._keep = keep
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Make a rebuild that is under way end with `MirrorError` before its commit."""
+        self._stopped.set()
+
+    def look(self, dataset_id: str) -> TableState | None:
+        """Return where the table stands; None if there is none, or its metadata are not where they should be."""
+        with self._catalog() as catalog:
+            table = self._load(catalog, dataset_id)
+            return None if table is None else _state(table)
+
+    def sync(
+        self, dataset_id: str, base: TableState, add: Sequence[MirroredBatch], remove: Collection[str]
+    ) -> TableState:
+        """Add batches that the table does not hold and take others out, in one commit.
+
+        Args:
+            dataset_id: Whose table.
+            base: The state that the decision was made on.
+            add: Batches in the order in which they count.
+            remove: Ids of batches to take out; those that the table does not hold are passed over.
+
+        Raises:
+            MirrorConflictError: The table has moved on from `base`.
+            TypesChangedError: As it says.
+            MirrorError: A file is not as the store says.
+        """
+        with self._catalog() as catalog:
+            table = self._standing_at(catalog, dataset_id, base)
+            found = self._read(add)
+            known = stored_fields(table.schema().as_arrow())
+            try:
+                fields = _union([known, *(file.fields for file in found)])
+            except TypeConflictError as conflict:
+                raise TypesChangedError from conflict
+            if not can_read(fields, known):
+                raise TypesChangedError
+            gone = _files_of(table, remove)
+            _commit(table, fields, gone, self._placed(dataset_id, fields, found))
+            if len(table.snapshots()) > MAX_SNAPSHOTS:
+                self._clean(dataset_id, table)
+            return _state(table)
+
+    def rebuild(
+        self, dataset_id: str, base: TableState | None, batches: Sequence[MirroredBatch]
+    ) -> TableState | None:
+        """Make the table hold exactly these batches, whatever it holds; it is made if there is none.
+
+        Files that stay are left where they are, unless a column gets a type that Iceberg does not widen to: then all
+        files are added anew in one commit, those that have it in an older type as copies in the mirror's folder, and
+        older snapshots go, because their columns would be looked for under the new ones.
+
+        Args:
+            dataset_id: Whose table.
+            base: The state that was looked at before `batches` were read; None if there was no table.
+            batches: All that the table is to hold, in the order in which they count.
+
+        Returns:
+            None if there is no table and no file to make one for.
+
+        Raises:
+            MirrorConflictError: The table has moved on from `base`.
+            MirrorError: A file is not as the store says, or two batches have types that do not go together.
+        """
+        with self._catalog() as catalog:
+            found = self._read(batches)
+            try:
+                fields = _union(file.fields for file in found)
+            except TypeConflictError as conflict:
+                message = f"Its batches do not fit into one table. {conflict.message}"
+                raise MirrorError(message) from conflict
+            if base is not None:
+                table = self._standing_at(catalog, dataset_id, base)
+            elif found:
+                table = self._create(catalog, dataset_id, fields)
+            else:
+                return None
+            known = stored_fields(table.schema().as_arrow())
+            with suppress(TypeConflictError):  # with batches that have gone since: they bind nobody
+                fields = union_objects(known, fields)
+            held = [task.file for task in table.scan().plan_files()]
+            wanted = self._placed(dataset_id, fields, found)
+            if can_read(fields, known):
+                times = Counter(file.file_path for file in held)
+                right = {path for path in wanted if times[path] == 1}
+                gone = [file for file in held if file.file_path not in right]
+                _commit(table, fields, gone, [path for path in wanted if path not in right])
+            else:
+                _commit(table, fields, held, wanted, anew=True)
+            return _state(table)
+
+    def clean(self, dataset_id: str) -> TableState | None:
+        """Expire snapshots, and remove what nothing names any more; None if there is no table.
+
+        Raises:
+            MirrorConflictError: The table has moved on meanwhile.
+        """
+        with self._catalog() as catalog:
+            table = self._load(catalog, dataset_id)
+            if table is None:
+                return None
+            self._clean(dataset_id, table)
+            return _state(table)
+
+    def drop(self, dataset_id: str) -> None:
+        """Drop the table with its folder, whether or not there is one; the lake's files stay."""
+        with self._catalog() as catalog, suppress(NoSuchTableError):
+            catalog.drop_table(mirror_table(dataset_id))
+        shutil.rmtree(self._folder / dataset_id, ignore_errors=True)
+
+    @contextmanager
+    def _catalog(self) -> Iterator[SqlCatalog]:
+        # PyIceberg reads locations as URIs and cuts them there.
+        if set("?#") & set(str(self._folder)):
+            message = f"{self._folder} cannot hold Iceberg tables: there is a '?' or '#' in its path."
+            raise MirrorError(message)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        catalog = SqlCatalog(CATALOG, uri=f"sqlite:///{self._folder / 'catalog.sqlite'}")
+        try:
+            catalog.create_namespace_if_not_exists(MIRROR_NAMESPACE)
+            with _decided():
+                yield catalog
+        finally:
+            catalog.close()
+
+    def _load(self, catalog: SqlCatalog, dataset_id: str) -> Table | None:
+        try:
+            return catalog.load_table(mirror_table(dataset_id))
+        except (NoSuchTableError, FileNotFoundError, ValidationError):
+            # Dropped; or its folder was deleted, moved with the data directory, or torn by a power cut.
+            return None
+
+    def _standing_at(self, catalog: SqlCatalog, dataset_id: str, base: TableState) -> Table:
+        table = self._load(catalog, dataset_id)
+        if table is None or (str(table.metadata.table_uuid), _snapshot_id(table)) != (
+            base.uuid,
+            base.snapshot_id,
+        ):
+            raise MirrorConflictError
+        return table
+
+    def _create(self, catalog: SqlCatalog, dataset_id: str, fields: ObjectType) -> Table:
+        if self._load(catalog, dataset_id) is not None:
+            raise MirrorConflictError
+        with suppress(NoSuchTableError):
+            catalog.drop_table(mirror_table(dataset_id))  # its metadata are gone
+        return catalog.create_table(
+            mirror_table(dataset_id),
+            _schema(fields),
+            f"file://{self._folder / dataset_id}",
+            properties=_PROPERTIES,
+        )
+
+    def _read(self, batches: Sequence[MirroredBatch]) -> list[_File]:
+        """Read the footers of all files that hold rows."""
+        found: list[_File] = []
+        for batch in batches:
+            for path in batch.files:
+                if self._stopped.is_set():
+                    message = "The server stops."
+                    raise MirrorError(message)
+                footer = pq.read_metadata(self._lake / path)
+                if footer.num_rows:
+                    _check_batch(footer, path, batch.batch_id)
+                    found.append(_File(path, stored_fields(footer.schema.to_arrow_schema())))
+        return found
+
+    def _placed(self, dataset_id: str, fields: ObjectType, found: Sequence[_File]) -> list[str]:
+        """Return the locations of files as the table can read them: in place, or as copies that are made now."""
+        locations: list[str] = []
+        for file in found:
+            place = self._lake / file.path
+            if not can_read(fields, file.fields):
+                cast = cast_fields(fields, file.fields)
+                source, place = place, self._folder / dataset_id / "data" / digest(cast) / file.path
+                copy_cast(source, cast, place)
+            locations.append(f"file://{place}")
+        return locations
+
+    def _clean(self, dataset_id: str, table: Table) -> None:
+        kept = sorted(table.snapshots(), key=lambda snapshot: snapshot.sequence_number or 0)
+        until = (time.time() - self._keep.total_seconds()) * 1000
+        too_many = len(kept) - MAX_SNAPSHOTS // 2 if len(kept) > MAX_SNAPSHOTS else 0
+        expired = [
+            snapshot.snapshot_id
+            for number, (snapshot, successor) in enumerate(pairwise(kept))
+            if successor.timestamp_ms <= until or number < too_many
+        ]
+        if expired:
+            table.maintenance.expire_snapshots().by_ids(expired).commit()
+        named = _named(table)
+        before = time.time() - max(_COMMIT_SECONDS, self._keep.total_seconds())
+        for place in (self._folder / dataset_id).rglob("*"):
+            if place.is_file() and f"file://{place}" not in named and place.stat().st_mtime < before:
+                place.unlink()
+
+
+@contextmanager
+def _decided() -> Iterator[None]:
+    try:
+        yield
+    except (CommitFailedException, NoSuchTableError, TableAlreadyExistsError) as error:
+        raise MirrorConflictError from error
+
+
+def _commit(
+    table: Table, fields: ObjectType, gone: Sequence[DataFile], added: Sequence[str], *, anew: bool = False
+) -> None:
+    """Change a table's columns and files in one step; nothing to change is no step.
+
+    Args:
+        table: It is refreshed.
+        fields: Its columns afterwards.
+        gone: Files to take out, whole: their rows are not looked at.
+        added: Locations of files that it does not hold, or that are `gone`.
+        anew: Columns may change their types, and older snapshots go.
+    """
+    known = stored_fields(table.schema().as_arrow())
+    transaction = table.transaction()
+    if fields != known:
+        _evolve(transaction, known, fields)
+    if gone:
+        with transaction.update_snapshot().overwrite() as taken_out:
+            for file in gone:
+                taken_out.delete_data_file(file)
+    if added:
+        transaction.add_files(list(added), check_duplicate_files=False)
+    if anew and table.snapshots():
+        ExpireSnapshots(transaction).by_ids([snapshot.snapshot_id for snapshot in table.snapshots()]).commit()
+    transaction.commit_transaction()
+
+
+def _evolve(transaction: Transaction, known: ObjectType, fields: ObjectType) -> None:
+    replaced = [
+        name
+        for name, column in known.fields.items()
+        if name not in fields.fields or not can_read(fields.fields[name], column)
+    ]
+    if replaced:
+        with transaction.update_schema(allow_incompatible_changes=True) as change:
+            for name in replaced:
+                change.delete_column(name)
+    with transaction.update_schema() as change:
+        change.union_by_name(_schema(fields))
+    # Our files have no field ids: columns are found by name, under the names as they are now.
+    names = transaction.table_metadata.schema().name_mapping.model_dump_json()
+    transaction.set_properties({TableProperties.DEFAULT_NAME_MAPPING: names})
+
+
+def _files_of(table: Table, batch_ids: Collection[str]) -> list[DataFile]:
+    # Not typed as it is called: mypy takes the signature from pydantic.
+    of_them = In(BATCH_ID, batch_ids)  # type: ignore[call-arg, arg-type]  # as said
+    return [task.file for task in table.scan(row_filter=of_them).plan_files()] if batch_ids else []
+
+
+def _check_batch(footer: pq.FileMetaData, path: str, batch_id: str) -> None:
+    """Refuse a file that does not say, in its statistics, that all its rows are the batch's: nothing would find it.
+
+    Raises:
+        MirrorError: As said.
+    """
+    [column] = [at for at in range(footer.num_columns) if footer.schema.column(at).path == BATCH_ID]
+    for group in range(footer.num_row_groups):
+        told = footer.row_group(group).column(column).statistics
+        if told is None or not told.has_min_max or {told.min, told.max} != {batch_id} or told.null_count:
+            message = f"The file '{path}' does not say that its rows are of the batch '{batch_id}'."
+            raise MirrorError(message)
+
+
+def _named(table: Table) -> set[str]:
+    """Return the locations of all that the table's kept snapshots and metadata name."""
+    named = {table.metadata_location, *(entry.metadata_file for entry in table.metadata.metadata_log)}
+    manifests: dict[str, ManifestFile] = {}
+    for snapshot in table.snapshots():
+        named.add(snapshot.manifest_list)
+        manifests |= {manifest.manifest_path: manifest for manifest in snapshot.manifests(table.io)}
+    for location, manifest in manifests.items():
+        named.add(location)
+        named |= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io)}
+    return named
+
+
+def _union(types: Iterable[ObjectType]) -> ObjectType:
+    return reduce(union_objects, types, EMPTY)
+
+
+def _schema(fields: ObjectType) -> pa.Schema:
+    return pa.schema(list(arrow_type(fields)))
+
+
+def _snapshot_id(table: Table) -> int | None:
+    snapshot = table.current_snapshot()
+    return None if snapshot is None else snapshot.snapshot_id
+
+
+def _state(table: Table) -> TableState:
+    numbers = [snapshot.sequence_number or 0 for snapshot in table.snapshots()]
+    return TableState(
+        uuid=str(table.metadata.table_uuid),
+        snapshot_id=_snapshot_id(table),
+        sequence_number=max(numbers, default=0),
+        oldest_sequence_number=min(numbers, default=0),
+        snapshots=len(numbers),
+        metadata_location=table.metadata_location,
+    )

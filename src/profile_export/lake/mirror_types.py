@@ -1,0 +1,68 @@
+"""Types of a mirrored table: which changes a table takes as it is, and copies of files for those it does not."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from hashlib import sha256
+from json import dumps
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from profile_export.domain.schema import ArrayType, DecimalType, FieldType, MapType, ObjectType, to_json
+from profile_export.lake.arrow_types import arrow_type
+
+
+def can_read(table: FieldType, file: FieldType) -> bool:
+    """Whether Iceberg lets a table of one type read a file of the other: fields may lack, decimals have fewer digits.
+
+    All other widening of ours (long to double, long to decimal, decimal to double, more digits after the point) is
+    none of Iceberg's.
+    """
+    match table, file:
+        case ObjectType(known), ObjectType(stored):
+            return all(name in known and can_read(known[name], member) for name, member in stored.items())
+        case (ArrayType(known_item), ArrayType(stored_item)) | (MapType(known_item), MapType(stored_item)):
+            return can_read(known_item, stored_item)
+        case DecimalType(), DecimalType():
+            return table.scale == file.scale and table.precision >= file.precision
+    return table == file
+
+
+def cast_fields(table: ObjectType, file: ObjectType) -> ObjectType:
+    """Return the file's own fields, no more, with the types that the table has for them."""
+    return ObjectType({name: _cast(table.fields[name], member) for name, member in file.fields.items()})
+
+
+def _cast(table: FieldType, file: FieldType) -> FieldType:
+    match table, file:
+        case ObjectType(), ObjectType():
+            return cast_fields(table, file)
+        case ArrayType(known_item), ArrayType(stored_item):
+            return ArrayType(_cast(known_item, stored_item))
+        case MapType(known_item), MapType(stored_item):
+            return MapType(_cast(known_item, stored_item))
+    return table
+
+
+def digest(fields: FieldType) -> str:
+    """Return a short name for a type: 16 hex characters, the same for the same type in any process."""
+    return sha256(dumps(to_json(fields)).encode()).hexdigest()[:16]
+
+
+def copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
+    """Write a data file again with other types, unless that was done before; it appears whole or not at all."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.{secrets.token_hex(8)}")
+    schema = pa.schema(list(arrow_type(fields)))
+    with pq.ParquetFile(source) as reader, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        for rows in reader.iter_batches():
+            # Not `safe`: a long that a double cannot hold exactly is rounded, as the engines do.
+            writer.write_table(pa.Table.from_batches([rows]).cast(schema, safe=False))
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
+    part.replace(target)

@@ -1,0 +1,131 @@
+"""Follows the batches of mirrored datasets into their Iceberg tables. No job waits for it or fails because of it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from profile_export.domain.mirror import TableState
+from profile_export.lake.iceberg import MirrorConflictError, MirrorError, TypesChangedError
+from profile_export.runner.ports import MirrorTables
+from profile_export.runner.waiting import first_of
+from profile_export.store.events import Wakeups
+from profile_export.store.mirrors import LEASE_TTL, MirrorLostError, Mirrors, MirrorWork
+
+POLL_SECONDS = 5.0
+_log = structlog.get_logger(__name__)
+
+
+class Mirror:
+    """Changes one table after the other until it is told to stop."""
+
+    def __init__(
+        self, name: str, mirrors: Mirrors, tables: MirrorTables, wakeups: Wakeups, check_every: timedelta
+    ) -> None:
+        """Make a mirror.
+
+        Args:
+            name: Unlike that of any other.
+            mirrors: What is to be done.
+            tables: What it is done to.
+            wakeups: Tell of batches.
+            check_every: How often to look at a table that nothing is to be done to, and to expire its snapshots.
+        """
+        self._name = name
+        self._mirrors = mirrors
+        self._tables = tables
+        self._wakeups = wakeups
+        self._check_every = check_every
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begin nothing more; a change that is being committed goes on to its end."""
+        self._stopping.set()
+        self._tables.stop()
+
+    async def run(self) -> None:
+        """Follow batches until told to stop."""
+        with self._wakeups.of_batches() as changed:
+            while not self._stopping.is_set():
+                changed.clear()
+                if not await self._step_or_log():
+                    # Polling backs the wake-ups up, and finds tables whose back-off is over or that are to be checked.
+                    await first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
+
+    async def _step_or_log(self) -> bool:
+        try:
+            return await self.step()
+        except Exception as error:  # noqa: BLE001 - the store says no; batches wait, and so does the mirror
+            _log.error("mirror_failed", exc_info=error)
+            return False
+
+    async def step(self) -> bool:
+        """Do what is due to one table; False if none was due."""
+        work = await self._mirrors.claim(self._name)
+        if work is None:
+            return False
+        log = _log.bind(dataset_id=work.dataset_id)
+        doing = asyncio.create_task(self._carry_out(work))
+        try:
+            while not doing.done():
+                await asyncio.wait([doing], timeout=LEASE_TTL.total_seconds() / 3)
+                if not doing.done():
+                    await self._mirrors.renew(work)
+            await doing
+        except MirrorLostError:
+            await asyncio.gather(doing, return_exceptions=True)
+            log.warning("mirror_lost")
+        except MirrorConflictError:
+            log.warning("mirror_conflict")
+            await self._mirrors.release(work)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is written down and tried again
+            await self._give_up(work, error)
+        return True
+
+    async def _give_up(self, work: MirrorWork, error: Exception) -> None:
+        if self._stopping.is_set():
+            await self._mirrors.release(work)
+            return
+        if isinstance(error, MirrorError):
+            message = str(error)
+        else:
+            _log.error("mirror_failed", dataset_id=work.dataset_id, exc_info=error)
+            message = f"{type(error).__name__}; the server's log has it."
+        try:
+            await self._mirrors.failed(work, message)
+        except MirrorLostError:
+            _log.warning("mirror_lost", dataset_id=work.dataset_id)
+
+    async def _carry_out(self, work: MirrorWork) -> None:
+        if work.drop:
+            await asyncio.to_thread(self._tables.drop, work.dataset_id)
+            await self._mirrors.dropped(work)
+            return
+        # The table first and the store second: what is decided then is at least as new as what the table holds.
+        state = await asyncio.to_thread(self._tables.look, work.dataset_id)
+        if state is None or state.snapshot_id != work.snapshot_id:
+            await self._rebuild(work, state)
+            return
+        try:
+            if work.add or work.remove:
+                state = await asyncio.to_thread(
+                    self._tables.sync, work.dataset_id, state, work.add, work.remove
+                )
+        except TypesChangedError:
+            await self._rebuild(work, state)
+            return
+        if work.check:
+            state = await asyncio.to_thread(self._tables.clean, work.dataset_id)
+        await self._end(work, state)
+
+    async def _rebuild(self, work: MirrorWork, state: TableState | None) -> None:
+        """Make the table hold all that counts: it is gone, or stands elsewhere, or needs other types."""
+        work = await self._mirrors.everything(work)
+        state = await asyncio.to_thread(self._tables.rebuild, work.dataset_id, state, work.add)
+        await self._end(work, state)
+
+    async def _end(self, work: MirrorWork, state: TableState | None) -> None:
+        await self._mirrors.done(work, state, self._check_every)
+        _log.info("mirrored", dataset_id=work.dataset_id, added=len(work.add), removed=len(work.remove))

@@ -1,0 +1,364 @@
+"""The mirror over a real store and lake: what it follows, what it remembers, and what it does about trouble."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, select, text, update
+
+from profile_export.domain.mirror import MirrorStatus
+from profile_export.store import tables
+from profile_export.store.database import migrate
+from profile_export.store.mirror_status import MirrorStatuses
+from profile_export.store.mirrors import MirrorLostError, Mirrors, ask_drop
+from profile_export.store.tables import datasets, mirrors
+from tests.mirroring import World
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    await made.database.open()
+    yield made
+    await made.database.close()
+
+
+async def again_at_once(world: World) -> None:
+    """Let the back-off be over."""
+    async with world.database.write() as connection:
+        await connection.execute(update(mirrors).values(not_before=None))
+
+
+# --- Following ---
+
+
+async def test_a_table_follows_the_batches_that_count(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    await world.batch("d1", "b2", [])
+    await world.batch("d1", "b3")
+    before = await world.status("d1")
+
+    await world.follow()
+
+    assert world.held("d1") == ["b1", "b3"]
+    assert before == MirrorStatus(
+        enabled=True,
+        metadata_location="",
+        mirrored_batches=0,
+        pending_changes=3,
+        last_batch_id="",
+        mirror_time=None,
+        error_message="",
+    )
+    after = await world.status("d1")
+    assert (after.mirrored_batches, after.pending_changes, after.last_batch_id) == (3, 0, "b3")
+    state = world.tables.look("d1")
+    assert state
+    assert after.metadata_location == state.metadata_location
+    assert state.snapshots == 1
+
+
+async def test_a_reverted_batch_leaves_the_table_with_the_next_change(world: World) -> None:
+    await world.dataset("d1")
+    for batch_id in ("b1", "b2", "b3"):
+        await world.batch("d1", batch_id)
+    await world.follow()
+    await world.revert("b3")
+    await world.revert("b1")
+    pending = (await world.status("d1")).pending_changes
+
+    await world.follow()
+
+    assert pending == 2
+    assert world.held("d1") == ["b2"]
+    status = await world.status("d1")
+    assert (status.mirrored_batches, status.pending_changes, status.last_batch_id) == (1, 0, "b2")
+
+
+async def test_a_batch_that_is_reverted_before_it_was_mirrored_never_gets_in(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    await world.revert("b1")
+
+    await world.follow()
+
+    assert world.held("d1") == []
+    assert await world.folders() == []
+
+
+async def test_more_batches_than_one_commit_takes_follow_with_the_next(world: World) -> None:
+    world.mirrors = Mirrors(world.database, max_batches=2)
+    await world.dataset("d1")
+    await world.batch("d1", "b0")
+    await world.follow()
+    for number in range(1, 4):
+        await world.batch("d1", f"b{number}")
+
+    assert await world.mirror().step()
+    first = await world.status("d1")
+    await world.follow()
+
+    assert (first.mirrored_batches, first.pending_changes, first.last_batch_id) == (3, 1, "b2")
+    assert world.held("d1") == ["b0", "b1", "b2", "b3"]
+
+
+async def test_a_mirror_that_is_switched_off_leaves_the_table_as_it_is_and_catches_up_later(
+    world: World,
+) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    await world.follow()
+
+    async def switch(*, on: bool) -> None:
+        async with world.database.write() as connection:
+            await connection.execute(update(datasets).values(iceberg=on))
+
+    await switch(on=False)
+    await world.batch("d1", "b2")
+    await world.revert("b1")
+    await world.follow()
+    off = world.held("d1")
+    assert not (await world.status("d1")).enabled
+    await switch(on=True)
+    await world.follow()
+
+    assert off == ["b1"]
+    assert world.held("d1") == ["b2"]
+
+
+async def test_a_dataset_that_was_never_mirrored_has_no_status(world: World) -> None:
+    await world.dataset("d1", iceberg=False)
+    await world.batch("d1", "b1")
+    await world.follow()
+
+    assert await MirrorStatuses(world.database).of(["d1"]) == {}
+
+
+async def test_types_that_grow_wider_are_followed(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1", [{"n": 1}])
+    await world.follow()
+    await world.batch("d1", "b2", [{"n": 2.5}])
+
+    await world.follow()
+
+    assert world.held("d1") == ["b1", "b2"]
+    assert (await world.status("d1")).error_message == ""
+
+
+# --- Files that a snapshot may name ---
+
+
+async def test_files_may_go_once_no_kept_snapshot_can_name_them(world: World) -> None:
+    # given a batch that was taken out of the table, and snapshots that may go at the next check
+    world.keep = timedelta(0)
+    await world.dataset("d1")
+    for batch_id in ("b1", "b2"):
+        await world.batch("d1", batch_id)
+    mirror = world.mirror()
+    await mirror.step()
+    await world.revert("b1")
+    reverted = await world.folders()
+
+    # when it is taken out, and when snapshots expire
+    await mirror.step()
+    taken_out = await world.folders()
+    held = world.held("d1")
+    await world.mirrors.release_all()
+    await mirror.step()
+
+    # then the files stay until then
+    assert (reverted, taken_out, held) == (["b1", "b2"], ["b1", "b2"], ["b2"])
+    assert await world.folders() == ["b2"]
+
+
+async def test_files_of_a_batch_that_may_have_got_into_the_table_stay(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    work = await world.mirrors.claim("one that is killed now")
+    assert work
+    await world.revert("b1")
+
+    assert await world.folders() == ["b1"]
+
+
+# --- The store's memory and the table ---
+
+
+async def test_a_kill_between_the_tables_commit_and_the_stores_doubles_nothing(world: World) -> None:
+    # given a table that has moved on without the store's knowing
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    await world.follow()
+    await world.batch("d1", "b2")
+    work = await world.mirrors.claim("one that is killed now")
+    state = world.tables.look("d1")
+    assert work
+    assert state
+    world.tables.sync("d1", state, work.add, work.remove)
+
+    # when the next process takes over, with another batch gone meanwhile
+    await world.revert("b1")
+    await world.mirrors.release_all()
+    await world.follow()
+
+    # then
+    assert world.held("d1") == ["b2"]
+    status = await world.status("d1")
+    assert (status.mirrored_batches, status.pending_changes) == (1, 0)
+
+
+async def test_a_table_that_was_dropped_is_found_at_the_next_check_and_built_anew(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    await world.batch("d1", "b2")
+    await world.follow()
+    await world.revert("b1")
+    await world.follow()
+    world.tables.drop("d1")
+    await world.follow()
+    unnoticed = world.held("d1")
+
+    await world.mirrors.release_all()
+    await world.follow()
+
+    assert unnoticed == []
+    assert world.held("d1") == ["b2"]
+    assert await world.folders() == ["b2"]  # the old table's snapshots are gone with it
+
+
+async def test_a_former_holder_writes_nothing_down(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    former = await world.mirrors.claim("former")
+    assert former
+    assert await world.mirrors.claim("too early") is None
+    await world.mirrors.release_all()
+    assert await world.mirrors.claim("new")
+
+    for attempt in (
+        world.mirrors.renew(former),
+        world.mirrors.everything(former),
+        world.mirrors.done(former, None, timedelta(0)),
+        world.mirrors.failed(former, "no"),
+        world.mirrors.dropped(former),
+    ):
+        with pytest.raises(MirrorLostError):
+            await attempt
+    await world.mirrors.release(former)
+    assert await world.mirrors.claim("still held") is None
+
+
+async def test_a_deleted_datasets_table_is_dropped_and_forgotten(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    await world.follow()
+    await world.batch("d1", "b2")
+    await world.revert("b1")
+    async with world.database.write() as connection:
+        await ask_drop(connection, "d1")
+
+    await world.follow()
+
+    assert world.tables.look("d1") is None
+    assert await world.folders() == ["b2"]
+    async with world.database.read() as connection:
+        assert (await connection.execute(select(mirrors))).all() == []
+
+
+def test_datasets_made_before_there_were_mirrors_are_mirrored_if_exports_write_to_them(
+    tmp_path: Path,
+) -> None:
+    # given a store of before
+    store = tmp_path / "store.sqlite"
+    engine = create_engine(f"sqlite:///{store}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(tables.__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(text("INSERT INTO tenants VALUES (1, 'o', 's', 0, NULL)"))
+        for kind in ("record", "event", "union"):
+            row = f"('{kind}', 1, 'n', '', 's', '', '{kind}', '{{}}', '[]', '{{}}', 0, 0, NULL, NULL)"
+            connection.execute(text(f"INSERT INTO datasets VALUES {row}"))
+
+    # when the store is brought up to date
+    migrate(store)
+
+    # then
+    with engine.connect() as connection:
+        found = connection.execute(select(datasets.c.kind).where(datasets.c.iceberg)).scalars().all()
+    engine.dispose()
+    assert found == ["union"]
+
+
+# --- Trouble ---
+
+
+async def test_a_failure_is_told_and_tried_again_later(world: World) -> None:
+    # given a batch whose file says another batch
+    await world.dataset("d1")
+    await world.batch("d1", "b1", [{"_batch_id": "other"}])
+
+    # when the mirror tries twice
+    await world.follow()
+    first = await world.status("d1")
+    assert not await world.mirror().step()  # not before its time
+    await again_at_once(world)
+    await world.follow()
+
+    # then it says why, waits longer, and goes on once the trouble is over
+    assert "does not say that its rows are of the batch 'b1'" in first.error_message
+    assert first.pending_changes == 1
+    async with world.database.read() as connection:
+        assert (await connection.execute(select(mirrors.c.failures))).scalar() == 2
+    await world.revert("b1")
+    await world.batch("d1", "b2")
+    await again_at_once(world)
+    await world.follow()
+    assert world.held("d1") == ["b2"]
+    assert (await world.status("d1")).error_message == ""
+
+
+async def test_an_unforeseen_failure_is_told_without_its_text(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    (world.data_dir / "lake" / "d1" / "b1" / "0.parquet").unlink()
+
+    await world.follow()
+
+    assert (await world.status("d1")).error_message == "FileNotFoundError; the server's log has it."
+
+
+async def test_trouble_with_one_table_does_not_keep_another_waiting(world: World) -> None:
+    await world.dataset("d1")
+    await world.dataset("d2")
+    await world.batch("d1", "b1", [{"_batch_id": "other"}])
+    await world.batch("d2", "b2")
+
+    await world.follow()
+
+    assert world.held("d2") == ["b2"]
+
+
+async def test_a_running_mirror_follows_when_it_is_woken_and_stops_when_told(world: World) -> None:
+    await world.dataset("d1")
+    mirror = world.mirror()
+    running = asyncio.create_task(mirror.run())
+    await world.batch("d1", "b1")
+    world.wakeups.batches_changed()
+    while (await world.status("d1")).pending_changes:
+        await asyncio.wait([running], timeout=0.01)
+
+    mirror.stop()
+    await running
+
+    assert world.held("d1") == ["b1"]

@@ -1,0 +1,97 @@
+"""A store and a lake with mirrored datasets, without a server: batches come and go, and mirrors follow when told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyiceberg.table import StaticTable
+
+from profile_export.domain.batch import DataFile, UploadStart
+from profile_export.domain.catalog import SchemaRef, Tenant
+from profile_export.domain.mirror import MirrorStatus
+from profile_export.domain.schema import EMPTY
+from profile_export.lake.iceberg import IcebergMirror
+from profile_export.runner.mirror import Mirror
+from profile_export.store.batches import Batches
+from profile_export.store.catalog import Catalog, NewDataset
+from profile_export.store.database import Database
+from profile_export.store.drops import Drops
+from profile_export.store.events import Wakeups
+from profile_export.store.facts import NamespaceUse, UploadFacts
+from profile_export.store.loading import LoadingBatches
+from profile_export.store.mirror_status import MirrorStatuses
+from profile_export.store.mirrors import LEASE_TTL, Mirrors
+from profile_export.store.uploads import Uploads
+
+TENANT = Tenant()
+RECORD = SchemaRef("https://ns.adobe.com/xdm/context/profile")
+HOUR = timedelta(hours=1)
+
+
+class World:
+    """One data directory. `keep` and `lease` are those of the mirrors that it makes."""
+
+    def __init__(self, data_dir: Path, keep: timedelta = HOUR, lease: timedelta = LEASE_TTL) -> None:
+        self.data_dir = data_dir
+        self.database = Database(data_dir)
+        self.keep = keep
+        self.tables = IcebergMirror(data_dir, keep)
+        self.mirrors = Mirrors(self.database, lease)
+        self.wakeups = Wakeups()
+
+    def mirror(self, name: str = "mirror") -> Mirror:
+        return Mirror(name, self.mirrors, IcebergMirror(self.data_dir, self.keep), self.wakeups, HOUR)
+
+    async def follow(self) -> None:
+        """Do all that is due."""
+        mirror = self.mirror()
+        while await mirror.step():
+            pass
+
+    async def dataset(self, dataset_id: str, *, iceberg: bool = True) -> str:
+        new = NewDataset("d", "", RECORD, {}, (), iceberg=iceberg)
+        made, _ = await Catalog(self.database).create_dataset(TENANT, new, dataset_id, "")
+        return made.id
+
+    async def batch(
+        self, dataset_id: str, batch_id: str, rows: Sequence[Mapping[str, Any]] = ({"a": "x"},)
+    ) -> None:
+        """Commit a batch of one file; of none if there are no rows."""
+        folder = f"{dataset_id}/{batch_id}"
+        start = UploadStart(dataset_id, batch_id, "1", "json_lines")
+        await Uploads(self.database).open_upload(TENANT, start, folder, staged_as=batch_id)
+        found = []
+        if rows:
+            place = self.data_dir / "lake" / folder / "0.parquet"
+            place.parent.mkdir(parents=True)
+            pq.write_table(pa.Table.from_pylist([{"_batch_id": batch_id, **row} for row in rows]), place)
+            found = [DataFile("0.parquet", f"{folder}/0.parquet", len(rows), place.stat().st_size, "")]
+        nobody = NamespaceUse()
+        facts = UploadFacts(folder, tuple(found), 0, len(rows), EMPTY, nobody, nobody, (), batch_id, 0)
+        await LoadingBatches(self.database, self.wakeups).commit_batch(TENANT, batch_id, {"1": facts})
+
+    async def revert(self, batch_id: str) -> None:
+        await Batches(self.database, self.wakeups).revert(TENANT, batch_id, "")
+
+    async def status(self, dataset_id: str) -> MirrorStatus:
+        return (await MirrorStatuses(self.database).of([dataset_id]))[dataset_id]
+
+    async def folders(self) -> list[str]:
+        """The folders of batches that may not leave the disk, without the dataset's."""
+        drops = Drops(self.database)
+        counting = await Batches(self.database, self.wakeups).kept_folders()
+        staying = {*counting, *await drops.folders()} - set(await drops.due(timedelta()))
+        return sorted(folder.split("/")[1] for folder in staying)
+
+    def held(self, dataset_id: str) -> list[str]:
+        """The batch of every row in the table."""
+        state = self.tables.look(dataset_id)
+        if state is None:
+            return []
+        rows = StaticTable.from_metadata(state.metadata_location).scan(selected_fields=("_batch_id",))
+        return sorted(rows.to_arrow().column("_batch_id").to_pylist())
