@@ -44,11 +44,12 @@ def nursery() -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(150, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
 async def test_mirrors_killed_at_any_moment_and_run_twice_at_once_hold_each_batch_once(
     nursery: subprocess.Popen[str], tmp_path: Path, kills: int
 ) -> None:
-    # given batches that come and go while two mirrors follow, one of which is killed again and again
+    # given batches that come and go, and a table that is dropped now and then, while two mirrors follow, one of which
+    # is killed again and again
     chance = random.Random(kills)
     world = World(tmp_path)
     await world.database.open()
@@ -72,6 +73,8 @@ async def test_mirrors_killed_at_any_moment_and_run_twice_at_once_hold_each_batc
         if counting and chance.random() < 0.4:
             gone = counting.pop(chance.randrange(len(counting)))
             await world.revert(gone)
+        if chance.random() < 0.05:
+            world.tables.drop(DATASET)
         # Time is counted in looks, which take longer on a busy machine, as commits do.
         seen.extend(world.held(DATASET) for _ in range(chance.randint(0, 16)))
         mirrors.kill()
@@ -79,13 +82,11 @@ async def test_mirrors_killed_at_any_moment_and_run_twice_at_once_hold_each_batc
     # when they are gone, and one more follows in peace
     while mirrors.running:
         mirrors.kill()
-    followed = world.tables.look(DATASET)
     await world.mirrors.release_all()
     await world.follow()
 
     # then every batch that counts is there once, and nothing was ever there twice
-    assert followed, "the mirrors that were killed had made no table"
-    assert followed.sequence_number > 2, "the mirrors that were killed had hardly changed anything"
+    assert len({tuple(held) for held in seen}) > 2, "the mirrors that were killed had hardly changed anything"
     assert world.held(DATASET) == sorted(counting)
     assert all(len(held) == len(set(held)) for held in seen)
     status = await world.status(DATASET)

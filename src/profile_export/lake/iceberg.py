@@ -19,7 +19,6 @@ from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import (
@@ -28,15 +27,21 @@ from pyiceberg.exceptions import (
     TableAlreadyExistsError,
     ValidationError,
 )
-from pyiceberg.expressions import In
-from pyiceberg.manifest import DataFile, ManifestFile
-from pyiceberg.table import Table, TableProperties, Transaction
-from pyiceberg.table.update.snapshot import ExpireSnapshots
+from pyiceberg.table import Table, TableProperties
 
 from profile_export.domain.columns import BATCH_ID
 from profile_export.domain.mirror import MIRROR_NAMESPACE, MirroredBatch, TableState, mirror_table
 from profile_export.domain.schema import EMPTY, ObjectType, TypeConflictError, union_objects
-from profile_export.lake.arrow_types import arrow_type, stored_fields
+from profile_export.lake.arrow_types import stored_fields
+from profile_export.lake.iceberg_table import (
+    arrow_schema,
+    columns_of,
+    commit,
+    files_of,
+    named_by,
+    snapshot_id_of,
+    state_of,
+)
 from profile_export.lake.mirror_types import can_read, cast_fields, copy_cast, digest
 
 CATALOG = "profile_export"
@@ -93,7 +98,7 @@ class IcebergMirror:
         """Return where the table stands; None if there is none, or its metadata are not where they should be."""
         with self._catalog() as catalog:
             table = self._load(catalog, dataset_id)
-            return None if table is None else _state(table)
+            return None if table is None else state_of(table)
 
     def sync(
         self, dataset_id: str, base: TableState, add: Sequence[MirroredBatch], remove: Collection[str]
@@ -114,18 +119,18 @@ class IcebergMirror:
         with self._catalog() as catalog:
             table = self._standing_at(catalog, dataset_id, base)
             found = self._read(add)
-            known = stored_fields(table.schema().as_arrow())
+            known = columns_of(table)
             try:
                 fields = _union([known, *(file.fields for file in found)])
             except TypeConflictError as conflict:
                 raise TypesChangedError from conflict
             if not can_read(fields, known):
                 raise TypesChangedError
-            gone = _files_of(table, remove)
-            _commit(table, fields, gone, self._placed(dataset_id, fields, found))
+            gone = files_of(table, remove)
+            commit(table, fields, gone, self._placed(dataset_id, fields, found))
             if len(table.snapshots()) > MAX_SNAPSHOTS:
                 self._clean(dataset_id, table)
-            return _state(table)
+            return state_of(table)
 
     def rebuild(
         self, dataset_id: str, base: TableState | None, batches: Sequence[MirroredBatch]
@@ -161,7 +166,7 @@ class IcebergMirror:
                 table = self._create(catalog, dataset_id, fields)
             else:
                 return None
-            known = stored_fields(table.schema().as_arrow())
+            known = columns_of(table)
             with suppress(TypeConflictError):  # with batches that have gone since: they bind nobody
                 fields = union_objects(known, fields)
             held = [task.file for task in table.scan().plan_files()]
@@ -170,10 +175,10 @@ class IcebergMirror:
                 times = Counter(file.file_path for file in held)
                 right = {path for path in wanted if times[path] == 1}
                 gone = [file for file in held if file.file_path not in right]
-                _commit(table, fields, gone, [path for path in wanted if path not in right])
+                commit(table, fields, gone, [path for path in wanted if path not in right])
             else:
-                _commit(table, fields, held, wanted, anew=True)
-            return _state(table)
+                commit(table, fields, held, wanted, anew=True)
+            return state_of(table)
 
     def clean(self, dataset_id: str) -> TableState | None:
         """Expire snapshots, and remove what nothing names any more; None if there is no table.
@@ -186,7 +191,7 @@ class IcebergMirror:
             if table is None:
                 return None
             self._clean(dataset_id, table)
-            return _state(table)
+            return state_of(table)
 
     def drop(self, dataset_id: str) -> None:
         """Drop the table with its folder, whether or not there is one; the lake's files stay."""
@@ -218,7 +223,7 @@ class IcebergMirror:
 
     def _standing_at(self, catalog: SqlCatalog, dataset_id: str, base: TableState) -> Table:
         table = self._load(catalog, dataset_id)
-        if table is None or (str(table.metadata.table_uuid), _snapshot_id(table)) != (
+        if table is None or (str(table.metadata.table_uuid), snapshot_id_of(table)) != (
             base.uuid,
             base.snapshot_id,
         ):
@@ -232,7 +237,7 @@ class IcebergMirror:
             catalog.drop_table(mirror_table(dataset_id))  # its metadata are gone
         return catalog.create_table(
             mirror_table(dataset_id),
-            _schema(fields),
+            arrow_schema(fields),
             f"file://{self._folder / dataset_id}",
             properties=_PROPERTIES,
         )
@@ -274,7 +279,7 @@ class IcebergMirror:
         ]
         if expired:
             table.maintenance.expire_snapshots().by_ids(expired).commit()
-        named = _named(table)
+        named = named_by(table)
         before = time.time() - max(_COMMIT_SECONDS, self._keep.total_seconds())
         for place in (self._folder / dataset_id).rglob("*"):
             if place.is_file() and f"file://{place}" not in named and place.stat().st_mtime < before:
@@ -287,56 +292,6 @@ def _decided() -> Iterator[None]:
         yield
     except (CommitFailedException, NoSuchTableError, TableAlreadyExistsError) as error:
         raise MirrorConflictError from error
-
-
-def _commit(
-    table: Table, fields: ObjectType, gone: Sequence[DataFile], added: Sequence[str], *, anew: bool = False
-) -> None:
-    """Change a table's columns and files in one step; nothing to change is no step.
-
-    Args:
-        table: It is refreshed.
-        fields: Its columns afterwards.
-        gone: Files to take out, whole: their rows are not looked at.
-        added: Locations of files that it does not hold, or that are `gone`.
-        anew: Columns may change their types, and older snapshots go.
-    """
-    known = stored_fields(table.schema().as_arrow())
-    transaction = table.transaction()
-    if fields != known:
-        _evolve(transaction, known, fields)
-    if gone:
-        with transaction.update_snapshot().overwrite() as taken_out:
-            for file in gone:
-                taken_out.delete_data_file(file)
-    if added:
-        transaction.add_files(list(added), check_duplicate_files=False)
-    if anew and table.snapshots():
-        ExpireSnapshots(transaction).by_ids([snapshot.snapshot_id for snapshot in table.snapshots()]).commit()
-    transaction.commit_transaction()
-
-
-def _evolve(transaction: Transaction, known: ObjectType, fields: ObjectType) -> None:
-    replaced = [
-        name
-        for name, column in known.fields.items()
-        if name not in fields.fields or not can_read(fields.fields[name], column)
-    ]
-    if replaced:
-        with transaction.update_schema(allow_incompatible_changes=True) as change:
-            for name in replaced:
-                change.delete_column(name)
-    with transaction.update_schema() as change:
-        change.union_by_name(_schema(fields))
-    # Our files have no field ids: columns are found by name, under the names as they are now.
-    names = transaction.table_metadata.schema().name_mapping.model_dump_json()
-    transaction.set_properties({TableProperties.DEFAULT_NAME_MAPPING: names})
-
-
-def _files_of(table: Table, batch_ids: Collection[str]) -> list[DataFile]:
-    # Not typed as it is called: mypy takes the signature from pydantic.
-    of_them = In(BATCH_ID, batch_ids)  # type: ignore[call-arg, arg-type]  # as said
-    return [task.file for task in table.scan(row_filter=of_them).plan_files()] if batch_ids else []
 
 
 def _check_batch(footer: pq.FileMetaData, path: str, batch_id: str) -> None:
@@ -353,39 +308,5 @@ def _check_batch(footer: pq.FileMetaData, path: str, batch_id: str) -> None:
             raise MirrorError(message)
 
 
-def _named(table: Table) -> set[str]:
-    """Return the locations of all that the table's kept snapshots and metadata name."""
-    named = {table.metadata_location, *(entry.metadata_file for entry in table.metadata.metadata_log)}
-    manifests: dict[str, ManifestFile] = {}
-    for snapshot in table.snapshots():
-        named.add(snapshot.manifest_list)
-        manifests |= {manifest.manifest_path: manifest for manifest in snapshot.manifests(table.io)}
-    for location, manifest in manifests.items():
-        named.add(location)
-        named |= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io)}
-    return named
-
-
 def _union(types: Iterable[ObjectType]) -> ObjectType:
     return reduce(union_objects, types, EMPTY)
-
-
-def _schema(fields: ObjectType) -> pa.Schema:
-    return pa.schema(list(arrow_type(fields)))
-
-
-def _snapshot_id(table: Table) -> int | None:
-    snapshot = table.current_snapshot()
-    return None if snapshot is None else snapshot.snapshot_id
-
-
-def _state(table: Table) -> TableState:
-    numbers = [snapshot.sequence_number or 0 for snapshot in table.snapshots()]
-    return TableState(
-        uuid=str(table.metadata.table_uuid),
-        snapshot_id=_snapshot_id(table),
-        sequence_number=max(numbers, default=0),
-        oldest_sequence_number=min(numbers, default=0),
-        snapshots=len(numbers),
-        metadata_location=table.metadata_location,
-    )

@@ -15,6 +15,7 @@ from profile_export.store.events import Wakeups
 from profile_export.store.mirrors import LEASE_TTL, MirrorLostError, Mirrors, MirrorWork
 
 POLL_SECONDS = 5.0
+GATHER_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -53,6 +54,8 @@ class Mirror:
                 if not await self._step_or_log():
                     # Polling backs the wake-ups up, and finds tables whose back-off is over or that are to be checked.
                     await first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
+                    # Batches that come close together share a commit, and jobs have the processor first.
+                    await first_of(self._stopping.wait(), seconds=GATHER_SECONDS)
 
     async def _step_or_log(self) -> bool:
         try:
