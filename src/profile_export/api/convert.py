@@ -18,7 +18,6 @@ from profile_export.domain.catalog import (
     IdentityField,
     SchemaRef,
     check_identity_fields,
-    check_tags,
 )
 from profile_export.domain.errors import InvalidArgumentError, NotFoundError, UnimplementedError
 from profile_export.domain.paging import PageRequest
@@ -145,13 +144,11 @@ def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset
         for field in request.identity_fields
     )
     check_identity_fields(BUILT_IN_SCHEMAS[schema_id].kind, identity_fields)
-    tags = {name: tuple(values.values) for name, values in sorted(request.tags.items())}
-    check_tags(tags)
     return NewDataset(
         name=required(request.name, "name"),
         description=request.description,
         schema=SchemaRef(schema_id, request.schema_ref.content_type),
-        tags=tags,
+        tags={name: tuple(values.values) for name, values in sorted(request.tags.items())},
         identity_fields=identity_fields,
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.learning import MAX_DEPTH, ValueRefusedError, check_name
 from profile_export.domain.schema import (
     EMPTY,
@@ -119,6 +119,11 @@ class Dataset:
         """Whether exports read it (S11)."""
         return self.kind is not DatasetKind.UNION and "enabled:false" not in self.tags.get(PROFILE_TAG, ())
 
+    @property
+    def upserts(self) -> bool:
+        """Whether a record patches the older ones of its identity instead of replacing them (S9); events never do."""
+        return self.kind is DatasetKind.RECORD and "isUpsert:true" in self.tags.get(PROFILE_TAG, ())
+
 
 def initial_fields(schema: BuiltInSchema, identity_fields: tuple[IdentityField, ...]) -> ObjectType:
     """Return the fields of a new dataset: the schema's, and the declared identity fields as text.
@@ -173,16 +178,6 @@ def _check_identity_path(path: FieldPath, field: str) -> None:
             check_name(name, {}, path[:depth])
     except ValueRefusedError as refused:
         raise InvalidArgumentError.of_field(field, refused.reason) from None
-
-
-def check_tags(tags: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse a tag whose meaning is not built yet.
-
-    Raises:
-        UnimplementedError: `unifiedProfile` holds `isUpsert:true`.
-    """
-    if "isUpsert:true" in tags.get(PROFILE_TAG, ()):
-        raise UnimplementedError.of_field(f"tags.{PROFILE_TAG}: isUpsert:true")
 
 
 class BatchState(StrEnum):
