@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,14 @@ class Part:
     kind: DatasetKind
     fields: ObjectType
     rows: tuple[SourceRow, ...]
+    upserts: bool = False
 
 
-def records(dataset_id: str, fields: Mapping[str, FieldType], *rows: SourceRow) -> Part:
+def records(
+    dataset_id: str, fields: Mapping[str, FieldType], *rows: SourceRow, upserts: bool = False
+) -> Part:
     """A part of a record dataset; the built-in fields come by themselves."""
-    return _part(dataset_id, DatasetKind.RECORD, fields, rows)
+    return replace(_part(dataset_id, DatasetKind.RECORD, fields, rows), upserts=upserts)
 
 
 def events(dataset_id: str, fields: Mapping[str, FieldType], *rows: SourceRow) -> Part:
@@ -177,11 +180,15 @@ def _respelled(rows: Iterable[Iterable[str]]) -> dict[str, str]:
 
 def _sources(parts: Sequence[Part], lake: Path | None) -> tuple[Source, ...]:
     """Source parts of equal fields are one, as the store pins them."""
-    found: dict[tuple[str, DatasetKind], list[SourcePart]] = {}
+    found: dict[tuple[str, DatasetKind, bool], list[SourcePart]] = {}
     for index, part in enumerate(parts):
         files = () if lake is None else (_write(part, lake, f"{part.dataset_id}/{index}.parquet"),)
-        found.setdefault((part.dataset_id, part.kind), []).append(SourcePart(part.fields, files))
-    return tuple(Source(dataset_id, kind, tuple(written)) for (dataset_id, kind), written in found.items())
+        of_source = found.setdefault((part.dataset_id, part.kind, part.upserts), [])
+        of_source.append(SourcePart(part.fields, files))
+    return tuple(
+        Source(dataset_id, kind, tuple(written), upserts)
+        for (dataset_id, kind, upserts), written in found.items()
+    )
 
 
 _LINK = pa.struct(

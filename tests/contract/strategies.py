@@ -6,7 +6,7 @@ Pools are small on purpose: identities meet, values tie, batches replace each ot
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -262,11 +262,22 @@ def _all_parts(draw: st.DrawFn, scope: _Scope) -> tuple[Part, ...]:
         for index in range(count)
         for _ in range(draw(st.integers(1, 2)))
     ]
+    upserting = draw(
+        _upserting(sorted({dataset for dataset, kind, _ in planned if kind is DatasetKind.RECORD}))
+    )
     numbers = iter(draw(st.permutations(range(sum(batches for _, _, batches in planned)))))
-    return tuple(
+    parts = [
         draw(_part(scope, dataset_id, kind, [f"batch-{next(numbers):02}" for _ in range(batches)]))
         for dataset_id, kind, batches in planned
-    )
+    ]
+    return tuple(replace(part, upserts=part.dataset_id in upserting) for part in parts)
+
+
+def _upserting(datasets: list[str]) -> st.SearchStrategy[set[str]]:
+    """Some of the record datasets, often none: exports without any have an expression of their own."""
+    if not datasets:
+        return st.just(set())
+    return st.one_of(st.just(set()), st.sets(st.sampled_from(datasets), min_size=1))
 
 
 # --- Exports ---
@@ -296,6 +307,24 @@ def exports_of_segments(draw: st.DrawFn) -> Export:
     scope = _Scope({DatasetKind.RECORD: 3}, names, _identities(_NAMESPACES[:2], _IDS[:2]))
     parts = draw(_all_parts(scope))
     return Export(parts, draw(_options()) | {"fields": [SEGMENT_MEMBERSHIP]}, draw(_key_ranges(parts)))
+
+
+@st.composite
+def exports_of_upserts(draw: st.DrawFn) -> Export:
+    """Many records of a few profiles, most in datasets that upsert: other records come between those of a fragment."""
+    names = {
+        DatasetKind.RECORD: draw(_few(["name", "person", "tags", "consents", "scores", SEGMENT_MEMBERSHIP]))
+    }
+    scope = _Scope(
+        {DatasetKind.RECORD: 3, DatasetKind.EVENT: draw(st.integers(0, 1))},
+        names | {DatasetKind.EVENT: ["name"]},
+        _identities(_NAMESPACES[:2], _IDS[:2]),
+    )
+    parts = draw(_all_parts(scope))
+    patching = draw(st.sampled_from([{"record0", "record1"}, {"record0", "record1", "record2"}]))
+    parts = tuple(replace(part, upserts=part.dataset_id in patching) for part in parts)
+    options = draw(_options()) | {"fields": draw(_paths(parts, DatasetKind.RECORD))}
+    return Export(parts, options, draw(_key_ranges(parts)))
 
 
 @st.composite

@@ -112,6 +112,23 @@ async def test_a_newer_record_of_the_same_dataset_replaces_the_older_one_whole(
     assert [profile["person"] for profile in profiles] == [{"name": {"first": "Anna"}}]
 
 
+async def test_a_newer_record_of_a_dataset_that_upserts_patches_the_older_one(
+    engine: DuckDbEngine, tmp_path: Path
+) -> None:
+    crm = records(
+        "crm",
+        {"person": PERSON},
+        row("crm", "CRMID:1", person(first="Ann", last="Lee")),
+        row("crm", "CRMID:1", person(first="Anna"), batch="b3"),
+        upserts=True,
+    )
+    web = records("web", {"person": PERSON}, row("web", "CRMID:1", person(last="Leeds"), batch="b2"))
+
+    profiles = await exported(engine, tmp_path, crm, web)
+
+    assert [profile["person"] for profile in profiles] == [{"name": {"first": "Anna", "last": "Lee"}}]
+
+
 async def test_a_chain_of_identities_is_one_profile_with_all_of_them(
     engine: DuckDbEngine, tmp_path: Path
 ) -> None:

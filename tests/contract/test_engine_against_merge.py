@@ -21,7 +21,13 @@ from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportCounts, Ex
 from profile_export.domain.policy import IdentityGraph
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from tests.builders import at, events, plan_of, read_export, records, row, rows_of
-from tests.contract.strategies import Export, exports, exports_of_events, exports_of_segments
+from tests.contract.strategies import (
+    Export,
+    exports,
+    exports_of_events,
+    exports_of_segments,
+    exports_of_upserts,
+)
 
 # A failing comparison is worth the minutes that shrinking it takes.
 pytestmark = pytest.mark.timeout(600)
@@ -116,9 +122,15 @@ def test_s16_to_s19_the_engine_attaches_events_as_the_reference_does(
     check(exporter, export)
 
 
+@given(exports_of_upserts())
+@QUICK
+def test_s9_the_engine_patches_records_as_the_reference_does(exporter: Exporter, export: Export) -> None:
+    check(exporter, export)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@given(st.one_of(exports(), exports_of_segments(), exports_of_events()))
+@given(st.one_of(exports(), exports_of_segments(), exports_of_events(), exports_of_upserts()))
 @settings(QUICK, max_examples=200)
 def test_the_engine_exports_what_the_reference_says_in_many_more_cases(
     exporter: Exporter, export: Export

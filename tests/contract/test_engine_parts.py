@@ -113,8 +113,9 @@ class _PySparkOptions(Config):  # type: ignore[misc] # Ibis has no types
 @pytest.mark.parametrize("graph", IdentityGraph)
 @pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("respelled", [False, True])
+@pytest.mark.parametrize("upserts", [False, True])
 def test_the_expression_compiles_for_spark_too(
-    monkeypatch: pytest.MonkeyPatch, graph: IdentityGraph, *, linked: bool, respelled: bool
+    monkeypatch: pytest.MonkeyPatch, graph: IdentityGraph, *, linked: bool, respelled: bool, upserts: bool
 ) -> None:
     monkeypatch.setattr(ibis.options, "pyspark", _PySparkOptions())
     shape = Shape(
@@ -130,6 +131,7 @@ def test_the_expression_compiles_for_spark_too(
         linked=linked,
         respelled=respelled,
         segments_respelled=respelled,
+        upserts=upserts,
     )
 
     text = str(ibis.to_sql(export_expression(shape), dialect="pyspark"))

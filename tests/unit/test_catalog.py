@@ -17,11 +17,10 @@ from profile_export.domain.catalog import (
     Tenant,
     check_declared_fields,
     check_identity_fields,
-    check_tags,
     initial_fields,
     usable_kind,
 )
-from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.learning import MAX_DEPTH
 from profile_export.domain.schema import (
     BOOLEAN,
@@ -143,14 +142,17 @@ def test_s11_sources_are_records_and_events_that_are_not_switched_off(
     assert some.is_source is is_source
 
 
-def test_a_dataset_that_patches_is_not_built_yet() -> None:
-    with pytest.raises(UnimplementedError, match="isUpsert:true"):
-        check_tags({"unifiedProfile": ("enabled:true", "isUpsert:true")})
-
-
-def test_any_other_tag_is_kept_as_it_is() -> None:
-    check_tags({})
-    check_tags({"unifiedProfile": ("enabled:false",), "team": ("isUpsert:true",)})
+@pytest.mark.parametrize(
+    ("some", "upserts"),
+    [
+        (dataset(DatasetKind.RECORD), False),
+        (dataset(DatasetKind.RECORD, "enabled:true", "isUpsert:true"), True),
+        (dataset(DatasetKind.RECORD, "isUpsert:false"), False),
+        (dataset(DatasetKind.EVENT, "isUpsert:true"), False),
+    ],
+)
+def test_s9_records_patch_where_a_tag_says_so_and_events_never_do(some: Dataset, *, upserts: bool) -> None:
+    assert some.upserts is upserts
 
 
 # --- Declared identity fields ---

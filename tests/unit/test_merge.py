@@ -17,6 +17,7 @@ from profile_export.domain.schema import (
     DOUBLE,
     LONG,
     TEXT,
+    TIMESTAMP,
     ArrayType,
     DecimalType,
     FieldType,
@@ -234,6 +235,89 @@ def test_s9_within_a_dataset_the_newest_record_replaces_the_older_one_whole() ->
 
     assert one(parts, fields=["name", "city"]) == {"name": "Anna"}
     assert counted(parts).fragments_read == 1
+
+
+def test_s9_in_a_dataset_that_upserts_a_record_patches_the_older_ones() -> None:
+    fields = NAMES | {"person": ObjectType({"age": LONG, "title": TEXT})}
+    parts = records(
+        "crm",
+        fields,
+        row("crm", ANN, {"name": "Ann", "city": "Ghent", "person": {"age": 7, "title": "Ms"}}, batch="b1"),
+        row("crm", ANN, {"name": "Anna", "person": {"age": None}}, batch="b2"),
+        row("crm", ANN, {"person": {"age": 8}}, batch="b2", number=1),
+        upserts=True,
+    )
+
+    profile = one(parts, fields=["name", "city", "person"])
+
+    assert profile == {"name": "Anna", "city": "Ghent", "person": {"age": 8, "title": "Ms"}}
+    counts = counted(parts)
+    assert (counts.fragments_read, counts.profiles_merged) == (1, 0)
+
+
+def test_s9_an_empty_array_patches_and_maps_are_patched_per_key() -> None:
+    fields: dict[str, FieldType] = {"tags": ArrayType(TEXT), "consents": MapType(TEXT)}
+    parts = records(
+        "crm",
+        fields,
+        row("crm", ANN, {"tags": ["a"], "consents": {"mail": "y", "call": "y"}}, batch="b1"),
+        row("crm", ANN, {"tags": [], "consents": {"mail": "n"}}, batch="b2"),
+        upserts=True,
+    )
+
+    assert one(parts, fields=["tags", "consents"]) == {"tags": [], "consents": {"mail": "n", "call": "y"}}
+
+
+def test_s9_segments_are_patched_by_their_qualification_and_among_equals_by_the_newest_record() -> None:
+    segments = MapType(MapType(ObjectType({"status": TEXT, "lastQualificationTime": TIMESTAMP})))
+    older = {"s": {"status": "realized", "lastQualificationTime": at(2)}, "t": {"status": "realized"}}
+    newer = {"s": {"status": "exited", "lastQualificationTime": at(1)}, "t": {"status": "exited"}}
+    profile = one(
+        records(
+            "crm",
+            {"segmentMembership": segments},
+            row("crm", ANN, {"segmentMembership": {"ups": older}}, batch="b1"),
+            row("crm", ANN, {"segmentMembership": {"ups": newer}}, batch="b2"),
+            upserts=True,
+        ),
+        fields=["segmentMembership"],
+    )
+
+    assert profile["segmentMembership"] == {"ups": {"s": older["s"], "t": newer["t"]}}
+
+
+def test_s9_what_is_patched_together_stands_in_the_place_of_its_newest_record() -> None:
+    patched = records(
+        "crm",
+        NAMES,
+        row("crm", ANN, {"name": "Ann", "city": "Ghent"}, batch="b1"),
+        row("crm", ANN, {"name": "Anna"}, batch="b3"),
+        upserts=True,
+    )
+    between = records("shop", NAMES, row("shop", ANN, {"name": "A.", "city": "Delft"}, batch="b2"))
+    later = records("shop", NAMES, row("shop", ANN, {"name": "A.", "city": "Delft"}, batch="b4"))
+
+    assert one(patched, between, fields=["name", "city"]) == {"name": "Anna", "city": "Ghent"}
+    assert one(patched, later, fields=["name", "city"]) == {"name": "A.", "city": "Delft"}
+
+
+def test_s9_identities_of_all_records_that_patch_count_each_with_the_newest_state() -> None:
+    profile = one(
+        records(
+            "crm",
+            {},
+            row("crm", who("A:1", "old"), links=[who("B:2", "old"), "C:3"], batch="b1"),
+            row("crm", who("A:1", "new"), links=["B:2"], batch="b3"),
+            upserts=True,
+        ),
+        records("shop", {}, row("shop", who("A:1", "between"), links=[who("B:2", "between")], batch="b2")),
+    )
+
+    assert profile["identityMap"] == {
+        "A": [{"id": "1", "authenticatedState": "new", "primary": True}],
+        "B": [{"id": "2", "authenticatedState": "old"}],
+        "C": [{"id": "3"}],
+    }
 
 
 def test_s10_the_fragment_of_the_later_place_is_the_stronger() -> None:

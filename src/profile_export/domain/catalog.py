@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.learning import MAX_DEPTH, ValueRefusedError, check_name
 from profile_export.domain.schema import (
     EMPTY,
@@ -161,6 +161,11 @@ class Dataset:
         """Whether exports read it (S11)."""
         return is_source(self.kind, self.tags)
 
+    @property
+    def upserts(self) -> bool:
+        """Whether a record patches the older ones of its identity instead of replacing them (S9); events never do."""
+        return self.kind is DatasetKind.RECORD and "isUpsert:true" in self.tags.get(PROFILE_TAG, ())
+
 
 def is_source(kind: DatasetKind, tags: Mapping[str, tuple[str, ...]]) -> bool:
     """Say whether exports read a dataset of that kind and those tags (S11)."""
@@ -259,13 +264,3 @@ def _check_field_path(path: FieldPath, field: str) -> None:
             check_name(name, {}, path[:depth])
     except ValueRefusedError as refused:
         raise InvalidArgumentError.of_field(field, refused.reason) from None
-
-
-def check_tags(tags: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse a tag whose meaning is not built yet.
-
-    Raises:
-        UnimplementedError: `unifiedProfile` holds `isUpsert:true`.
-    """
-    if "isUpsert:true" in tags.get(PROFILE_TAG, ()):
-        raise UnimplementedError.of_field(f"tags.{PROFILE_TAG}: isUpsert:true")

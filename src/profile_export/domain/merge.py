@@ -18,7 +18,7 @@ from typing import Any
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.identity import MAX_IDENTITIES, Identity
 from profile_export.domain.plan import EventSelection, ExportCounts, ExportPlan
-from profile_export.domain.resolution import Person, Row, SourceRow, newest, people, placed
+from profile_export.domain.resolution import Person, Row, SourceRow, newest, patched, people, placed
 from profile_export.domain.schema import (
     DOUBLE,
     EVENT_ID,
@@ -54,7 +54,7 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
     """
     by_kind = placed(plan, rows)
     records, events = by_kind[DatasetKind.RECORD], by_kind[DatasetKind.EVENT]
-    current = newest(records, lambda record: (record.dataset_id, record.primary))
+    current = _fragments(plan, records)
     happened = newest(events, lambda event: (event.dataset_id, event.primary, event.value[EVENT_ID]))
     counts = Counter(fragments_read=len(current), events_read=len(happened))
     namespaces: Counter[str] = Counter()
@@ -71,6 +71,18 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
         namespaces.update({identity.namespace for identity in person.states})
     counts["profiles_exported"] = len(profiles)
     return MergeResult(tuple(profiles), ExportCounts(**counts, by_namespace=dict(sorted(namespaces.items()))))
+
+
+def _fragments(plan: ExportPlan, records: Iterable[Row]) -> list[Row]:
+    """Make the records of each identity in a dataset one: the newest of them, or what they patch together (S9)."""
+    upserting = {source.dataset_id for source in plan.sources if source.upserts}
+    apart: dict[bool, list[Row]] = {True: [], False: []}
+    for record in records:
+        apart[record.dataset_id in upserting].append(record)
+    return [
+        *newest(apart[False], lambda record: (record.dataset_id, record.primary)),
+        *patched(apart[True], lambda values: _merged_record(plan, values)),
+    ]
 
 
 def _left_out(plan: ExportPlan, person: Person) -> Mapping[str, int]:
@@ -95,14 +107,18 @@ def _left_out(plan: ExportPlan, person: Person) -> Mapping[str, int]:
 def _profile(plan: ExportPlan, person: Person) -> Profile:
     """Write one profile: merge first and select last, so that `fields` never changes which value wins (S23)."""
     values = [record.value for record in person.records]
-    merged = _merged(values, plan.record_fields) or {}
-    merged[SEGMENT_MEMBERSHIP] = _merged_segments(plan, plan.record_fields, values)
-    profile: Profile = _whole(merged, plan.fields) or {}
+    profile: Profile = _whole(_merged_record(plan, values), plan.fields) or {}
     if plan.identity_members:
         profile[IDENTITY_MAP] = _identity_map(person.states, person.primaries, plan.identity_members)
     if plan.events is not None and (attached := _time_series(plan, plan.events, person.events)):
         profile[TIME_SERIES_EVENTS] = attached
     return profile
+
+
+def _merged_record(plan: ExportPlan, values: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Merge the values of records or fragments, the strongest first (S12 to S15)."""
+    merged = _merged(values, plan.record_fields) or {}
+    return {**merged, SEGMENT_MEMBERSHIP: _merged_segments(plan, plan.record_fields, values)}
 
 
 def _merged(values: Sequence[Any], kind: FieldType) -> Any:

@@ -37,11 +37,15 @@ class SourcePart:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A dataset of the snapshot, with exactly the files that count. `kind` is RECORD or EVENT."""
+    """A dataset of the snapshot, with exactly the files that count. `kind` is RECORD or EVENT.
+
+    `upserts` says whether a record patches the older ones of its identity instead of replacing them (S9).
+    """
 
     dataset_id: str
     kind: DatasetKind
     parts: tuple[SourcePart, ...]
+    upserts: bool = False
 
     @property
     def rows(self) -> int:
@@ -137,7 +141,7 @@ class WrittenFile:
 class ExportCounts:
     """What was read, kept and left out; sums over ranges. Each left-out profile is in exactly one figure (S22).
 
-    `fragments_read` are record rows that count after replacement (S9), `profiles_read` all profiles found,
+    `fragments_read` are those of record datasets (S9), `profiles_read` all profiles found,
     `profiles_merged` the exported ones that were put together from two or more fragments.
     `identities_left_out` and `fragments_left_out` went with profiles of too many identities (S7).
     """

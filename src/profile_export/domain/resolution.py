@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -94,6 +94,28 @@ def _in_place(row: SourceRow, batch: PinnedBatch, namespaces: Mapping[str, str])
 def newest(rows: Iterable[Row], same: Callable[[Row], Hashable]) -> list[Row]:
     """Keep of rows that are the same thing the one of the latest place: S9 for records, S16 for events."""
     return list({same(row): row for row in sorted(rows, key=lambda row: row.place)}.values())
+
+
+def patched(
+    records: Iterable[Row], merged: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
+) -> list[Row]:
+    """Make one fragment of all records of an identity in a dataset, in the place of the newest (S9).
+
+    Args:
+        records: The records of datasets that upsert.
+        merged: Merges values, the newest first.
+    """
+    fragments: dict[Hashable, list[Row]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.place, reverse=True):
+        fragments[record.dataset_id, record.primary].append(record)
+    return [
+        replace(
+            found[0],
+            states=_states((identity for record in found for identity in record.states), found),
+            value=merged([record.value for record in found]),
+        )
+        for found in fragments.values()
+    ]
 
 
 def _strength(record: Row) -> Place:

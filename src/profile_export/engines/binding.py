@@ -12,7 +12,7 @@ from pathlib import Path
 
 from profile_export.domain import columns
 from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.plan import ExportPlan, KeyRange, SourcePart
+from profile_export.domain.plan import ExportPlan, KeyRange, Source, SourcePart
 from profile_export.domain.schema import (
     EVENT_ID,
     EVENT_TIME,
@@ -116,7 +116,7 @@ class Binding:
             source: rank for rank, source in enumerate(sorted(source.dataset_id for source in plan.sources))
         }
         self._parts = [
-            (source.kind, ranks[source.dataset_id], part)
+            (source, ranks[source.dataset_id], part)
             for source in plan.sources
             for part in source.parts
             if any(file.rows for file in part.files)
@@ -125,16 +125,18 @@ class Binding:
     def rows(self, kind: DatasetKind) -> str:
         """Select all rows of a kind, without `profile_*`."""
         return " UNION ALL ".join(
-            self._part(kind, rank, part) for part_kind, rank, part in self._parts if part_kind is kind
+            self._part(source, rank, part) for source, rank, part in self._parts if source.kind is kind
         )
 
-    def _part(self, kind: DatasetKind, rank: int, part: SourcePart) -> str:
+    def _part(self, source: Source, rank: int, part: SourcePart) -> str:
         selected = [f"{name(column)} AS {name(alias)}" for alias, column in _SYSTEM.items()]
         selected.append(f"{rank}::INTEGER AS dataset")
         selected.append(f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links")
         leaves = self._shape.record_leaves
-        if kind is DatasetKind.EVENT:
+        if source.kind is DatasetKind.EVENT:
             leaves = (*_EVENT_LEAVES, *self._shape.event_leaves)
+        elif self._shape.upserts:
+            selected.append(f"{source.upserts} AS upserts")
         paths = [self._root / file.path for file in part.files if file.rows]
         selected += [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
         return f"SELECT {', '.join(selected)} FROM {scan(paths)} AS file"

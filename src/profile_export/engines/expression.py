@@ -18,7 +18,7 @@ from profile_export.engines.inputs import KEY, NAMESPACES, PROFILE, events_table
 from profile_export.engines.leaves import Leaf, ibis_type
 from profile_export.engines.maps import MERGED, held_by_several, merged_maps, merged_segments, registered
 from profile_export.engines.nested import rebuilt, trimmed
-from profile_export.engines.rows import SAME_EVENT, SAME_RECORD, Rows
+from profile_export.engines.rows import SAME_EVENT, SAME_RECORD, Rows, wide
 from profile_export.engines.shape import Shape
 from profile_export.engines.timeline import attached_events, series_type
 
@@ -43,7 +43,7 @@ def export_expression(shape: Shape) -> ir.Table:
     `fragments`, `events`, `attached` events and `identities` it has, its `namespace` (the only one) or `namespaces`
     (the other is null), and whether it has `too_many` identities or is `events_only` (S22).
     """
-    records = Rows(records_table(shape.record_leaves), SAME_RECORD) if shape.has_records else None
+    records = _records(shape) if shape.has_records else None
     events = Rows(events_table(shape.event_leaves), SAME_EVENT) if shape.has_events else None
     parts = []
     if records is not None:
@@ -62,13 +62,17 @@ def export_expression(shape: Shape) -> ir.Table:
     return _output(shape, profiles)
 
 
+def _records(shape: Shape) -> Rows:
+    return Rows(records_table(shape.record_leaves, upserts=shape.upserts), SAME_RECORD, upserts=shape.upserts)
+
+
 def _merged_records(shape: Shape, records: Rows) -> ir.Table:
     """Merge fragments leaf by leaf: each from the latest place that has it (S10, S12)."""
     leaves = [leaf.column for leaf in shape.record_leaves]
     rows = records.current([*PROFILE, *_PRIMARY, *leaves])
     state = rows.authenticated_state
     return rows.group_by(list(PROFILE)).agg(
-        fragments=rows.count(),
+        fragments=rows.count(where=rows.newest if shape.upserts else None),
         namespace=rows.namespace.arbitrary(),
         identity=rows.identity.arbitrary(),
         state=state.argmax(rows.place, where=state.notnull()),
@@ -136,6 +140,8 @@ def _identities(shape: Shape, records: Rows | None, events: Rows | None) -> ir.T
         named = rows.every([*PROFILE, *KEY, *_PRIMARY])
         if shape.graph is IdentityGraph.NONE:
             having, named = having.filter(having.current), named.filter(named.current)
+        if shape.upserts and not of_record:
+            having, named = (found.mutate(place=wide(found.place)) for found in (having, named))
         linked.append(having.select(*PROFILE))
         links.append(link_entries(having, PROFILE, of_record=of_record))
         primaries.append((named, of_record))

@@ -2,7 +2,7 @@
 
 - `records`, `events`: the rows of the sources that belong to the range, in normal form (S13: no entry of a map is null,
   no object or map is without a value), leaves cast to the union schema. `profile_*` is the key of the row's profile,
-  `key_*` of its primary identity.
+  `key_*` of its primary identity. Where any source upserts, `upserts` says of each record whether its own does (S9).
 - `batches`: see `bound_batches`.
 - `namespaces`, `segment_namespaces`: spellings that were sent and differ from the registered one (S2).
 
@@ -56,9 +56,10 @@ def _leaf_types(leaves: Iterable[Leaf]) -> dict[str, dt.DataType]:
     return {leaf.column: ibis_type(leaf.type) for leaf in leaves}
 
 
-def records_table(leaves: Iterable[Leaf]) -> ir.Table:
-    """Return the unbound table of record rows."""
-    return ibis.table({**_COMMON, **_leaf_types(leaves)}, name=RECORDS)
+def records_table(leaves: Iterable[Leaf], *, upserts: bool) -> ir.Table:
+    """Return the unbound table of record rows; `upserts` where any source does."""
+    flags = {"upserts": dt.Boolean(nullable=False)} if upserts else {}
+    return ibis.table({**_COMMON, **flags, **_leaf_types(leaves)}, name=RECORDS)
 
 
 def events_table(leaves: Iterable[Leaf]) -> ir.Table:

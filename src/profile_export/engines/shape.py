@@ -26,7 +26,8 @@ class Shape:
     """The form of an export, without its data: see `ExportPlan` for the members it shares with it.
 
     `linked` says whether any row has more identities than its primary one, `respelled` and `segments_respelled`
-    whether any namespace was sent in another than its registered spelling (S2). Object types hold no empty objects.
+    whether any namespace was sent in another than its registered spelling (S2), `upserts` whether any source of records
+    does (S9). Object types hold no empty objects.
     """
 
     graph: IdentityGraph
@@ -41,6 +42,7 @@ class Shape:
     linked: bool
     respelled: bool
     segments_respelled: bool
+    upserts: bool
 
     @property
     def kinds(self) -> tuple[DatasetKind, ...]:
@@ -63,7 +65,7 @@ class Shape:
         """Text that is equal for equal shapes only."""
         events = self.events and [to_json(self.events.fields), self.events.identity_members]
         types = [to_json(kind) for kind in (self.record_fields, self.event_fields, self.fields)]
-        flags = [self.empty_profiles, self.has_records, self.has_events, self.linked]
+        flags = [self.empty_profiles, self.has_records, self.has_events, self.linked, self.upserts]
         return json.dumps(
             [self.graph, types, self.identity_members, events, flags, self.respelled, self.segments_respelled]
         )
@@ -86,6 +88,7 @@ def shape_of(plan: ExportPlan, *, linked: bool) -> Shape:
         linked=linked,
         respelled=bool(plan.namespaces),
         segments_respelled=bool(plan.segment_namespaces),
+        upserts=any(source.upserts for source in plan.sources if source.rows),
     )
 
 

@@ -73,6 +73,7 @@ class Snapshots:
                         SourcePart(fields_of[key], tuple(pinned_files))
                         for key, pinned_files in by_fields.items()
                     ),
+                    datasets[dataset_id].upserts,
                 )
                 for dataset_id, by_fields in parts.items()
             ),
