@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.batches import measure_batches
 from benchmarks.data import FOLDER
 from benchmarks.exports import EXPORTS, Setting, measure
 from benchmarks.report import Line, machine, megabytes, seconds, show
@@ -18,7 +19,7 @@ from benchmarks.server import ServerDiedError, running
 from benchmarks.tiny import measure_lines, measure_tiny
 from profile_export.client import ClientError
 
-_NAMES = (*(export.name for export in EXPORTS), "tiny", "lines")
+_NAMES = (*(export.name for export in EXPORTS), "tiny", "batches", "lines")
 _MEMORY_LIMIT_MB = 4096
 
 
@@ -59,6 +60,9 @@ async def _measure(names: Sequence[str], setting: Setting, *, short: bool) -> li
         if "tiny" in names:
             jobs, batches = (5, 50) if short else (20, 1000)
             lines += await measure_tiny(server, setting.folder, jobs=jobs, batches=batches)
+        if "batches" in names:
+            batches, rows = (60, 600) if short else (1000, 200_000)
+            lines += await measure_batches(server, setting.folder, batches=batches, rows=rows)
         if "lines" in names:
             lines += await measure_lines(server, setting.folder, 4_000 if short else 50_000)
         lines += await measure(server, names, setting)

@@ -25,6 +25,7 @@ class Server:
     address: str
     process: asyncio.subprocess.Process
     log: Path
+    data_dir: Path
 
     def check(self) -> None:
         """Raise ServerDiedError if it is gone."""
@@ -80,7 +81,7 @@ async def running(folder: Path, threads: int, memory_limit_mb: int) -> AsyncIter
         line = (await process.stdout.readline()).decode().strip()
         if not line.startswith(_READY):
             raise ServerDiedError(f"did not start:\n{_last_words(log)}")
-        yield Server(line.removeprefix(_READY), process, log)
+        yield Server(line.removeprefix(_READY), process, log, folder / "data")
     finally:
         if process.returncode is None:
             process.terminate()

@@ -27,14 +27,16 @@ async def measure_tiny(server: Server, folder: Path, *, jobs: int, batches: int)
     path = folder / "tiny.jsonl"
     async with Client(server.address, sandbox="bench-tiny") as client:
         await ours.upload_lines(
-            client, await ours.crm_dataset(client), _write(path, _people(range(PROFILES)))
+            client, await ours.crm_dataset(client), write_lines(path, people(range(PROFILES)))
         )
         destination = await ours.destination(client)
         written = [(await ours.run_job(client, destination)).seconds for _ in range(max(batches, 2 * jobs))]
     async with Client(server.address, sandbox="bench-batches") as client:
         dataset, per_batch = await ours.crm_dataset(client), PROFILES // batches
         for first in range(0, PROFILES, per_batch):
-            await ours.upload_lines(client, dataset, _write(path, _people(range(first, first + per_batch))))
+            await ours.upload_lines(
+                client, dataset, write_lines(path, people(range(first, first + per_batch)))
+            )
         destination = await ours.destination(client)
         read = [(await ours.run_job(client, destination)).seconds for _ in range(max(3, jobs // 4))]
     what = f"after {len(written) - jobs:,} batches in its destination"
@@ -53,13 +55,14 @@ async def measure_lines(server: Server, folder: Path, rows: int) -> list[Line]:
     """Measure the upload of JSON lines: records of 31 fields."""
     source = plain_sample(rows).sources[0].uploads[0]
     records = pq.read_table(source.path).to_pylist(maps_as_pydicts="strict")
-    path = _write(folder / "records.jsonl", records)
+    path = write_lines(folder / "records.jsonl", records)
     async with Client(server.address, sandbox="bench-lines") as client:
         took = await ours.upload_lines(client, await ours.crm_dataset(client), path)
     return [Line("upload of JSON lines, 31 fields", f"{len(records) / took:,.0f} rows/s", hold="report")]
 
 
-def _people(numbers: Iterable[int]) -> list[dict[str, Any]]:
+def people(numbers: Iterable[int]) -> list[dict[str, Any]]:
+    """Return the records of some made-up people."""
     return [
         {
             "crmId": f"C-{number}",
@@ -71,7 +74,8 @@ def _people(numbers: Iterable[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _write(path: Path, records: Iterable[Any]) -> Path:
+def write_lines(path: Path, records: Iterable[Any]) -> Path:
+    """Write records as JSON lines."""
     with path.open("w") as lines:
         lines.writelines(json.dumps(record, default=_plain) + "\n" for record in records)
     return path

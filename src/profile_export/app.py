@@ -19,17 +19,22 @@ from profile_export.api.server import BindError, GrpcServer, contract, create_se
 from profile_export.api.watch import Watches
 from profile_export.config import ServeSettings, SettingsError, load
 from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
-from profile_export.ingest.pool import IngestPool
 from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
+from profile_export.lake.children import Children
 from profile_export.lake.local import LocalLake
+from profile_export.runner.compactor import Compactor
 from profile_export.runner.ports import Engine
+from profile_export.runner.sweep import Sweeper
 from profile_export.runner.worker import Worker
 from profile_export.store.attempts import Attempts
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
+from profile_export.store.compactions import Compactions
 from profile_export.store.database import Database, DataDirectoryInUseError
+from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
 from profile_export.store.loading import LoadingBatches
@@ -37,6 +42,9 @@ from profile_export.store.policies import Policies
 from profile_export.store.schemas import Schemas
 from profile_export.store.snapshots import Snapshots
 from profile_export.store.uploads import Uploads
+
+_STAND_BACK = 10
+"""The niceness of what can wait: an upload or an export gets ten times its processor time."""
 
 
 class StartError(Exception):
@@ -84,17 +92,18 @@ class Application:
         self._database = Database(settings.data_dir)
         self._lake = LocalLake(settings.data_dir)
         self._duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads)
-        self._pool = IngestPool()
+        self._ingesting = Children(warm_for=ingest)
+        self._compacting = Children(niceness=_STAND_BACK)
         wakeups = Wakeups()
-        self._batches = Batches(self._database)
+        self._batches = Batches(self._database, wakeups)
         self._attempts = Attempts(self._database, wakeups)
         catalog, policies = Catalog(self._database), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database)
-        opened = LoadingBatches(self._database)
+        opened = LoadingBatches(self._database, wakeups)
         jobs = Jobs(self._database, wakeups)
         self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
-        rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._pool)
+        rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
         loading = Loading(rooms, limits, _new_id)
         sessions = UploadSessions(uploads, loading, _new_id)
         self._services = contract(
@@ -113,6 +122,11 @@ class Application:
             engine or self._duckdb,
             self._lake,
         )
+        self._compactions, self._drops = Compactions(self._database), Drops(self._database)
+        grace = timedelta(seconds=settings.download_grace_seconds)
+        self._compactor = Compactor(self._compactions, wakeups, self._lake, self._compacting, _new_id)
+        self._sweeper = Sweeper(self._drops, self._lake, grace)
+        self._background: list[asyncio.Task[None]] = []
         self._worker_task: asyncio.Task[None] | None = None
         self._server: GrpcServer | None = None
 
@@ -145,10 +159,10 @@ class Application:
             raise StartError(str(error)) from error
         await asyncio.to_thread(self._lake.open)
         await self._attempts.release_all()
-        folders, uploads = await self._batches.kept_folders(), await self._batches.kept_uploads()
-        await asyncio.to_thread(self._lake.sweep, frozenset(folders), frozenset(uploads))
+        await self._sweep_what_was_left()
         await self._duckdb.start()
         self._worker_task = asyncio.create_task(self._worker.run())
+        self._background = [asyncio.create_task(work.run()) for work in (self._compactor, self._sweeper)]
         await self._server.start()
 
     async def stop(self) -> None:
@@ -163,9 +177,22 @@ class Application:
         # What ended a worker that nobody told to stop ends the server too, loudly: a supervisor starts it anew.
         self.worker.result()
 
+    async def _sweep_what_was_left(self) -> None:
+        kept = {
+            *await self._batches.kept_folders(),
+            *await self._compactions.folders(),
+            *await self._drops.folders(),
+        }
+        uploads = frozenset(await self._batches.kept_uploads())
+        await asyncio.to_thread(self._lake.sweep, kept, uploads)
+
     async def _close(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self._duckdb.close()
-        await asyncio.to_thread(self._pool.close)
+        await asyncio.to_thread(self._ingesting.close)
+        await asyncio.to_thread(self._compacting.kill)
         await self._database.close()
 
     async def _stop_worker(self) -> None:

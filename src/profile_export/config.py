@@ -23,6 +23,7 @@ _YES = {
     "off": False,
 }
 _BYTES = "give whole bytes, 1 or more"
+_SECONDS = "give whole seconds, 0 or more"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -35,7 +36,8 @@ class ServeSettings:
     """How one server runs.
 
     `memory_limit_mb` and `threads` bound the engine, None leaves them to it; `drain_seconds` is how long calls may
-    take to finish after the server was told to stop. A record or event with more than `max_record_bytes` or
+    take to finish after the server was told to stop; `download_grace_seconds` how long files that nothing needs any
+    more stay for those who may still be reading them. A record or event with more than `max_record_bytes` or
     `max_event_bytes` is rejected.
     """
 
@@ -48,6 +50,7 @@ class ServeSettings:
     drain_seconds: int
     max_record_bytes: int
     max_event_bytes: int
+    download_grace_seconds: int
 
 
 def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -> ServeSettings:
@@ -75,7 +78,8 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
         ),
         threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
         log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
-        drain_seconds=source.read("drain_seconds", _whole(0), 10, "give whole seconds, 0 or more"),
+        drain_seconds=source.read("drain_seconds", _whole(0), 10, _SECONDS),
+        download_grace_seconds=source.read("download_grace_seconds", _whole(0), 3600, _SECONDS),
         # Adobe's guardrails.
         max_record_bytes=source.read("max_record_bytes", _whole(1), 100_000, _BYTES),
         max_event_bytes=source.read("max_event_bytes", _whole(1), 10_000, _BYTES),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from profile_export.domain.catalog import DatasetKind, IdentityField, RowError
+from profile_export.domain.batch import RowError
+from profile_export.domain.catalog import DatasetKind, IdentityField
 from profile_export.domain.schema import (
     BOOLEAN,
     DATE,

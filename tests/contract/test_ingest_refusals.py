@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from profile_export.domain.catalog import DatasetKind, RejectedRow, RowError
+from profile_export.domain.batch import RejectedRow, RowError
+from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.schema import TEXT, ArrayType, DecimalType, ObjectType
 from profile_export.ingest import rejected, sent_rows
 from profile_export.ingest.ingestion import ingest

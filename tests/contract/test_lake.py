@@ -69,6 +69,15 @@ def test_the_sweep_removes_what_belongs_to_nothing(lake: LocalLake) -> None:
     assert (lake.received("kept"), lake.received("left")) == (6, 0)
 
 
+def test_the_sweep_keeps_all_of_a_dataset_that_is_kept_as_a_whole(lake: LocalLake) -> None:
+    kept = put(lake, "d/b/1/0-0.parquet")
+    put(lake, "e/b/1/0-0.parquet")
+
+    lake.sweep({"d"}, set())
+
+    assert found(lake) == {"d", "d/b", "d/b/1", kept, "e"}
+
+
 def test_the_names_of_a_folder_can_be_made_to_last(lake: LocalLake) -> None:
     path = put(lake, "d/b/1/0-0.parquet")
 

@@ -52,8 +52,8 @@ class Store:
         self.database = Database(data_dir)
         wakeups = Wakeups()
         self.catalog = Catalog(self.database)
-        self.uploads, self.batches = Uploads(self.database), Batches(self.database)
-        self.loading = LoadingBatches(self.database)
+        self.uploads, self.batches = Uploads(self.database), Batches(self.database, wakeups)
+        self.loading = LoadingBatches(self.database, wakeups)
         self.jobs, self.attempts = Jobs(self.database, wakeups), Attempts(self.database, wakeups)
         self.snapshots = Snapshots(self.database)
 
@@ -236,8 +236,8 @@ async def test_s13_an_upload_that_lacked_a_type_is_told_when_the_dataset_came_to
     await store.open(dataset, "late")
     await store.upload(dataset, "first", facts(ObjectType({"id": TEXT, "tags": ArrayType(TEXT)})))
 
+    late = facts(ObjectType({"id": TEXT}), untyped=(("tags",),))
     with pytest.raises(FieldsGrewError):
-        late = facts(ObjectType({"id": TEXT}), untyped=(("tags",),))
         await store.loading.commit_batch(TENANT, "late", {"1": late})
 
     assert (await store.batches.get_batch(TENANT, "late")).state is BatchState.LOADING

@@ -85,6 +85,16 @@ async def test_a_document_becomes_a_schema_with_fields_as_in_data(caller: Caller
     assert found == schema
 
 
+async def test_a_document_may_name_a_built_in_class_that_nobody_registered(caller: Caller) -> None:
+    document = {**crm(), "allOf": [{"$ref": SCHEMAS["record"]}, {"$ref": PERSON["$id"]}]}
+    del document["meta:class"]
+
+    schema = (await caller.schema(document, PERSON)).schema
+
+    assert schema.class_id == SCHEMAS["record"]
+    assert {"identityMap", "firstName", "visits"} <= types_of(schema.fields).keys()
+
+
 async def test_the_same_document_again_is_a_replay_and_a_wider_one_the_next_version(caller: Caller) -> None:
     first = await caller.schema(crm(), PERSON)
 

@@ -37,6 +37,7 @@ BAD = [
     ("drain_seconds", "-1"),
     ("max_record_bytes", "0"),
     ("max_event_bytes", "many"),
+    ("download_grace_seconds", "1h"),
 ]
 
 
@@ -65,6 +66,7 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         drain_seconds=10,
         max_record_bytes=100_000,
         max_event_bytes=10_000,
+        download_grace_seconds=3_600,
     )
 
 
@@ -81,6 +83,7 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_DRAIN_SECONDS": "0",
             "PROFILE_EXPORT_MAX_RECORD_BYTES": "5000",
             "PROFILE_EXPORT_MAX_EVENT_BYTES": "500",
+            "PROFILE_EXPORT_DOWNLOAD_GRACE_SECONDS": "60",
         },
     )
 
@@ -94,6 +97,7 @@ def test_every_option_has_its_variable() -> None:
         drain_seconds=0,
         max_record_bytes=5_000,
         max_event_bytes=500,
+        download_grace_seconds=60,
     )
 
 

@@ -39,6 +39,12 @@ def serve(
         Text,
         typer.Option(metavar="SECONDS", help="How long calls may take to finish when it stops. Default: 10."),
     ] = None,
+    download_grace_seconds: Annotated[
+        Text,
+        typer.Option(
+            metavar="SECONDS", help="How long files that were dropped stay for downloads. Default: 3600."
+        ),
+    ] = None,
     max_record_bytes: Annotated[
         Text,
         typer.Option(metavar="BYTES", help="The largest record; larger ones are rejected. Default: 100000."),
@@ -66,6 +72,7 @@ def serve(
         "drain_seconds": drain_seconds,
         "max_record_bytes": max_record_bytes,
         "max_event_bytes": max_event_bytes,
+        "download_grace_seconds": download_grace_seconds,
     }
     try:
         app.serve(options)

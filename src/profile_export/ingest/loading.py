@@ -14,10 +14,11 @@ from profile_export.domain.errors import FieldViolation, InvalidArgumentError, U
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
-from profile_export.ingest.pool import IngestDiedError, IngestPool
+from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
 from profile_export.ingest.task import IngestResult, IngestTask, NamespacesSent
+from profile_export.lake.children import ChildDiedError, Children
 from profile_export.lake.local import LocalLake
 from profile_export.store.catalog import Catalog
 from profile_export.store.facts import NamespaceUse, UploadFacts
@@ -50,7 +51,7 @@ class LoadingRooms:
     uploads: Uploads
     batches: LoadingBatches
     lake: LocalLake
-    pool: IngestPool
+    children: Children
 
 
 class Loading:
@@ -59,7 +60,7 @@ class Loading:
     def __init__(self, rooms: LoadingRooms, limits: RowLimits, new_id: Callable[[], str]) -> None:
         self._catalog, self._schemas = rooms.catalog, rooms.schemas
         self._uploads, self._batches = rooms.uploads, rooms.batches
-        self._lake, self._pool = rooms.lake, rooms.pool
+        self._lake, self._children = rooms.lake, rooms.children
         self._limits = limits
         self._new_id = new_id
 
@@ -235,8 +236,8 @@ class Loading:
             rules=schema.rules,
         )
         try:
-            result = await self._pool.ingest(task)
-        except IngestDiedError:
+            result = await self._children.run(ingest, task)
+        except ChildDiedError:
             raise UnavailableError(
                 "INGEST_DIED",
                 "The process that read the upload died; what has arrived is kept: send 'finish' again.",

@@ -45,7 +45,8 @@ from profile_export.ingest.refusals import FileRefusedError, Refusals, RowsRefus
 from profile_export.ingest.rows import SystemColumns, missing_in_event, numbered
 from profile_export.ingest.sent_rows import too_large
 from profile_export.ingest.task import IngestResult, IngestTask
-from profile_export.ingest.writer import ROWS_PER_GROUP, BatchWriter
+from profile_export.ingest.writer import BatchWriter
+from profile_export.lake.data_file import ROWS_PER_GROUP
 
 _BYTES_AT_ONCE = 128 * 1024 * 1024
 
@@ -90,7 +91,9 @@ def _batches(task: IngestTask) -> Iterator[pa.RecordBatch]:
                     return
                 batch.validate(full=True)  # the reader takes bytes for text that are not UTF-8
             if batch.num_rows:
-                yield pa.RecordBatch.from_arrays([_taken(column) for column in batch.columns], batch.schema.names)
+                yield pa.RecordBatch.from_arrays(
+                    [_taken(column) for column in batch.columns], batch.schema.names
+                )
 
 
 def _rows_at_once(metadata: pq.FileMetaData) -> int:
@@ -101,7 +104,9 @@ def _rows_at_once(metadata: pq.FileMetaData) -> int:
 
 def _taken(column: pa.Array) -> pa.Array:
     """Return a column with text that can be taken out of it by row: Arrow cannot do so with views."""
-    viewless = with_singles(column.type, lambda single: pa.string() if pa.types.is_string_view(single) else single)
+    viewless = with_singles(
+        column.type, lambda single: pa.string() if pa.types.is_string_view(single) else single
+    )
     return column.cast(viewless) if "string_view" in str(column.type) else column
 
 

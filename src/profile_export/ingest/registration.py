@@ -7,11 +7,25 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from profile_export.domain.catalog import DatasetKind, IdentityField, Schema, Tenant, check_identity_fields
+from profile_export.domain.catalog import (
+    BUILT_IN_SCHEMAS,
+    DatasetKind,
+    IdentityField,
+    Schema,
+    Tenant,
+    check_identity_fields,
+)
 from profile_export.domain.schema import TypeConflictError
 from profile_export.domain.xdm import XdmSchema
 from profile_export.ingest.documents import parse_document, read_documents
 from profile_export.store.schemas import Schemas
+
+# What other documents name is there from the start; what the classes hold themselves comes with the next version.
+_BUILT_IN = {
+    schema.id: {"$id": schema.id, "title": schema.title, "type": "object"}
+    for schema in BUILT_IN_SCHEMAS.values()
+    if schema.id == schema.class_id
+}
 
 
 class Registration:
@@ -58,8 +72,8 @@ class Registration:
     async def _named_by(
         self, tenant: Tenant, documents: Iterable[Mapping[str, Any]]
     ) -> Mapping[str, Mapping[str, Any]]:
-        """Return the registered documents that these name, directly or through one another."""
-        known: dict[str, Mapping[str, Any]] = {}
+        """Return the known documents that these name, directly or through one another."""
+        known: dict[str, Mapping[str, Any]] = dict(_BUILT_IN)
         asked: set[str] = set()
         while wanted := {one for document in documents for one in _named_ids(document)} - asked:
             asked |= wanted

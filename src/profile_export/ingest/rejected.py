@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from profile_export.domain.batch import RejectedRow
-from profile_export.ingest.writer import sync
+from profile_export.lake.data_file import sync
 
 REJECTED_FILE = "rejected.parquet"
 MAX_TEXT_BYTES = 100_000

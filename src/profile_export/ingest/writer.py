@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from profile_export.domain import columns
 from profile_export.domain.plan import WrittenFile
 from profile_export.ingest.task import IngestTask
+from profile_export.lake.data_file import sync, write_data_file
 
 MAX_BYTES_HELD = 256 * 1024 * 1024
 """How much Arrow data may wait for its file: it is copied once to be sorted, so this bounds the memory."""
-ROWS_PER_GROUP = 65_536
-_SORTED_BY = [(name, "ascending") for name in (columns.KEY_HIGH, columns.KEY_LOW, columns.ROW)]
 
 
 class BatchWriter:
@@ -68,26 +63,5 @@ class BatchWriter:
         table = pa.concat_tables(self._held).combine_chunks()
         self._held.clear()
         self._rows_held = self._bytes_held = 0
-        table = table.sort_by(_SORTED_BY)
         path = self._path(len(self.files))
-        pq.write_table(
-            table,
-            path,
-            compression="zstd",
-            row_group_size=ROWS_PER_GROUP,
-            write_statistics=True,
-            store_schema=False,
-        )
-        sync(path)
-        with path.open("rb") as written:
-            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-        self.files.append(WrittenFile(path.name, table.num_rows, path.stat().st_size, sha256))
-
-
-def sync(path: Path) -> None:
-    """Make a file or a folder survive a crash of the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        self.files.append(write_data_file(path, table.schema, [table]))

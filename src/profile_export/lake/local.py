@@ -79,11 +79,14 @@ class LocalLake:
                 Path(place).rmdir()
 
     def sweep(self, folders: Collection[str], uploads: Collection[str]) -> None:
-        """Remove every batch folder and upload that is none of these: what a former process left behind."""
+        """Remove every folder of a batch and every upload that is none of these: what a former process left behind.
+
+        A name of one step keeps all folders of that dataset.
+        """
         for folder in self.root.glob("*/*"):
-            name = str(folder.relative_to(self.root))
-            if name not in folders:
-                self.remove(name)
+            name = folder.relative_to(self.root)
+            if str(name) not in folders and str(name.parent) not in folders:
+                self.remove(str(name))
         kept = {self.upload(name) for name in uploads}
         for upload in self._uploads.iterdir():
             if upload not in kept:

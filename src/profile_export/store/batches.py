@@ -23,6 +23,8 @@ from profile_export.domain.errors import NotFoundError
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
+from profile_export.store.drops import drop
+from profile_export.store.events import Wakeups
 from profile_export.store.tables import batches, datasets, files, uploads
 from profile_export.store.tenants import BatchPlace, id_of
 
@@ -32,8 +34,9 @@ _SHOWN = [column for column in uploads.c if column.name != "facts"]
 class Batches:
     """Batches and data files of all tenants."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
         self.database = database
+        self._wakeups = wakeups
 
     @whole
     async def get_batch(self, tenant: Tenant, batch_id: str) -> Batch:
@@ -136,7 +139,10 @@ class Batches:
             if batch.state is BatchState.REVERTED:
                 return batch
             check_revertible(batch)
-            return await end_batch(connection, row, BatchState.REVERTED, reason)
+            batch = await end_batch(connection, row, BatchState.REVERTED, reason)
+            await drop(connection, [row.folder])
+        self._wakeups.batches_changed()
+        return batch
 
     @whole
     async def kept_folders(self) -> Sequence[str]:

@@ -41,8 +41,10 @@ from profile_export.domain.schema import (
 )
 from profile_export.domain.unions import union_by_kind
 from profile_export.store.column_types import digest_of
+from profile_export.store.compactions import drop_compactions
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import check_union, dataset_from, dataset_of, source_datasets
+from profile_export.store.drops import drop
 from profile_export.store.schemas import newest_schema
 from profile_export.store.tables import datasets, jobs
 from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, register_namespaces
@@ -210,6 +212,8 @@ class Catalog:
             # Its request id is free again: it stands for a dataset that nobody can see.
             values = {"delete_time": await database_time(connection), "request_id": None}
             await connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(values))
+            await drop_compactions(connection, dataset_id)
+            await drop(connection, [dataset_id])
 
     @whole
     async def union_fields(self, tenant: Tenant) -> Mapping[DatasetKind, ObjectType]:

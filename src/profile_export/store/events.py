@@ -1,11 +1,11 @@
-"""Wake-ups: something about a job has changed. They carry no data; whoever wakes reads the store."""
+"""Wake-ups: something about a job or about batches has changed. They carry no data; whoever wakes reads the store."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 
 class Wakeups:
@@ -14,6 +14,7 @@ class Wakeups:
     def __init__(self) -> None:
         self._of_job: dict[int, set[asyncio.Event]] = defaultdict(set)
         self._of_any: set[asyncio.Event] = set()
+        self._of_batches: set[asyncio.Event] = set()
 
     @contextmanager
     def of_job(self, job_id: int) -> Iterator[asyncio.Event]:
@@ -27,17 +28,30 @@ class Wakeups:
             if not self._of_job[job_id]:
                 del self._of_job[job_id]
 
-    @contextmanager
-    def of_any_job(self) -> Iterator[asyncio.Event]:
+    def of_any_job(self) -> AbstractContextManager[asyncio.Event]:
         """Yield a flag that is set at each change of any job from now on; its reader clears it."""
-        flag = asyncio.Event()
-        self._of_any.add(flag)
-        try:
-            yield flag
-        finally:
-            self._of_any.discard(flag)
+        return _flag_among(self._of_any)
+
+    def of_batches(self) -> AbstractContextManager[asyncio.Event]:
+        """Yield a flag that is set from now on whenever batches come to count or cease to; its reader clears it."""
+        return _flag_among(self._of_batches)
 
     def job_changed(self, job_id: int) -> None:
         """Wake whoever waits for this job, after the transaction that changed it has committed."""
         for flag in (*self._of_job.get(job_id, ()), *self._of_any):
             flag.set()
+
+    def batches_changed(self) -> None:
+        """Wake whoever waits for batches, after the transaction that made some count, or cease to, has committed."""
+        for flag in self._of_batches:
+            flag.set()
+
+
+@contextmanager
+def _flag_among(flags: set[asyncio.Event]) -> Iterator[asyncio.Event]:
+    flag = asyncio.Event()
+    flags.add(flag)
+    try:
+        yield flag
+    finally:
+        flags.discard(flag)

@@ -34,6 +34,7 @@ from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, whole
 from profile_export.store.datasets import dataset_of, grow_fields
+from profile_export.store.events import Wakeups
 from profile_export.store.facts import UploadFacts
 from profile_export.store.tables import batches, field_sets, uploads
 from profile_export.store.tenants import (
@@ -74,8 +75,9 @@ class BatchChangedError(Exception):
 class LoadingBatches:
     """Batches of uploads of all tenants, until they count."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
         self.database = database
+        self._wakeups = wakeups
 
     @whole
     async def create_batch(
@@ -198,7 +200,10 @@ class LoadingBatches:
                 counted += files
                 query = upload_of(row, file_name).values(accepted(facts) | {"facts": None})
                 await connection.execute(query)
-            return await batch_from(connection, await succeed_batch(connection, row.key, place, counted))
+            row = await succeed_batch(connection, row.key, place, counted)
+            batch = await batch_from(connection, row)
+        self._wakeups.batches_changed()
+        return batch
 
     @whole
     async def abort_batch(

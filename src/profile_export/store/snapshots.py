@@ -11,9 +11,10 @@ from profile_export.domain.catalog import Tenant
 from profile_export.domain.plan import PinnedBatch, PinnedFile, Source, SourcePart
 from profile_export.domain.planning import Snapshot
 from profile_export.domain.unions import union_by_kind
+from profile_export.store.compactions import counting
 from profile_export.store.database import Database, whole
 from profile_export.store.datasets import source_datasets
-from profile_export.store.tables import batches, field_sets, files
+from profile_export.store.tables import batches, compactions, field_sets, files
 from profile_export.store.tenants import IDENTITY, SEGMENT, id_of, renamed_namespaces
 
 
@@ -25,7 +26,7 @@ class Snapshots:
 
     @whole
     async def take(self, tenant: Tenant) -> Snapshot:
-        """Pin every batch and file of the tenant's sources that counts now."""
+        """Pin every batch of the tenant's sources that counts now, and every file: compacted ones where they count."""
         tenant_id = id_of(tenant)
         counts = (batches.c.tenant_id == tenant_id) & (batches.c.state == BatchState.SUCCEEDED.value)
         async with self.database.read() as connection:
@@ -37,16 +38,22 @@ class Snapshots:
                     .order_by(batches.c.number)
                 )
             ).all()
-            rows = (
-                await connection.execute(
+            rows = [
+                *await connection.execute(
                     select(
                         batches.c.dataset_id, files.c.path, files.c.rows, files.c.bytes, files.c.field_set_id
                     )
                     .join(batches, files.c.batch_key == batches.c.key)
-                    .where(counts)
+                    .outerjoin(compactions, (compactions.c.key == batches.c.compaction_key) & counting())
+                    .where(counts, compactions.c.key.is_(None))
                     .order_by(files.c.key)
-                )
-            ).all()
+                ),
+                *await connection.execute(
+                    select(compactions)
+                    .where(compactions.c.dataset_id.in_(datasets), counting())
+                    .order_by(compactions.c.key)
+                ),
+            ]
             sets = await connection.execute(
                 select(field_sets).where(field_sets.c.id.in_({row.field_set_id for row in rows}))
             )

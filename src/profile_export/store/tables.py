@@ -118,9 +118,12 @@ batches = Table(
     Column("folder", Text, nullable=False),
     Column("request_id", Text),
     Column("request_digest", Text),
+    # The compacted file that holds a copy of its rows; null while there is none.
+    Column("compaction_key", BigInteger),
     UniqueConstraint("tenant_id", "id"),
     UniqueConstraint("tenant_id", "request_id"),
-    Index(None, "dataset_id", "state"),
+    Index(None, "dataset_id", "state", "compaction_key"),
+    Index(None, "compaction_key", "state"),
     Index(None, "tenant_id", "create_time", "key"),
 )
 
@@ -188,6 +191,30 @@ files = Table(
     Column("sha256", Text, nullable=False),
     Column("field_set_id", ForeignKey("field_sets.id")),
     UniqueConstraint("batch_key", "name"),
+)
+
+# A copy of the rows of several batches in one file. It counts while all of them have succeeded.
+compactions = Table(
+    "compactions",
+    metadata,
+    Column("key", _Serial, primary_key=True),
+    Column("dataset_id", ForeignKey("datasets.id"), nullable=False, index=True),
+    Column("field_set_id", ForeignKey("field_sets.id"), nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    sqlite_autoincrement=True,  # a key that a batch may still have is never given twice
+)
+
+# Folders that nothing needs any more, but for who may still be reading them.
+drops = Table(
+    "drops",
+    metadata,
+    Column("folder", Text, primary_key=True),
+    Column("drop_time", Instant, nullable=False),
+    # A snapshot of the mirror names its files.
+    Column("held_by_mirror", Boolean, nullable=False),
 )
 
 merge_policies = Table(

@@ -149,6 +149,12 @@ class Uploads:
 
 
 async def writable_dataset(connection: AsyncConnection, tenant_id: int, dataset_id: str) -> Dataset:
+    """Return a dataset that takes uploads.
+
+    Raises:
+        NotFoundError: There is no such dataset.
+        FailedPreconditionError: It is a union dataset.
+    """
     dataset = await dataset_of(connection, tenant_id, dataset_id)
     if dataset.kind is DatasetKind.UNION:
         raise FailedPreconditionError(
@@ -162,6 +168,7 @@ async def writable_dataset(connection: AsyncConnection, tenant_id: int, dataset_
 async def insert_batch(
     connection: AsyncConnection, tenant_id: int, dataset_id: str, batch_id: str, folder: str, **values: Any
 ) -> Row[Any]:
+    """Make a LOADING batch and return its row."""
     row = {
         "tenant_id": tenant_id,
         "id": batch_id,

@@ -1,0 +1,89 @@
+"""The compactor: merges small batches' files behind their rows, one merge at a time, behind everything else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from profile_export.domain.plan import WrittenFile
+from profile_export.lake.children import Children
+from profile_export.lake.compaction import CompactTask, compact
+from profile_export.runner.background import repeat
+from profile_export.runner.ports import Lake
+from profile_export.store.compactions import Compactions, Merge
+from profile_export.store.events import Wakeups
+
+_POLL_SECONDS = 60.0
+_REST_SECONDS = 600.0
+_FILE_NAME = "00000.parquet"
+_log = structlog.get_logger(__name__)
+
+
+class Compactor:
+    """Compacts all datasets that need it.
+
+    Args:
+        compactions: What is compacted, and what should be.
+        wakeups: Say when batches have come.
+        lake: Where files live.
+        children: Where files are merged.
+        new_id: Makes names of folders.
+    """
+
+    def __init__(
+        self,
+        compactions: Compactions,
+        wakeups: Wakeups,
+        lake: Lake,
+        children: Children,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._compactions = compactions
+        self._wakeups = wakeups
+        self._lake = lake
+        self._children = children
+        self._new_id = new_id
+        # Datasets of which a merge has failed, and until when they are left alone, so that others get their turn.
+        self._resting: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Compact until cancelled; what it was at then is begun anew by the next."""
+        with self._wakeups.of_batches() as changed:
+            await repeat(self.step, poll_seconds=_POLL_SECONDS, changed=changed)
+
+    async def step(self) -> bool:
+        """Make the next merge; False if there was none to make."""
+        await self._compactions.dissolve()
+        now = asyncio.get_running_loop().time()
+        merge = await self._compactions.next_merge(
+            [dataset_id for dataset_id, until in self._resting.items() if until > now]
+        )
+        if merge is None:
+            return False
+        try:
+            await self._carry_out(merge, f"{merge.dataset_id}/{self._new_id()}")
+        except Exception:
+            self._resting[merge.dataset_id] = now + _REST_SECONDS
+            raise
+        return True
+
+    async def _carry_out(self, merge: Merge, folder: str) -> None:
+        try:
+            file = await self._merged(merge, folder)
+        except Exception:
+            await asyncio.to_thread(self._lake.remove, folder)
+            raise
+        # A commit that is cancelled goes on to its end, so from here on only its answer says whose the folder is. What
+        # nobody came to name is for the sweep at the next start.
+        if await self._compactions.commit(merge, folder, file):
+            _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.segments), rows=file.rows)
+        else:
+            await asyncio.to_thread(self._lake.remove, folder)
+
+    async def _merged(self, merge: Merge, folder: str) -> WrittenFile:
+        sources = tuple(self._lake.root / path for segment in merge.segments for path in segment.paths)
+        file = await self._children.run(compact, CompactTask(sources, self._lake.folder(folder) / _FILE_NAME))
+        await asyncio.to_thread(self._lake.sync, folder)
+        return file

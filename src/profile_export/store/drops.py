@@ -1,0 +1,81 @@
+"""Folders that nothing needs any more: they leave the disk once nobody can still be reading them (DESIGN §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from pathlib import PurePosixPath
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.job import FINAL_STATES
+from profile_export.store.database import Database, database_time, whole
+from profile_export.store.tables import drops, jobs
+
+
+class Drops:
+    """Dropped folders of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @whole
+    async def due(self, grace: timedelta) -> Sequence[str]:
+        """Return the folders that may leave the disk now: dropped that long ago, and named by no one."""
+        async with self.database.read() as connection:
+            before = await database_time(connection) - grace
+            query = select(drops.c.folder).where(drops.c.drop_time <= before, ~drops.c.held_by_mirror)
+            folders = (await connection.execute(query.order_by(drops.c.drop_time))).scalars().all()
+            pinned = await _pinned_folders(connection) if folders else set()
+        return [folder for folder in folders if folder not in pinned]
+
+    @whole
+    async def folders(self) -> Sequence[str]:
+        """Return all folders that have been dropped and may still be there."""
+        async with self.database.read() as connection:
+            return (await connection.execute(select(drops.c.folder))).scalars().all()
+
+    @whole
+    async def forget(self, folders: Collection[str]) -> None:
+        """Forget folders that have left the disk."""
+        async with self.database.write() as connection:
+            await connection.execute(delete(drops).where(drops.c.folder.in_(folders)))
+
+
+async def drop(
+    connection: AsyncConnection, folders: Collection[str], *, held_by_mirror: bool = False
+) -> None:
+    """Give folders up, in the transaction after which nothing new can come to need them.
+
+    Args:
+        connection: A writing transaction.
+        folders: Of batches, of compacted files, or of whole datasets; relative to the lake's root, never used again.
+        held_by_mirror: Whether snapshots of the mirror name their files; until `let_go_by_mirror` they stay.
+    """
+    now = await database_time(connection)
+    rows = [{"folder": folder, "drop_time": now, "held_by_mirror": held_by_mirror} for folder in folders]
+    if rows:
+        await connection.execute(insert(drops).on_conflict_do_nothing(), rows)
+
+
+async def let_go_by_mirror(connection: AsyncConnection, folders: Collection[str]) -> None:
+    """Say that no snapshot of the mirror names the files of these folders any more."""
+    await connection.execute(update(drops).where(drops.c.folder.in_(folders)).values(held_by_mirror=False))
+
+
+async def _pinned_folders(connection: AsyncConnection) -> set[str]:
+    """Return every folder that has a file of an unfinished job's plan in it, however deep."""
+    final = [state.value for state in FINAL_STATES]
+    plans = await connection.execute(
+        select(jobs.c.plan).where(jobs.c.state.not_in(final), jobs.c.plan.is_not(None))
+    )
+    paths = (
+        file.path
+        for plan in plans.scalars()
+        for source in plan.sources
+        for part in source.parts
+        for file in part.files
+    )
+    return {str(folder) for path in paths for folder in PurePosixPath(path).parents}

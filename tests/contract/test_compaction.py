@@ -1,0 +1,103 @@
+"""Merged files hold the rows of their sources, and no export can tell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from profile_export.domain import columns
+from profile_export.domain.merge import merge_profiles
+from profile_export.domain.plan import ExportPlan, PinnedFile, SourcePart
+from profile_export.lake import compaction as lake_compaction
+from profile_export.lake.compaction import CompactTask, compact
+from profile_export.store.column_types import digest_of
+from tests.builders import plan_of, rows_of
+from tests.contract.ingesting import CRM, Uploader
+from tests.contract.strategies import Export, exports, exports_of_events
+from tests.contract.test_engine_against_merge import Exporter, exporter, lines
+
+__all__ = ["exporter"]  # a fixture
+
+
+def compacted(plan: ExportPlan, lake: Path) -> ExportPlan:
+    """The plan with all files of a dataset that were written with the same fields merged into one."""
+    sources = []
+    for source in plan.sources:
+        fields = {digest_of(part.fields): part.fields for part in source.parts}
+        together: dict[str, list[Path]] = {digest: [] for digest in fields}
+        for part in source.parts:
+            together[digest_of(part.fields)] += [lake / file.path for file in part.files]
+        parts = []
+        for digest, paths in together.items():
+            target = f"{source.dataset_id}/{digest}/0.parquet"
+            written = compact(CompactTask(tuple(paths), lake / target))
+            parts.append(SourcePart(fields[digest], (PinnedFile(target, written.rows, written.bytes),)))
+        sources.append(replace(source, parts=tuple(parts)))
+    return replace(plan, sources=tuple(sources))
+
+
+@given(st.one_of(exports(), exports_of_events()))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@pytest.mark.timeout(600)
+def test_the_engine_exports_from_compacted_files_what_the_reference_says(
+    exporter: Exporter, export: Export
+) -> None:
+    alone = [
+        replace(part, rows=tuple(row for row in part.rows if row.batch_id == batch))
+        for part in export.parts
+        for batch in sorted({row.batch_id for row in part.rows})
+    ]
+    with TemporaryDirectory() as folder:
+        lake = Path(folder)
+        plan = compacted(plan_of(alone, **export.options, lake=lake), lake)
+        expected = merge_profiles(plan, rows_of(alone))
+
+        profiles, counts = exporter.export(plan, lake, export.ranges)
+
+    assert lines(profiles) == lines(list(expected.profiles))
+    assert counts == expected.counts
+
+
+def written(folder: Path, number: int, sent: list[dict[str, Any]]) -> list[Path]:
+    uploader = Uploader(folder / str(number))
+    uploader.folder.mkdir()
+    result = uploader.ingest(sent, CRM)
+    return [uploader.folder / "files" / file.name for file in result.files]
+
+
+def test_a_merged_file_holds_the_rows_of_its_sources_sorted_by_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Small slices and little read ahead, so that sources are cut within and between what is read.
+    monkeypatch.setattr(lake_compaction, "_ROWS_PER_SLICE", 70)
+    monkeypatch.setattr(lake_compaction, "_ROWS_READ_AHEAD", 32)
+    people = [{"crmId": f"{number % 150}", "tags": ["x"], "n": number} for number in range(500)]
+    sources = [path for part in range(5) for path in written(tmp_path, part, people[part::5])]
+
+    file = compact(CompactTask(tuple(sources), tmp_path / "new" / "0.parquet"))
+
+    merged = pq.read_table(tmp_path / "new" / "0.parquet")
+    order = [(columns.KEY_HIGH, "ascending"), (columns.KEY_LOW, "ascending"), (columns.ROW, "ascending")]
+    expected = pa.concat_tables([pq.read_table(path) for path in sources]).sort_by(order)
+    by_row = [*order, ("n", "ascending")]
+    assert merged.sort_by(by_row).equals(expected.sort_by(by_row))
+    keys = merged.select([name for name, _ in order]).to_pylist()
+    assert keys == expected.select([name for name, _ in order]).to_pylist()
+    assert (file.name, file.rows) == ("0.parquet", 500)
+    assert pq.ParquetFile(tmp_path / "new" / "0.parquet").num_row_groups == 8
+    assert merged.schema == pq.read_schema(sources[0])
+
+
+def test_files_of_different_columns_are_not_merged(tmp_path: Path) -> None:
+    sources = (*written(tmp_path, 0, [{"crmId": "1"}]), *written(tmp_path, 1, [{"crmId": "1", "n": 1}]))
+
+    with pytest.raises(pa.ArrowInvalid):
+        compact(CompactTask(sources, tmp_path / "new" / "0.parquet"))
