@@ -12,27 +12,35 @@ from urllib.parse import unquote, urlsplit
 import pyarrow.parquet as pq
 
 from profile_export.domain.columns import SYSTEM_COLUMNS
+from profile_export.domain.schema import IDENTITY_MAP
 from tests.service.harness import Caller
 
 _INSTANT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})")
 
 
 async def stored_rows(caller: Caller, batch_id: str) -> list[Any]:
-    """Read the rows of a batch from its files, in the order of the upload, comparable by `as_sent`.
+    """Read the rows of an uploaded batch in their order, as `as_sent` writes them, without system columns."""
+    rows = sorted(await _all_columns(caller, batch_id), key=lambda row: row["_row"])
+    assert [row["_row"] for row in rows] == list(range(len(rows)))
+    return [as_sent(_without_system_columns(row)) for row in rows]
 
-    System columns are checked for gaps in the numbering and left out.
-    """
+
+async def exported_rows(caller: Caller, batch_id: str) -> list[Any]:
+    """Read the rows of an exported batch, as `as_sent` writes them, without identities."""
+    rows = await _all_columns(caller, batch_id)
+    return [as_sent(_without_system_columns(row) | {IDENTITY_MAP: None}) for row in rows]
+
+
+async def _all_columns(caller: Caller, batch_id: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for file in await caller.files(batch_id):
         table = pq.read_table(unquote(urlsplit(file.location).path))
         assert table.num_rows == file.rows
         rows += table.to_pylist(maps_as_pydicts="strict")
-    rows.sort(key=lambda row: row["_row"])
-    assert [row["_row"] for row in rows] == list(range(len(rows)))
-    return [as_sent(without_system_columns(row)) for row in rows]
+    return rows
 
 
-def without_system_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_system_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in SYSTEM_COLUMNS}
 
 
