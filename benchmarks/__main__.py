@@ -14,13 +14,15 @@ from pathlib import Path
 from benchmarks.batches import measure_batches
 from benchmarks.data import FOLDER
 from benchmarks.exports import EXPORTS, Setting, measure
+from benchmarks.ingestion import measure_ingestion
 from benchmarks.report import Line, machine, megabytes, seconds, show
 from benchmarks.server import ServerDiedError, running
 from benchmarks.tiny import measure_lines, measure_tiny
 from profile_export.client import ClientError
 
-_NAMES = (*(export.name for export in EXPORTS), "tiny", "batches", "lines")
+_NAMES = (*(export.name for export in EXPORTS), "tiny", "batches", "lines", "ingestion")
 _MEMORY_LIMIT_MB = 4096
+_MEGABYTE = 10**6
 
 
 def main() -> int:
@@ -33,6 +35,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(_NAMES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(_NAMES)}")
+    names = options.names or _NAMES
     begin = time.monotonic()
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix="run-") as folder:
@@ -44,7 +47,8 @@ def main() -> int:
             memory_limit_mb=_MEMORY_LIMIT_MB,
         )
         try:
-            lines = asyncio.run(_measure(options.names or _NAMES, setting, short=options.short))
+            lines = _ingestion(setting, short=options.short) if "ingestion" in names else []
+            lines += asyncio.run(_measure(names, setting, short=options.short))
         except (ServerDiedError, ClientError) as error:
             print(f"The server failed: {error}", file=sys.stderr)
             return 1
@@ -52,6 +56,13 @@ def main() -> int:
     show(lines)
     print(f"\nTook {seconds(time.monotonic() - begin)}.")
     return 0
+
+
+def _ingestion(setting: Setting, *, short: bool) -> list[Line]:
+    rows, sizes = (4_000, (4, 16)) if short else (100_000, (100, 1_000))
+    return measure_ingestion(
+        setting.folder, rows=rows, runs=setting.runs, sizes=[size * _MEGABYTE for size in sizes]
+    )
 
 
 async def _measure(names: Sequence[str], setting: Setting, *, short: bool) -> list[Line]:

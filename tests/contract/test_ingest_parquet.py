@@ -162,6 +162,7 @@ def test_a_file_without_rows_or_of_empty_groups_has_no_data_file(uploader: Uploa
         ([1.5], pa.float64(), LONG, DOUBLE, [1.5]),
         ([7], pa.int32(), DecimalType(10, 2), DecimalType(21, 2), [Decimal("7.00")]),
         ([Decimal("1.5")], pa.decimal128(3, 1), DOUBLE, DOUBLE, [1.5]),
+        ([Decimal("-5355.73")], pa.decimal128(8, 2), DOUBLE, DOUBLE, [-5355.73]),
         (["2024-01-01T13:00:00+01:00", None], pa.string(), TIMESTAMP, TIMESTAMP, [NOON, None]),
         (["2024-01-01"], pa.string(), DATE, DATE, [date(2024, 1, 1)]),
         (

@@ -12,6 +12,7 @@ from profile_export.domain.batch import Batch, DataFile, RejectedRow, RowError, 
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import FieldViolation, InvalidArgumentError, UnavailableError
 from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.refusals import RowsRefusedError
@@ -312,9 +313,11 @@ def _use(sent: NamespacesSent) -> NamespaceUse:
 def _rows_rejected(refused: RowsRefusedError) -> InvalidArgumentError:
     first = refused.rows[0]
     told = [f"row {error.row}: {error.message}" if error.row else error.message for error in refused.rows]
+    is_conflict = first.code == Reason.FIELD_TYPE_CONFLICT
+    way_out = " Send it as that, or give it another name." if is_conflict else ""
     return InvalidArgumentError(
         "ROW_REJECTED" if first.row else first.code,
-        f"Nothing was kept. {told[0]}",
+        f"Nothing was kept. {told[0]}{way_out}",
         metadata={
             "row_number": str(first.row or ""),
             "row_reason": first.code,
