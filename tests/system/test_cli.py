@@ -390,7 +390,9 @@ async def test_an_upload_that_was_cut_goes_on_where_it_was(terminal: Terminal, n
         batch_id, sent = sha256(source.id.encode()).hexdigest(), list[int]()
         lines = UploadFormat.UPLOAD_FORMAT_JSON_LINES
         upload = asyncio.create_task(
-            far.upload(source.id, noise, lines, batch_id=batch_id, progress=sent.append)
+            far.upload(
+                source.id, noise, lines, batch_id=batch_id, progress=lambda told: sent.append(told.bytes)
+            )
         )
         while await received(near, batch_id) == 0:
             pass
