@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from profile_export.cli.command import AsJson, command
@@ -18,6 +18,7 @@ from profile_export.cli.output import (
     print_json,
     print_rows,
     size,
+    table,
 )
 from profile_export.client import Batch, Client, RejectedRow, as_json
 
@@ -133,19 +134,19 @@ def print_rejected(
         paths: The files by their names within the batch. None: the names will do.
     """
     screen = screen or console()
-    lines = [
-        (
+    made = table("file", "row", "reason", "field", numbers=("row",))
+    made.add_column(Text("why, and the row as sent"))
+    for row in rows:
+        made.add_row(
             (paths or {}).get(row.file_name, row.file_name),
             count(row.row_number),
             row.reason,
-            row.path,
-            one_line(row.message),
-            one_line(row.row),
+            one_line(row.path),
+            Group(
+                one_line(row.message), Text(one_line(row.row), style="dim", no_wrap=True, overflow="ellipsis")
+            ),
         )
-        for row in rows
-    ]
-    headers = ("file", "row", "reason", "field", "message", "text")
-    print_rows(headers, lines, empty="No rejected rows.", screen=screen)
+    screen.print(made if rows else Text("No rejected rows.", style="dim"))
     if total > len(rows):
         hint = f"{count(len(rows))} of {count(total)} rejected rows; all: profile-export batches rejected {batch_id}"
         screen.print(Text(hint, style="dim"), soft_wrap=True)

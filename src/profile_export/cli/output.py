@@ -28,7 +28,7 @@ STATE_STYLES = {
     "REVERTED": "yellow",
     "EXPIRED": "yellow",
 }
-_NUMBERS = {"profiles", "events", "version", "rows", "files", "size", "rejected", "row"}
+_NUMBERS = {"profiles", "events", "version", "rows", "files", "size", "rejected"}
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -64,13 +64,12 @@ def print_rows(
     rows: Iterable[Sequence[RenderableType]],
     *,
     empty: str,
-    screen: Console | None = None,
 ) -> None:
-    """Write rows as a table, or one sentence if there are none; to the output unless a screen is named."""
+    """Write rows as a table, or one sentence if there are none."""
     made = table(*headers, numbers=_NUMBERS)
     for row in rows:
         made.add_row(*row)
-    (screen or console()).print(made if made.row_count else Text(empty, style="dim"))
+    console().print(made if made.row_count else Text(empty, style="dim"))
 
 
 def fact_table(rows: Iterable[tuple[str, RenderableType]]) -> Table:
