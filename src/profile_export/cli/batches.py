@@ -188,6 +188,9 @@ def _show(batch: Batch, *, as_data: bool) -> None:
     for upload in batch.uploads:
         arrived = "complete" if upload.complete else "not complete"
         facts.append(("file", f"{upload.file_name}  {size(upload.received_bytes)} received, {arrived}"))
+    for error in batch.errors:
+        if not error.HasField("row_number"):
+            facts.append(("error", f"{error.code}: {one_line(error.message)}"))
     if batch.state_reason:
         facts.append(("reason", one_line(batch.state_reason)))
     console().print(fact_table(facts))

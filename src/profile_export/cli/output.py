@@ -67,6 +67,7 @@ def print_rows(
 ) -> None:
     """Write rows as a table, or one sentence if there are none."""
     made = table(*headers, numbers=_NUMBERS)
+    made.columns[-1].no_wrap = False  # where room is short the last column wraps, and no id is cut
     for row in rows:
         made.add_row(*row)
     console().print(made if made.row_count else Text(empty, style="dim"))

@@ -155,11 +155,12 @@ def _rate(rows: int, seconds: float) -> str:
 
 async def _explain(client: Client, error: ClientError, display: _Display) -> None:
     """Show the rows that were rejected, and say in the error what the server cannot know."""
+    if error.reason in {"BATCH_EXISTS", "BATCH_ABORTED"}:
+        error.message += " Name one with --batch-id."
     last = display.last
     if last is None:
         return
-    rejected = int(error.metadata.get("rejected_rows") or 0)
-    if rejected:
+    if rejected := int(error.metadata.get("rejected_rows") or 0):
         await _print_rejected(client, last.batch_id, rejected, display)
         error.violations = ()  # the table has them
     if error.code == "INVALID_ARGUMENT" and len(display.paths) > 1:
@@ -167,8 +168,6 @@ async def _explain(client: Client, error: ClientError, display: _Display) -> Non
             f"{display.paths[last.file_name]}: {error.message} The batch {last.batch_id} stays open: upload the same "
             f"files again, or give it up with `profile-export batches abort {last.batch_id}`."
         )
-    if error.reason in {"BATCH_EXISTS", "BATCH_ABORTED"}:
-        error.message += " Name one with --batch-id."
 
 
 async def _print_rejected(client: Client, batch_id: str, rejected: int, display: _Display) -> None:
