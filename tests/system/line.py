@@ -41,15 +41,17 @@ class Line:
         call.add_done_callback(self._calls.discard)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(*self._far_end)
+        ends = [writer]
         try:
+            far_reader, far_writer = await asyncio.open_connection(*self._far_end)
+            ends.append(far_writer)
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._copy(reader, far_writer, upwards=True))
                 ways.create_task(self._copy(far_reader, writer, upwards=False))
         except* ConnectionError:
-            pass  # an end hung up
+            pass  # an end hung up, or is not there
         finally:
-            for end in (writer, far_writer):
+            for end in ends:
                 end.transport.abort()
 
     async def _copy(

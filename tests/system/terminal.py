@@ -12,9 +12,9 @@ COMMAND = (sys.executable, "-m", "profile_export")
 
 
 @contextmanager
-def served(folder: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a server that keeps its data in a folder; give the process and its address. Port 0 takes any free one."""
-    serve = ("serve", "--data-dir", str(folder / "data"), "--grpc-address", f"127.0.0.1:{port}")
+def served(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a server that keeps its data in a folder, on a free port unless told; give the process and its address."""
+    serve = ("serve", "--data-dir", str(folder / "data"), "--grpc-address", "127.0.0.1:0", *options)
     with (
         (folder / "log").open("ab") as log,
         subprocess.Popen(

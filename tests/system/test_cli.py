@@ -229,9 +229,14 @@ def test_a_missing_server_is_said_with_the_way_out(terminal: Terminal) -> None:
         "",
         "serve",
         "demo",
-        *(f"datasets {verb}" for verb in ("create", "list", "upload", "download")),
+        *(f"batches {verb}" for verb in ("list", "show", "rejected", "complete", "abort", "revert")),
+        *(
+            f"datasets {verb}"
+            for verb in ("create", "list", "show", "update", "delete", "preview", "upload", "download")
+        ),
         *(f"jobs {verb}" for verb in ("create", "list", "get", "cancel", "watch")),
         *(f"policies {verb}" for verb in ("create", "list")),
+        *(f"schemas {verb}" for verb in ("register", "list", "show", "union")),
     ],
 )
 def test_every_command_has_help_with_an_example(words: str) -> None:
