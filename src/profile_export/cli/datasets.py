@@ -1,20 +1,49 @@
-"""Datasets: make them, fill them, fetch what exports have written."""
+"""Datasets: make them, fill them, look at them, fetch what exports have written."""
 
+import json
+from collections.abc import Iterator
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 from rich.progress import Progress, TaskID
 
 from profile_export.cli.command import AsJson, RequestId, command
-from profile_export.cli.output import complain, console, count, moment, print_json, print_rows, size, transfer
-from profile_export.client import Client, DatasetKind, IdentityField, UploadFormat, as_json
+from profile_export.cli.fields import (
+    Declared,
+    Identities,
+    Primary,
+    Tagged,
+    declared_fields,
+    identity_fields,
+    identity_lines,
+    kind_word,
+    print_fields,
+    tag_values,
+)
+from profile_export.cli.output import (
+    complain,
+    console,
+    count,
+    fact_table,
+    moment,
+    one_line,
+    print_json,
+    print_rows,
+    transfer,
+)
+from profile_export.cli.upload import upload
+from profile_export.client import Client, Dataset, DatasetKind, MirrorStatus, as_json
 
 group = typer.Typer(
-    no_args_is_help=True, help="Datasets: make them, fill them, fetch what exports have written."
+    no_args_is_help=True,
+    help="Datasets: make them, fill them, look at them, fetch what exports have written.",
 )
+
+DatasetId = Annotated[str, typer.Argument(metavar="DATASET_ID", help="Any dataset.")]
 
 
 class Kind(Enum):
@@ -25,27 +54,10 @@ class Kind(Enum):
     UNION = "union"
 
 
-class Format(Enum):
-    """What the bytes of a file are."""
-
-    JSON_LINES = "json-lines"
-    PARQUET = "parquet"
-
-
 _KINDS = {
     Kind.RECORD: DatasetKind.DATASET_KIND_RECORD,
     Kind.EVENT: DatasetKind.DATASET_KIND_EVENT,
     Kind.UNION: DatasetKind.DATASET_KIND_UNION,
-}
-_FORMATS = {
-    Format.JSON_LINES: UploadFormat.UPLOAD_FORMAT_JSON_LINES,
-    Format.PARQUET: UploadFormat.UPLOAD_FORMAT_PARQUET,
-}
-_SUFFIXES = {
-    ".json": Format.JSON_LINES,
-    ".jsonl": Format.JSON_LINES,
-    ".ndjson": Format.JSON_LINES,
-    ".parquet": Format.PARQUET,
 }
 
 
@@ -55,19 +67,17 @@ async def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="For people; need not be unique.")],
     *,
     kind: Annotated[
-        Kind,
+        Kind | None,
         typer.Option(help="`record`: who someone is. `event`: what they did. `union`: where exports go."),
-    ],
-    identity: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH=NAMESPACE", help="A field that holds an identity. May be given again."),
     ] = None,
-    primary: Annotated[
-        str | None, typer.Option(metavar="PATH=NAMESPACE", help="The field that holds the primary identity.")
-    ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A tag. The same key again: one more value.")
-    ] = None,
+    schema: Annotated[
+        str, typer.Option(metavar="ID", help="A registered schema that the rows follow, instead of --kind.")
+    ] = "",
+    identity: Identities = None,
+    primary: Primary = None,
+    declare: Declared = None,
+    tag: Tagged = None,
+    description: Annotated[str, typer.Option(metavar="TEXT", help="Free text.")] = "",
     request_id: RequestId = "",
     as_data: AsJson = False,
 ) -> None:
@@ -76,15 +86,18 @@ async def create(
     Example: `profile-export datasets create CRM --kind record --primary crmId=CRM --identity
     personalEmail.address=Email`
     """
-    fields = [_identity("--identity", one, primary=False) for one in identity or ()]
-    if primary is not None:
-        fields.append(_identity("--primary", primary, primary=True))
-    tags: dict[str, list[str]] = {}
-    for one in tag or ():
-        key, value = _pair("--tag", one)
-        tags.setdefault(key, []).append(value)
+    if (kind is None) == (not schema):
+        raise typer.BadParameter(
+            "Say what the rows are: either --kind record, event or union, or --schema ID."
+        )
     dataset = await client.create_dataset(
-        name, _KINDS[kind], identities=fields, tags=tags, request_id=request_id
+        name,
+        schema if kind is None else _KINDS[kind],
+        identities=identity_fields(identity, primary),
+        declared=declared_fields(declare),
+        tags=tag_values(tag),
+        description=description,
+        request_id=request_id,
     )
     if as_data:
         print_json(as_json(dataset))
@@ -105,7 +118,7 @@ async def list_(client: Client, as_data: AsJson = False) -> None:
     rows = [
         (
             dataset.id,
-            DatasetKind.Name(dataset.kind).removeprefix("DATASET_KIND_").lower(),
+            kind_word(dataset.kind),
             moment(dataset.create_time.ToDatetime()),
             dataset.name,
         )
@@ -115,51 +128,90 @@ async def list_(client: Client, as_data: AsJson = False) -> None:
     print_rows(("id", "kind", "created", "name"), rows, empty=way_out)
 
 
-@command(group, "upload")
-async def upload(
+@command(group, "show")
+async def show(client: Client, dataset_id: DatasetId, as_data: AsJson = False) -> None:
+    """Show one dataset: its fields as a tree, its tags, and which fields hold identities.
+
+    Example: `profile-export datasets show 5f0c…`
+    """
+    _show(await client.get_dataset(dataset_id), as_data=as_data)
+
+
+@command(group, "update")
+async def update(
     client: Client,
-    dataset_id: Annotated[str, typer.Argument(metavar="DATASET_ID", help="A record or event dataset.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True)],
-    upload_format: Annotated[
-        Format | None,
-        typer.Option("--format", help="Guessed by .jsonl, .ndjson, .json (lines too) or .parquet."),
+    dataset_id: DatasetId,
+    *,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Its new name.")] = None,
+    description: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Its new description, may be empty.")
     ] = None,
-    batch_id: Annotated[
-        str, typer.Option(metavar="ID", help="Id of the batch. Default: derived from dataset and content.")
-    ] = "",
+    tag: Tagged = None,
+    no_tags: Annotated[
+        bool, typer.Option("--no-tags", help="Take its tags away; those of --tag stay.")
+    ] = False,
+    declare: Declared = None,
     as_data: AsJson = False,
 ) -> None:
-    """Upload a file as one batch: all its rows count at once, or none.
+    """Change what is given and leave the rest. Tags are replaced, all of them; declared types are added or widened.
 
-    Safe to repeat: the same file in the same dataset is the same batch, and an interrupted upload goes on.
-
-    Example: `profile-export datasets upload 5f0c… crm.jsonl`
+    Example: `profile-export datasets update 5f0c… --tag unifiedProfile=enabled:false`
     """
-    guessed = upload_format or _SUFFIXES.get(file.suffix.lower())
-    if guessed is None:
+    if not (tag or no_tags or declare) and name is None and description is None:
         raise typer.BadParameter(
-            f"The format of {file.name} cannot be guessed: add --format json-lines or parquet."
+            "Nothing to change: add --name, --description, --tag, --no-tags or --declare."
         )
-    with transfer(console(stderr=True)) as bar:
-        task = bar.add_task(file.name, total=file.stat().st_size)
-        answer = await client.upload(
-            dataset_id,
-            file,
-            _FORMATS[guessed],
-            batch_id=batch_id,
-            progress=partial(_advance, bar, task),
-        )
+    dataset = await client.update_dataset(
+        dataset_id,
+        name=name,
+        description=description,
+        tags=tag_values(tag) if tag or no_tags else None,
+        declared=declared_fields(declare),
+    )
+    _show(dataset, as_data=as_data)
+
+
+@command(group, "delete")
+async def delete(client: Client, dataset_id: DatasetId) -> None:
+    """Delete a dataset with all its batches, at once and for good.
+
+    Example: `profile-export datasets delete 5f0c…`
+    """
+    await client.delete_dataset(dataset_id)
+    typer.echo(f"dataset {dataset_id} deleted")
+
+
+@command(group, "preview")
+async def preview(
+    client: Client,
+    dataset_id: DatasetId,
+    rows: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="How many rows.")] = 10,
+    as_data: AsJson = False,
+) -> None:
+    """Show some rows, those of the newest batch first.
+
+    Example: `profile-export datasets preview 5f0c… --rows 3`
+    """
+    found = [as_json(row) for row in await client.preview_dataset(dataset_id, rows)]
     if as_data:
-        print_json(as_json(answer))
-    else:
-        batch, note = answer.batch, " (was there already)" if answer.replayed else ""
-        typer.echo(f"batch {batch.id}: {count(batch.rows)} rows, {size(batch.bytes)}{note}")
+        print_json(found)
+        return
+    lines = [
+        (str(number) if place == 0 else "", path, value)
+        for number, row in enumerate(found, 1)
+        for place, (path, value) in enumerate(_values(row))
+    ]
+    way_out = f"No rows. Upload some: profile-export datasets upload {dataset_id} PATH"
+    print_rows(("row", "field", "value"), lines, empty=way_out)
+
+
+command(group, "upload")(upload)
 
 
 @command(group, "download")
 async def download(
     client: Client,
-    dataset_id: Annotated[str, typer.Argument(metavar="DATASET_ID", help="Any dataset.")],
+    dataset_id: DatasetId,
     to: Annotated[
         Path, typer.Option(metavar="DIR", file_okay=False, help="Folder to write to; made if missing.")
     ],
@@ -179,7 +231,7 @@ async def download(
     with transfer(console(stderr=True)) as bar:
         for batch_id in batches:
             for file in await client.list_files(batch_id):
-                task = bar.add_task(file.name, total=file.bytes)
+                task = bar.add_task(file.name, total=file.bytes, note="")
                 progress = partial(_advance, bar, task)
                 typer.echo(await client.download(batch_id, file, to / batch_id, progress=progress))
     return None
@@ -189,15 +241,54 @@ def _advance(bar: Progress, task: TaskID, done: int) -> None:
     bar.update(task, completed=done)
 
 
-def _identity(option: str, text: str, *, primary: bool) -> IdentityField:
-    path, namespace = _pair(option, text)
-    return IdentityField(path=path, namespace=namespace, primary=primary)
+def _show(dataset: Dataset, *, as_data: bool) -> None:
+    if as_data:
+        print_json(as_json(dataset))
+        return
+    facts: list[tuple[str, RenderableType]] = [
+        ("dataset", dataset.id),
+        ("name", one_line(dataset.name)),
+        ("kind", kind_word(dataset.kind)),
+        ("schema", dataset.schema_ref.id),
+    ]
+    if dataset.description:
+        facts.append(("description", one_line(dataset.description)))
+    if dataset.tags:
+        tags = [f"{key}={value}" for key in sorted(dataset.tags) for value in dataset.tags[key].values]
+        facts.append(("tags", "\n".join(map(one_line, tags))))
+    if dataset.identity_fields:
+        facts.append(("identities", identity_lines(dataset.identity_fields)))
+    if dataset.declared_fields:
+        facts.append(("declared", "\n".join(declared.path for declared in dataset.declared_fields)))
+    facts.append(("created", moment(dataset.create_time.ToDatetime())))
+    if dataset.update_time != dataset.create_time:
+        facts.append(("updated", moment(dataset.update_time.ToDatetime())))
+    if dataset.HasField("mirror"):
+        facts.append(("mirror", _mirror(dataset.mirror)))
+    console().print(fact_table(facts))
+    typer.echo()
+    print_fields(dataset.fields)
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
-    left, equals, right = text.partition("=")
-    if not (left and equals and right):
-        raise typer.BadParameter(
-            f"{option} {text!r} needs a name, `=` and a value, such as personalEmail.address=Email."
+def _mirror(mirror: MirrorStatus) -> str:
+    if mirror.error_message:
+        word = f"failed, will be tried again: {one_line(mirror.error_message)}"
+    elif mirror.pending_changes:
+        word = f"{count(mirror.pending_changes)} changes behind"
+    else:
+        word = "up to date"
+    batches = f"{count(mirror.mirrored_batches)} batches in {mirror.table}"
+    lines = [f"{batches}, {word if mirror.enabled else 'switched off'}", mirror.metadata_location]
+    return "\n".join(line for line in lines if line)
+
+
+def _values(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """List the values in a row by their field paths; an array is one value."""
+    if isinstance(value, dict) and value:
+        for name, member in value.items():
+            yield from _values(member, f"{path}.{name}" if path else name)
+    else:
+        yield (
+            one_line(path),
+            one_line(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         )
-    return left, right

@@ -31,6 +31,7 @@ from profile_export.client import (
     IdentityGraph,
     JobState,
     UploadFormat,
+    UploadProgress,
 )
 
 INDENT = 4
@@ -174,8 +175,8 @@ def _sources(sample: Sample) -> list[_Source]:
     ]
 
 
-def _advance(bars: Progress, task: TaskID, done: int) -> None:
-    bars.update(task, completed=done)
+def _advance(bars: Progress, task: TaskID, progress: UploadProgress) -> None:
+    bars.update(task, completed=progress.bytes)
 
 
 def _heading(screen: Console, number: int, title: str) -> None:

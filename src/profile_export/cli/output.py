@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from profile_export.client import JobState
+from profile_export.client import BatchState, JobState
 
 _WIDE = 1000
 _SIZE_STEP = 1000.0
@@ -23,7 +23,12 @@ STATE_STYLES = {
     "CANCELLED": "yellow",
     "SUCCEEDED": "green",
     "FAILED": "red",
+    "LOADING": "blue",
+    "ABORTED": "yellow",
+    "REVERTED": "yellow",
+    "EXPIRED": "yellow",
 }
+_NUMBERS = {"profiles", "events", "version", "rows", "files", "size", "rejected"}
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -54,21 +59,49 @@ def table(*headers: str, numbers: Iterable[str] = (), gap: int = 3) -> Table:
     return made
 
 
-def print_rows(headers: Sequence[str], rows: Iterable[Sequence[RenderableType]], *, empty: str) -> None:
+def print_rows(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[RenderableType]],
+    *,
+    empty: str,
+) -> None:
     """Write rows as a table, or one sentence if there are none."""
-    made = table(
-        *headers, numbers=[header for header in headers if header in {"profiles", "events", "version"}]
-    )
+    made = table(*headers, numbers=_NUMBERS)
+    made.columns[-1].no_wrap = False  # where room is short the last column wraps, and no id is cut
     for row in rows:
         made.add_row(*row)
-    screen = console()
-    screen.print(made if made.row_count else Text(empty, style="dim"))
+    console().print(made if made.row_count else Text(empty, style="dim"))
+
+
+def fact_table(rows: Iterable[tuple[str, RenderableType]]) -> Table:
+    """Return facts about one thing, each with its name before it."""
+    made = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, fact in rows:
+        made.add_row(name, fact)
+    return made
 
 
 def state(value: JobState.ValueType) -> Text:
     """Return the state of a job, coloured."""
-    word = JobState.Name(value).removeprefix("JOB_STATE_")
+    return _coloured(JobState.Name(value).removeprefix("JOB_STATE_"))
+
+
+def batch_state(value: BatchState.ValueType) -> Text:
+    """Return the state of a batch, coloured."""
+    return _coloured(BatchState.Name(value).removeprefix("BATCH_STATE_"))
+
+
+def _coloured(word: str) -> Text:
     return Text(word, style=STATE_STYLES.get(word, ""))
+
+
+def one_line(text: str) -> str:
+    """Write a text of others on one line, without what would steer the terminal."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split())
+    )
 
 
 def count(number: int) -> str:
@@ -104,11 +137,12 @@ def moment(time: datetime, *, clock: bool = False) -> str:
 
 
 def transfer(screen: Console) -> Progress:
-    """Return a progress bar for bytes; silent where the output is no terminal."""
+    """Return a progress bar for bytes, each task with a `note` behind it; silent where the output is no terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         DownloadColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
         console=screen,
         disable=not screen.is_terminal,
     )

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from profile_export.cli.output import count, moment, size, span, state, table
+from profile_export.cli.output import count, fact_table, moment, size, span, state, table
 from profile_export.client import Client, ExportJob, JobMetrics, JobPhase, JobProgress, JobTransition
 
 _PROGRESS_INTERVAL = timedelta(milliseconds=100)
@@ -127,32 +127,29 @@ def _advance(bar: Progress, task: TaskID, progress: JobProgress) -> None:
 def facts(job: ExportJob) -> Table:
     """Return the counts of a job."""
     metrics = job.metrics
-    facts = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    facts.add_row("job", Text(f"{job.id}  ") + state(job.state))
+    rows: list[tuple[str, RenderableType]] = [("job", Text(f"{job.id}  ") + state(job.state))]
     if job.batch_id:
-        facts.add_row("batch", job.batch_id)
-    facts.add_row(
-        "profiles", f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"
-    )
+        rows.append(("batch", job.batch_id))
+    profiles = f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"
+    rows.append(("profiles", profiles))
     if metrics.profiles_merged:
-        facts.add_row("", f"{count(metrics.profiles_merged)} put together from several fragments")
+        rows.append(("", f"{count(metrics.profiles_merged)} put together from several fragments"))
     namespaces = sorted(metrics.profiles_exported_by_namespace.items())
     if namespaces:
-        facts.add_row("", ", ".join(f"{name} {count(number)}" for name, number in namespaces))
+        rows.append(("", ", ".join(f"{name} {count(number)}" for name, number in namespaces)))
     left_out = [
         f"{words} {count(getattr(metrics.left_out, name))}"
         for name, words in _LEFT_OUT.items()
         if getattr(metrics.left_out, name)
     ]
     if left_out:
-        facts.add_row("left out", ", ".join(left_out))
-    facts.add_row("fragments", f"{count(metrics.fragments_read)} read")
+        rows.append(("left out", ", ".join(left_out)))
+    rows.append(("fragments", f"{count(metrics.fragments_read)} read"))
     if metrics.events_read:
-        facts.add_row("events", f"{count(metrics.events_exported)} of {count(metrics.events_read)} exported")
+        events = f"{count(metrics.events_exported)} of {count(metrics.events_read)} exported"
+        rows.append(("events", events))
     files = f"{count(metrics.files_written)} file{'' if metrics.files_written == 1 else 's'}"
-    facts.add_row("written", f"{count(metrics.rows_written)} rows, {files}, {size(metrics.bytes_written)}")
+    rows.append(("written", f"{count(metrics.rows_written)} rows, {files}, {size(metrics.bytes_written)}"))
     if metrics.peak_memory_bytes:
-        facts.add_row("memory", f"{size(metrics.peak_memory_bytes)} at most")
-    return facts
+        rows.append(("memory", f"{size(metrics.peak_memory_bytes)} at most"))
+    return fact_table(rows)

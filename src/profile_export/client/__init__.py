@@ -1,10 +1,27 @@
 """A client for asyncio: imports only the contract and grpc. Streams resume by themselves."""
 
-from profile_export.client.connection import Client, Events, as_json
+from profile_export.client.calls import as_json
+from profile_export.client.connection import Client
 from profile_export.client.errors import ClientError, Violation
-from profile_export.v1.batch_pb2 import Batch, BatchState, DataFile
-from profile_export.v1.dataset_pb2 import Dataset, DatasetKind, IdentityField
-from profile_export.v1.dataset_service_pb2 import UploadBatchResponse, UploadFormat
+from profile_export.client.jobs import Events
+from profile_export.client.upload import UploadFile, UploadPhase, UploadProgress
+from profile_export.v1.batch_pb2 import Batch, BatchState, DataFile, RejectedRow
+from profile_export.v1.dataset_pb2 import (
+    Dataset,
+    DatasetKind,
+    DecimalType,
+    Field,
+    FieldDeclaration,
+    FieldType,
+    IdentityField,
+    MirrorStatus,
+    ScalarType,
+)
+from profile_export.v1.dataset_service_pb2 import (
+    CompleteBatchResponse,
+    UploadBatchResponse,
+    UploadFormat,
+)
 from profile_export.v1.export_service_pb2 import CreateJobResponse, WatchJobResponse
 from profile_export.v1.job_pb2 import (
     ExportJob,
@@ -15,18 +32,24 @@ from profile_export.v1.job_pb2 import (
     JobTransition,
 )
 from profile_export.v1.merge_policy_pb2 import IdentityGraph, MergePolicy
+from profile_export.v1.schema_pb2 import Schema, UnionSchema
 
 __all__ = [
     "Batch",
     "BatchState",
     "Client",
     "ClientError",
+    "CompleteBatchResponse",
     "CreateJobResponse",
     "DataFile",
     "Dataset",
     "DatasetKind",
+    "DecimalType",
     "Events",
     "ExportJob",
+    "Field",
+    "FieldDeclaration",
+    "FieldType",
     "IdentityField",
     "IdentityGraph",
     "JobMetrics",
@@ -35,8 +58,16 @@ __all__ = [
     "JobState",
     "JobTransition",
     "MergePolicy",
+    "MirrorStatus",
+    "RejectedRow",
+    "ScalarType",
+    "Schema",
+    "UnionSchema",
     "UploadBatchResponse",
+    "UploadFile",
     "UploadFormat",
+    "UploadPhase",
+    "UploadProgress",
     "Violation",
     "WatchJobResponse",
     "as_json",

@@ -83,19 +83,21 @@ class BackOff:
 
     def __init__(self, patience: timedelta) -> None:
         self._patience = patience.total_seconds()
-        self._heard: float | None = None
+        self._answered = False
+        self._lost_since: float | None = None
         self._tries = 0
 
     def heard(self) -> None:
-        """Note a sign of life: patience and delays begin again."""
-        self._heard = time.monotonic()
-        self._tries = 0
+        """Note a sign of life: patience and delays begin again with the next error."""
+        self._answered, self._lost_since, self._tries = True, None, 0
 
     async def wait(self, error: ClientError) -> None:
         """Wait before the next try, or raise the error when there should be none."""
-        if self._heard is None and error.retry_after is not None:
-            self._heard = time.monotonic()
-        if self._heard is None or time.monotonic() - self._heard > self._patience:
+        now = time.monotonic()
+        if self._lost_since is None:
+            self._lost_since = now
+        known = self._answered or error.retry_after is not None
+        if not known or now - self._lost_since > self._patience:
             raise error
         delay = min(_FIRST_DELAY_SECONDS * 2**self._tries, _LONGEST_DELAY_SECONDS)
         self._tries += 1

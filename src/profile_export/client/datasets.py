@@ -1,0 +1,112 @@
+"""Calls about datasets."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from google.protobuf.struct_pb2 import Struct
+
+from profile_export.client.calls import PAGE, Calls
+from profile_export.v1 import dataset_service_pb2 as pb
+from profile_export.v1.dataset_pb2 import (
+    Dataset,
+    DatasetKind,
+    FieldDeclaration,
+    IdentityField,
+    SchemaRef,
+    TagValues,
+)
+
+_BUILT_IN_SCHEMAS = {
+    DatasetKind.DATASET_KIND_RECORD: "https://ns.adobe.com/xdm/context/profile",
+    DatasetKind.DATASET_KIND_EVENT: "https://ns.adobe.com/xdm/context/experienceevent",
+    DatasetKind.DATASET_KIND_UNION: "https://ns.adobe.com/xdm/context/profile__union",
+}
+
+Tags = Mapping[str, Sequence[str]]
+
+
+class DatasetCalls(Calls):
+    """Calls about datasets."""
+
+    async def create_dataset(
+        self,
+        name: str,
+        schema: DatasetKind.ValueType | str,
+        *,
+        identities: Sequence[IdentityField] = (),
+        declared: Sequence[FieldDeclaration] = (),
+        tags: Tags | None = None,
+        description: str = "",
+        request_id: str = "",
+    ) -> Dataset:
+        """Make a dataset; with the same request_id and content it is the same one.
+
+        Args:
+            name: For people; need not be unique.
+            schema: The id of a schema, or a kind for the built-in schema of that kind.
+            identities: Fields that hold identities, besides those of the schema.
+            declared: Types to use instead of learned ones.
+            tags: As in the contract. None: no tags.
+            description: Free text.
+            request_id: Key of the caller's. Empty: every call makes a dataset.
+        """
+        request = pb.CreateDatasetRequest(
+            name=name,
+            schema_ref=SchemaRef(id=schema if isinstance(schema, str) else _BUILT_IN_SCHEMAS[schema]),
+            tags=_tag_values(tags or {}),
+            identity_fields=identities,
+            declared_fields=declared,
+            description=description,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        return (await self._call(self._datasets.CreateDataset, request)).dataset
+
+    async def get_dataset(self, dataset_id: str) -> Dataset:
+        """Look a dataset up."""
+        request = pb.GetDatasetRequest(dataset_id=dataset_id)
+        return (await self._call(self._datasets.GetDataset, request)).dataset
+
+    async def list_datasets(self) -> list[Dataset]:
+        """List the datasets of the tenant, oldest first."""
+        pages = self._pages(self._datasets.ListDatasets, pb.ListDatasetsRequest(page_size=PAGE))
+        return [dataset async for page in pages for dataset in page.datasets]
+
+    async def update_dataset(
+        self,
+        dataset_id: str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        tags: Tags | None = None,
+        declared: Sequence[FieldDeclaration] = (),
+    ) -> Dataset:
+        """Change what is given and leave the rest; at least one change is required.
+
+        Args:
+            dataset_id: The dataset.
+            name: Its new name. None: unchanged.
+            description: Its new description, may be empty. None: unchanged.
+            tags: All tags, replacing those it has. Empty: no tags any more. None: unchanged.
+            declared: Types to declare or to widen, added to those it has.
+        """
+        request = pb.UpdateDatasetRequest(
+            dataset_id=dataset_id,
+            name=name,
+            description=description,
+            tags=None if tags is None else pb.DatasetTags(entries=_tag_values(tags)),
+            add_declared_fields=declared,
+        )
+        return (await self._call(self._datasets.UpdateDataset, request)).dataset
+
+    async def delete_dataset(self, dataset_id: str) -> None:
+        """Hide a dataset with all its batches, at once and for good."""
+        await self._call(self._datasets.DeleteDataset, pb.DeleteDatasetRequest(dataset_id=dataset_id))
+
+    async def preview_dataset(self, dataset_id: str, rows: int = 0) -> list[Struct]:
+        """Return some rows, those of the newest batch first; 0: as many as the server thinks fit."""
+        request = pb.PreviewDatasetRequest(dataset_id=dataset_id, row_count=rows)
+        return list((await self._call(self._datasets.PreviewDataset, request)).rows)
+
+
+def _tag_values(tags: Tags) -> dict[str, TagValues]:
+    return {key: TagValues(values=values) for key, values in tags.items()}

@@ -1,0 +1,225 @@
+"""Datasets, batches and schemas by the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.system.terminal import Terminal
+
+PROFILE = "https://ns.adobe.com/xdm/context/profile"
+ADDRESS = {
+    "$id": "https://example.com/address",
+    "title": "Address",
+    "type": "object",
+    "properties": {"homeAddress": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+LOYALTY = {
+    "$id": "https://example.com/loyalty",
+    "title": "Loyalty member",
+    "type": "object",
+    "meta:class": PROFILE,
+    "allOf": [
+        {"$ref": "https://example.com/address"},
+        {
+            "properties": {
+                "loyaltyId": {"type": "string"},
+                "points": {
+                    "type": "object",
+                    "meta:xdmType": "map",
+                    "additionalProperties": {"type": "number"},
+                },
+                "cards": {
+                    "type": "array",
+                    "items": {"type": "object", "properties": {"number": {"type": "string"}}},
+                },
+            }
+        },
+    ],
+}
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> list[Path]:
+    """A schema, and after it the document that it names."""
+    paths = [tmp_path / "loyalty.json", tmp_path / "address.json"]
+    for path, document in zip(paths, (LOYALTY, ADDRESS), strict=True):
+        path.write_text(json.dumps(document))
+    return paths
+
+
+def lines(shown: str) -> list[str]:
+    return [" ".join(line.split()) for line in shown.splitlines()]
+
+
+def test_a_schema_is_registered_with_what_it_names_and_datasets_follow_it(
+    terminal: Terminal, documents: list[Path]
+) -> None:
+    # given a schema
+    schema_id = terminal.get("schemas", "register", *documents, "--primary", "loyaltyId=Loyalty")
+    assert schema_id == LOYALTY["$id"]
+
+    # when a dataset follows it
+    create = ("datasets", "create", "Members", "--schema", schema_id, "--declare", "spent=decimal(12, 2)")
+    dataset_id = terminal.get(*create, "--tag", "team=crm", "--description", "of the shops")
+
+    # then the dataset, the schema and the union of the class have its fields, as a tree
+    shown = terminal.get("datasets", "show", dataset_id)
+    for fact in (
+        "name Members",
+        "kind record",
+        f"schema {schema_id}",
+        "description of the shops",
+        "tags team=crm",
+        "identities loyaltyId=Loyalty (primary)",
+        "declared spent",
+        "cards array of object",
+        "points map of double",
+        "spent decimal(12,2)",
+    ):
+        assert fact in lines(shown)
+    assert "\n  city  " in shown
+    assert "\n  city  " in terminal.get("schemas", "show", schema_id)
+    assert "\n  city  " in terminal.get("schemas", "union", "_xdm.context.profile")
+    assert f"datasets {dataset_id}" in lines(terminal.get("schemas", "union", "_xdm.context.profile"))
+
+
+def test_schemas_are_listed_and_looked_up_by_version(terminal: Terminal, documents: list[Path]) -> None:
+    terminal.get("schemas", "register", *documents)
+    documents[0].write_text(json.dumps(LOYALTY | {"title": "Member"}))
+    terminal.get("schemas", "register", documents[0])
+
+    listed = lines(terminal.get("schemas", "list"))
+
+    assert "https://example.com/loyalty 2 record Member" in listed
+    assert "https://example.com/address 1 component Address" in listed
+    assert any(line.startswith(f"{PROFILE} 1 record") and line.endswith("(built in)") for line in listed)
+    first = json.loads(terminal.get("schemas", "show", str(LOYALTY["$id"]), "--version", "1", "--json"))
+    assert (first["version"], json.loads(first["document"])) == (1, LOYALTY)
+
+
+def test_documents_of_two_schemas_are_not_registered_together(
+    terminal: Terminal, documents: list[Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(LOYALTY | {"$id": "https://example.com/other"}))
+
+    done = terminal.type("schemas", "register", *documents, other)
+
+    assert done.returncode == 2
+    assert "one schema at a time" in done.stderr
+    assert str(documents[1]) not in done.stderr
+
+
+def test_a_dataset_is_changed_and_deleted(terminal: Terminal) -> None:
+    # given a dataset with a tag
+    dataset_id = terminal.get("datasets", "create", "CRM", "--kind", "record", "--tag", "team=crm")
+    update = ("datasets", "update", dataset_id)
+
+    # when it is changed step by step
+    named = lines(terminal.get(*update, "--name", "Customers", "--declare", "age=long"))
+    tagged = lines(terminal.get(*update, "--tag", "a=1", "--tag", "a=2"))
+    bare = json.loads(terminal.get(*update, "--no-tags", "--json"))
+
+    # then the rest stayed each time
+    assert {"name Customers", "tags team=crm", "age long"} <= set(named)
+    assert {"name Customers", "tags a=1", "a=2", "age long"} <= set(tagged)
+    assert (bare["name"], bare["tags"]) == ("Customers", {})
+    # and when it is deleted, it is gone
+    assert terminal.get("datasets", "delete", dataset_id) == f"dataset {dataset_id} deleted"
+    assert "DATASET_NOT_FOUND" in terminal.type("datasets", "show", dataset_id).stderr
+
+
+def test_a_preview_shows_the_newest_rows_value_by_value(terminal: Terminal, tmp_path: Path) -> None:
+    dataset_id = terminal.get("datasets", "create", "CRM", "--kind", "record", "--primary", "crmId=CRM")
+    assert terminal.get("datasets", "preview", dataset_id).startswith("No rows.")
+    for name in ("old", "new"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({"crmId": name, "person": {"name": {"firstName": "Ada"}}, "tags": ["a"]}))
+        terminal.get("datasets", "upload", dataset_id, path)
+
+    shown = lines(terminal.get("datasets", "preview", dataset_id, "--rows", "1"))
+
+    assert shown == ["row field value", "1 crmId new", "person.name.firstName Ada", 'tags ["a"]']
+    rows = json.loads(terminal.get("datasets", "preview", dataset_id, "--json"))
+    assert [row["crmId"] for row in rows] == ["new", "old"]
+
+
+def test_batches_are_listed_shown_and_taken_back(terminal: Terminal, tmp_path: Path) -> None:
+    # given a batch
+    dataset_id = terminal.get("datasets", "create", "CRM", "--kind", "record", "--primary", "crmId=CRM")
+    assert terminal.get("batches", "list", dataset_id).startswith("No batches.")
+    path = tmp_path / "crm.jsonl"
+    path.write_text('{"crmId": "C-1"}\n')
+    terminal.get("datasets", "upload", dataset_id, path, "--batch-id", "one")
+
+    # when it is looked at and taken back
+    listed = lines(terminal.get("batches", "list", dataset_id))
+    terminal.get("batches", "revert", "one", "--reason", "wrong day")
+
+    # then it is there and then not, and tells why
+    assert listed[0] == "id ingested rows rejected files size"
+    assert listed[1].startswith("one ")
+    assert terminal.get("batches", "list", dataset_id).startswith("No batches.")
+    shown = lines(terminal.get("batches", "show", "one"))
+    assert {"batch one REVERTED", f"dataset {dataset_id}", "reason wrong day"} <= set(shown)
+    assert "file 1 17 B received, complete" in shown
+
+
+def test_an_open_batch_is_completed_or_given_up(terminal: Terminal, tmp_path: Path) -> None:
+    # given two batches that a refused file has left open
+    dataset_id = terminal.get("datasets", "create", "CRM", "--kind", "record", "--primary", "crmId=CRM")
+    good, bad = tmp_path / "good.jsonl", tmp_path / "later.jsonl"
+    good.write_text('{"crmId": "C-1"}\n')
+    bad.write_text("{}\n")
+    for batch_id in ("kept", "left"):
+        done = terminal.type("datasets", "upload", dataset_id, good, bad, "--batch-id", batch_id)
+        assert f"profile-export batches abort {batch_id}" in done.stderr
+
+    # when one is completed without that file and the other one given up
+    kept = terminal.get("batches", "complete", "kept")
+    left = terminal.get("batches", "abort", "left", "--reason", "no use")
+
+    # then only the first counts
+    assert (kept, left) == ("batch kept SUCCEEDED", "batch left ABORTED")
+    (batch,) = json.loads(terminal.get("batches", "list", dataset_id, "--json"))
+    assert (batch["id"], batch["rows"]) == ("kept", "1")
+    assert json.loads(terminal.get("batches", "show", "left", "--json"))["state_reason"] == "no use"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["datasets", "create", "CRM"], "--schema"),
+        (["datasets", "create", "CRM", "--kind", "record", "--schema", PROFILE], "either --kind"),
+        (["datasets", "create", "CRM", "--kind", "record", "--declare", "age=int"], "'int' is no type"),
+        (["datasets", "create", "CRM", "--kind", "record", "--tag", "team"], "--tag 'team'"),
+        (["datasets", "update", "x"], "Nothing to change"),
+        (["datasets", "upload", "x", "missing.csv"], "missing.csv"),
+        (["schemas", "register", __file__], "is not JSON"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_2(terminal: Terminal, words: list[str], hint: str) -> None:
+    done = terminal.type(*words)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert hint in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["datasets", "show", "0" * 24], "DATASET_NOT_FOUND"),
+        (["batches", "show", "none"], "BATCH_NOT_FOUND"),
+        (["batches", "abort", "none"], "BATCH_NOT_FOUND"),
+        (["schemas", "show", "https://example.com/none"], "SCHEMA_NOT_FOUND"),
+        (["datasets", "create", "x", "--schema", "https://example.com/none"], "SCHEMA_NOT_FOUND"),
+    ],
+)
+def test_a_refusal_of_the_server_is_one_line_and_exit_1(
+    terminal: Terminal, words: list[str], reason: str
+) -> None:
+    done = terminal.type(*words)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert reason in done.stderr

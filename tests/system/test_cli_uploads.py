@@ -1,0 +1,316 @@
+"""Uploads by the command line: folders, bad rows, and what is left when a process or a line dies half-way."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from profile_export.client import ClientError
+from profile_export.client.errors import BackOff
+from tests.system.line import Line
+from tests.system.terminal import COMMAND, Terminal, environment, served
+
+CREATE = ("datasets", "create", "CRM", "--kind", "record", "--primary", "crmId=CRM")
+
+
+def write(path: Path, rows: Sequence[object]) -> Path:
+    """Write rows as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def stored(terminal: Terminal, dataset_id: str, folder: Path, columns: str) -> list[tuple[object, ...]]:
+    """Return what counts of a dataset, in the order in which it counts."""
+    paths = terminal.get("datasets", "download", dataset_id, "--to", folder).splitlines()
+    query = f"SELECT {columns} FROM read_parquet({paths}, union_by_name=true) ORDER BY _batch_id, _row"
+    return duckdb.execute(query).fetchall()
+
+
+@pytest.fixture
+def exports(tmp_path: Path) -> Path:
+    """A folder with a file of every format, whose names are no names for the server, and two that do not count."""
+    folder = tmp_path / "exports"
+    write(folder / "d 2.ndjson", [{"crmId": "d"}])
+    write(folder / "deep" / "e.jsonl", [{"crmId": "e"}])
+    write(folder / "a.json", [{"crmId": "a"}])
+    (folder / "b&b.json").write_text(json.dumps([{"crmId": "b1"}, {"crmId": "b2"}], indent=2))
+    (folder / "c.csv").write_text("crmId\nc\n")
+    duckdb.execute(f"COPY (SELECT 'f' AS crmId) TO '{folder}/f.parquet' (FORMAT parquet)")
+    write(folder / ".hidden" / "x.jsonl", [{"crmId": "x"}])
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+def test_a_folder_is_one_batch_with_the_rows_in_the_order_of_the_paths(
+    terminal: Terminal, exports: Path, tmp_path: Path
+) -> None:
+    dataset_id = terminal.get(*CREATE)
+
+    line = terminal.get("datasets", "upload", dataset_id, exports)
+
+    (batch,) = json.loads(terminal.get("batches", "list", dataset_id, "--json"))
+    assert line.startswith(f"batch {batch['id']}: 7 rows, ")
+    assert line.endswith(" rows/s)")
+    assert [upload["file_name"] for upload in batch["uploads"]] == [
+        "1-a.json",
+        "2-b_b.json",
+        "3-c.csv",
+        "4-d_2.ndjson",
+        "5-e.jsonl",
+        "6-f.parquet",
+    ]
+    rows = stored(terminal, dataset_id, tmp_path / "out", "crmId, _row")
+    assert rows == [(name, number) for number, name in enumerate(("a", "b1", "b2", "c", "d", "e", "f"))]
+
+
+def test_files_named_again_or_in_another_order_are_the_same_batch(terminal: Terminal, exports: Path) -> None:
+    dataset_id = terminal.get(*CREATE)
+    first = terminal.get("datasets", "upload", dataset_id, exports / "a.json", exports / "c.csv")
+
+    again = terminal.get(
+        "datasets",
+        "upload",
+        dataset_id,
+        exports / "c.csv",
+        exports / "a.json",
+        exports / "deep" / ".." / "c.csv",
+    )
+
+    assert again.endswith("(was there already)")
+    assert again.split(":")[0] == first.split(":")[0]
+    assert len(json.loads(terminal.get("batches", "list", dataset_id, "--json"))) == 1
+
+
+async def start(
+    terminal: Terminal, address: str, *words: str | Path, stderr: int
+) -> asyncio.subprocess.Process:
+    """Type a command and do not wait."""
+    return await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *map(str, words),
+        "--sandbox",
+        terminal.sandbox,
+        env=environment(PROFILE_EXPORT_ADDRESS=address),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
+    )
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_an_upload_that_was_killed_half_way_is_repeated_and_every_row_is_there_once(
+    terminal: Terminal, noise: Path, tmp_path: Path, *, several: bool
+) -> None:
+    # given an upload that is killed in the third megabyte, with several files in the middle of the second one
+    dataset_id = terminal.get(*CREATE)
+    first = write(tmp_path / "a.jsonl", [{"crmId": "A"}])
+    upload = ("datasets", "upload", dataset_id, *((first, noise) if several else (noise,)))
+    async with Line(terminal.address, stall_after=2_500_000) as line:
+        command = await start(terminal, line.address, *upload, stderr=asyncio.subprocess.DEVNULL)
+        async with asyncio.timeout(60):
+            await line.stalled.wait()
+        command.kill()
+        await command.wait()
+    assert terminal.get("batches", "list", dataset_id).startswith("No batches.")
+
+    # when it is typed again, twice
+    done = await asyncio.to_thread(terminal.get, *upload)
+    again = await asyncio.to_thread(terminal.get, *upload)
+
+    # then every row counts once
+    rows = stored(terminal, dataset_id, tmp_path / "out", "crmId")
+    people = [(f"C-{number}",) for number in range(20_000)]
+    assert sorted(rows) == sorted([("A",), *people] if several else people)
+    assert " rows/s)" in done
+    assert again.endswith("(was there already)")
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
+async def test_an_upload_goes_on_when_its_server_is_started_again(
+    noise: Path, tmp_path: Path, end: signal.Signals
+) -> None:
+    # given an upload of two files that has come to the third megabyte, at a terminal
+    with served(tmp_path, "--drain-seconds", "0") as (server, address):
+        terminal = Terminal(address, "prod")
+        dataset_id = terminal.get(*CREATE)
+        first = write(tmp_path / "a.jsonl", [{"crmId": "A"}])
+        ours, theirs = os.openpty()
+        async with Line(address, stall_after=2_500_000) as line:
+            upload = ("datasets", "upload", dataset_id, first, noise)
+            command = await start(terminal, line.address, *upload, stderr=theirs)
+            os.close(theirs)
+            shown = asyncio.create_task(asyncio.to_thread(read_all, ours))
+            async with asyncio.timeout(60):
+                await line.stalled.wait()
+
+            # when the server ends and another one takes its place
+            server.send_signal(end)
+            await asyncio.to_thread(server.wait)
+            with served(tmp_path, "--grpc-address", address):
+                line.cut()
+                printed, _ = await command.communicate()
+
+                # then the upload goes on to its end, and says what it waits for
+                assert command.returncode == 0, await shown
+                assert ": 20,001 rows, " in printed.decode()
+                assert "connection lost, trying again" in await shown
+                rows = stored(terminal, dataset_id, tmp_path / "out", "crmId")
+                assert sorted(rows) == sorted([("A",), *((f"C-{number}",) for number in range(20_000))])
+
+
+async def test_patience_with_a_lost_server_begins_when_it_is_lost() -> None:
+    # given a server that was heard of some time ago, and a client without any patience
+    lost = ClientError("UNAVAILABLE", "", "gone")
+    back_off = BackOff(timedelta(0))
+    back_off.heard()
+
+    # when it is lost, then there is one more try
+    await back_off.wait(lost)
+
+    # and not another one
+    with pytest.raises(ClientError):
+        await back_off.wait(lost)
+
+
+def read_all(terminal: int) -> str:
+    """Return what was shown on a terminal until its last writer is gone."""
+    shown = b""
+    try:
+        while more := os.read(terminal, 65_536):
+            shown += more
+    except OSError:
+        pass  # how a terminal says the end on Linux
+    os.close(terminal)
+    return shown.decode()
+
+
+def test_rejected_rows_are_shown_beside_those_that_count(terminal: Terminal, tmp_path: Path) -> None:
+    dataset_id = terminal.get(*CREATE)
+    path = tmp_path / "crm.csv"
+    path.write_text("crmId,city\nC-1,Oslo\n,Bergen\n")
+
+    done = terminal.type("datasets", "upload", dataset_id, path, "--max-bad-records", "1")
+
+    assert done.returncode == 0
+    assert " 1 rows, " in done.stdout
+    assert ", 1 rejected (" in done.stdout
+    headers, why, row = done.stderr.splitlines()
+    assert headers.split()[:4] == ["file", "row", "reason", "field"]
+    assert why.split()[:3] == [str(path), "2", "PRIMARY_IDENTITY_MISSING"]
+    assert row.strip() == ",Bergen"
+    batch_id = done.stdout.split(":")[0].removeprefix("batch ")
+    assert "PRIMARY_IDENTITY_MISSING" in terminal.get("batches", "rejected", batch_id)
+
+
+def test_a_refusal_shows_the_first_rejected_rows_and_how_to_see_the_rest(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    # given a file with 30 bad rows
+    dataset_id = terminal.get(*CREATE)
+    path = write(tmp_path / "crm.jsonl", [{"name": f"nobody {number} \x1b[31m"} for number in range(30)])
+
+    # when it is uploaded
+    done = terminal.type(
+        "datasets", "upload", dataset_id, path, "--max-bad-records", "5", "--batch-id", "bad"
+    )
+
+    # then 20 of them are told, without what they would do to a terminal
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("PRIMARY_IDENTITY_MISSING") == 20
+    assert "\x1b" not in done.stderr
+    hint, refusal = done.stderr.splitlines()[-2:]
+    assert hint == "20 of 30 rejected rows; all: profile-export batches rejected bad"
+    assert refusal.endswith("[ROW_REJECTED]")
+    # and the rest is where the hint says
+    assert terminal.get("batches", "rejected", "bad").count("PRIMARY_IDENTITY_MISSING") == 30
+    assert "3 of 30 rejected rows" in terminal.get("batches", "rejected", "bad", "--limit", "3")
+    listed = json.loads(terminal.get("batches", "rejected", "bad", "--limit", "2", "--json"))
+    assert [row["row_number"] for row in listed] == ["1", "2"]
+
+
+def test_a_refused_file_among_several_is_named_and_a_repetition_goes_on_with_the_batch(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    # given two files, the second with a bad row
+    dataset_id = terminal.get(*CREATE)
+    good = write(tmp_path / "a.jsonl", [{"crmId": "a"}])
+    bad = write(tmp_path / "b.jsonl", [{"crmId": "b"}, {"name": "nobody"}])
+
+    # when they are uploaded, and again with patience for the row
+    refused = terminal.type("datasets", "upload", dataset_id, good, bad)
+    done = terminal.type("datasets", "upload", dataset_id, good, bad, "--max-bad-records", "1")
+
+    # then the refusal names the file and leaves the batch open, which then counts
+    assert refused.returncode == 1
+    assert f"{bad}: Nothing was kept." in refused.stderr
+    batch_id = refused.stderr.split("profile-export batches abort ")[1].split("`")[0]
+    assert done.stdout.startswith(f"batch {batch_id}: 2 rows, ")
+    assert "1 rejected" in done.stdout
+
+
+def test_bytes_that_are_not_of_the_format_are_refused(terminal: Terminal, tmp_path: Path) -> None:
+    dataset_id = terminal.get(*CREATE)
+    path = write(tmp_path / "crm.jsonl", [{"crmId": "C-1"}])
+
+    refused = terminal.type("datasets", "upload", dataset_id, path, "--format", "parquet")
+    done = terminal.get("datasets", "upload", dataset_id, path)
+
+    assert refused.returncode == 1
+    assert "[FILE_INVALID]" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert ": 1 rows, " in done
+
+
+def test_an_unknown_suffix_or_an_empty_folder_says_what_to_do(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+
+    by_name = terminal.type("datasets", "upload", "x", tmp_path / "notes.txt")
+    by_folder = terminal.type("datasets", "upload", "x", tmp_path)
+
+    assert by_name.returncode == by_folder.returncode == 2
+    assert "--format with one of json-lines, json-array, csv, parquet" in by_name.stderr
+    assert ".json, .jsonl, .ndjson, .csv, .parquet" in by_folder.stderr
+
+
+def test_a_batch_that_was_taken_back_needs_another_id(terminal: Terminal, exports: Path) -> None:
+    # given a folder that was uploaded and taken back
+    dataset_id = terminal.get(*CREATE)
+    batch_id = terminal.get("datasets", "upload", dataset_id, exports).split(":")[0].removeprefix("batch ")
+    assert (
+        terminal.get("batches", "revert", batch_id, "--reason", "wrong day") == f"batch {batch_id} REVERTED"
+    )
+
+    # when it is uploaded again
+    refused = terminal.type("datasets", "upload", dataset_id, exports)
+    done = terminal.get("datasets", "upload", dataset_id, exports, "--batch-id", "anew")
+
+    # then it needs a name of its own
+    assert refused.returncode == 1
+    assert "--batch-id" in refused.stderr
+    assert done.startswith("batch anew: 7 rows, ")
+
+
+def test_a_batch_with_files_that_nobody_names_any_more_is_not_completed(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    # given a batch of three files of which the third was refused
+    dataset_id = terminal.get(*CREATE)
+    paths = [write(tmp_path / f"{name}.jsonl", [{"crmId": name}]) for name in "ab"]
+    bad = write(tmp_path / "c.jsonl", [{}])
+    upload = ("datasets", "upload", dataset_id, "--batch-id", "mine")
+    assert terminal.type(*upload, *paths, bad).returncode == 1
+
+    # when other files are uploaded under its id
+    done = terminal.type(*upload, paths[0], write(tmp_path / "x.jsonl", [{"crmId": "x"}]))
+
+    # then it stays open
+    assert done.returncode == 1
+    assert "also holds 2-b.jsonl" in done.stderr
+    assert "LOADING" in terminal.get("batches", "show", "mine")
