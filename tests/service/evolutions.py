@@ -36,7 +36,7 @@ from profile_export.domain.schema import (
     type_at,
     union_objects,
 )
-from profile_export.ingest.arrow_types import arrow_type
+from profile_export.lake.arrow_types import arrow_type
 from profile_export.v1 import dataset_service_pb2 as ds
 
 BATCHES = 10
