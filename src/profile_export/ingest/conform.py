@@ -28,6 +28,7 @@ from profile_export.domain.schema import (
     union_objects,
     union_types,
 )
+from profile_export.ingest.arrow_types import is_list
 from profile_export.lake.arrow_types import INSTANT, arrow_type
 
 _SECONDS = (-62_135_596_800, 253_402_300_800)  # from 0001-01-01T00:00:00Z to before 10000-01-01T00:00:00Z
@@ -65,7 +66,7 @@ class Place:
         row = index if self.parents is None else self.parents[index].as_py()
         self.refused.setdefault(row, error)
 
-    def refuse_where(self, mask: pa.Array, error: ValueRefusedError) -> None:
+    def refuse_where(self, mask: pa.Array, error: ValueRefusedError | TypeConflictError) -> None:
         """Refuse the rows of the values for which `mask` is true."""
         found = pc.indices_nonzero(mask)
         for row in (found if self.parents is None else self.parents.take(found)).to_pylist():
@@ -127,7 +128,10 @@ def conform(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
     """
     column = plain_values(column)
     found = column.type
-    if pa.types.is_null(found):
+    other = _other_kind(found, target)
+    if other:
+        place.refuse_where(column.is_valid(), TypeConflictError(place.path, target, other))
+    if other or pa.types.is_null(found):
         return pa.nulls(len(column), arrow_type(target))
     match target:
         case ObjectType():
@@ -147,6 +151,22 @@ def conform(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
             return _map(column, value, place)
         case _:
             return _scalar(column, target, place)
+
+
+def _other_kind(found: pa.DataType, target: FieldType) -> str:
+    """Name what a column holds that taught no type, such as lists of nulls, where it cannot be the target; else empty.
+
+    A column that did teach one has been held to the target already.
+    """
+    kind = ""
+    fitting: type | tuple[type, ...] = ()
+    if is_list(found):
+        kind, fitting = "array", ArrayType
+    elif pa.types.is_struct(found):
+        kind, fitting = "object", (ObjectType, MapType)
+    elif pa.types.is_map(found):
+        kind, fitting = "map", MapType
+    return "" if isinstance(target, fitting) else kind
 
 
 def plain_values(column: pa.Array) -> pa.Array:
