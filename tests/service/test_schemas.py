@@ -10,7 +10,7 @@ import pytest
 
 from profile_export.v1 import dataset_pb2
 from profile_export.v1 import schema_service_pb2 as ss
-from tests.service.harness import SCHEMAS, Caller, json_lines, refusal_of, types_of
+from tests.service.harness import SCHEMAS, Caller, json_lines, refusal_from, refusal_of, types_of
 
 INVALID, PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
 PERSON: dict[str, Any] = {
@@ -280,3 +280,20 @@ async def test_an_unknown_class_is_not_found(caller: Caller) -> None:
     refusal = await refusal_of(union(caller, "_xdm.context.account"))
 
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "SCHEMA_NOT_FOUND")
+
+
+@pytest.mark.parametrize("depth", [900, 960, 980, 1_000, 100_000])
+async def test_a_document_that_is_nested_deep_is_registered_or_refused_in_words(
+    caller: Caller, depth: int
+) -> None:
+    text = f'{{"$id": "https://example.com/deep", "meta:note": {"[" * depth}{"]" * depth}}}'
+    request = ss.CreateSchemaRequest(document=text)
+
+    try:
+        answer = await caller.schemas.CreateSchema(request, metadata=caller.metadata)
+    except grpc.aio.AioRpcError as error:
+        refusal = refusal_from(error)
+        assert (refusal.code, refusal.reason) == (INVALID, "SCHEMA_INVALID")
+        assert "nested too deep" in refusal.message
+    else:
+        assert answer.schema.document == text

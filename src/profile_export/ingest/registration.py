@@ -83,19 +83,22 @@ class Registration:
         return known
 
 
-def _named_ids(value: Any) -> Iterator[str]:
+def _named_ids(document: Any) -> Iterator[str]:
     """List the ids of other documents in a document, perhaps repeatedly; what a `$ref` says behind `#` is left out."""
-    if isinstance(value, dict):
+    waiting = [document]  # a document may be nested deeper than calls may
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        if not isinstance(value, dict):
+            continue
         for name, member in value.items():
             if name == "$ref" and isinstance(member, str):
                 yield member.partition("#")[0]
             elif name == "meta:extends" and isinstance(member, list):
                 yield from (one for one in member if isinstance(one, str))
             else:
-                yield from _named_ids(member)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _named_ids(item)
+                waiting.append(member)
 
 
 def _schema(read: XdmSchema, text: str, identity_fields: tuple[IdentityField, ...] = ()) -> Schema:
