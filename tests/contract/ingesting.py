@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Uploader:
 
     def rejected(self, after_row: int = 0, count: int = 1_000) -> list[RejectedRow]:
         """The rows that the last upload had rejected."""
-        return read_rejected(self.folder / "files" / REJECTED_FILE, after_row, count)
+        return list(islice(read_rejected(self.folder / "files" / REJECTED_FILE, after_row), count))
 
     def tables(self, result: IngestResult) -> list[pa.Table]:
         return [pq.read_table(self.folder / "files" / file.name) for file in result.files]

@@ -336,7 +336,7 @@ def test_rejected_rows_are_read_page_by_page(
 
 
 def test_there_is_nothing_to_read_where_no_row_was_rejected(tmp_path: Path) -> None:
-    assert read_rejected(tmp_path / "rejected.parquet", 0, 10) == []
+    assert list(read_rejected(tmp_path / "rejected.parquet", 0)) == []
 
 
 @pytest.mark.parametrize(

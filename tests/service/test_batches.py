@@ -457,3 +457,24 @@ async def test_rejected_rows_of_several_files_are_listed_by_file(caller: Caller,
             break
 
     assert rows == [("1", 2), ("1", 3), ("2", 2), ("2", 3)]
+
+
+async def test_large_rejected_rows_come_in_pages_that_fit_into_a_message(caller: Caller, source: str) -> None:
+    row, name = "x" * 90_000, "y" * 60_000
+    data = f"{row}\n".encode() * 60 + json_lines([{"id": "1", name: 1}, {"id": "2", name: "z"}])
+
+    batch = (await caller.send(source, "b", data, max_bad_records=61)).batch
+
+    numbers, pages = [], 0
+    token = ""
+    while True:
+        page = await caller.rejected("b", page_token=token)
+        numbers += [one.row_number for one in page.rows]
+        pages += 1
+        token = page.next_page_token
+        if not token:
+            break
+    assert (batch.rows, batch.rejected_rows) == (1, 61)
+    assert numbers == [*range(1, 61), 62]
+    assert pages > 1
+    assert len(batch.errors[-1].message) < 2_000

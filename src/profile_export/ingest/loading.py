@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from profile_export.store.uploads import OpenUpload, Uploads
 
 _RETRY_AFTER = timedelta(seconds=1)
 _VIOLATIONS_TOLD = 10
+_MOST_PAGE_BYTES = 2 * 1024 * 1024
+"""How many bytes of rows a page has: clients take 4 MiB in one message, of which some tell why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,20 +185,31 @@ class Loading:
     async def rejected_rows(self, batch: Batch, request: PageRequest) -> Page[tuple[str, RejectedRow]]:
         """Return a page of the rows that were refused, each with the name of its file, in the order of both.
 
+        It has fewer rows than asked for where they are large.
+
         Raises:
             InvalidArgumentError: The page token is not one of ours.
         """
+        found = await asyncio.to_thread(self._rejected_rows, batch, request)
+        if sum(len(row.text.encode()) for _, row in found) > _MOST_PAGE_BYTES:
+            request = replace(request, size=len(found) - 1)
+        return cut_page(found, request, lambda last: f"{last[0]} {last[1].row}")
+
+    def _rejected_rows(self, batch: Batch, request: PageRequest) -> list[tuple[str, RejectedRow]]:
+        """Read one row more than a page has, or fewer that have too many bytes without the last of them."""
         after_file, after_row = request.place
         found: list[tuple[str, RejectedRow]] = []
+        room = _MOST_PAGE_BYTES
         for upload in batch.uploads:
-            missing = request.size + 1 - len(found)
-            if not upload.rejected_rows or upload.file_name < after_file or not missing:
+            if not upload.rejected_rows or upload.file_name < after_file:
                 continue
             path = self._lake.folder(upload.folder) / REJECTED_FILE
-            first = after_row if upload.file_name == after_file else 0
-            rows = await asyncio.to_thread(read_rejected, path, first, missing)
-            found += [(upload.file_name, row) for row in rows]
-        return cut_page(found, request, lambda last: f"{last[0]} {last[1].row}")
+            for row in read_rejected(path, after_row if upload.file_name == after_file else 0):
+                found.append((upload.file_name, row))
+                room -= len(row.text.encode())
+                if len(found) > request.size or room < 0:
+                    return found
+        return found
 
     # --- One file ---
 

@@ -14,6 +14,7 @@ from profile_export.ingest.task import IngestTask
 
 MOST_TOLD = 100
 """How many refused rows are told at once."""
+_MOST_CHARACTERS = 1_000
 
 
 class RowsRefusedError(Exception):
@@ -115,9 +116,10 @@ def row_error(row: int | None, error: ValueRefusedError | TypeConflictError) -> 
         code, message = Reason.FIELD_TYPE_CONFLICT, error.message
     else:
         code, message = error.code, error.reason
-    return RowError(row, code.value, _unicode(message), _unicode(dotted_path(error.path)))
+    return RowError(row, code.value, _told(message), _told(dotted_path(error.path)))
 
 
-def _unicode(text: str) -> str:
-    """Write half surrogate pairs, which names as sent may hold, so that the text can be stored."""
-    return text.encode(errors="backslashreplace").decode()
+def _told(text: str) -> str:
+    """Cut a text that holds a name without end, and write half surrogate pairs so that it can be stored."""
+    cut = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+    return cut.encode(errors="backslashreplace").decode()

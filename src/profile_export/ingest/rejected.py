@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from bisect import bisect_right
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,26 +79,22 @@ class RejectedWriter:
         self._bytes_held = 0
 
 
-def read_rejected(path: Path, after_row: int, count: int) -> list[RejectedRow]:
-    """Return the next rejected rows of one uploaded file, in the order of their numbers.
+def read_rejected(path: Path, after_row: int) -> Iterator[RejectedRow]:
+    """Yield the rejected rows of one uploaded file, in the order of their numbers; a few megabytes at a time are held.
 
     Args:
         path: `rejected.parquet` in the folder of the upload; there is none if no row was rejected.
-        after_row: The number of the last row that is known already; 0 for the first page.
-        count: How many at most.
+        after_row: The number of the last row that is known already; 0 for all.
     """
     if not path.exists():
-        return []
-    rows: list[RejectedRow] = []
+        return
     with pq.ParquetFile(path) as file:
         groups = range(file.num_row_groups)
         first = bisect_right(groups, after_row, key=lambda group: _last_row(file.metadata, group))
         for group in groups[first:]:
-            found = file.read_row_group(group).to_pylist()
-            rows += [RejectedRow(**row) for row in found if row["row"] > after_row]
-            if len(rows) >= count:
-                break
-    return rows[:count]
+            for row in file.read_row_group(group).to_pylist():
+                if row["row"] > after_row:
+                    yield RejectedRow(**row)
 
 
 def _last_row(metadata: pq.FileMetaData, group: int) -> int:
