@@ -298,7 +298,7 @@ async def upload_under_fire(folder: Path, count: int) -> Run:
 
 
 async def test_killed_uploads_leave_every_row_once(tmp_path: Path) -> None:
-    run = await upload_under_fire(tmp_path, count=8)
+    run = await upload_under_fire(tmp_path, count=5)
 
     assert run.kills.total()
 
