@@ -203,15 +203,19 @@ async def listed(datasets: DatasetServiceStub, dataset_id: str) -> list[batch_pb
 
 async def rows_of(datasets: DatasetServiceStub, batch_id: str) -> list[dict[str, Any]]:
     """Read the rows of a batch in their order, from files that are what the service says of them."""
-    rows: list[dict[str, Any]] = []
-    for file in (await datasets.ListBatchFiles(ds.ListBatchFilesRequest(batch_id=batch_id))).files:
-        path = Path(unquote(urlsplit(file.location).path))
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
-        assert path.stat().st_size == file.bytes
-        table = pq.read_table(path)
-        assert table.num_rows == file.rows
-        rows += table.to_pylist()
+    listed = await datasets.ListBatchFiles(ds.ListBatchFilesRequest(batch_id=batch_id))
+    rows = [row for file in listed.files for row in rows_in(file)]
     return sorted(rows, key=lambda row: row.get("_row", 0))
+
+
+def rows_in(file: batch_pb2.DataFile) -> list[dict[str, Any]]:
+    path = Path(unquote(urlsplit(file.location).path))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+    assert path.stat().st_size == file.bytes
+    table = pq.read_table(path)
+    assert table.num_rows == file.rows
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 async def exported(channel: grpc.aio.Channel, destination: str) -> list[dict[str, Any]]:
