@@ -90,7 +90,9 @@ def _batches(task: IngestTask) -> Iterator[pa.RecordBatch]:
                     return
                 batch.validate(full=True)  # the reader takes bytes for text that are not UTF-8
             if batch.num_rows:
-                yield pa.RecordBatch.from_arrays([_taken(column) for column in batch.columns], batch.schema.names)
+                yield pa.RecordBatch.from_arrays(
+                    [_taken(column) for column in batch.columns], batch.schema.names
+                )
 
 
 def _rows_at_once(metadata: pq.FileMetaData) -> int:
@@ -101,7 +103,9 @@ def _rows_at_once(metadata: pq.FileMetaData) -> int:
 
 def _taken(column: pa.Array) -> pa.Array:
     """Return a column with text that can be taken out of it by row: Arrow cannot do so with views."""
-    viewless = with_singles(column.type, lambda single: pa.string() if pa.types.is_string_view(single) else single)
+    viewless = with_singles(
+        column.type, lambda single: pa.string() if pa.types.is_string_view(single) else single
+    )
     return column.cast(viewless) if "string_view" in str(column.type) else column
 
 

@@ -50,8 +50,7 @@ def row_texts(batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[str]:
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         taken = batch.take(pa.array(rows[start : start + _ROWS_AT_ONCE], pa.int64()))
         values = {
-            name: _json_values(column)
-            for name, column in zip(taken.schema.names, taken.columns, strict=True)
+            name: _json_values(column) for name, column in zip(taken.schema.names, taken.columns, strict=True)
         }
         for index in range(taken.num_rows):
             row = {name: column[index] for name, column in values.items()}
