@@ -49,6 +49,8 @@ def compact(task: CompactTask) -> WrittenFile:
         sources = [_Rows(file) for file in files]
         written = write_data_file(task.target, schema, _in_slices(sources, schema, slices))
     sync(task.target.parent)
+    # The child may wait long for its next merge.
+    pa.default_memory_pool().release_unused()
     return written
 
 
