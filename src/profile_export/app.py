@@ -108,8 +108,8 @@ class Application:
         self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
-        loading = Loading(rooms, limits, _new_id)
-        sessions = UploadSessions(uploads, loading, _new_id)
+        self._loading = Loading(rooms, limits, _new_id)
+        sessions = UploadSessions(uploads, self._loading, _new_id)
         self._services = contract(
             datasets=DatasetService(
                 DatasetRooms(
@@ -118,7 +118,7 @@ class Application:
                     opened,
                     MirrorStatuses(self._database),
                     sessions,
-                    loading,
+                    self._loading,
                     self._lake,
                 ),
                 _new_id,
@@ -202,8 +202,9 @@ class Application:
             *await self._compactions.folders(),
             *await self._drops.folders(),
         }
-        uploads = frozenset(await self._batches.kept_uploads())
-        await asyncio.to_thread(self._lake.sweep, kept, uploads)
+        await asyncio.to_thread(self._lake.sweep, kept)
+        staged = await asyncio.to_thread(self._lake.staged)
+        await self._loading.clear_away(set(staged) - set(await self._batches.kept_uploads()))
 
     async def _close(self) -> None:
         for task in self._background:

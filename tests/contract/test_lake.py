@@ -60,12 +60,19 @@ def test_only_the_files_that_count_are_kept_and_empty_folders_go(lake: LocalLake
 def test_the_sweep_removes_what_belongs_to_nothing(lake: LocalLake) -> None:
     kept = put(lake, "d/kept/1/0-0.parquet")
     put(lake, "d/left/1/0-0.parquet")
+
+    lake.sweep({"d/kept"})
+
+    assert found(lake) == {"d", "d/kept", "d/kept/1", kept}
+
+
+def test_bytes_of_uploads_are_there_until_they_are_forgotten(lake: LocalLake) -> None:
     for name in ("kept", "left"):
         lake.upload(name).write_bytes(b"so far")
 
-    lake.sweep({"d/kept"}, {"kept"})
+    lake.forget_upload("left")
 
-    assert found(lake) == {"d", "d/kept", "d/kept/1", kept}
+    assert lake.staged() == ["kept"]
     assert (lake.received("kept"), lake.received("left")) == (6, 0)
 
 
@@ -73,7 +80,7 @@ def test_the_sweep_keeps_all_of_a_dataset_that_is_kept_as_a_whole(lake: LocalLak
     kept = put(lake, "d/b/1/0-0.parquet")
     put(lake, "e/b/1/0-0.parquet")
 
-    lake.sweep({"d"}, set())
+    lake.sweep({"d"})
 
     assert found(lake) == {"d", "d/b", "d/b/1", kept, "e"}
 

@@ -43,7 +43,7 @@ BATCHES = 10
 ROWS = 3
 NUMBER = DOUBLE
 """Stands in `_ALL` for a number of any type."""
-_NUMBERS = (LONG, DecimalType(8, 2), DecimalType(12, 4), DOUBLE)
+_NUMBERS: Sequence[FieldType] = (LONG, DecimalType(8, 2), DecimalType(12, 4), DOUBLE)
 _ALWAYS = ObjectType({"id": TEXT, "name": TEXT})
 _LINE = ObjectType({"count": NUMBER, "unit": TEXT, "since": DATE})
 _ALL = ObjectType(

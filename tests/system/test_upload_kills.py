@@ -203,18 +203,17 @@ async def listed(datasets: DatasetServiceStub, dataset_id: str) -> list[batch_pb
 
 async def rows_of(datasets: DatasetServiceStub, batch_id: str) -> list[dict[str, Any]]:
     """Read the rows of a batch in their order, from files that are what the service says of them."""
-    listed = await datasets.ListBatchFiles(ds.ListBatchFilesRequest(batch_id=batch_id))
-    rows = [row for file in listed.files for row in rows_in(file)]
+    rows: list[dict[str, Any]] = []
+    for file in (await datasets.ListBatchFiles(ds.ListBatchFilesRequest(batch_id=batch_id))).files:
+        rows += read_checked(Path(unquote(urlsplit(file.location).path)), file)
     return sorted(rows, key=lambda row: row.get("_row", 0))
 
 
-def rows_in(file: batch_pb2.DataFile) -> list[dict[str, Any]]:
-    path = Path(unquote(urlsplit(file.location).path))
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
-    assert path.stat().st_size == file.bytes
-    table = pq.read_table(path)
-    assert table.num_rows == file.rows
-    rows: list[dict[str, Any]] = table.to_pylist()
+def read_checked(path: Path, file: batch_pb2.DataFile) -> list[dict[str, Any]]:
+    content = path.read_bytes()
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    assert len(rows) == file.rows
     return rows
 
 
@@ -261,14 +260,20 @@ def check_disk(data_dir: Path, source: str, uploads: Sequence[Upload]) -> None:
     assert batches == {upload.batch_id: ("succeeded", len(upload.ids)) for upload in uploads}
     files = store.execute("SELECT path, rows, sha256 FROM files").fetchall()
     rejected = store.execute("SELECT folder FROM uploads WHERE rejected_rows > 0").fetchall()
+    compacted = store.execute("SELECT path FROM compactions").fetchall()
+    # What nothing needs any more stays for a while, for those who may still be reading it.
+    dropped = {folder for (folder,) in store.execute("SELECT folder FROM drops")}
     store.close()
     for path, rows, sha256 in files:
         content = (data_dir / "lake" / path).read_bytes()
         assert hashlib.sha256(content).hexdigest() == sha256
         assert pq.read_metadata(data_dir / "lake" / path).num_rows == rows
-    named = {path for path, _, _ in files} | {f"{folder}/rejected.parquet" for (folder,) in rejected}
+    named = {path for path, _, _ in files} | {path for (path,) in compacted}
+    named |= {f"{folder}/rejected.parquet" for (folder,) in rejected}
     lake = data_dir / "lake"
-    assert {str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file()} == named
+    found = {str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file()}
+    assert {path for path in found - named if not dropped & set(map(str, Path(path).parents))} == set()
+    assert named - found == set()
     assert list((data_dir / "uploads").iterdir()) == []
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from profile_export.domain.batch import Batch, DataFile, RejectedRow, RowError, Upload
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
-from profile_export.domain.errors import FieldViolation, InvalidArgumentError, UnavailableError
+from profile_export.domain.errors import DomainError, FieldViolation, InvalidArgumentError, UnavailableError
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
@@ -18,6 +18,7 @@ from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
 from profile_export.ingest.task import IngestResult, IngestTask, NamespacesSent
+from profile_export.ingest.turns import Turns
 from profile_export.lake.children import ChildDiedError, Children
 from profile_export.lake.local import LocalLake
 from profile_export.store.catalog import Catalog
@@ -63,6 +64,7 @@ class Loading:
         self._lake, self._children = rooms.lake, rooms.children
         self._limits = limits
         self._new_id = new_id
+        self._completing = Turns()
 
     def staged(self, upload: Upload) -> Path:
         """Return the place of a file's bytes as sent."""
@@ -85,9 +87,8 @@ class Loading:
         sent = _Sent(opened.batch.id, opened.folder, opened.upload, sha256, byte_count)
         try:
             if opened.batch.several_files:
-                facts = await self._beside_others(tenant, opened, sent)
-                return await self._uploads.accept_upload(tenant, opened, facts)
-            batch, facts = await self._alone(tenant, opened, sent)
+                return await self._beside_others(tenant, opened, sent)
+            batch = await self._alone(tenant, opened, sent)
         except _FileRefusedError as refused:
             rows = refused.rows
             await self.refuse(tenant, opened, rows.rows, rows.rejected_rows, refused.folder)
@@ -100,8 +101,7 @@ class Loading:
             # The bytes leave with a batch that is given up.
             await self._uploads.check_loading(tenant, opened.batch.id)
             raise
-        await self._clean_up(opened.folder, [facts])
-        await self._forget([opened.upload.staged_as])
+        await self.clear_away([opened.upload.staged_as])
         return batch
 
     async def complete(self, tenant: Tenant, batch_id: str) -> Batch | None:
@@ -115,27 +115,34 @@ class Loading:
             NotFoundError: There is no such batch.
             UnavailableError: The process that parses has died; the batch can be completed again.
         """
+        return await self._completing.take((tenant, batch_id), lambda: self._complete(tenant, batch_id))
+
+    async def _complete(self, tenant: Tenant, batch_id: str) -> Batch | None:
         while (opened := await self._batches.loading_batch(tenant, batch_id)) is not None:
-            sent: Mapping[str, UploadFacts] = {}
+            sent: dict[str, UploadFacts] = {}
             try:
-                sent = await self._settled(tenant, opened)
+                await self._settle(tenant, opened, sent)
                 batch = await self._batches.commit_batch(tenant, batch_id, sent)
             except (BatchChangedError, FieldsGrewError):
                 await self._drop(opened, sent)
-                continue
             except TypeConflictError as conflict:
+                await self._drop(opened, sent)
                 raise conflict.as_precondition() from None
-            except FileNotFoundError:
-                # The bytes leave with a batch that another call completes, or gives up.
-                if await self._batches.loading_batch(tenant, batch_id) is not None:
-                    raise
-                continue
             except _FileRefusedError as refused:
-                await asyncio.to_thread(self._lake.remove, refused.folder)
+                await self._drop(opened, sent)
+                await self._remove(refused.folder)
                 raise _rows_rejected(refused.rows) from None
-            await self._clean_up(opened.folder, sent.values())
-            await self._forget([upload.staged_as for upload in opened.uploads])
-            return batch
+            except FileNotFoundError:
+                # The bytes leave with a batch that is given up.
+                await self._drop(opened, sent)
+                await self._uploads.check_loading(tenant, batch_id)
+                raise
+            except DomainError:
+                await self._drop(opened, sent)
+                raise
+            else:
+                await self.clear_away([upload.staged_as for upload in opened.uploads])
+                return batch
         return None
 
     async def abort(self, tenant: Tenant, batch_id: str, reason: str) -> Batch:
@@ -145,8 +152,8 @@ class Loading:
             DomainError: As `LoadingBatches.abort_batch`.
         """
         batch, folder, staged = await self._batches.abort_batch(tenant, batch_id, reason)
-        await asyncio.to_thread(self._lake.remove, folder)
-        await self._forget(staged)
+        await self._remove(folder)
+        await self.clear_away(staged)
         return batch
 
     async def refuse(
@@ -159,7 +166,19 @@ class Loading:
     ) -> None:
         """Refuse a file and remove what there is of it, but for the rows that were rejected, in `folder`."""
         await self._uploads.refuse_upload(tenant, opened, errors, rejected_rows, folder)
-        await self._forget([opened.upload.staged_as])
+        await self.clear_away([opened.upload.staged_as])
+
+    async def clear_away(self, staged: Collection[str]) -> None:
+        """Remove bytes of files as sent, and before them what their batches have left over, if these have ended.
+
+        Args:
+            staged: The names that the bytes have. As long as they are there, an end may not have been cleared up after.
+        """
+        for batch in await self._uploads.ended(staged):
+            needed = [*batch.files, *(f"{folder}/{REJECTED_FILE}" for folder in batch.rejected_in)]
+            await asyncio.to_thread(self._lake.keep_only, batch.folder, needed)
+        for name in staged:
+            await asyncio.to_thread(self._lake.forget_upload, name)
 
     async def rejected_rows(self, batch: Batch, request: PageRequest) -> Page[tuple[str, RejectedRow]]:
         """Return a page of the rows that were refused, each with the name of its file, in the order of both.
@@ -181,32 +200,42 @@ class Loading:
 
     # --- One file ---
 
-    async def _alone(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> tuple[Batch, UploadFacts]:
+    async def _alone(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> Batch:
         while True:
             # Asked for anew: another batch may have taught the dataset fields meanwhile.
             dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
             facts = await self._ingested(tenant, dataset, sent, dataset.fields, first_row=0)
             try:
                 committed = {sent.upload.file_name: facts}
-                return await self._batches.commit_batch(tenant, sent.batch_id, committed), facts
+                return await self._batches.commit_batch(tenant, sent.batch_id, committed)
             except FieldsGrewError:
-                continue
+                await self._remove(facts.folder)
+            except DomainError:
+                await self._remove(facts.folder)
+                raise
 
-    async def _beside_others(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> UploadFacts:
+    async def _beside_others(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> Batch:
         """Ingest a file with the row numbers it will have if no file of a smaller name comes after it."""
         dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
         fields, first_row = dataset.fields, 0
         for file_name, facts in await self._uploads.complete_files(tenant, sent.batch_id):
             fields = union_objects(fields, facts.fields)
             first_row += facts.rows if file_name < sent.upload.file_name else 0
-        return await self._ingested(tenant, dataset, sent, fields, first_row)
+        facts = await self._ingested(tenant, dataset, sent, fields, first_row)
+        try:
+            return await self._uploads.accept_upload(tenant, opened, facts)
+        except DomainError:
+            await self._remove(facts.folder)
+            raise
 
-    async def _settled(self, tenant: Tenant, opened: OpenBatch) -> Mapping[str, UploadFacts]:
-        """Bring the files of a batch together: rows that count on, and no type that one of them lacks."""
+    async def _settle(self, tenant: Tenant, opened: OpenBatch, settled: dict[str, UploadFacts]) -> None:
+        """Bring the files of a batch together: rows that count on, and no type that one of them lacks.
+
+        `settled` gets what each file holds then, by name.
+        """
         fields, first_row = opened.dataset.fields, 0
         for facts in opened.uploads.values():
             fields = union_objects(fields, facts.fields)
-        settled: dict[str, UploadFacts] = {}
         for upload, facts in opened.uploads.items():
             right = facts
             if facts.first_row != first_row or any(type_at(fields, path) for path in facts.untyped):
@@ -214,7 +243,6 @@ class Loading:
                 right = await self._ingested(tenant, opened.dataset, sent, fields, first_row)
             settled[upload.file_name] = right
             first_row += right.rows
-        return settled
 
     async def _ingested(
         self, tenant: Tenant, dataset: Dataset, sent: _Sent, fields: ObjectType, first_row: int
@@ -238,6 +266,7 @@ class Loading:
         try:
             result = await self._children.run(ingest, task)
         except ChildDiedError:
+            await self._remove(folder)
             raise UnavailableError(
                 "INGEST_DIED",
                 "The process that read the upload died; what has arrived is kept: send 'finish' again.",
@@ -245,26 +274,21 @@ class Loading:
             ) from None
         except RowsRefusedError as refused:
             raise _FileRefusedError(folder, refused) from None
+        except OSError:
+            await self._remove(folder)
+            raise
         await asyncio.to_thread(self._lake.sync, folder)
         return _facts(result, folder, sent, first_row)
-
-    async def _clean_up(self, folder: str, counted: Iterable[UploadFacts]) -> None:
-        """Remove from a batch's folder what earlier attempts have left there."""
-        kept = [file.path for facts in counted for file in facts.files]
-        kept += [f"{facts.folder}/{REJECTED_FILE}" for facts in counted if facts.rejected_rows]
-        await asyncio.to_thread(self._lake.keep_only, folder, kept)
 
     async def _drop(self, opened: OpenBatch, sent: Mapping[str, UploadFacts]) -> None:
         """Remove what was ingested again for a commit that did not come about."""
         before = {facts.folder for facts in opened.uploads.values()}
         for facts in sent.values():
             if facts.folder not in before:
-                await asyncio.to_thread(self._lake.remove, facts.folder)
+                await self._remove(facts.folder)
 
-    async def _forget(self, staged: Iterable[str]) -> None:
-        """Remove the bytes of files as sent."""
-        for name in staged:
-            await asyncio.to_thread(self._lake.forget_upload, name)
+    async def _remove(self, folder: str) -> None:
+        await asyncio.to_thread(self._lake.remove, folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from profile_export.domain.batch import Batch, RowError, UploadStart, UploadState
 from profile_export.domain.catalog import Tenant
@@ -23,6 +23,7 @@ from profile_export.ingest.loading import Loading
 from profile_export.store.uploads import OpenUpload, Uploads
 
 _RETRY_AFTER = timedelta(seconds=1)
+_Argument = TypeVar("_Argument")
 
 
 class UploadSessions:
@@ -77,7 +78,7 @@ class UploadSession:
         self._hash = hashlib.sha256()
         self._received = 0
         self._file: BinaryIO | None = None
-        # What goes on to its end even if the call is cancelled: a write of bytes, or the commit.
+        # What goes on to its end even if the call is cancelled: opening the file, a write of bytes, or the commit.
         self._busy: asyncio.Future[Any] | None = None
 
     @property
@@ -100,13 +101,12 @@ class UploadSession:
             )
         self._received = offset
         if not self.replayed:
-            await asyncio.to_thread(self._open_file, offset)
+            await self._to_its_end(self._open_file, offset)
 
     async def append(self, data: bytes) -> None:
         """Take the next bytes."""
         self._received += len(data)
-        self._busy = asyncio.ensure_future(asyncio.to_thread(self._write, data))
-        await asyncio.shield(self._busy)
+        await self._to_its_end(self._write, data)
 
     async def finish(self, byte_count: int, sha256: str) -> Batch:
         """Check that everything has arrived as sent, and make it count or wait for its batch.
@@ -128,6 +128,10 @@ class UploadSession:
             self._busy.add_done_callback(lambda _: self._close(release))
         else:
             self._close(release)
+
+    async def _to_its_end(self, work: Callable[[_Argument], None], argument: _Argument) -> None:
+        self._busy = asyncio.ensure_future(asyncio.to_thread(work, argument))
+        await asyncio.shield(self._busy)
 
     def _close(self, release: Callable[[], None]) -> None:
         if self._file:

@@ -78,8 +78,12 @@ class LocalLake:
             if not any(Path(place).iterdir()):
                 Path(place).rmdir()
 
-    def sweep(self, folders: Collection[str], uploads: Collection[str]) -> None:
-        """Remove every folder of a batch and every upload that is none of these: what a former process left behind.
+    def staged(self) -> list[str]:
+        """Return under which names there are bytes of uploads."""
+        return [upload.name for upload in self._uploads.iterdir()]
+
+    def sweep(self, folders: Collection[str]) -> None:
+        """Remove every folder of a batch that is none of these: what a former process left behind.
 
         A name of one step keeps all folders of that dataset.
         """
@@ -87,7 +91,3 @@ class LocalLake:
             name = folder.relative_to(self.root)
             if str(name) not in folders and str(name.parent) not in folders:
                 self.remove(str(name))
-        kept = {self.upload(name) for name in uploads}
-        for upload in self._uploads.iterdir():
-            if upload not in kept:
-                upload.unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from profile_export.store.batches import (
     batch_from,
     end_batch,
     existing_batch,
+    files_of,
     upload_from,
 )
 from profile_export.store.database import Database, database_time, whole
@@ -45,6 +46,15 @@ class OpenUpload:
     upload: Upload
     dataset: Dataset
     folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndedBatch:
+    """What a batch that has ended needs of its `folder`: data files, and the folders of rejected rows."""
+
+    folder: str
+    files: Sequence[str]
+    rejected_in: Sequence[str]
 
 
 class Uploads:
@@ -143,6 +153,27 @@ class Uploads:
         )
         async with self.database.read() as connection:
             return [(row.file_name, row.facts) for row in await connection.execute(query)]
+
+    @whole
+    async def ended(self, staged: Collection[str]) -> Sequence[EndedBatch]:
+        """Return the batches that bytes were sent for under these names and that have ended, with what they need."""
+        batch_keys = select(uploads.c.batch_key).where(uploads.c.staged_as.in_(staged))
+        query = select(batches).where(
+            batches.c.key.in_(batch_keys), batches.c.state != BatchState.LOADING.value
+        )
+        async with self.database.read() as connection:
+            return [
+                EndedBatch(
+                    row.folder,
+                    [file.path for file in await files_of(connection, row.key)],
+                    [
+                        sent.folder
+                        for sent in (await batch_from(connection, row)).uploads
+                        if sent.rejected_rows
+                    ],
+                )
+                for row in (await connection.execute(query)).all()
+            ]
 
 
 # --- Rows ---

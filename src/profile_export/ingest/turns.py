@@ -1,0 +1,34 @@
+"""Work that goes on to its end whatever becomes of its caller, and for one thing never twice at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+
+
+class Turns:
+    """Runs work for one key after the other. A caller that is cancelled leaves the work that it began to its end."""
+
+    def __init__(self) -> None:
+        self._at_work: dict[Hashable, asyncio.Task[Any]] = {}
+
+    async def take(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+        """Wait until nothing is being done for a key, and do `work` then.
+
+        Raises:
+            Exception: Whatever the work raises.
+        """
+        while before := self._at_work.get(key):
+            await asyncio.wait([before])
+        task = asyncio.create_task(work())
+        self._at_work[key] = task
+        task.add_done_callback(lambda _: self._ended(key, task))
+        return await asyncio.shield(task)
+
+    def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        del self._at_work[key]
+        if not task.cancelled():
+            task.exception()  # asked for, or the loop complains when the caller is gone

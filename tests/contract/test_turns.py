@@ -1,0 +1,71 @@
+"""Work that goes on to its end whatever becomes of its caller, one after the other."""
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from profile_export.ingest.turns import Turns
+
+
+class Work:
+    """Work that waits for a word, and tells what happened."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.go_on = asyncio.Event()
+
+    async def do(self, name: str) -> str:
+        self.told.append(f"{name} begins")
+        await self.go_on.wait()
+        self.told.append(f"{name} ends")
+        return name
+
+    async def fail(self) -> str:
+        await self.go_on.wait()
+        raise LookupError("nothing there")
+
+
+async def until_it_waits() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_caller_that_is_cancelled_leaves_the_work_to_its_end() -> None:
+    turns, work = Turns(), Work()
+    first = asyncio.create_task(turns.take("a", lambda: work.do("first")))
+    await until_it_waits()
+
+    first.cancel()
+    second = asyncio.create_task(turns.take("a", lambda: work.do("second")))
+    await until_it_waits()
+    before = list(work.told)
+    work.go_on.set()
+
+    assert await second == "second"
+    assert first.cancelled()
+    assert before == ["first begins"]
+    assert work.told == ["first begins", "first ends", "second begins", "second ends"]
+
+
+async def test_work_for_other_things_does_not_wait() -> None:
+    turns, work = Turns(), Work()
+
+    both = [asyncio.create_task(turns.take(key, partial(work.do, key))) for key in ("a", "b")]
+    await until_it_waits()
+    work.go_on.set()
+
+    assert await asyncio.gather(*both) == ["a", "b"]
+    assert work.told[:2] == ["a begins", "b begins"]
+
+
+async def test_what_work_raises_is_its_callers_alone() -> None:
+    turns, work = Turns(), Work()
+    first = asyncio.create_task(turns.take("a", work.fail))
+    await until_it_waits()
+    second = asyncio.create_task(turns.take("a", lambda: work.do("second")))
+    work.go_on.set()
+
+    with pytest.raises(LookupError):
+        await first
+    assert await second == "second"
