@@ -324,7 +324,7 @@ def test_a_batch_that_is_refused_as_a_whole_stays_open_and_says_so(
     terminal.get("datasets", "upload", other, write(tmp_path / "other.jsonl", [{"crmId": "o", "age": "40"}]))
     dataset_id = terminal.get(*CREATE)
     paths = [write(tmp_path / f"{name}.jsonl", [{"crmId": name, "age": 40}]) for name in "ab"]
-    upload = ("datasets", "upload", dataset_id, *paths)
+    upload: list[str | Path] = ["datasets", "upload", dataset_id, *paths]
 
     # when two files say it is a number, and again when the other dataset is out of the way
     refused = terminal.type(*upload)
