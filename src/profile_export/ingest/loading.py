@@ -217,11 +217,11 @@ class Loading:
     async def _beside_others(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> Batch:
         """Ingest a file with the row numbers it will have if no file of a smaller name comes after it."""
         dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
-        fields, first_row = dataset.fields, 0
-        for file_name, facts in await self._uploads.complete_files(tenant, sent.batch_id):
-            fields = union_objects(fields, facts.fields)
-            first_row += facts.rows if file_name < sent.upload.file_name else 0
-        facts = await self._ingested(tenant, dataset, sent, fields, first_row)
+        beside = await self._uploads.beside(tenant, sent.batch_id, sent.upload.file_name)
+        fields = dataset.fields
+        for known in beside.fields:
+            fields = union_objects(fields, known)
+        facts = await self._ingested(tenant, dataset, sent, fields, beside.first_row)
         try:
             return await self._uploads.accept_upload(tenant, opened, facts)
         except DomainError:
