@@ -10,7 +10,13 @@ from pathlib import Path
 
 from profile_export.domain.batch import Batch, DataFile, RejectedRow, RowError, Upload
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
-from profile_export.domain.errors import DomainError, FieldViolation, InvalidArgumentError, UnavailableError
+from profile_export.domain.errors import (
+    DomainError,
+    FailedPreconditionError,
+    FieldViolation,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
@@ -334,14 +340,18 @@ def _use(sent: NamespacesSent) -> NamespaceUse:
     return NamespaceUse(tuple(use.spelling for use in sent.uses), sent.spellings)
 
 
-def _rows_rejected(refused: RowsRefusedError) -> InvalidArgumentError:
+def _rows_rejected(refused: RowsRefusedError) -> DomainError:
     first = refused.rows[0]
     told = [f"row {error.row}: {error.message}" if error.row else error.message for error in refused.rows]
     is_conflict = first.code == Reason.FIELD_TYPE_CONFLICT
     way_out = " Send it as that, or give it another name." if is_conflict else ""
+    message = f"Nothing was kept. {told[0]}{way_out}"
+    if is_conflict and first.row is None:
+        return FailedPreconditionError(first.code, message, metadata={"path": first.path})
+    about_rows = first.row is not None and first.code != Reason.FILE_INVALID
     return InvalidArgumentError(
-        "ROW_REJECTED" if first.row else first.code,
-        f"Nothing was kept. {told[0]}{way_out}",
+        "ROW_REJECTED" if about_rows else first.code,
+        message,
         metadata={
             "row_number": str(first.row or ""),
             "row_reason": first.code,
