@@ -181,6 +181,7 @@ class Application:
         await self._sweep_what_was_left()
         await self._duckdb.start()
         self._worker_task = asyncio.create_task(self._worker.run())
+        self._mirror_task = asyncio.create_task(self._mirror.run())
         self._background = [asyncio.create_task(work.run()) for work in (self._compactor, self._sweeper)]
         await self._server.start()
 

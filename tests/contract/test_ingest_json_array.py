@@ -169,12 +169,9 @@ def test_an_item_that_is_too_large_and_has_no_end_refuses_the_file(uploader: Upl
     assert (error.row, error.code) == (1, "FILE_INVALID")
 
 
+_FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 _JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | _FLOATS | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=10,
 )

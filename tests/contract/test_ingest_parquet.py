@@ -220,12 +220,20 @@ def test_columns_are_brought_into_the_known_types(
             "The field 'f[]' is string, but it is known as long.",
         ),
         ([1], pa.int64(), TEXT, "The field 'f' is long, but it is known as string."),
+        (
+            ["x"],
+            pa.string(),
+            ObjectType({"a": TEXT}),
+            "The field 'f' is string, but it is known as object.",
+        ),
     ],
 )
 def test_a_column_that_contradicts_a_known_type_is_refused(
     uploader: Uploader, values: list[Any], kind: pa.DataType, known: FieldType, reason: str
 ) -> None:
-    assert uploader.reasons(column(values, kind), CRM, known=ObjectType({"f": known})) == [f"None: {reason}"]
+    [error] = uploader.refused(column(values, kind), CRM, known=ObjectType({"f": known}), max_bad_records=100)
+
+    assert (error.row, error.code, error.message) == (None, "FIELD_TYPE_CONFLICT", reason)
 
 
 @pytest.mark.parametrize(
@@ -536,6 +544,128 @@ def test_events_without_id_or_time_are_refused(
     assert [text[: len(reason)] for text, reason in zip(told, reasons, strict=False)] == reasons
 
 
+# --- Rejected rows ---
+
+
+def test_bad_rows_are_left_out_of_all_columns(uploader: Uploader) -> None:
+    sent = people(
+        8,
+        n=pa.array([0, 1, math.nan, 3, 4, 5, 6, 7], pa.float64()),
+        tags=[["2024-01-01"], ["x"], ["y"], None, [], ["2024-01-02"], [], []],
+        contact=[{"email": text} for text in ("a", "b", "c", "", "e", "f", "g", "h")],
+        identityMap=pa.array(
+            [*[None] * 5, [("A", [{"id": ""}])], [("Seven", [{"id": "7", "primary": True}])], None],
+            _map_of(ITEM),
+        ),
+        segmentMembership=pa.array(
+            [
+                [(name, [("s", {"status": "existing"})])]
+                for name in ("ups", "x", "x", "x", "UPS", "x", "last", "ups")
+            ],
+            pa.map_(pa.string(), pa.map_(pa.string(), pa.struct([("status", pa.string())]))),
+        ),
+    )
+    known = ObjectType({"tags": ArrayType(DATE)})
+
+    result = uploader.ingest(sent, CRM, EMAIL, known=known, max_bad_records=4, first_row=100)
+
+    assert [(row["_row"], row["_identity"], row["n"]) for row in uploader.rows(result)] == [
+        (100, "1", 0.0),
+        (101, "5", 4.0),
+        (102, "7", 6.0),
+        (103, "8", 7.0),
+    ]
+    assert [(error.row, error.code, error.path) for error in result.errors] == [
+        (2, "VALUE_INVALID", "tags[]"),
+        (3, "VALUE_INVALID", "tags[]"),  # one reason for a row, though its number is bad as well
+        (4, "IDENTITY_INVALID", "contact.email"),
+        (6, "IDENTITY_INVALID", "identityMap.A[].id"),
+    ]
+    assert [(use.spelling, use.first_row) for use in result.identity_namespaces.uses] == [
+        ("CRM", 100),
+        ("Email", 100),
+        ("Seven", 102),
+    ]
+    assert [(use.spelling, use.first_row) for use in result.segment_namespaces.uses] == [
+        ("ups", 100),
+        ("last", 102),
+    ]
+    assert result.segment_namespaces.spellings == {"ups", "UPS", "last"}
+
+
+def test_a_rejected_row_is_kept_as_json(uploader: Uploader) -> None:
+    instant = pa.array([253402300800], pa.timestamp("s"))
+    sent = pa.table(
+        {
+            "crmId": ["1"],
+            "f": instant,
+            "map": pa.array(
+                [[("k", [NOON]), ("l", None)]], pa.map_(pa.string(), pa.list_(pa.timestamp("us")))
+            ),
+            "twice": pa.array([[("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int64())),
+            "o": [{"price": Decimal("1.50"), "day": date(2024, 1, 1), "n": math.nan, "none": None}],
+            "kind": pa.array(["é"]).dictionary_encode(),
+            "at": pa.array([1_999], pa.timestamp("ns", "Europe/Amsterdam")),
+        }
+    )
+
+    uploader.refusal(sent, CRM)
+
+    [row] = uploader.rejected()
+    assert (row.row, row.code, row.path) == (1, "VALUE_INVALID", "f")
+    assert row.text == (
+        '{"crmId": "1", "f": "10000-01-01T00:00:00.000Z", '
+        '"map": {"k": ["2024-01-01T12:00:00.000000Z"], "l": null}, "twice": [["k", 1], ["k", 2]], '
+        '"o": {"price": "1.50", "day": "2024-01-01", "n": NaN, "none": null}, "kind": "é", '
+        '"at": "1970-01-01T00:00:00.000001999Z"}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "size"),
+    [
+        ("é", pa.string(), 2),
+        ("ab", pa.large_string(), 2),
+        ("ab", pa.dictionary(pa.int8(), pa.string()), 2),
+        (1, pa.int64(), 8),
+        (True, pa.bool_(), 1),
+        (None, pa.int64(), 0),
+        (None, pa.null(), 0),
+        (Decimal("1.5"), pa.decimal128(5, 2), 16),
+        (date(2024, 1, 1), pa.date32(), 4),
+        ([1, None, 2], pa.list_(pa.int32()), 8),
+        ([1, 2], pa.list_(pa.int32(), 2), 8),
+        (["a", "bcd"], pa.large_list(pa.string()), 4),
+        ([["a"], None, ["bc", "d"]], pa.list_(pa.list_(pa.string())), 4),
+        (
+            {"a": 1, "b": "xy", "c": None},
+            pa.struct([("a", pa.int8()), ("b", pa.string()), ("c", pa.int8())]),
+            3,
+        ),
+        ({"k": 1, "lm": 2}, pa.map_(pa.string(), pa.int64()), 19),
+    ],
+)
+def test_a_row_is_as_large_as_its_values(
+    uploader: Uploader, value: Any, kind: pa.DataType, size: int
+) -> None:
+    small, large = "x" * (100_000 - 1 - size), "x" * (100_000 - size)
+    sent = pa.table({"crmId": ["1", "2", "3"], "text": ["x", small, large], "f": pa.array([value] * 3, kind)})
+
+    result = uploader.ingest(sent, CRM, max_bad_records=1)
+
+    assert [(error.row, error.code) for error in result.errors] == [(3, "RECORD_TOO_LARGE")]
+
+
+def test_a_file_of_large_rows_is_read_some_at_a_time(
+    uploader: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_BYTES_AT_ONCE", 1)
+
+    result = uploader.ingest(people(10, n=pa.array(range(10))), CRM)
+
+    assert [(row["_row"], row["n"]) for row in uploader.rows(result)] == [(n, n) for n in range(10)]
+
+
 # --- Files ---
 
 
@@ -559,7 +689,7 @@ def test_a_file_that_is_not_sound_parquet_is_refused(
         ingest(task)
 
     [error] = refused.value.rows
-    assert error.row is None
+    assert (error.row, error.code) == (None, "FILE_INVALID")
     assert error.message.startswith("The file is not sound Parquet: ")
 
 

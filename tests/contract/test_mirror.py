@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,13 +13,15 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, select, text, update
 
-from profile_export.domain.mirror import MirrorStatus
+from profile_export.domain.mirror import MirroredBatch, MirrorStatus, TableState
+from profile_export.lake.iceberg import IcebergMirror
+from profile_export.runner.mirror import Mirror
 from profile_export.store import tables
 from profile_export.store.database import migrate
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import MirrorLostError, Mirrors, ask_drop
 from profile_export.store.tables import datasets, mirrors
-from tests.mirroring import World
+from tests.mirroring import HOUR, World
 
 
 @pytest_asyncio.fixture
@@ -28,6 +30,16 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await made.database.open()
     yield made
     await made.database.close()
+
+
+class Overtaken(IcebergMirror):
+    """Tables that somebody else makes the same change to just before."""
+
+    def sync(
+        self, dataset_id: str, base: TableState, add: Sequence[MirroredBatch], remove: Collection[str]
+    ) -> TableState:
+        super().sync(dataset_id, base, add, remove)
+        return super().sync(dataset_id, base, add, remove)
 
 
 async def again_at_once(world: World) -> None:
@@ -347,6 +359,40 @@ async def test_trouble_with_one_table_does_not_keep_another_waiting(world: World
     await world.follow()
 
     assert world.held("d2") == ["b2"]
+
+
+async def test_a_change_that_another_mirror_makes_first_is_decided_anew(world: World) -> None:
+    # given a mirror that another one overtakes between its look and its commit, once
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    await world.follow()
+    await world.batch("d1", "b2")
+    overtaken = Overtaken(world.data_dir, HOUR)
+    mirror = Mirror("slow", world.mirrors, overtaken, world.wakeups, HOUR)
+
+    # when
+    await mirror.step()
+    after_conflict = await world.status("d1")
+    await mirror.step()
+
+    # then the batch is there once, and nobody calls it an error
+    assert world.held("d1") == ["b1", "b2"]
+    assert (after_conflict.pending_changes, after_conflict.error_message) == (1, "")
+    assert (await world.status("d1")).pending_changes == 0
+
+
+async def test_a_mirror_that_is_told_to_stop_gives_its_work_back_without_an_error(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    mirror = world.mirror()
+    mirror.stop()
+
+    await mirror.step()
+
+    status = await world.status("d1")
+    assert (status.pending_changes, status.error_message) == (1, "")
+    await world.follow()
+    assert world.held("d1") == ["b1"]
 
 
 async def test_a_running_mirror_follows_when_it_is_woken_and_stops_when_told(world: World) -> None:

@@ -200,7 +200,8 @@ def _taught_scalar(
     draw: st.DrawFn, kind: Scalar, known: FieldType | None, written: Format
 ) -> FieldType | None:
     if kind == NUMBER and written is Format.PARQUET:
-        return draw(st.sampled_from(_NUMBERS))
+        number: FieldType = draw(st.sampled_from(_NUMBERS))
+        return number
     if known or kind == TEXT or written is Format.PARQUET:
         return known or kind
     return kind if kind in {NUMBER, BOOLEAN} and written is not Format.CSV else None

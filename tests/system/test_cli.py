@@ -110,7 +110,7 @@ def test_everything_to_be_listed_or_looked_up_comes_as_json_too(terminal: Termin
 
     assert upload["batch"]["state"] == "BATCH_STATE_SUCCEEDED"
     assert json.loads(watched.stdout)["state"] == "JOB_STATE_SUCCEEDED"
-    assert json.loads(terminal.get("jobs", "get", job["id"], "--json"))["spec"]["fields"] == ["crmId"]
+    assert json.loads(terminal.get("jobs", "show", job["id"], "--json"))["spec"]["fields"] == ["crmId"]
     assert [one["id"] for one in json.loads(terminal.get("jobs", "list", "--json"))] == [job["id"]]
     assert [one["name"] for one in json.loads(terminal.get("datasets", "list", "--json"))] == [
         "CRM",
@@ -164,7 +164,7 @@ def test_commands_are_safe_to_repeat(terminal: Terminal, crm: Path, tmp_path: Pa
         (["datasets", "create", "CRM", "--kind", "record", "--primary", "crmId"], "--primary 'crmId'"),
         (["jobs", "create"], "--to"),
         (["jobs", "create", "--to", "x", "--events-from", "yesterday"], "2026-01-31T00:00:00Z"),
-        (["jobs", "get", "seven"], "ID"),
+        (["jobs", "show", "seven"], "ID"),
         (["datasets", "upload", "x", __file__], "--format"),
         (["datasets", "frobnicate"], "frobnicate"),
         (["--nonsense"], "--nonsense"),
@@ -186,7 +186,7 @@ def test_a_wrong_option_is_one_line_and_exit_2(terminal: Terminal, words: list[s
     [
         (["datasets", "download", "0" * 24, "--to", "out"], "DATASET_NOT_FOUND"),
         (["jobs", "create", "--to", "0" * 24], "DATASET_NOT_FOUND"),
-        (["jobs", "get", "404"], "JOB_NOT_FOUND"),
+        (["jobs", "show", "404"], "JOB_NOT_FOUND"),
         (["jobs", "watch", "404"], "JOB_NOT_FOUND"),
         (["jobs", "cancel", "404"], "JOB_NOT_FOUND"),
     ],
@@ -234,7 +234,7 @@ def test_a_missing_server_is_said_with_the_way_out(terminal: Terminal) -> None:
             f"datasets {verb}"
             for verb in ("create", "list", "show", "update", "delete", "preview", "upload", "download")
         ),
-        *(f"jobs {verb}" for verb in ("create", "list", "get", "cancel", "watch")),
+        *(f"jobs {verb}" for verb in ("create", "list", "show", "cancel", "watch")),
         *(f"policies {verb}" for verb in ("create", "list")),
         *(f"schemas {verb}" for verb in ("register", "list", "show", "union")),
     ],

@@ -314,3 +314,25 @@ def test_a_batch_with_files_that_nobody_names_any_more_is_not_completed(
     assert done.returncode == 1
     assert "also holds 2-b.jsonl" in done.stderr
     assert "LOADING" in terminal.get("batches", "show", "mine")
+
+
+def test_a_batch_that_is_refused_as_a_whole_stays_open_and_says_so(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    # given a dataset in which an age is a text
+    other = terminal.get(*CREATE)
+    terminal.get("datasets", "upload", other, write(tmp_path / "other.jsonl", [{"crmId": "o", "age": "40"}]))
+    dataset_id = terminal.get(*CREATE)
+    paths = [write(tmp_path / f"{name}.jsonl", [{"crmId": name, "age": 40}]) for name in "ab"]
+    upload: list[str | Path] = ["datasets", "upload", dataset_id, *paths]
+
+    # when two files say it is a number, and again when the other dataset is out of the way
+    refused = terminal.type(*upload)
+    terminal.get("datasets", "delete", other)
+    done = terminal.get(*upload)
+
+    # then they are refused first, and count with the second try
+    assert refused.returncode == 1
+    assert "[FIELD_TYPE_CONFLICT]" in refused.stderr
+    batch_id = refused.stderr.split("profile-export batches abort ")[1].split("`")[0]
+    assert done.startswith(f"batch {batch_id}: 2 rows, ")

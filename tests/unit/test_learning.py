@@ -12,6 +12,7 @@ from profile_export.domain.learning import (
     check_name,
     check_record,
 )
+from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import (
     BOOLEAN,
     DATE,
@@ -299,4 +300,23 @@ def test_an_object_has_not_endlessly_many_names() -> None:
 
 
 def test_a_refusal_of_the_row_itself_says_so() -> None:
-    assert ValueRefusedError((), "is not JSON").reason == "The row is not JSON."
+    refused = ValueRefusedError((), "is not JSON", Reason.JSON_INVALID)
+
+    assert (refused.reason, refused.complaint) == ("The row is not JSON.", "is not JSON")
+    assert refused.code == "JSON_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("value", "known", "code"),
+    [
+        (2**53 + 1, DOUBLE, "NUMBER_NOT_EXACT"),
+        (Decimal("1.001"), DecimalType(5, 2), "NUMBER_NOT_EXACT"),
+        (1.5, LONG, "VALUE_INVALID"),
+        (math.inf, DOUBLE, "VALUE_INVALID"),
+        ("noon", TIMESTAMP, "VALUE_INVALID"),
+    ],
+)
+def test_a_number_that_would_lose_digits_has_a_code_of_its_own(
+    value: Any, known: FieldType, code: str
+) -> None:
+    assert refusal({"n": value}, n=known).code == code

@@ -147,13 +147,13 @@ async def update(
         str | None, typer.Option(metavar="TEXT", help="Its new description, may be empty.")
     ] = None,
     tag: Tagged = None,
-    no_tags: Annotated[
-        bool, typer.Option("--no-tags", help="Take its tags away; those of --tag stay.")
-    ] = False,
+    no_tags: Annotated[bool, typer.Option("--no-tags", help="Take all its tags away.")] = False,
     declare: Declared = None,
     as_data: AsJson = False,
 ) -> None:
-    """Change what is given and leave the rest. Tags are replaced, all of them; declared types are added or widened.
+    """Change what is given and leave the rest.
+
+    With --tag all its tags are replaced; --declare adds types to those it has, or widens them.
 
     Example: `profile-export datasets update 5f0c… --tag unifiedProfile=enabled:false`
     """
@@ -285,7 +285,7 @@ def _mirror(mirror: MirrorStatus) -> str:
 def _values(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """List the values in a row by their field paths; an array is one value."""
     if isinstance(value, dict) and value:
-        for name, member in value.items():
+        for name, member in sorted(value.items()):
             yield from _values(member, f"{path}.{name}" if path else name)
     else:
         yield (

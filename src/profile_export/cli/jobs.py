@@ -94,11 +94,11 @@ async def list_(
     print_rows(headers, rows, empty="No jobs. Start one: profile-export jobs create --to DATASET_ID")
 
 
-@command(group, "get")
-async def get(client: Client, job_id: JobId, as_data: AsJson = False) -> None:
+@command(group, "show")
+async def show(client: Client, job_id: JobId, as_data: AsJson = False) -> None:
     """Show one job: its state, its counts and where its time went.
 
-    Example: `profile-export jobs get 7 --json`
+    Example: `profile-export jobs show 7 --json`
     """
     _show(await client.get_job(job_id), as_data=as_data)
 

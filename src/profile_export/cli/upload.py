@@ -39,7 +39,7 @@ async def upload(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             exists=True,
             readable=True,
             help="Files and folders; of a folder all files with a known suffix, hidden ones left out.",
@@ -157,17 +157,20 @@ async def _explain(client: Client, error: ClientError, display: _Display) -> Non
     """Show the rows that were rejected, and say in the error what the server cannot know."""
     if error.reason in {"BATCH_EXISTS", "BATCH_ABORTED"}:
         error.message += " Name one with --batch-id."
+        return
     last = display.last
     if last is None:
         return
     if rejected := int(error.metadata.get("rejected_rows") or 0):
         await _print_rejected(client, last.batch_id, rejected, display)
         error.violations = ()  # the table has them
-    if error.code == "INVALID_ARGUMENT" and len(display.paths) > 1:
-        error.message = (
-            f"{display.paths[last.file_name]}: {error.message} The batch {last.batch_id} stays open: upload the same "
-            f"files again, or give it up with `profile-export batches abort {last.batch_id}`."
+    if len(display.paths) > 1 and error.code in {"INVALID_ARGUMENT", "FAILED_PRECONDITION"}:
+        error.message += (
+            f" The batch {last.batch_id} stays open: upload the same files again, or give it up with "
+            f"`profile-export batches abort {last.batch_id}`."
         )
+        if last.file_name:
+            error.message = f"{display.paths[last.file_name]}: {error.message}"
 
 
 async def _print_rejected(client: Client, batch_id: str, rejected: int, display: _Display) -> None:

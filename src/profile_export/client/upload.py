@@ -59,7 +59,7 @@ class UploadProgress:
 
     Attributes:
         batch_id: Its batch.
-        file_name: The file that it is about, by its name within the batch.
+        file_name: The file that it is about, by its name within the batch. Empty: the whole batch.
         phase: What it is doing.
         bytes: How many bytes, of all files, the server has or will have by what was sent.
         lines: How many line ends were sent so far, in files whose rows are lines; not those that were there already.
@@ -108,10 +108,14 @@ class Upload:
         contents = (f"{file.name} {finish.sha256}" for file, finish in zip(files, finishes, strict=True))
         self._batch_id = batch_id or self._derived_id("\n".join(contents))
         batch = await self._persist(self._open)
+        # A derived id stands for these very contents; under another one a file is compared before it counts as sent.
+        complete = () if batch_id else [upload.file_name for upload in batch.uploads if upload.complete]
         for file, finish in zip(files, finishes, strict=True):
-            batch = (await self._send(file, finish)).batch
+            if file.name not in complete:
+                batch = (await self._send(file, finish)).batch
             self._bytes_before += finish.byte_count
         _check_no_others(batch, {file.name for file in files})
+        self._file_name, self._bytes = "", self._bytes_before
         self._tell(UploadPhase.COMMITTING)
         request = CompleteBatchRequest(batch_id=self._batch_id)
         return await self._persist(

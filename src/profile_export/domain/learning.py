@@ -48,6 +48,7 @@ MAX_NAMES = 5_000
 """How many names one object may have: data that is keyed by ids wants a map, not a column for each."""
 
 _MAX_LONG = 2**63
+_NESTED = (dict, list)
 _TEXT, _DOUBLE, _BOOLEAN = ScalarKind.TEXT, ScalarKind.DOUBLE, ScalarKind.BOOLEAN
 _MOST_SHOWN = 40
 _RESERVED = {name.casefold(): name for name in (*SYSTEM_COLUMNS, TIME_SERIES_EVENTS)}
@@ -112,7 +113,7 @@ def check_value(
     """
     if value is None:
         return None, known
-    if isinstance(value, dict | list):
+    if isinstance(value, _NESTED):
         if len(path) > MAX_DEPTH:
             raise ValueRefusedError(path[:3], f"is nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, list):
@@ -158,16 +159,15 @@ def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath) -> No
 def _check_object(
     value: Mapping[str, Any], known: FieldType | None, path: FieldPath, untyped: set[FieldPath]
 ) -> tuple[dict[str, Any] | None, ObjectType | None]:
+    known = EMPTY if known is None else known
     if not isinstance(known, ObjectType):
-        if known is not None:
-            raise TypeConflictError(path, known, EMPTY)
-        known = EMPTY
-        fields: Mapping[str, FieldType] = {}
-    else:
-        fields = known.fields
+        raise TypeConflictError(path, known, EMPTY)
+    fields = known.fields
     kept: dict[str, Any] = {}
     grown: dict[str, FieldType] = {}
     for name, member in value.items():
+        if member is None:
+            continue
         known_type = fields.get(name)
         # Most values are plain ones of the known type: the way past the calls makes the loop half as long.
         if type(known_type) is Scalar and _is_plain(member, known_type.kind):

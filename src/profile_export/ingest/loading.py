@@ -10,7 +10,13 @@ from pathlib import Path
 
 from profile_export.domain.batch import Batch, DataFile, RejectedRow, RowError, Upload
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
-from profile_export.domain.errors import DomainError, FieldViolation, InvalidArgumentError, UnavailableError
+from profile_export.domain.errors import (
+    DomainError,
+    FailedPreconditionError,
+    FieldViolation,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
@@ -230,11 +236,11 @@ class Loading:
     async def _beside_others(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> Batch:
         """Ingest a file with the row numbers it will have if no file of a smaller name comes after it."""
         dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
-        fields, first_row = dataset.fields, 0
-        for file_name, facts in await self._uploads.complete_files(tenant, sent.batch_id):
-            fields = union_objects(fields, facts.fields)
-            first_row += facts.rows if file_name < sent.upload.file_name else 0
-        facts = await self._ingested(tenant, dataset, sent, fields, first_row)
+        beside = await self._uploads.beside(tenant, sent.batch_id, sent.upload.file_name)
+        fields = dataset.fields
+        for known in beside.fields:
+            fields = union_objects(fields, known)
+        facts = await self._ingested(tenant, dataset, sent, fields, beside.first_row)
         try:
             return await self._uploads.accept_upload(tenant, opened, facts)
         except DomainError:
@@ -347,14 +353,18 @@ def _use(sent: NamespacesSent) -> NamespaceUse:
     return NamespaceUse(tuple(use.spelling for use in sent.uses), sent.spellings)
 
 
-def _rows_rejected(refused: RowsRefusedError) -> InvalidArgumentError:
+def _rows_rejected(refused: RowsRefusedError) -> DomainError:
     first = refused.rows[0]
     told = [f"row {error.row}: {error.message}" if error.row else error.message for error in refused.rows]
     is_conflict = first.code == Reason.FIELD_TYPE_CONFLICT
     way_out = " Send it as that, or give it another name." if is_conflict else ""
+    message = f"Nothing was kept. {told[0]}{way_out}"
+    if is_conflict and first.row is None:
+        return FailedPreconditionError(first.code, message, metadata={"path": first.path})
+    about_rows = first.row is not None and first.code != Reason.FILE_INVALID
     return InvalidArgumentError(
-        "ROW_REJECTED" if first.row else first.code,
-        f"Nothing was kept. {told[0]}{way_out}",
+        "ROW_REJECTED" if about_rows else first.code,
+        message,
         metadata={
             "row_number": str(first.row or ""),
             "row_reason": first.code,

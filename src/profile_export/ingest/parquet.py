@@ -40,9 +40,10 @@ from profile_export.ingest.identities import (
     resolve,
 )
 from profile_export.ingest.identity_columns import DeclaredColumn, Identified, identify
-from profile_export.ingest.parquet_rows import row_bytes, row_texts
+from profile_export.ingest.parquet_rows import row_bytes, row_texts, row_values
 from profile_export.ingest.refusals import FileRefusedError, Refusals, RowsRefusedError, row_error
 from profile_export.ingest.rows import SystemColumns, missing_in_event, numbered
+from profile_export.ingest.rules import Rules
 from profile_export.ingest.sent_rows import too_large
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.writer import BatchWriter
@@ -132,6 +133,7 @@ class _Columns:
     def __init__(self, task: IngestTask, found: pa.Schema) -> None:
         self._task = task
         self.next_row = task.first_row
+        self._rules = Rules(task.rules) if task.rules else None
         self.fields, self.untyped = self._accept(found)
         self.identity_namespaces = NamespaceTally()
         self.segment_namespaces = NamespaceTally()
@@ -183,9 +185,20 @@ class _Columns:
         for declared in self._task.identity_fields:
             empty = pc.equal(_ids_at(columns, declared.path), "")
             place.refuse_where(empty, ValueRefusedError(declared.path, EMPTY_ID, Reason.IDENTITY_INVALID))
+        self._refuse_by_rules(batch, refused)
         if IDENTITY_MAP in sent:
             columns[IDENTITY_MAP] = sent[IDENTITY_MAP]
         return columns
+
+    def _refuse_by_rules(self, batch: pa.RecordBatch, refused: Refused) -> None:
+        if self._rules is None:
+            return
+        rows = [row for row in range(batch.num_rows) if row not in refused]
+        for row, value in zip(rows, row_values(batch, rows), strict=True):
+            try:
+                self._rules.check(value)
+            except ValueRefusedError as error:
+                refused[row] = error
 
     def _identify(self, columns: dict[str, pa.Array], count: int) -> tuple[list[pa.Array], pa.Array, Refused]:
         """Return the system columns and the column `identityMap` of rows with sound identities, and the others."""

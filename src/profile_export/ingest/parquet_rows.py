@@ -45,16 +45,21 @@ def _value_bytes(column: pa.Array) -> pa.Array:
     return pc.if_else(column.is_valid(), pa.scalar(width, pa.int64()), pa.scalar(0, pa.int64()))
 
 
-def row_texts(batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[str]:
-    """Yield some rows of a batch as JSON, as they were read."""
+def row_values(batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield some rows of a batch as JSON has them: instants and days as text, decimals as `Decimal`."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         taken = batch.take(pa.array(rows[start : start + _ROWS_AT_ONCE], pa.int64()))
         values = {
             name: _json_values(column) for name, column in zip(taken.schema.names, taken.columns, strict=True)
         }
         for index in range(taken.num_rows):
-            row = {name: column[index] for name, column in values.items()}
-            yield json.dumps(row, ensure_ascii=False)
+            yield {name: column[index] for name, column in values.items()}
+
+
+def row_texts(batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[str]:
+    """Yield some rows of a batch as JSON text, as they were read."""
+    for row in row_values(batch, rows):
+        yield json.dumps(row, ensure_ascii=False, default=str)
 
 
 def _json_values(column: pa.Array) -> list[Any]:
@@ -71,7 +76,7 @@ def _in_utc(single: pa.DataType) -> pa.DataType:
 
 
 def _as_text(single: pa.DataType) -> pa.DataType:
-    return pa.string() if pa.types.is_temporal(single) or pa.types.is_decimal(single) else single
+    return pa.string() if pa.types.is_temporal(single) else single
 
 
 def _json_value(value: Any, found: pa.DataType) -> Any:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import structlog
 
+from profile_export.runner.waiting import first_of
+
 _LEAST_SECONDS = 1.0
-"""How long changes gather before they are looked at, so that a hundred in a second are one look and not a hundred."""
+"""How long changes gather before they are looked at: a hundred in a second are one look, and jobs go first."""
 _log = structlog.get_logger(__name__)
 
 
 async def repeat(
-    step: Callable[[], Awaitable[bool]], *, poll_seconds: float, changed: asyncio.Event | None = None
+    step: Callable[[], Awaitable[bool]],
+    *,
+    poll_seconds: float,
+    changed: asyncio.Event | None = None,
+    until: asyncio.Event | None = None,
 ) -> None:
-    """Take steps until cancelled.
+    """Take steps until cancelled, or until told to begin no further one.
 
     Args:
         step: Does some of the work; says whether more is waiting. One that fails is logged and taken again later.
         poll_seconds: How long to wait where nothing is waiting or a step has failed.
         changed: Ends the wait early.
+        until: Ends the wait and the work.
     """
-    wake = changed or asyncio.Event()
-    while True:
+    wake, stop = changed or asyncio.Event(), until or asyncio.Event()
+    while not stop.is_set():
         wake.clear()
         try:
             more = await step()
@@ -33,7 +39,5 @@ async def repeat(
             more = False
             wake.clear()
         if not more:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(poll_seconds):
-                    await wake.wait()
-            await asyncio.sleep(_LEAST_SECONDS)
+            await first_of(wake.wait(), stop.wait(), seconds=poll_seconds)
+            await first_of(stop.wait(), seconds=_LEAST_SECONDS)

@@ -9,13 +9,12 @@ import structlog
 
 from profile_export.domain.mirror import TableState
 from profile_export.lake.iceberg import MirrorConflictError, MirrorError, TypesChangedError
+from profile_export.runner.background import repeat
 from profile_export.runner.ports import MirrorTables
-from profile_export.runner.waiting import first_of
 from profile_export.store.events import Wakeups
 from profile_export.store.mirrors import LEASE_TTL, MirrorLostError, Mirrors, MirrorWork
 
-POLL_SECONDS = 5.0
-GATHER_SECONDS = 1.0
+_POLL_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -49,20 +48,8 @@ class Mirror:
     async def run(self) -> None:
         """Follow batches until told to stop."""
         with self._wakeups.of_batches() as changed:
-            while not self._stopping.is_set():
-                changed.clear()
-                if not await self._step_or_log():
-                    # Polling backs the wake-ups up, and finds tables whose back-off is over or that are to be checked.
-                    await first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
-                    # Batches that come close together share a commit, and jobs have the processor first.
-                    await first_of(self._stopping.wait(), seconds=GATHER_SECONDS)
-
-    async def _step_or_log(self) -> bool:
-        try:
-            return await self.step()
-        except Exception as error:  # noqa: BLE001 - the store says no; batches wait, and so does the mirror
-            _log.error("mirror_failed", exc_info=error)
-            return False
+            # Polling also finds tables whose back-off is over or that are to be checked.
+            await repeat(self.step, poll_seconds=_POLL_SECONDS, changed=changed, until=self._stopping)
 
     async def step(self) -> bool:
         """Do what is due to one table; False if none was due."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Row, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Dataset, DatasetKind, SchemaRef
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.schema import ObjectType, union_objects
 from profile_export.domain.unions import union_by_kind
-from profile_export.store.tables import datasets
+from profile_export.store.column_types import digest_of
+from profile_export.store.tables import datasets, field_sets
 
 
 async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: str) -> Dataset:
@@ -80,3 +82,15 @@ def dataset_from(row: Row[Any]) -> Dataset:
         update_time=row.update_time,
         iceberg=row.iceberg,
     )
+
+
+async def field_set_of(connection: AsyncConnection, dataset_id: str, fields: ObjectType) -> int:
+    """Return the key of the fields that files of a dataset were written with, each different set kept once."""
+    digest = digest_of(fields)
+    row = {"dataset_id": dataset_id, "digest": digest, "fields": fields}
+    await connection.execute(upsert(field_sets).values(row).on_conflict_do_nothing())
+    query = select(field_sets.c.id).where(
+        field_sets.c.dataset_id == dataset_id, field_sets.c.digest == digest
+    )
+    field_set_id: int = (await connection.execute(query)).scalar_one()
+    return field_set_id

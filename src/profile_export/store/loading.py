@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Row, delete, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import (
@@ -20,7 +19,7 @@ from profile_export.domain.batch import (
 )
 from profile_export.domain.catalog import Dataset, Tenant
 from profile_export.domain.errors import AlreadyExistsError
-from profile_export.domain.schema import ObjectType, type_at
+from profile_export.domain.schema import type_at, union_objects
 from profile_export.store.batches import (
     add_files,
     batch_by_id,
@@ -33,10 +32,10 @@ from profile_export.store.batches import (
 from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, whole
-from profile_export.store.datasets import dataset_of, grow_fields
+from profile_export.store.datasets import dataset_of, field_set_of, grow_fields
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import UploadFacts
-from profile_export.store.tables import batches, field_sets, uploads
+from profile_export.store.tables import batches, uploads
 from profile_export.store.tenants import (
     IDENTITY,
     SEGMENT,
@@ -177,11 +176,12 @@ class LoadingBatches:
             check_still_loading(row)
             if row.several_files:
                 await _check_same_files(connection, row, sent)
-            for facts in sent.values():
-                dataset = await dataset_of(connection, tenant_id, row.dataset_id)
-                await grow_fields(connection, tenant_id, dataset, facts.fields)
             dataset = await dataset_of(connection, tenant_id, row.dataset_id)
-            if any(type_at(dataset.fields, path) for facts in sent.values() for path in facts.untyped):
+            fields = dataset.fields
+            for facts in sent.values():
+                fields = union_objects(fields, facts.fields)
+            await grow_fields(connection, tenant_id, dataset, fields)
+            if any(type_at(fields, path) for facts in sent.values() for path in facts.untyped):
                 raise FieldsGrewError
             place = await next_place(connection, tenant_id)
             counted = []
@@ -193,7 +193,7 @@ class LoadingBatches:
                     await register_namespaces(
                         connection, tenant_id, kind, use.first_spellings, use.all_spellings
                     )
-                field_set_id = await _field_set(connection, dataset.id, facts.fields)
+                field_set_id = await field_set_of(connection, dataset.id, facts.fields)
                 prefix = f"{index:05}-" if row.several_files else ""
                 files = [replace(file, name=f"{prefix}{file.name}") for file in facts.files]
                 await add_files(connection, row.key, files, field_set_id)
@@ -239,14 +239,3 @@ async def _check_same_files(
     found = {row.file_name: row.sha256 for row in await connection.execute(query)}
     if found != {file_name: facts.sha256 for file_name, facts in sent.items()}:
         raise BatchChangedError
-
-
-async def _field_set(connection: AsyncConnection, dataset_id: str, fields: ObjectType) -> int:
-    digest = digest_of(fields)
-    row = {"dataset_id": dataset_id, "digest": digest, "fields": fields}
-    await connection.execute(upsert(field_sets).values(row).on_conflict_do_nothing())
-    query = select(field_sets.c.id).where(
-        field_sets.c.dataset_id == dataset_id, field_sets.c.digest == digest
-    )
-    field_set_id: int = (await connection.execute(query)).scalar_one()
-    return field_set_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import Tenant
@@ -38,22 +38,25 @@ class Snapshots:
                     .order_by(batches.c.number)
                 )
             ).all()
-            rows = [
-                *await connection.execute(
+            compacted = (
+                await connection.execute(
+                    select(compactions)
+                    .where(compactions.c.dataset_id.in_(datasets), counting())
+                    .order_by(compactions.c.key)
+                )
+            ).all()
+            held = batches.c.compaction_key.in_([row.key for row in compacted])
+            alone = (
+                await connection.execute(
                     select(
                         batches.c.dataset_id, files.c.path, files.c.rows, files.c.bytes, files.c.field_set_id
                     )
                     .join(batches, files.c.batch_key == batches.c.key)
-                    .outerjoin(compactions, (compactions.c.key == batches.c.compaction_key) & counting())
-                    .where(counts, compactions.c.key.is_(None))
+                    .where(counts, or_(batches.c.compaction_key.is_(None), ~held))
                     .order_by(files.c.key)
-                ),
-                *await connection.execute(
-                    select(compactions)
-                    .where(compactions.c.dataset_id.in_(datasets), counting())
-                    .order_by(compactions.c.key)
-                ),
-            ]
+                )
+            ).all()
+            rows = [*compacted, *alone]
             sets = await connection.execute(
                 select(field_sets).where(field_sets.c.id.in_({row.field_set_id for row in rows}))
             )

@@ -148,8 +148,11 @@ uploads = Table(
     Column("folder", Text, nullable=False, default=""),
     Column("rejected_rows", BigInteger, nullable=False, default=0),
     Column("errors", Json(tuple[RowError, ...]), nullable=False, default=()),
-    # What ingestion made of a complete file of a batch that is not complete yet.
+    # What ingestion made of a complete file of a batch that is not complete yet; its rows and fields also apart, for
+    # the file that comes next.
     Column("facts", Json(UploadFacts)),
+    Column("rows", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("field_set_id", ForeignKey("field_sets.id")),
     UniqueConstraint("batch_key", "file_name"),
 )
 

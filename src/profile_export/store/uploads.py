@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import (
@@ -20,6 +20,7 @@ from profile_export.domain.batch import (
 )
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import FailedPreconditionError
+from profile_export.domain.schema import ObjectType
 from profile_export.store.batches import (
     batch_by_id,
     batch_from,
@@ -29,9 +30,9 @@ from profile_export.store.batches import (
     upload_from,
 )
 from profile_export.store.database import Database, database_time, whole
-from profile_export.store.datasets import dataset_of
+from profile_export.store.datasets import dataset_of, field_set_of
 from profile_export.store.facts import UploadFacts
-from profile_export.store.tables import batches, uploads
+from profile_export.store.tables import batches, field_sets, uploads
 from profile_export.store.tenants import (
     ensure_tenant,
     id_of,
@@ -55,6 +56,14 @@ class EndedBatch:
     folder: str
     files: Sequence[str]
     rejected_in: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Of the complete files of a batch: how many rows come before a further one, and the fields they know."""
+
+    first_row: int
+    fields: Sequence[ObjectType]
 
 
 class Uploads:
@@ -125,8 +134,9 @@ class Uploads:
         async with self.database.write() as connection:
             row = await existing_batch(connection, id_of(tenant), opened.batch.id)
             check_still_loading(row)
-            query = upload_of(row, opened.upload.file_name).values(accepted(facts) | {"facts": facts})
-            await connection.execute(query)
+            field_set_id = await field_set_of(connection, row.dataset_id, facts.fields)
+            values = accepted(facts) | {"facts": facts, "rows": facts.rows, "field_set_id": field_set_id}
+            await connection.execute(upload_of(row, opened.upload.file_name).values(values))
             return await batch_from(connection, row)
 
     @whole
@@ -141,18 +151,25 @@ class Uploads:
             check_still_loading(await existing_batch(connection, id_of(tenant), batch_id))
 
     @whole
-    async def complete_files(self, tenant: Tenant, batch_id: str) -> Sequence[tuple[str, UploadFacts]]:
-        """Return what the complete files of a batch hold that does not count yet, by name."""
-        query = (
-            select(uploads.c.file_name, uploads.c.facts)
-            .join(batches, batches.c.key == uploads.c.batch_key)
-            .where(
-                batches.c.tenant_id == id_of(tenant), batches.c.id == batch_id, uploads.c.facts.is_not(None)
-            )
-            .order_by(uploads.c.file_name)
+    async def beside(self, tenant: Tenant, batch_id: str, file_name: str) -> Beside:
+        """Return what the complete files of a batch mean for one that comes to them."""
+        complete = (
+            batches.c.tenant_id == id_of(tenant),
+            batches.c.id == batch_id,
+            batches.c.key == uploads.c.batch_key,
+            uploads.c.state == UploadState.COMPLETE.value,
+        )
+        before = select(func.coalesce(func.sum(uploads.c.rows), 0)).where(
+            *complete, uploads.c.file_name < file_name
+        )
+        known = select(field_sets.c.fields).where(
+            field_sets.c.id.in_(select(uploads.c.field_set_id).where(*complete))
         )
         async with self.database.read() as connection:
-            return [(row.file_name, row.facts) for row in await connection.execute(query)]
+            first_row = (await connection.execute(before)).scalar_one()
+            return Beside(
+                first_row, list((await connection.execute(known.order_by(field_sets.c.id))).scalars())
+            )
 
     @whole
     async def ended(self, staged: Collection[str]) -> Sequence[EndedBatch]:

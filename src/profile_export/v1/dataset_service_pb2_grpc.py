@@ -298,8 +298,10 @@ class DatasetServiceServicer:
         row_reason and path of the first; ListRejectedRows has them all. Correct and upload again.
         - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: a field contradicts the union of its class. metadata has path,
         dataset_id, other_dataset_id, type and other_type. Declare the type on the dataset, or tag it
-        `unifiedProfile: ["enabled:false"]`.
-        - INVALID_ARGUMENT FILE_INVALID: the bytes are not what `format` says (broken Parquet, no CSV header).
+        `unifiedProfile: ["enabled:false"]`. Or a column of a Parquet file contradicts the dataset's own field:
+        metadata has path. Send it as the type that the message names.
+        - INVALID_ARGUMENT FILE_INVALID: the bytes are not what `format` says (broken Parquet, no CSV header, a
+        syntax error in a JSON array, whose item is row_number in metadata).
         - INVALID_ARGUMENT UPLOAD_TRUNCATED: the stream ended without `finish`, or byte_count is more than what
         came. Resume at received_bytes.
         - INVALID_ARGUMENT HASH_MISMATCH: the bytes are not those of sha256, or more than byte_count. The file is

@@ -27,7 +27,10 @@ def upgrade() -> None:
         sa.Column("rejected_rows", sa.BigInteger(), nullable=False),
         sa.Column("errors", sa.Text(), nullable=False),
         sa.Column("facts", sa.Text(), nullable=True),
+        sa.Column("rows", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("field_set_id", _KEY, nullable=True),
         sa.ForeignKeyConstraint(["batch_key"], ["batches.key"], name=op.f("fk_uploads_batch_key")),
+        sa.ForeignKeyConstraint(["field_set_id"], ["field_sets.id"], name=op.f("fk_uploads_field_set_id")),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_uploads")),
         sa.UniqueConstraint("batch_key", "file_name", name=op.f("uq_uploads_batch_key_file_name")),
     )
