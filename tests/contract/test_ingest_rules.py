@@ -112,7 +112,7 @@ def test_rows_that_break_a_rule_are_rejected_by_their_field(
 
     result = ingest(task)
 
-    rejected = read_rejected(task.folder / REJECTED_FILE, 0, 100)
+    rejected = list(read_rejected(task.folder / REJECTED_FILE, 0))
     assert result.rows == 2
     assert [(row.row, row.code, row.path) for row in rejected] == [
         (number, "VALUE_INVALID", path) for number, (_, path) in enumerate(BROKEN, start=2)
