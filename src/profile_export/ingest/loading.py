@@ -8,33 +8,29 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-from profile_export.domain.batch import Batch, DataFile, RejectedRow, RowError, Upload
+from profile_export.domain.batch import Batch, RejectedRow, RowError, Upload
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import (
     DomainError,
-    FailedPreconditionError,
-    FieldViolation,
-    InvalidArgumentError,
     UnavailableError,
 )
 from profile_export.domain.paging import Page, PageRequest, cut_page
-from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
 from profile_export.ingest.ingestion import ingest
+from profile_export.ingest.outcomes import SentFile, facts_of, rows_rejected
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
-from profile_export.ingest.task import IngestResult, IngestTask, NamespacesSent
+from profile_export.ingest.task import IngestTask
 from profile_export.ingest.turns import Turns
 from profile_export.lake.children import ChildDiedError, Children
 from profile_export.lake.local import LocalLake
 from profile_export.store.catalog import Catalog
-from profile_export.store.facts import NamespaceUse, UploadFacts
+from profile_export.store.facts import UploadFacts
 from profile_export.store.loading import BatchChangedError, FieldsGrewError, LoadingBatches, OpenBatch
 from profile_export.store.schemas import Schemas
 from profile_export.store.uploads import OpenUpload, Uploads
 
 _RETRY_AFTER = timedelta(seconds=1)
-_VIOLATIONS_TOLD = 10
 _MOST_PAGE_BYTES = 2 * 1024 * 1024
 """How many bytes of rows a page has: clients take 4 MiB in one message, of which some tell why."""
 
@@ -92,7 +88,7 @@ class Loading:
             FailedPreconditionError: Its fields contradict those of another dataset, or the batch was given up.
             UnavailableError: The process that parses has died; the bytes are kept.
         """
-        sent = _Sent(opened.batch.id, opened.folder, opened.upload, sha256, byte_count)
+        sent = SentFile(opened.batch.id, opened.folder, opened.upload, sha256, byte_count)
         try:
             if opened.batch.several_files:
                 return await self._beside_others(tenant, opened, sent)
@@ -100,7 +96,7 @@ class Loading:
         except _FileRefusedError as refused:
             rows = refused.rows
             await self.refuse(tenant, opened, rows.rows, rows.rejected_rows, refused.folder)
-            raise _rows_rejected(rows) from None
+            raise rows_rejected(rows) from None
         except TypeConflictError as conflict:
             path = conflict.metadata["path"]
             await self.refuse(tenant, opened, (RowError(None, conflict.reason, conflict.message, path),))
@@ -139,7 +135,7 @@ class Loading:
             except _FileRefusedError as refused:
                 await self._drop(opened, sent)
                 await self._remove(refused.folder)
-                raise _rows_rejected(refused.rows) from None
+                raise rows_rejected(refused.rows) from None
             except FileNotFoundError:
                 # The bytes leave with a batch that is given up.
                 await self._drop(opened, sent)
@@ -219,7 +215,7 @@ class Loading:
 
     # --- One file ---
 
-    async def _alone(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> Batch:
+    async def _alone(self, tenant: Tenant, opened: OpenUpload, sent: SentFile) -> Batch:
         while True:
             # Asked for anew: another batch may have taught the dataset fields meanwhile.
             dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
@@ -233,7 +229,7 @@ class Loading:
                 await self._remove(facts.folder)
                 raise
 
-    async def _beside_others(self, tenant: Tenant, opened: OpenUpload, sent: _Sent) -> Batch:
+    async def _beside_others(self, tenant: Tenant, opened: OpenUpload, sent: SentFile) -> Batch:
         """Ingest a file with the row numbers it will have if no file of a smaller name comes after it."""
         dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
         beside = await self._uploads.beside(tenant, sent.batch_id, sent.upload.file_name)
@@ -258,13 +254,13 @@ class Loading:
         for upload, facts in opened.uploads.items():
             right = facts
             if facts.first_row != first_row or any(type_at(fields, path) for path in facts.untyped):
-                sent = _Sent(opened.batch.id, opened.folder, upload, facts.sha256, facts.byte_count)
+                sent = SentFile(opened.batch.id, opened.folder, upload, facts.sha256, facts.byte_count)
                 right = await self._ingested(tenant, opened.dataset, sent, fields, first_row)
             settled[upload.file_name] = right
             first_row += right.rows
 
     async def _ingested(
-        self, tenant: Tenant, dataset: Dataset, sent: _Sent, fields: ObjectType, first_row: int
+        self, tenant: Tenant, dataset: Dataset, sent: SentFile, fields: ObjectType, first_row: int
     ) -> UploadFacts:
         schema = await self._schemas.get(tenant, dataset.schema.id)
         folder = f"{sent.folder}/{self._new_id()}"
@@ -297,7 +293,7 @@ class Loading:
             await self._remove(folder)
             raise
         await asyncio.to_thread(self._lake.sync, folder)
-        return _facts(result, folder, sent, first_row)
+        return facts_of(result, folder, sent, first_row)
 
     async def _drop(self, opened: OpenBatch, sent: Mapping[str, UploadFacts]) -> None:
         """Remove what was ingested again for a commit that did not come about."""
@@ -310,66 +306,9 @@ class Loading:
         await asyncio.to_thread(self._lake.remove, folder)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A file that has arrived in full; `folder` is that of its batch."""
-
-    batch_id: str
-    folder: str
-    upload: Upload
-    sha256: str
-    byte_count: int
-
-
 class _FileRefusedError(Exception):
     """A file cannot be stored; its rejected rows are in `folder`."""
 
     def __init__(self, folder: str, rows: RowsRefusedError) -> None:
         super().__init__(folder)
         self.folder, self.rows = folder, rows
-
-
-def _facts(result: IngestResult, folder: str, sent: _Sent, first_row: int) -> UploadFacts:
-    return UploadFacts(
-        folder=folder,
-        files=tuple(
-            DataFile(file.name, f"{folder}/{file.name}", file.rows, file.bytes, file.sha256)
-            for file in result.files
-        ),
-        first_row=first_row,
-        rows=result.rows,
-        fields=result.fields,
-        identity_namespaces=_use(result.identity_namespaces),
-        segment_namespaces=_use(result.segment_namespaces),
-        untyped=result.untyped,
-        sha256=sent.sha256,
-        byte_count=sent.byte_count,
-        rejected_rows=result.rejected_rows,
-        errors=result.errors,
-    )
-
-
-def _use(sent: NamespacesSent) -> NamespaceUse:
-    return NamespaceUse(tuple(use.spelling for use in sent.uses), sent.spellings)
-
-
-def _rows_rejected(refused: RowsRefusedError) -> DomainError:
-    first = refused.rows[0]
-    told = [f"row {error.row}: {error.message}" if error.row else error.message for error in refused.rows]
-    is_conflict = first.code == Reason.FIELD_TYPE_CONFLICT
-    way_out = " Send it as that, or give it another name." if is_conflict else ""
-    message = f"Nothing was kept. {told[0]}{way_out}"
-    if is_conflict and first.row is None:
-        return FailedPreconditionError(first.code, message, metadata={"path": first.path})
-    about_rows = first.row is not None and first.code != Reason.FILE_INVALID
-    return InvalidArgumentError(
-        "ROW_REJECTED" if about_rows else first.code,
-        message,
-        metadata={
-            "row_number": str(first.row or ""),
-            "row_reason": first.code,
-            "path": first.path,
-            "rejected_rows": str(refused.rejected_rows),
-        },
-        violations=tuple(FieldViolation("data", text) for text in told[:_VIOLATIONS_TOLD]),
-    )

@@ -1,0 +1,78 @@
+"""What comes of a file: what ingestion made of it, as the store keeps it, or why it is refused, as a caller is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from profile_export.domain.batch import DataFile, Upload
+from profile_export.domain.errors import (
+    DomainError,
+    FailedPreconditionError,
+    FieldViolation,
+    InvalidArgumentError,
+)
+from profile_export.domain.reasons import Reason
+from profile_export.ingest.refusals import RowsRefusedError
+from profile_export.ingest.task import IngestResult, NamespacesSent
+from profile_export.store.facts import NamespaceUse, UploadFacts
+
+_VIOLATIONS_TOLD = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """A file that has arrived in full; `folder` is that of its batch."""
+
+    batch_id: str
+    folder: str
+    upload: Upload
+    sha256: str
+    byte_count: int
+
+
+def facts_of(result: IngestResult, folder: str, sent: SentFile, first_row: int) -> UploadFacts:
+    """Return what was made of a file, with its data files in `folder` of the lake."""
+    return UploadFacts(
+        folder=folder,
+        files=tuple(
+            DataFile(file.name, f"{folder}/{file.name}", file.rows, file.bytes, file.sha256)
+            for file in result.files
+        ),
+        first_row=first_row,
+        rows=result.rows,
+        fields=result.fields,
+        identity_namespaces=_use(result.identity_namespaces),
+        segment_namespaces=_use(result.segment_namespaces),
+        untyped=result.untyped,
+        sha256=sent.sha256,
+        byte_count=sent.byte_count,
+        rejected_rows=result.rejected_rows,
+        errors=result.errors,
+    )
+
+
+def _use(sent: NamespacesSent) -> NamespaceUse:
+    return NamespaceUse(tuple(use.spelling for use in sent.uses), sent.spellings)
+
+
+def rows_rejected(refused: RowsRefusedError) -> DomainError:
+    """Return the refusal of a file, which names its first bad row, or itself."""
+    first = refused.rows[0]
+    told = [f"row {error.row}: {error.message}" if error.row else error.message for error in refused.rows]
+    is_conflict = first.code == Reason.FIELD_TYPE_CONFLICT
+    way_out = " Send it as that, or give it another name." if is_conflict else ""
+    message = f"Nothing was kept. {told[0]}{way_out}"
+    if is_conflict and first.row is None:
+        return FailedPreconditionError(first.code, message, metadata={"path": first.path})
+    about_rows = first.row is not None and first.code != Reason.FILE_INVALID
+    return InvalidArgumentError(
+        "ROW_REJECTED" if about_rows else first.code,
+        message,
+        metadata={
+            "row_number": str(first.row or ""),
+            "row_reason": first.code,
+            "path": first.path,
+            "rejected_rows": str(refused.rejected_rows),
+        },
+        violations=tuple(FieldViolation("data", text) for text in told[:_VIOLATIONS_TOLD]),
+    )
