@@ -97,11 +97,11 @@ def check(exporter: Exporter, export: Export) -> None:
     assert counts == expected.counts
 
 
-QUICK = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+QUICK = settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @given(exports())
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=25)
 def test_the_engine_exports_what_the_reference_says(exporter: Exporter, export: Export) -> None:
     check(exporter, export)
 
