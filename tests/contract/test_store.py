@@ -24,6 +24,7 @@ from profile_export.store.attempts import Attempts, Claim, LeaseLostError, Range
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog, NewDataset
 from profile_export.store.database import Database, DataDirectoryInUseError
+from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import NamespaceUse, UploadFacts
 from profile_export.store.jobs import Jobs, NewJob
@@ -253,3 +254,15 @@ async def test_a_caller_that_goes_away_at_any_moment_leaves_no_lock_behind(store
 
     async with asyncio.timeout(5):
         await store.dataset()
+
+
+async def test_what_is_left_of_a_refused_upload_is_dropped_when_it_is_uploaded_again(store: Store) -> None:
+    dataset = await store.dataset()
+    start = UploadStart(dataset, "b", "1", "json_lines")
+    opened = await store.uploads.open_upload(TENANT, start, f"{dataset}/first", "staged")
+    await store.uploads.refuse_upload(TENANT, opened, (), 1, f"{dataset}/first/rejected")
+
+    again = await store.uploads.open_upload(TENANT, start, f"{dataset}/second", "staged anew")
+
+    assert again.folder == f"{dataset}/second"
+    assert await Drops(store.database).folders() == [f"{dataset}/first"]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from profile_export.v1 import job_pb2
-from tests.service.harness import Caller
+from tests.service.harness import Caller, types_of
 
 Reader = Callable[[list[str]], list[dict[str, Any]]]
 
@@ -151,3 +151,22 @@ async def test_s18_adjacent_windows_of_ingest_time_neither_lose_nor_repeat_an_ev
     [before], [after] = await caller.rows(early.batch_id), await caller.rows(late.batch_id)
     assert [event["_id"] for event in before["timeSeriesEvents"]] == ["0", "1"]
     assert [event["_id"] for event in after["timeSeriesEvents"]] == ["2"]
+
+
+async def test_a_destination_lists_the_fields_of_all_that_was_exported_to_it(caller: Caller) -> None:
+    source, union = await caller.dataset("record", {"id": "CRM"}), await caller.dataset("union")
+    await caller.upload(source, "b", [{"id": "1", "name": {"first": "Ann"}, "age": 40}])
+    empty = await caller.get_dataset(union)
+
+    await caller.export(union, fields=["name"])
+    first = types_of((await caller.get_dataset(union)).fields)
+    await caller.export(union, fields=["identityMap", "age"])
+    second = types_of((await caller.get_dataset(union)).fields)
+
+    assert list(empty.fields) == []
+    assert first == {"name": {"first": "string"}}
+    assert second == {
+        "age": "double",
+        "identityMap": {"*": [{"authenticatedState": "string", "id": "string", "primary": "boolean"}]},
+        "name": {"first": "string"},
+    }

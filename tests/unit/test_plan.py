@@ -24,7 +24,8 @@ from profile_export.domain.plan import (
     SourcePart,
 )
 from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import EMPTY, TEXT, ObjectType
+from profile_export.domain.schema import EMPTY, TEXT, ArrayType, MapType, ObjectType
+from tests.builders import plan_of
 
 FIGURES = [figure.name for figure in fields(ExportCounts) if figure.name != "by_namespace"]
 
@@ -161,3 +162,12 @@ def test_counts_add_up_in_any_order(one: ExportCounts, two: ExportCounts, three:
     assert one + two == two + one
     assert (one + two) + three == one + (two + three)
     assert one + ExportCounts() == one
+
+
+def test_exported_rows_have_the_chosen_fields_their_identities_and_their_events() -> None:
+    plain = plan_of([], fields=["identities.id"])
+    with_events = plan_of([], event_fields=["_id"])
+
+    assert plain.exported_fields == ObjectType({"identityMap": MapType(ArrayType(ObjectType({"id": TEXT})))})
+    assert with_events.exported_fields.fields["timeSeriesEvents"] == ArrayType(ObjectType({"_id": TEXT}))
+    assert {"identityMap", "segmentMembership", "timeSeriesEvents"} == set(with_events.exported_fields.fields)

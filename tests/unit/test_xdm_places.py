@@ -5,7 +5,14 @@ import pytest
 
 from profile_export.domain.errors import FailedPreconditionError
 from profile_export.domain.learning import MAX_DEPTH, MAX_NAMES
-from profile_export.domain.xdm_places import MAX_NESTING, MAX_SCHEMAS, Place, SchemaInvalidError, read_place
+from profile_export.domain.xdm_places import (
+    MAX_ID,
+    MAX_NESTING,
+    MAX_SCHEMAS,
+    Place,
+    SchemaInvalidError,
+    read_place,
+)
 
 
 def read(document: Mapping[str, Any], *others: Mapping[str, Any]) -> Place:
@@ -236,3 +243,12 @@ def test_items_and_choices_are_places_too() -> None:
     (one_of, (yes, never)), (no, (said,)) = place.choices
     assert (one_of, no, titles(said)) == ("oneOf", "not", ["no"])
     assert (yes.forbidden, never.forbidden) == (False, True)
+
+
+def test_an_id_has_a_limit() -> None:
+    longest = f"https://a/{'x' * (MAX_ID - 10)}"
+
+    invalid = refused({"$id": f"{longest}x"})
+
+    assert (invalid.path, invalid.rule) == ("/$id", "$id")
+    assert read({"$id": longest}).claims

@@ -13,6 +13,7 @@ from profile_export.api.tenancy import current_tenant
 from profile_export.domain.catalog import CLASSES
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.unions import union_schema
+from profile_export.domain.xdm_places import MAX_ID
 from profile_export.ingest.registration import Registration
 from profile_export.store.catalog import Catalog
 from profile_export.store.schemas import Schemas
@@ -20,7 +21,6 @@ from profile_export.v1 import schema_service_pb2 as pb
 from profile_export.v1.schema_service_pb2_grpc import SchemaServiceServicer
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-_MAX_SCHEMA_ID = 1_000
 
 
 class SchemaService(SchemaServiceServicer):
@@ -43,7 +43,7 @@ class SchemaService(SchemaServiceServicer):
         return pb.CreateSchemaResponse(schema=convert_datasets.schema(schema), replayed=replayed)
 
     async def GetSchema(self, request: pb.GetSchemaRequest, context: _Context) -> pb.GetSchemaResponse:
-        schema_id = required(request.schema_id, "schema_id", _MAX_SCHEMA_ID)
+        schema_id = required(request.schema_id, "schema_id", MAX_ID)
         version = request.version if request.HasField("version") else None
         schema = await self._schemas.get(current_tenant(), schema_id, version)
         return pb.GetSchemaResponse(schema=convert_datasets.schema(schema))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import EMPTY, ObjectType, leaves
+from profile_export.domain.schema import (
+    EMPTY,
+    IDENTITY_MAP,
+    TIME_SERIES_EVENTS,
+    ArrayType,
+    ObjectType,
+    identity_map_type,
+    leaves,
+)
 
 LOWEST_KEY = -(2**63)
 HIGHEST_KEY = 2**63 - 1
@@ -80,6 +88,11 @@ class EventSelection:
     from_ingest_time: datetime | None
     to_ingest_time: datetime | None
 
+    @property
+    def type(self) -> ArrayType:
+        """The type of `timeSeriesEvents`."""
+        return ArrayType(with_identities(self.identity_members, self.fields))
+
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
@@ -106,6 +119,12 @@ class ExportPlan:
     events: EventSelection | None
     empty_profiles: bool = False
 
+    @property
+    def exported_fields(self) -> ObjectType:
+        """The fields that exported rows may have."""
+        events = {} if self.events is None else {TIME_SERIES_EVENTS: self.events.type}
+        return ObjectType({**with_identities(self.identity_members, self.fields).fields, **events})
+
     def ranges(self) -> tuple[KeyRange, ...]:
         """Cut the work into ranges of the identity key; the same for every attempt.
 
@@ -125,6 +144,12 @@ class ExportPlan:
         return tuple(
             KeyRange(index, low, high) for index, (low, high) in enumerate(zip(starts, ends, strict=True))
         )
+
+
+def with_identities(members: Sequence[str], fields: ObjectType) -> ObjectType:
+    """Return what is written of a profile or an event: its fields, behind an `identityMap` if that has members."""
+    identities = {IDENTITY_MAP: identity_map_type(members)} if members else {}
+    return ObjectType({**identities, **fields.fields})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ leaf is DESIGN §6 and SEMANTICS S12 to S14 and S23.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -100,10 +100,20 @@ EVENT_TIME = "timestamp"
 
 IDENTITY_MEMBERS = ("id", "authenticatedState", "primary")
 
+
+def identity_item_type(members: Sequence[str]) -> ObjectType:
+    """Return the type of an item of an `identityMap` that has these members."""
+    types = {"id": TEXT, "authenticatedState": TEXT, "primary": BOOLEAN}
+    return ObjectType({member: types[member] for member in members})
+
+
+def identity_map_type(members: Sequence[str]) -> MapType:
+    """Return the type of an `identityMap` whose items have these members."""
+    return MapType(ArrayType(identity_item_type(members)))
+
+
 # The XDM types of the two maps that every union schema carries (adobe/xdm identityitem and segmentmembership).
-IDENTITY_MAP_TYPE = MapType(
-    ArrayType(ObjectType({"id": TEXT, "authenticatedState": TEXT, "primary": BOOLEAN}))
-)
+IDENTITY_MAP_TYPE = identity_map_type(IDENTITY_MEMBERS)
 SEGMENT_MEMBERSHIP_TYPE = MapType(
     MapType(ObjectType({"lastQualificationTime": TIMESTAMP, "status": TEXT, "validUntil": TIMESTAMP}))
 )

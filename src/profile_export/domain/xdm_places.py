@@ -18,6 +18,8 @@ from profile_export.domain.xdm_names import with_data_names
 
 MAX_SCHEMAS = 50_000
 """How many schemas a document may consist of, counted each time that a `$ref` leads to one."""
+MAX_ID = 1_000
+"""How many characters the `$id` of a document may have."""
 MAX_NESTING = 200
 """How deep schemas may lie in one another, each `$ref`, `allOf` and property a level."""
 
@@ -127,11 +129,13 @@ def schema_id(document: Mapping[str, Any]) -> str:
     """Return the `$id` of a document, without the empty fragment that some write.
 
     Raises:
-        SchemaInvalidError: It has none.
+        SchemaInvalidError: It has none, or one that is too long.
     """
     found = document.get("$id")
     if not isinstance(found, str) or not found.rstrip("#"):
         raise SchemaInvalidError("/$id", "$id", "a document needs the URI that it is known by.")
+    if len(found) > MAX_ID:
+        raise SchemaInvalidError("/$id", "$id", f"the URI has more than {MAX_ID} characters.")
     return found.rstrip("#")
 
 

@@ -7,21 +7,11 @@ from collections.abc import Sequence
 import ibis
 import ibis.expr.types as ir
 
-from profile_export.domain.schema import (
-    BOOLEAN,
-    IDENTITY_MEMBERS,
-    TEXT,
-    ArrayType,
-    FieldType,
-    MapType,
-    ObjectType,
-)
+from profile_export.domain.schema import IDENTITY_MEMBERS, identity_item_type
 from profile_export.engines.inputs import KEY, NAMESPACES
 from profile_export.engines.leaves import ibis_type
 from profile_export.engines.maps import registered
 from profile_export.engines.nested import filled_object, map_of
-
-_MEMBER_TYPES: dict[str, FieldType] = {"id": TEXT, "authenticatedState": TEXT, "primary": BOOLEAN}
 
 
 def primary_entries(rows: ir.Table, owner: Sequence[str], *, of_record: bool) -> ir.Table:
@@ -101,12 +91,8 @@ def lone_identity_map(
     return ibis.map(ibis.array([namespace]), ibis.array([ibis.array([item])]))
 
 
-def identity_map_type(members: Sequence[str]) -> MapType:
-    """Return the type of an `identityMap` whose items have these members."""
-    return MapType(ArrayType(ObjectType({member: _MEMBER_TYPES[member] for member in members})))
-
-
 def _kept(item: ir.StructValue, members: Sequence[str]) -> ir.Value:
     if tuple(members) == IDENTITY_MEMBERS:
         return item
-    return filled_object({member: item[member].cast(ibis_type(_MEMBER_TYPES[member])) for member in members})
+    types = identity_item_type(members).fields
+    return filled_object({member: item[member].cast(ibis_type(kind)) for member, kind in types.items()})

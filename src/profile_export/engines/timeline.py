@@ -6,9 +6,9 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
-from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ArrayType, FieldType, ObjectType
+from profile_export.domain.plan import with_identities
+from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ArrayType
 from profile_export.engines.identities import (
-    identity_map_type,
     identity_maps,
     link_entries,
     lone_identity_map,
@@ -59,9 +59,7 @@ def attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Tab
 
 def series_type(selection: EventShape) -> dt.DataType:
     """Return the type of `timeSeriesEvents`."""
-    own = selection.identity_members
-    members: dict[str, FieldType] = {IDENTITY_MAP: identity_map_type(own)} if own else {}
-    return ibis_type(ArrayType(ObjectType(members | dict(selection.fields.fields))))
+    return ibis_type(ArrayType(with_identities(selection.identity_members, selection.fields)))
 
 
 def _with_own_identities(rows: ir.Table, shape: Shape, members: tuple[str, ...], events: Rows) -> ir.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -25,11 +26,13 @@ from profile_export.domain.job import (
     after_error,
 )
 from profile_export.domain.plan import ExportCounts, ExportPlan
+from profile_export.domain.schema import TypeConflictError, union_objects
 from profile_export.store.batches import add_files, files_of, succeed_batch
 from profile_export.store.database import Database, database_time, whole
+from profile_export.store.datasets import dataset_of
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import job_from, move_job, stamp
-from profile_export.store.tables import batches, job_ranges, jobs, leases, tenants
+from profile_export.store.tables import batches, datasets, job_ranges, jobs, leases, tenants
 from profile_export.store.tenants import next_place
 
 LEASE_TTL = timedelta(seconds=10)
@@ -179,6 +182,8 @@ class Attempts:
             files = await files_of(connection, key)
             await move_job(connection, row, SUCCEED, metrics=await _metrics(connection, row))
             await succeed_batch(connection, key, await next_place(connection, row.tenant_id), files)
+            if files and row.plan is not None:
+                await _list_fields(connection, row)
             await _end(connection, fence)
         self._wakeups.job_changed(fence.job_id)
         self._wakeups.batches_changed()
@@ -232,6 +237,15 @@ class Attempts:
             for lease in (await connection.execute(select(leases))).all():
                 fence = Fence(lease.job_id, lease.attempt, lease.worker)
                 await _release(connection, await _held(connection, fence), fence)
+
+
+async def _list_fields(connection: AsyncConnection, row: Row[Any]) -> None:
+    """Add to the fields of a job's destination those that the job exported."""
+    dataset = await dataset_of(connection, row.tenant_id, row.destination_id)
+    # Exports may have other types than those before them; then the list stays, since no job fails for it.
+    with suppress(TypeConflictError):
+        fields = union_objects(dataset.fields, row.plan.exported_fields)
+        await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(fields=fields))
 
 
 async def _carry(connection: AsyncConnection, fence: Fence, **values: Any) -> None:

@@ -31,6 +31,7 @@ from profile_export.store.batches import (
 )
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of, field_set_of
+from profile_export.store.drops import drop
 from profile_export.store.facts import UploadFacts
 from profile_export.store.tables import batches, field_sets, uploads
 from profile_export.store.tenants import (
@@ -232,6 +233,7 @@ async def insert_batch(
 
 async def _reopen(connection: AsyncConnection, row: Row[Any], folder: str) -> Row[Any]:
     await connection.execute(delete(uploads).where(uploads.c.batch_key == row.key))
+    await drop(connection, [row.folder])
     values = {"state": BatchState.LOADING.value, "end_time": None, "folder": folder}
     query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
     reopened: Row[Any] = (await connection.execute(query)).one()
