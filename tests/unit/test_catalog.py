@@ -17,6 +17,7 @@ from profile_export.domain.catalog import (
     Tenant,
     check_declared_fields,
     check_identity_fields,
+    check_tags,
     initial_fields,
     usable_kind,
 )
@@ -142,17 +143,22 @@ def test_s11_sources_are_records_and_events_that_are_not_switched_off(
     assert some.is_source is is_source
 
 
-@pytest.mark.parametrize(
-    ("some", "upserts"),
-    [
-        (dataset(DatasetKind.RECORD), False),
-        (dataset(DatasetKind.RECORD, "enabled:true", "isUpsert:true"), True),
-        (dataset(DatasetKind.RECORD, "isUpsert:false"), False),
-        (dataset(DatasetKind.EVENT, "isUpsert:true"), False),
-    ],
-)
-def test_s9_records_patch_where_a_tag_says_so_and_events_never_do(some: Dataset, *, upserts: bool) -> None:
-    assert some.upserts is upserts
+def test_s9_records_patch_where_a_tag_says_so() -> None:
+    patching = dataset(DatasetKind.RECORD, "enabled:true", "isUpsert:true")
+
+    check_tags(patching.kind, patching.tags)
+    check_tags(DatasetKind.EVENT, {"unifiedProfile": ("enabled:true",)})
+
+    assert patching.upserts
+    assert not dataset(DatasetKind.RECORD, "enabled:true").upserts
+    assert not dataset(DatasetKind.RECORD).upserts
+
+
+@pytest.mark.parametrize("kind", [DatasetKind.EVENT, DatasetKind.UNION])
+def test_a_dataset_without_records_cannot_be_told_to_patch_them(kind: DatasetKind) -> None:
+    refused = refusal_of(lambda: check_tags(kind, {"unifiedProfile": ("isUpsert:true",)}))
+
+    assert refused.metadata["field"] == "tags.unifiedProfile"
 
 
 # --- Declared identity fields ---

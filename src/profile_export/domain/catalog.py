@@ -33,6 +33,7 @@ from profile_export.domain.schema import (
 
 _TENANT_PART = re.compile(r"[A-Za-z0-9@_.-]{1,64}")
 PROFILE_TAG = "unifiedProfile"
+_UPSERTS = "isUpsert:true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,8 @@ class Dataset:
 
     @property
     def upserts(self) -> bool:
-        """Whether a record patches the older ones of its identity instead of replacing them (S9); events never do."""
-        return self.kind is DatasetKind.RECORD and "isUpsert:true" in self.tags.get(PROFILE_TAG, ())
+        """Whether a record patches the older ones of its identity instead of replacing them (S9)."""
+        return _UPSERTS in self.tags.get(PROFILE_TAG, ())
 
 
 def is_source(kind: DatasetKind, tags: Mapping[str, tuple[str, ...]]) -> bool:
@@ -187,6 +188,18 @@ def initial_fields(
         kind = LONG if type_at(fields, identity.path) == LONG else TEXT
         fields = union_objects(fields, nested(identity.path, kind))
     return fields
+
+
+def check_tags(kind: DatasetKind, tags: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse a tag that could have no effect.
+
+    Raises:
+        InvalidArgumentError: A dataset without records is to upsert them.
+    """
+    if _UPSERTS in tags.get(PROFILE_TAG, ()) and kind is not DatasetKind.RECORD:
+        raise InvalidArgumentError.of_field(
+            f"tags.{PROFILE_TAG}", f"'{_UPSERTS}' makes records patch, and this dataset holds none."
+        )
 
 
 def usable_kind(schema: Schema) -> DatasetKind:

@@ -18,6 +18,7 @@ from profile_export.domain.catalog import (
     Tenant,
     check_declared_fields,
     check_identity_fields,
+    check_tags,
     initial_fields,
     is_source,
     usable_kind,
@@ -90,7 +91,7 @@ class Catalog:
         Raises:
             AlreadyExistsError: The request id stands for a dataset made from other values.
             NotFoundError: There is no such schema.
-            InvalidArgumentError: Its identity or declared fields cannot work.
+            InvalidArgumentError: Its identity fields, declared fields or tags cannot work.
             TypeConflictError: A type contradicts the schema, or the union of the class.
         """
         digest = digest_of(new)
@@ -109,6 +110,7 @@ class Catalog:
             identities = _with_those_of_the_schema(new.identity_fields, schema.identity_fields)
             check_identity_fields(kind, identities)
             check_declared_fields(kind, new.declared_fields, "declared_fields")
+            check_tags(kind, new.tags)
             now = await database_time(connection)
             row = {
                 "id": dataset_id,
@@ -164,7 +166,7 @@ class Catalog:
 
         Raises:
             NotFoundError: There is no such dataset.
-            InvalidArgumentError: The declared fields cannot work.
+            InvalidArgumentError: The declared fields or tags cannot work.
             FailedPreconditionError: A declared type narrows what is known, or tags bring a conflict into the union.
         """
         try:
@@ -178,6 +180,7 @@ class Catalog:
             dataset = await dataset_of(connection, tenant_id, dataset_id)
             check_declared_fields(dataset.kind, change.declared_fields, "add_declared_fields")
             tags = dataset.tags if change.tags is None else change.tags
+            check_tags(dataset.kind, tags)
             values: dict[str, Any] = {
                 "name": dataset.name if change.name is None else change.name,
                 "description": dataset.description if change.description is None else change.description,

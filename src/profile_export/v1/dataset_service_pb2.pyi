@@ -112,7 +112,7 @@ class CreateDatasetRequest(_message.Message):
     def tags(self) -> _containers.MessageMap[_builtins.str, _dataset_pb2.TagValues]:
         """Optional. Two values under the tag `unifiedProfile` have a meaning: `enabled:false` keeps the dataset out of
         exports and of the union schema, `isUpsert:true` makes records patch field by field instead of
-        replacing. `unifiedProfile: ["enabled:true"]` is the default. Other tags are kept as they are.
+        replacing (refused where there are none). `unifiedProfile: ["enabled:true"]` is the default. Other tags are kept as they are.
         """
 
     @_builtins.property
