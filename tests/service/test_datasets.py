@@ -272,3 +272,19 @@ async def test_a_preview_of_large_rows_fits_into_one_message(caller: Caller) -> 
     rows = await preview(caller, source, 60)
 
     assert 30 < len(rows) < 60
+
+
+# --- Mirrored ---
+
+
+async def test_an_update_switches_the_mirror_on_and_off(caller: Caller) -> None:
+    source = await caller.dataset("record", {"id": "CRM"})
+    never = await caller.get_dataset(source)
+
+    on = await caller.update(source, iceberg=dataset_pb2.IcebergSettings(enabled=True))
+    off = await caller.update(source, iceberg=dataset_pb2.IcebergSettings(enabled=False))
+
+    assert not never.HasField("mirror")
+    assert on.mirror.enabled
+    assert not off.mirror.enabled
+    assert (await caller.get_dataset(await caller.dataset("union"))).mirror.enabled
