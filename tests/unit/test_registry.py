@@ -141,7 +141,12 @@ def test_a_union_schema_of_records_has_the_attached_events_too() -> None:
 
 
 def test_a_conflict_in_a_union_names_the_newcomer_and_who_knows_the_field() -> None:
-    sources = [dataset("1", {"b": TEXT}), dataset("2", {"a": LONG}), dataset("3", {"a": TEXT})]
+    sources = [
+        dataset("0", {"a": LONG}, DatasetKind.EVENT),
+        dataset("1", {"b": TEXT}),
+        dataset("2", {"a": LONG}),
+        dataset("3", {"a": TEXT}),
+    ]
 
     with pytest.raises(TypeConflictError) as conflict:
         union_by_kind(sources)
