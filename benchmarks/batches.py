@@ -70,7 +70,7 @@ async def _settled(server: Server, dataset_id: str) -> tuple[float, int]:
     while time.monotonic() < since + _STILL_SECONDS:
         if (found := _files(server.data_dir, dataset_id)) != last:
             last, since = found, time.monotonic()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # compaction tells nobody when it rests; its files do
     return since, last
 
 
