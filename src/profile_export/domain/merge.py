@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -56,7 +56,7 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
     records, events = by_kind[DatasetKind.RECORD], by_kind[DatasetKind.EVENT]
     current = _fragments(plan, records)
     happened = newest(events, lambda event: (event.dataset_id, event.primary, event.value[EVENT_ID]))
-    counts = Counter(fragments_read=len(current), events_read=len(happened))
+    counts: Counter[str] = Counter(fragments_read=len(current), events_read=len(happened))
     namespaces: Counter[str] = Counter()
     profiles = []
     for person in people(plan.graph, current, happened, [*records, *events]):
@@ -70,7 +70,10 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
         counts["events_exported"] += len(profile.get(TIME_SERIES_EVENTS, ()))
         namespaces.update({identity.namespace for identity in person.states})
     counts["profiles_exported"] = len(profiles)
-    return MergeResult(tuple(profiles), ExportCounts(**counts, by_namespace=dict(sorted(namespaces.items()))))
+    figures: dict[str, Any] = dict(counts)
+    return MergeResult(
+        tuple(profiles), replace(ExportCounts(**figures), by_namespace=dict(sorted(namespaces.items())))
+    )
 
 
 def _fragments(plan: ExportPlan, records: Iterable[Row]) -> list[Row]:

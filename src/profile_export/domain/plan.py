@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import datetime
+from typing import Any
 
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.policy import IdentityGraph
@@ -47,13 +48,15 @@ class SourcePart:
 class Source:
     """A dataset of the snapshot, with exactly the files that count. `kind` is RECORD or EVENT.
 
-    `upserts` says whether a record patches the older ones of its identity instead of replacing them (S9).
+    `upserts` says whether a record patches the older ones of its identity instead of replacing them (S9). One that
+    does not take part (S10) still says which identities are one person (S4).
     """
 
     dataset_id: str
     kind: DatasetKind
     parts: tuple[SourcePart, ...]
     upserts: bool = False
+    takes_part: bool = True
 
     @property
     def rows(self) -> int:
@@ -63,11 +66,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class PinnedBatch:
-    """What a row's place and ingest time follow from (S8)."""
+    """What a row's place and ingest time follow from (S8).
+
+    `strength` ranks the batch's dataset under `dataSetPrecedence`, the greater the stronger; 0 for all else (S10).
+    """
 
     id: str
     number: int
     ingest_time: datetime
+    strength: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,27 @@ class EventSelection:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentCondition:
+    """A segment, its namespace in the registered spelling if there is one, and the statuses that count (S21)."""
+
+    segment_id: str
+    namespace: str
+    statuses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSelection:
+    """Which memberships let a profile in: one of the conditions, last qualified within [from, to) (S21).
+
+    None for an end leaves it open; with any end an entry without a time is outside.
+    """
+
+    conditions: tuple[SegmentCondition, ...]
+    from_time: datetime | None = None
+    to_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExportPlan:
     """What to export, from what.
 
@@ -103,7 +131,10 @@ class ExportPlan:
     members, maps of objects fewer value members), without `identityMap`, of which `identity_members` are kept (none:
     no such column). `namespaces` maps every spelling of an identity namespace that was sent and differs from the
     registered one to that; `segment_namespaces` is the same for segments (S2). `events` is None where no event
-    is attached.
+    is attached, `segments` where profiles need not be in any. `newer_than` keeps profiles whose newest record was
+    ingested later (S20). With `segment_batches`, one per condition, a profile is in the batch of every segment it is
+    in, and `batch_id` is empty. `notes` are sentences for the job. `graph_folder` is where the tenant's identity graph
+    is kept, relative to the lake's root; empty: nowhere.
     """
 
     batch_id: str
@@ -118,6 +149,11 @@ class ExportPlan:
     identity_members: tuple[str, ...]
     events: EventSelection | None
     empty_profiles: bool = False
+    segments: SegmentSelection | None = None
+    newer_than: datetime | None = None
+    segment_batches: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    graph_folder: str = ""
 
     @property
     def exported_fields(self) -> ObjectType:
@@ -166,8 +202,8 @@ class WrittenFile:
 class ExportCounts:
     """What was read, kept and left out; sums over ranges. Each left-out profile is in exactly one figure (S22).
 
-    `fragments_read` are those of record datasets (S9), `profiles_read` all profiles found,
-    `profiles_merged` the exported ones that were put together from two or more fragments.
+    Fragments (of record datasets, S9) and events are read of datasets that take part. `profiles_read` are all profiles
+    found, `profiles_merged` the exported ones that were put together from two or more fragments.
     `identities_left_out` and `fragments_left_out` went with profiles of too many identities (S7).
     """
 
@@ -175,28 +211,29 @@ class ExportCounts:
     events_read: int = 0
     profiles_read: int = 0
     profiles_exported: int = 0
+    profiles_merged: int = 0
     events_exported: int = 0
+    not_listed: int = 0
     too_many_identities: int = 0
     identities_left_out: int = 0
     fragments_left_out: int = 0
     events_only: int = 0
-    profiles_merged: int = 0
+    not_newer: int = 0
+    not_in_segments: int = 0
     by_namespace: Mapping[str, int] | None = None
     """Exported profiles that have an identity of the namespace, in its registered spelling; None counts as empty."""
+    segment_members: Mapping[int, int] = field(default_factory=dict)
+    """Profiles found that have an entry for the segment asked for at this position."""
 
     def __add__(self, other: ExportCounts) -> ExportCounts:
-        names = self.by_namespace or {}
-        others = other.by_namespace or {}
-        return ExportCounts(
-            self.fragments_read + other.fragments_read,
-            self.events_read + other.events_read,
-            self.profiles_read + other.profiles_read,
-            self.profiles_exported + other.profiles_exported,
-            self.events_exported + other.events_exported,
-            self.too_many_identities + other.too_many_identities,
-            self.identities_left_out + other.identities_left_out,
-            self.fragments_left_out + other.fragments_left_out,
-            self.events_only + other.events_only,
-            self.profiles_merged + other.profiles_merged,
-            {name: names.get(name, 0) + others.get(name, 0) for name in sorted({*names, *others})},
-        )
+        added: dict[str, Any] = {}
+        for figure in (found.name for found in fields(self)):
+            ours, theirs = getattr(self, figure), getattr(other, figure)
+            if figure in {"by_namespace", "segment_members"}:
+                ours, theirs = ours or {}, theirs or {}
+                added[figure] = {
+                    key: ours.get(key, 0) + theirs.get(key, 0) for key in sorted({*ours, *theirs})
+                }
+            else:
+                added[figure] = ours + theirs
+        return ExportCounts(**added)

@@ -29,7 +29,11 @@ class AttributeMerge(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MergePolicy:
-    """One version of a merge policy. `create_time` is None for the one that is built in."""
+    """One version of a merge policy.
+
+    `order` names source datasets, the strongest first; it is empty with `timestampOrdered`. `create_time` is that of
+    version 1, `update_time` that of this one; both are None for the policy that is built in.
+    """
 
     id: str
     version: int
@@ -38,6 +42,9 @@ class MergePolicy:
     attribute_merge: AttributeMerge = AttributeMerge.TIMESTAMP_ORDERED
     schema_name: str = PROFILE_CLASS
     create_time: datetime | None = None
+    order: tuple[str, ...] = ()
+    is_default: bool = False
+    update_time: datetime | None = None
 
 
 BUILT_IN_POLICY = MergePolicy(

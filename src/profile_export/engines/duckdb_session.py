@@ -246,7 +246,9 @@ class DuckDbSession:
             f"SELECT {', '.join(_COUNTS.values())} FROM profiles"
         ).fetchall()
         names = dict(self._connection.execute(_BY_NAMESPACE).fetchall())
-        found = {count: int(figure or 0) for count, figure in zip(_COUNTS, figures, strict=True)}
+        found: dict[str, Any] = {
+            count: int(figure or 0) for count, figure in zip(_COUNTS, figures, strict=True)
+        }
         return ExportCounts(**found, by_namespace=names)
 
     def _write(self, shape: Shape, index: int) -> tuple[WrittenFile, ...]:
