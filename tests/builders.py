@@ -23,8 +23,10 @@ from profile_export.domain.columns import (
     ROW,
 )
 from profile_export.domain.identity import Identity, fold_namespace, identity_key
-from profile_export.domain.plan import EventSelection, ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
-from profile_export.domain.policy import IdentityGraph
+from profile_export.domain.plan import ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
+from profile_export.domain.planning import Snapshot, plan_export
+from profile_export.domain.policy import AttributeMerge, IdentityGraph, MergePolicy
+from profile_export.domain.request import BoundRequest, EventList, ExportRequest
 from profile_export.domain.resolution import SourceRow, StatedIdentity
 from profile_export.domain.schema import (
     IDENTITY_MAP,
@@ -38,7 +40,7 @@ from profile_export.domain.schema import (
     ScalarKind,
     union_objects,
 )
-from profile_export.domain.selection import select_fields
+from profile_export.domain.segments import SegmentSelection
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 _BUILT_IN = {schema.kind: schema.fields for schema in BUILT_IN_SCHEMAS.values()}
@@ -114,6 +116,10 @@ def plan_of(
     event_fields: Sequence[str] | None = None,
     window: tuple[datetime | None, datetime | None] = (None, None),
     empty_profiles: bool = False,
+    segments: SegmentSelection | None = None,
+    segment_batches: tuple[str, ...] = (),
+    newer_than: datetime | None = None,
+    order: Sequence[str] | None = None,
     lake: Path | None = None,
 ) -> ExportPlan:
     """The plan of an export of these parts. Batches count in the order of their ids, one a minute from noon on.
@@ -122,29 +128,45 @@ def plan_of(
         fields: Field paths, as in a request.
         event_fields: Those of the event list; None attaches no events.
         window: The event list's ingest times.
+        order: The datasets of `dataSetPrecedence`; None orders by time.
         lake: Where to write the files; without it the plan is for the reference alone.
     """
-    batch_ids = sorted({row.batch_id for part in parts for row in part.rows})
-    unions = {kind: _union_schema(parts, kind) for kind in (DatasetKind.RECORD, DatasetKind.EVENT)}
-    kept = select_fields(unions[DatasetKind.RECORD], fields, "spec.fields")
-    attached = None
-    if event_fields is not None:
-        chosen = select_fields(unions[DatasetKind.EVENT], event_fields, "spec.event_list.fields")
-        attached = EventSelection(chosen.fields, chosen.identity_members, *window)
     in_place = sorted((row for part in parts for row in part.rows), key=lambda row: (row.batch_id, row.row))
-    return ExportPlan(
-        batch_id="export",
-        graph=graph,
+    datasets = {part.dataset_id: part.kind for part in parts}
+    of_batch = {row.batch_id: row.dataset_id for row in in_place}
+    named = {SEGMENT_MEMBERSHIP: [row.value.get(SEGMENT_MEMBERSHIP) or () for row in in_place]}
+    named[IDENTITY_MAP] = [_namespaces(row) for row in in_place]
+    spellings = {field: _registered(found) for field, found in named.items()}
+    snapshot = Snapshot(
+        datasets=datasets,
         sources=_sources(parts, lake),
-        batches=tuple(PinnedBatch(batch, index, at(index)) for index, batch in enumerate(batch_ids, start=1)),
-        namespaces=_respelled(_namespaces(row) for row in in_place),
-        segment_namespaces=_respelled(row.value.get(SEGMENT_MEMBERSHIP) or () for row in in_place),
-        record_fields=unions[DatasetKind.RECORD],
-        event_fields=unions[DatasetKind.EVENT],
-        fields=kept.fields,
-        identity_members=kept.identity_members,
-        events=attached,
+        batches=tuple(
+            PinnedBatch(batch, index, at(index), of_batch[batch])
+            for index, batch in enumerate(sorted(of_batch), start=1)
+        ),
+        unions={kind: _union_schema(parts, kind) for kind in (DatasetKind.RECORD, DatasetKind.EVENT)},
+        namespaces=_respelled(named[IDENTITY_MAP], spellings[IDENTITY_MAP]),
+        segment_namespaces=_respelled(named[SEGMENT_MEMBERSHIP], spellings[SEGMENT_MEMBERSHIP]),
+        spellings=spellings,
+    )
+    events = None if event_fields is None else EventList(tuple(event_fields), *window)
+    chosen = segments or SegmentSelection(())
+    request = ExportRequest(
+        "destination",
+        tuple(fields),
+        policy_id="policy",
+        event_list=events,
         empty_profiles=empty_profiles,
+        segments=chosen.segments,
+        qualified_from=chosen.start_time,
+        qualified_to=chosen.end_time,
+        from_ingest_time=newer_than,
+        segment_per_batch=bool(segment_batches),
+    )
+    merge = AttributeMerge.TIMESTAMP_ORDERED if order is None else AttributeMerge.DATASET_PRECEDENCE
+    policy = MergePolicy("policy", 1, "", graph, merge, order=tuple(order or ()))
+    return plan_export(
+        BoundRequest(request, policy), snapshot, "" if segment_batches else "export", segment_batches
     )
 
 
@@ -165,13 +187,17 @@ def _namespaces(row: SourceRow) -> list[str]:
     return [stated.identity.namespace for stated in (row.primary, *row.links)]
 
 
-def _respelled(rows: Iterable[Iterable[str]]) -> dict[str, str]:
-    """Register namespaces by place, of one row the smallest spelling (S2); return those that were sent otherwise."""
+def _registered(rows: Iterable[Iterable[str]]) -> dict[str, str]:
+    """Register namespaces by place, of one row the smallest spelling (S2)."""
     registered: dict[str, str] = {}
-    sent: dict[str, str] = {}
     for namespaces in rows:
         for namespace in sorted(namespaces):
-            sent[namespace] = registered.setdefault(fold_namespace(namespace), namespace)
+            registered.setdefault(fold_namespace(namespace), namespace)
+    return registered
+
+
+def _respelled(rows: Iterable[Iterable[str]], registered: Mapping[str, str]) -> dict[str, str]:
+    sent = {namespace: registered[fold_namespace(namespace)] for row in rows for namespace in row}
     return {namespace: spelled for namespace, spelled in sent.items() if namespace != spelled}
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind
+from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.identity import Identity, identity_key
 from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, KeyRange
 from profile_export.domain.policy import IdentityGraph
@@ -39,7 +40,8 @@ from profile_export.domain.schema import (
     ScalarKind,
     union_objects,
 )
-from profile_export.domain.selection import known_paths
+from profile_export.domain.segments import MembershipStatus, SegmentFilter, SegmentSelection
+from profile_export.domain.selection import known_paths, select_fields
 from tests.builders import Part, at, events, records
 
 _IDENTITY_PATHS = (
@@ -49,6 +51,21 @@ _IDENTITY_PATHS = (
     "identities.authenticatedState",
     "identities.primary",
     "identities.namespace.code",
+    "identityMap.Email",
+    "identityMap.crmid.primary",
+)
+_BEHIND_MAPS = (
+    "consents.a",
+    "consents.it's",
+    "scores.a.value",
+    "scores.b.by.who",
+    "scores.b",
+    "settings.channels.a",
+    "settings.places.b.count",
+    "rooms.a.b",
+    "rooms.b",
+    "segmentMembership.UPS",
+    "segmentMembership.ups.s1.status",
 )
 
 
@@ -294,7 +311,7 @@ def exports(draw: st.DrawFn) -> Export:
     }
     datasets = {DatasetKind.RECORD: draw(st.integers(0, 3)), DatasetKind.EVENT: draw(st.integers(0, 2))}
     parts = draw(_all_parts(_Scope(datasets, names, _identities(_NAMESPACES, _IDS))))
-    options = draw(_options()) | {"fields": draw(_paths(parts, DatasetKind.RECORD))}
+    options = draw(_options(parts)) | {"fields": draw(_paths(parts, DatasetKind.RECORD))}
     if draw(st.sampled_from([True, True, False])):
         options |= {"event_fields": draw(_paths(parts, DatasetKind.EVENT)), "window": draw(_windows())}
     return Export(parts, options, draw(_key_ranges(parts)))
@@ -306,7 +323,11 @@ def exports_of_segments(draw: st.DrawFn) -> Export:
     names = {DatasetKind.RECORD: [SEGMENT_MEMBERSHIP]}
     scope = _Scope({DatasetKind.RECORD: 3}, names, _identities(_NAMESPACES[:2], _IDS[:2]))
     parts = draw(_all_parts(scope))
-    return Export(parts, draw(_options()) | {"fields": [SEGMENT_MEMBERSHIP]}, draw(_key_ranges(parts)))
+    fields = draw(
+        st.sampled_from([[SEGMENT_MEMBERSHIP], [IDENTITY_MAP], ["segmentMembership.ups.s1.status"]])
+    )
+    chosen = draw(_chosen_segments()) if draw(st.sampled_from([True, True, False])) else {}
+    return Export(parts, draw(_options(parts)) | {"fields": fields} | chosen, draw(_key_ranges(parts)))
 
 
 @st.composite
@@ -323,7 +344,7 @@ def exports_of_upserts(draw: st.DrawFn) -> Export:
     parts = draw(_all_parts(scope))
     patching = draw(st.sampled_from([{"record0", "record1"}, {"record0", "record1", "record2"}]))
     parts = tuple(replace(part, upserts=part.dataset_id in patching) for part in parts)
-    options = draw(_options()) | {"fields": draw(_paths(parts, DatasetKind.RECORD))}
+    options = draw(_options(parts)) | {"fields": draw(_paths(parts, DatasetKind.RECORD))}
     return Export(parts, options, draw(_key_ranges(parts)))
 
 
@@ -334,7 +355,7 @@ def exports_of_events(draw: st.DrawFn) -> Export:
     datasets = {DatasetKind.RECORD: 1, DatasetKind.EVENT: 2}
     parts = draw(_all_parts(_Scope(datasets, names, _identities(_NAMESPACES[:2], _IDS[:2]))))
     paths = draw(st.sampled_from([[], ["name"], ["identityMap", "_id"]]))
-    options = draw(_options()) | {"event_fields": paths, "window": draw(_windows())}
+    options = draw(_options(parts)) | {"event_fields": paths, "window": draw(_windows())}
     return Export(parts, options, draw(_key_ranges(parts)))
 
 
@@ -342,8 +363,40 @@ def _few(names: Sequence[str]) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(names), unique=True, min_size=1, max_size=5)
 
 
-def _options() -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({"graph": st.sampled_from(IdentityGraph), "empty_profiles": st.booleans()})
+@st.composite
+def _options(draw: st.DrawFn, parts: tuple[Part, ...]) -> dict[str, Any]:
+    """What a request and its policy say beside fields and events; most say little."""
+    datasets = sorted({part.dataset_id for part in parts})
+    order = st.lists(st.sampled_from([*datasets, "gone"]), unique=True, min_size=1)
+    options = {
+        "graph": draw(st.sampled_from(IdentityGraph)),
+        "empty_profiles": draw(st.booleans()),
+        "order": draw(st.one_of(st.none(), order)),
+        "newer_than": draw(
+            st.one_of(st.none(), st.none(), st.sampled_from([at(minutes) for minutes in range(6)]))
+        ),
+    }
+    return options | (draw(_chosen_segments()) if draw(st.sampled_from([False, False, True])) else {})
+
+
+@st.composite
+def _chosen_segments(draw: st.DrawFn) -> dict[str, Any]:
+    """Some segments, known or not, and perhaps a batch for each of them."""
+    statuses = st.lists(st.sampled_from(MembershipStatus), unique=True, min_size=1).map(tuple)
+    segment = st.builds(
+        SegmentFilter,
+        st.sampled_from(["s1", "it's", "unknown"]),
+        st.sampled_from(["ups", "UPS", "aam", "x"]),
+        statuses,
+    )
+    segments = draw(
+        st.lists(
+            segment, unique_by=lambda one: (one.namespace.casefold(), one.segment_id), min_size=1, max_size=3
+        )
+    )
+    selection = SegmentSelection(tuple(segments), *draw(_windows()))
+    batches = tuple(f"export-{position}" for position in range(len(segments)))
+    return {"segments": selection, "segment_batches": draw(st.sampled_from([(), batches]))}
 
 
 def _windows() -> st.SearchStrategy[tuple[datetime | None, datetime | None]]:
@@ -358,13 +411,24 @@ def _windows() -> st.SearchStrategy[tuple[datetime | None, datetime | None]]:
 
 
 def _paths(parts: tuple[Part, ...], kind: DatasetKind) -> st.SearchStrategy[list[str]]:
-    union = ObjectType({})
+    union = next(schema.fields for schema in BUILT_IN_SCHEMAS.values() if schema.kind is kind)
     for part in parts:
         if part.kind is kind:
             union = union_objects(union, part.fields)
     # A dotted name cannot be told from a path, so no request can name it.
     known = [path for path in known_paths(union) if path != IDENTITY_MAP and not path.startswith("with.dot")]
-    return st.one_of(st.just([]), st.lists(st.sampled_from([*known, *_IDENTITY_PATHS]), max_size=4))
+    behind_maps = [path for path in _BEHIND_MAPS if _is_known(path, union)]
+    return st.one_of(
+        st.just([]), st.lists(st.sampled_from([*known, *_IDENTITY_PATHS, *behind_maps]), max_size=4)
+    )
+
+
+def _is_known(path: str, union: ObjectType) -> bool:
+    try:
+        select_fields(union, [path], "spec.fields")
+    except InvalidArgumentError:
+        return False
+    return True
 
 
 @st.composite

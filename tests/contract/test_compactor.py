@@ -193,7 +193,7 @@ async def test_a_file_that_has_been_merged_further_stays_for_the_job_that_pinned
         await house.compact()
     plan, rows = await house.plan(), await house.export()
     request = BoundRequest(ExportRequest(union), BUILT_IN_POLICY)
-    await house.jobs.create(TENANT, NewJob(request, "", "export", f"{union}/export"))
+    await house.jobs.create(TENANT, NewJob(request, "", {"export": f"{union}/export"}))
     claim = await house.attempts.claim("worker")
     assert claim
     await house.attempts.begin_phase(claim.fence, Progress(Phase.RESOLVE, 1, 0, 0), plan)

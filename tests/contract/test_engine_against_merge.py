@@ -44,24 +44,27 @@ class Exporter:
 
     def export(
         self, plan: ExportPlan, lake: Path, ranges: tuple[KeyRange, ...]
-    ) -> tuple[list[dict[str, Any]], ExportCounts]:
-        """Carry out a plan, range by range."""
+    ) -> tuple[dict[str, list[dict[str, Any]]], ExportCounts]:
+        """Carry out a plan, range by range; return the profiles of each batch."""
         return self._runner.run(self._export(plan, lake, ranges))
 
     async def _export(
         self, plan: ExportPlan, lake: Path, ranges: tuple[KeyRange, ...]
-    ) -> tuple[list[dict[str, Any]], ExportCounts]:
+    ) -> tuple[dict[str, list[dict[str, Any]]], ExportCounts]:
         folder = lake / "attempt"
         counts = ExportCounts()
-        profiles = []
-        async with self._engine.attempt(plan, lake, folder, lambda *_: None) as attempt:
+        folders = {batch: lake / batch for batch in plan.segment_batches} or {plan.batch_id: folder}
+        profiles: dict[str, list[dict[str, Any]]] = {batch: [] for batch in folders}
+        of_segments = tuple(folders.values()) if plan.segment_batches else ()
+        async with self._engine.attempt(plan, lake, folder, lambda *_: None, of_segments) as attempt:
             await attempt.resolve()
             for key_range in ranges:
                 result = await attempt.run(key_range)
-                written = read_export(folder, [file.name for file in result.files], plan.batch_id)
-                assert len(written) == sum(file.rows for file in result.files)
                 counts += result.counts
-                profiles += written
+                for file in result.files:
+                    written = read_export(folders[file.batch_id], [file.name], file.batch_id)
+                    assert len(written) == file.rows
+                    profiles[file.batch_id] += written
         return profiles, counts
 
 
@@ -88,12 +91,25 @@ def _text(value: Decimal | date) -> str:
 def check(exporter: Exporter, export: Export) -> None:
     with TemporaryDirectory() as folder:
         plan = plan_of(export.parts, **export.options, lake=Path(folder))
-        expected = merge_profiles(plan, rows_of(export.parts))
-        note(f"expected: {expected}")
+        check_plan(exporter, plan, export, Path(folder))
 
-        profiles, counts = exporter.export(plan, Path(folder), export.ranges)
 
-    assert lines(profiles) == lines(list(expected.profiles))
+def check_plan(exporter: Exporter, plan: ExportPlan, export: Export, lake: Path) -> None:
+    """Hold what the engine makes of a plan to what the reference makes of the rows, batch by batch."""
+    expected = merge_profiles(plan, rows_of(export.parts))
+    note(f"expected: {expected}")
+    every = list(zip(expected.profiles, expected.segments, strict=True))
+    if plan.segment_batches:
+        wanted = {
+            batch: lines([profile for profile, admitted in every if position in admitted])
+            for position, batch in enumerate(plan.segment_batches)
+        }
+    else:
+        wanted = {plan.batch_id: lines(list(expected.profiles))}
+
+    profiles, counts = exporter.export(plan, lake, export.ranges)
+
+    assert {batch: lines(found) for batch, found in profiles.items()} == wanted
     assert counts == expected.counts
 
 

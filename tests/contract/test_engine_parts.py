@@ -20,6 +20,7 @@ from profile_export.domain.schema import (
     TEXT,
     TIMESTAMP,
     ArrayType,
+    IdentitySelection,
     MapType,
     ObjectType,
 )
@@ -123,15 +124,18 @@ def test_the_expression_compiles_for_spark_too(
         record_fields=FIELDS,
         event_fields=EVENT_FIELDS,
         fields=KEPT,
-        identity_members=("id", "primary"),
-        events=EventShape(EVENT_FIELDS, ("id",)),
+        identities=IdentitySelection(("id",), {"Email": ("primary",)}),
+        events=EventShape(EVENT_FIELDS, IdentitySelection(("id",))),
         empty_profiles=True,
         has_records=True,
         has_events=True,
+        has_others=respelled,
         linked=linked,
         respelled=respelled,
         segments_respelled=respelled,
         upserts=upserts,
+        selects_segments=linked,
+        selects_newer=linked,
     )
 
     text = str(ibis.to_sql(export_expression(shape), dialect="pyspark"))

@@ -43,8 +43,8 @@ FILE = DataFile("0-0.parquet", "x/0-0.parquet", 3, 300, "ab")
 RUNNING = Progress(Phase.RUN, 1, 1, 2)
 
 
-def range_done(index: int) -> RangeDone:
-    return RangeDone(index, [FILE], ExportCounts(profiles_exported=3), 1)
+def range_done(claim: Claim, index: int) -> RangeDone:
+    return RangeDone(index, {claim.job.batch_id: [FILE]}, ExportCounts(profiles_exported=3), 1)
 
 
 class Store:
@@ -75,7 +75,7 @@ class Store:
     async def claimed(self) -> Claim:
         destination = await self.dataset(UNION)
         request = ExportRequest(destination)
-        new = NewJob(BoundRequest(request, BUILT_IN_POLICY), "", f"batch-{destination}", f"{destination}/f")
+        new = NewJob(BoundRequest(request, BUILT_IN_POLICY), "", {f"batch-{destination}": f"{destination}/f"})
         await self.jobs.create(TENANT, new)
         claim = await self.attempts.claim("worker")
         assert claim
@@ -127,7 +127,7 @@ async def test_what_is_committed_is_on_the_disk_in_full(store: Store) -> None:
 @pytest.mark.parametrize("first", ["cancel", "commit"])
 async def test_a_cancel_and_a_commit_at_the_same_moment_have_one_winner(store: Store, first: str) -> None:
     claim = await store.claimed()
-    await store.attempts.record_range(claim.fence, range_done(0), RUNNING)
+    await store.attempts.record_range(claim.fence, range_done(claim, 0), RUNNING)
     cancel = store.jobs.cancel(TENANT, claim.job.id, "me", "")
     commit = store.attempts.commit(claim.fence)
 
@@ -160,7 +160,7 @@ async def test_a_lease_that_is_gone_refuses_every_write(store: Store) -> None:
     for write in (
         store.attempts.begin_phase(claim.fence, RUNNING),
         store.attempts.heartbeat(claim.fence, RUNNING),
-        store.attempts.record_range(claim.fence, range_done(0), RUNNING),
+        store.attempts.record_range(claim.fence, range_done(claim, 0), RUNNING),
         store.attempts.commit(claim.fence),
         store.attempts.end_with_error(claim.fence, error),
         store.attempts.let_go(claim.fence),
@@ -175,7 +175,7 @@ async def test_a_lease_that_is_gone_refuses_every_write(store: Store) -> None:
 
 async def test_a_released_job_keeps_the_ranges_it_recorded(store: Store) -> None:
     claim = await store.claimed()
-    await store.attempts.record_range(claim.fence, range_done(4), RUNNING)
+    await store.attempts.record_range(claim.fence, range_done(claim, 4), RUNNING)
 
     await store.attempts.release(claim.fence)
     again = await store.attempts.claim("another")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -35,9 +35,14 @@ class GatedEngine:
 
     @asynccontextmanager
     async def attempt(
-        self, plan: ExportPlan, lake_root: Path, folder: Path, on_progress: Callable[[EngineProgress], None]
+        self,
+        plan: ExportPlan,
+        lake_root: Path,
+        folder: Path,
+        on_progress: Callable[[EngineProgress], None],
+        segment_folders: Sequence[Path] = (),
     ) -> AsyncIterator[EngineAttempt]:
-        async with self.engine.attempt(plan, lake_root, folder, on_progress) as attempt:
+        async with self.engine.attempt(plan, lake_root, folder, on_progress, segment_folders) as attempt:
             yield _GatedAttempt(self, attempt)
 
 

@@ -24,7 +24,7 @@ from profile_export.domain.plan import (
     SourcePart,
 )
 from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import EMPTY, TEXT, ArrayType, MapType, ObjectType
+from profile_export.domain.schema import EMPTY, TEXT, ArrayType, IdentitySelection, MapType, ObjectType
 from tests.builders import plan_of
 
 FIGURES = [
@@ -49,7 +49,9 @@ def source_of(*parts: tuple[int, ...], kind: DatasetKind = DatasetKind.RECORD) -
 
 
 def plan_over(*sources: Source) -> ExportPlan:
-    return ExportPlan("b1", IdentityGraph.NONE, sources, (), {}, {}, EMPTY, EMPTY, EMPTY, (), None)
+    return ExportPlan(
+        "b1", IdentityGraph.NONE, sources, (), {}, {}, EMPTY, EMPTY, EMPTY, IdentitySelection(), None
+    )
 
 
 counts = st.builds(
@@ -101,7 +103,7 @@ def test_a_range_reads_about_as_many_rows_as_bound_the_memory(rows: int, count: 
 def test_the_more_fields_are_kept_the_fewer_rows_a_range_reads() -> None:
     source = source_of((10 * ROWS_PER_RANGE,))
     kept = ObjectType({f"f{index}": TEXT for index in range(VALUES_OF_A_ROW)})
-    events = EventSelection(kept, (), None, None)
+    events = EventSelection(kept, IdentitySelection(), None, None)
 
     wide = replace(plan_over(source), fields=kept)
     attached = replace(plan_over(source_of((10 * ROWS_PER_RANGE,), kind=DatasetKind.EVENT)), events=events)

@@ -17,6 +17,7 @@ from profile_export.domain.schema import (
     IDENTITY_MEMBERS,
     TEXT,
     TIMESTAMP,
+    IdentitySelection,
     ObjectType,
 )
 from tests.builders import at
@@ -36,11 +37,13 @@ def snapshot() -> Snapshot:
     """A record dataset with one batch in one file."""
     part = SourcePart(RECORDS, (PinnedFile("crm/1.parquet", 10, 1000),))
     return Snapshot(
+        datasets={"crm": DatasetKind.RECORD},
         sources=(Source("crm", DatasetKind.RECORD, (part,)),),
-        batches=(PinnedBatch("b1", 1, at(0)),),
+        batches=(PinnedBatch("b1", 1, at(0), "crm"),),
         unions={DatasetKind.RECORD: RECORDS, DatasetKind.EVENT: EVENTS},
         namespaces={"email": "Email"},
         segment_namespaces={"UPS": "ups"},
+        spellings={"identityMap": {"email": "Email"}, "segmentMembership": {"ups": "ups"}},
     )
 
 
@@ -57,7 +60,7 @@ def test_a_plan_is_made_of_the_request_the_policy_and_the_snapshot() -> None:
         record_fields=RECORDS,
         event_fields=EVENTS,
         fields=ObjectType({"name": TEXT}),
-        identity_members=("id",),
+        identities=IdentitySelection(("id",)),
         events=None,
         empty_profiles=True,
     )
@@ -67,7 +70,7 @@ def test_without_fields_a_plan_keeps_everything_and_no_event() -> None:
     plan = plan_export(bound(), snapshot(), "batch-1")
 
     assert plan.fields == ObjectType({"name": TEXT, "city": TEXT})
-    assert plan.identity_members == IDENTITY_MEMBERS
+    assert plan.identities == IdentitySelection(IDENTITY_MEMBERS)
     assert plan.events is None
     assert not plan.empty_profiles
 
@@ -77,7 +80,9 @@ def test_an_event_list_attaches_events_with_its_fields_and_its_window() -> None:
 
     plan = plan_export(bound("name", event_list=wanted), snapshot(), "batch-1")
 
-    assert plan.events == EventSelection(ObjectType({"_id": TEXT}), IDENTITY_MEMBERS, at(1), at(2))
+    assert plan.events == EventSelection(
+        ObjectType({"_id": TEXT}), IdentitySelection(IDENTITY_MEMBERS), at(1), at(2)
+    )
     assert plan.fields == ObjectType({"name": TEXT})
 
 
@@ -85,7 +90,7 @@ def test_an_empty_event_list_attaches_whole_events_of_any_time() -> None:
     plan = plan_export(bound(event_list=EventList()), snapshot(), "batch-1")
 
     everything = ObjectType({"_id": TEXT, "timestamp": TIMESTAMP})
-    assert plan.events == EventSelection(everything, IDENTITY_MEMBERS, None, None)
+    assert plan.events == EventSelection(everything, IdentitySelection(IDENTITY_MEMBERS), None, None)
 
 
 @pytest.mark.parametrize(

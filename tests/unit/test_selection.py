@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.schema import (
     BOOLEAN,
     DOUBLE,
@@ -17,8 +17,11 @@ from profile_export.domain.schema import (
     IDENTITY_MEMBERS,
     SEGMENT_MEMBERSHIP_TYPE,
     TEXT,
+    TIMESTAMP,
     ArrayType,
     FieldType,
+    IdentitySelection,
+    MapSelection,
     MapType,
     ObjectType,
 )
@@ -56,7 +59,7 @@ def refusal_of(path: str, schema: ObjectType = SCHEMA) -> InvalidArgumentError:
 
 
 def test_s26_without_paths_everything_is_kept_and_the_identity_map_whole() -> None:
-    assert selected() == Selection(ObjectType(ATTRIBUTES), IDENTITY_MEMBERS)
+    assert selected() == Selection(ObjectType(ATTRIBUTES), IdentitySelection(IDENTITY_MEMBERS))
 
 
 def test_a_path_keeps_its_leaf_and_nothing_beside_it() -> None:
@@ -65,7 +68,7 @@ def test_a_path_keeps_its_leaf_and_nothing_beside_it() -> None:
     assert selection.fields == ObjectType(
         {"person": ObjectType({"name": ObjectType({"firstName": TEXT})}), "loyal": BOOLEAN}
     )
-    assert selection.identity_members == ()
+    assert selection.identities == IdentitySelection()
 
 
 def test_a_path_of_an_object_keeps_all_of_it() -> None:
@@ -133,13 +136,13 @@ def test_s23_every_known_path_can_be_selected_and_finds_itself_again(paths: set[
 def test_s25_identities_of_the_older_layout_select_from_the_identity_map(
     path: str, members: tuple[str, ...]
 ) -> None:
-    assert selected(path) == Selection(EMPTY, members)
+    assert selected(path) == Selection(EMPTY, IdentitySelection(members))
 
 
 def test_s25_members_add_up_in_the_order_of_the_map() -> None:
     selection = selected("identities.primary", "loyal", "identities.namespace.code", "identities.id")
 
-    assert selection == Selection(ObjectType({"loyal": BOOLEAN}), ("id", "primary"))
+    assert selection == Selection(ObjectType({"loyal": BOOLEAN}), IdentitySelection(("id", "primary")))
 
 
 @pytest.mark.parametrize(
@@ -243,14 +246,73 @@ def test_of_a_path_without_end_only_the_beginning_is_compared() -> None:
     assert refused.metadata["nearest"] in known_paths(SCHEMA)
 
 
-@pytest.mark.parametrize(
-    "path", ["scores.a", "scores.a.value", "shops.ghent", "segmentMembership.ups", "identityMap.Email"]
-)
-def test_s23_a_key_of_a_map_is_not_built_yet(path: str) -> None:
-    with pytest.raises(UnimplementedError, match="key of a map") as refused:
-        selected("loyal", path)
+def test_s23_behind_a_map_comes_a_key_and_every_key_is_known() -> None:
+    assert kept("scores.a", "scores.never seen.value") == {
+        "scores": MapSelection(
+            ObjectType({"value": DOUBLE}),
+            {"a": ObjectType({"value": DOUBLE}), "never seen": ObjectType({"value": DOUBLE})},
+        )
+    }
+    assert kept("shops.ghent") == {"shops": ArrayType(MapSelection(TEXT, {"ghent": TEXT}))}
 
-    assert f"spec.fields[1]: {path}" in refused.value.message
+
+def test_s23_a_path_of_the_map_itself_keeps_every_key() -> None:
+    assert kept("scores.a", "scores") == {"scores": ATTRIBUTES["scores"]}
+
+
+def test_s23_members_chosen_under_one_key_are_not_kept_under_another() -> None:
+    found = kept("segmentMembership.ups.s1.status", "segmentMembership.aam")
+
+    memberships = MapType(
+        ObjectType({"lastQualificationTime": TIMESTAMP, "status": TEXT, "validUntil": TIMESTAMP})
+    )
+    of_s1 = MapSelection(ObjectType({"status": TEXT}), {"s1": ObjectType({"status": TEXT})})
+    assert found == {"segmentMembership": MapSelection(memberships, {"ups": of_s1, "aam": memberships})}
+
+
+def test_s2_a_key_that_is_a_namespace_is_found_without_regard_to_case() -> None:
+    spellings = {"segmentMembership": {"ups": "UPS"}, "identityMap": {"email": "Email"}}
+
+    selection = select_fields(
+        SCHEMA, ["segmentMembership.ups", "identityMap.EMAIL"], "spec.fields", spellings
+    )
+
+    assert selection.identities == IdentitySelection((), {"Email": IDENTITY_MEMBERS})
+    chosen = selection.fields.fields["segmentMembership"]
+    assert isinstance(chosen, MapSelection)
+    assert list(chosen.keys) == ["UPS"]
+
+
+def test_s25_a_namespace_of_the_identity_map_comes_beside_members_of_all_of_them() -> None:
+    found = selected("identities.id", "identityMap.Email.primary", "identityMap.CRM").identities
+
+    assert found == IdentitySelection(("id",), {"Email": ("primary",), "CRM": IDENTITY_MEMBERS})
+    assert found.any_members == IDENTITY_MEMBERS
+    assert found.type == MapSelection(
+        IDENTITY_MAP_TYPE.value,
+        {"Email": ArrayType(ObjectType({"id": TEXT, "primary": BOOLEAN})), "CRM": IDENTITY_MAP_TYPE.value},
+        ArrayType(ObjectType({"id": TEXT})),
+    )
+
+
+def test_s25_namespaces_alone_keep_no_others() -> None:
+    chosen = selected("identityMap.Email.id").identities.type
+
+    assert isinstance(chosen, MapSelection)
+    assert chosen.others is None
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("scores.a.valeu", "scores.a.value"),
+        ("segmentMembership.ups.s1.state", "segmentMembership.ups.s1.status"),
+        ("identityMap.Email.idd", "identityMap.Email.id"),
+        ("shops.ghent.street", "shops"),
+    ],
+)
+def test_s23_behind_a_key_an_unknown_member_is_refused_with_the_nearest_one(path: str, nearest: str) -> None:
+    assert refusal_of(path).metadata["nearest"] == nearest
 
 
 # --- Known paths ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -11,9 +12,15 @@ from profile_export.api.convert import instant, refuse_unbuilt, required, timest
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.job import Job, JobMetrics, Phase, PhaseTime, Progress, Transition
 from profile_export.domain.request import ENGINE, BoundRequest, EventList, ExportRequest
+from profile_export.domain.segments import DEFAULT_NAMESPACE, MembershipStatus, SegmentFilter
 from profile_export.store.jobs import JobView
 from profile_export.v1 import job_pb2, merge_policy_pb2
 
+_STATUSES = {
+    job_pb2.MembershipStatus.Value(f"MEMBERSHIP_STATUS_{status.name}"): status for status in MembershipStatus
+}
+_ON_WIRE = {status: wire for wire, status in _STATUSES.items()}
+_QUALIFIED = "spec.filter.segment_qualification_time"
 _PHASES = {phase: job_pb2.JobPhase.Value(f"JOB_PHASE_{phase.name}") for phase in Phase}
 
 
@@ -25,9 +32,9 @@ def export_request(spec: job_pb2.ExportSpec) -> ExportRequest:
         UnimplementedError: It asks for what is not built yet; the field is named.
     """
     refuse_unbuilt(spec, "max_run_time", "evaluate_segments", prefix="spec.")
-    refuse_unbuilt(spec.destination, "segment_per_batch", prefix="spec.destination.")
-    unbuilt = ("segments", "segment_qualification_time", "from_ingest_time")
-    refuse_unbuilt(spec.filter, *unbuilt, prefix="spec.filter.")
+    qualified = spec.filter.segment_qualification_time
+    if spec.filter.HasField("segment_qualification_time") and not qualified.ListFields():
+        raise InvalidArgumentError.of_field(_QUALIFIED, "needs start_time or end_time.", "FIELD_REQUIRED")
     policy_id = spec.merge_policy.id
     if spec.HasField("merge_policy"):
         required(policy_id, "spec.merge_policy.id")
@@ -40,7 +47,25 @@ def export_request(spec: job_pb2.ExportSpec) -> ExportRequest:
         empty_profiles=spec.filter.empty_profiles,
         schema_name=spec.schema_name,
         engine=spec.engine,
+        segments=tuple(_segment(one, index) for index, one in enumerate(spec.filter.segments)),
+        qualified_from=instant(qualified, "start_time", f"{_QUALIFIED}."),
+        qualified_to=instant(qualified, "end_time", f"{_QUALIFIED}."),
+        from_ingest_time=instant(spec.filter, "from_ingest_time", "spec.filter."),
+        segment_per_batch=spec.destination.segment_per_batch,
     )
+
+
+def _segment(message: job_pb2.SegmentFilter, index: int) -> SegmentFilter:
+    where = f"spec.filter.segments[{index}]"
+    found = SegmentFilter(message.segment_id, message.namespace or DEFAULT_NAMESPACE)
+    for position, status in enumerate(message.statuses):
+        if status not in _STATUSES:
+            raise InvalidArgumentError.of_field(
+                f"{where}.statuses[{position}]", "must be REALIZED, EXISTING or EXITED."
+            )
+    if not message.statuses:
+        return found
+    return replace(found, statuses=tuple(dict.fromkeys(_STATUSES[status] for status in message.statuses)))
 
 
 def _event_list(message: job_pb2.EventList) -> EventList:
@@ -57,12 +82,15 @@ def _spec(bound: BoundRequest) -> job_pb2.ExportSpec:
     spec = job_pb2.ExportSpec(
         fields=request.fields,
         merge_policy=merge_policy_pb2.MergePolicyRef(id=bound.policy.id, version=bound.policy.version),
-        destination=job_pb2.ExportDestination(dataset_id=request.destination_id),
+        destination=job_pb2.ExportDestination(
+            dataset_id=request.destination_id, segment_per_batch=request.segment_per_batch
+        ),
         schema_name=request.schema_name or bound.policy.schema_name,
         engine=request.engine or ENGINE,
     )
-    if request.empty_profiles:
-        spec.filter.empty_profiles = True
+    kept = _filter(request)
+    if kept.ListFields():
+        spec.filter.CopyFrom(kept)
     if request.event_list:
         window = job_pb2.EventFilter(
             from_ingest_time=timestamp(request.event_list.from_ingest_time),
@@ -70,6 +98,25 @@ def _spec(bound: BoundRequest) -> job_pb2.ExportSpec:
         )
         spec.event_list.CopyFrom(job_pb2.EventList(fields=request.event_list.fields, filter=window))
     return spec
+
+
+def _filter(request: ExportRequest) -> job_pb2.ExportFilter:
+    kept = job_pb2.ExportFilter(
+        segments=[_segment_filter(one) for one in request.segments],
+        from_ingest_time=timestamp(request.from_ingest_time),
+        empty_profiles=request.empty_profiles,
+    )
+    if request.qualified_from or request.qualified_to:
+        window = job_pb2.TimeWindow(
+            start_time=timestamp(request.qualified_from), end_time=timestamp(request.qualified_to)
+        )
+        kept.segment_qualification_time.CopyFrom(window)
+    return kept
+
+
+def _segment_filter(value: SegmentFilter) -> job_pb2.SegmentFilter:
+    statuses = [_ON_WIRE[status] for status in value.statuses]
+    return job_pb2.SegmentFilter(segment_id=value.segment_id, namespace=value.namespace, statuses=statuses)
 
 
 def export_job(view: JobView) -> job_pb2.ExportJob:
@@ -82,6 +129,15 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
         revision=job.revision,
         attempt=job.attempt,
         batch_id=job.batch_id,
+        batches=[
+            job_pb2.JobBatch(
+                segment_id=one.segment_id,
+                namespace=one.namespace,
+                statuses=[_ON_WIRE[status] for status in one.statuses],
+                batch_id=batch_id,
+            )
+            for one, batch_id in zip(job.bound.request.segments, job.segment_batches, strict=False)
+        ],
         phases=[
             job_pb2.PhaseTime(
                 phase=_PHASES[time.phase],
@@ -165,8 +221,11 @@ def _metrics(
         events_read=counts.events_read,
         events_exported=counts.events_exported,
         left_out=job_pb2.LeftOut(
+            not_listed=counts.not_listed,
             too_many_identities=counts.too_many_identities,
             events_only=counts.events_only,
+            not_newer=counts.not_newer,
+            not_in_segments=counts.not_in_segments,
             too_many_identities_identities=counts.identities_left_out,
             too_many_identities_fragments=counts.fragments_left_out,
         ),

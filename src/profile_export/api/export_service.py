@@ -42,11 +42,11 @@ class ExportService(ExportServiceServicer):
         policy = await self._policies.find_policy(tenant, asked.policy_id, asked.policy_version)
         unions = await self._catalog.union_fields(tenant)
         bound = bind(asked, destination, policy, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
+        batches = len(asked.segments) if asked.segment_per_batch else 1
         new = NewJob(
             bound=bound,
             request_id=optional(request.request_id, "request_id"),
-            batch_id=self._new_id(),
-            folder=f"{destination.id}/{self._new_id()}",
+            folders={self._new_id(): f"{destination.id}/{self._new_id()}" for _ in range(batches)},
         )
         view, replayed = await self._jobs.create(tenant, new)
         return pb.CreateJobResponse(job=convert_jobs.export_job(view), replayed=replayed)

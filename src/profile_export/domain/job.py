@@ -71,7 +71,8 @@ class Cancellation:
 class Job:
     """An export job. `attempt` is 0 before the first claim; `end_time` is None until it is final.
 
-    `not_before` is the earliest time of the next claim after a back-off, None without one.
+    `not_before` is the earliest time of the next claim after a back-off, None without one. With `segment_batches`, one
+    per segment of the request, `batch_id` is empty.
     """
 
     id: int
@@ -89,6 +90,7 @@ class Job:
     errors: tuple[JobError, ...] = ()
     metrics: JobMetrics = field(default_factory=JobMetrics)
     notes: tuple[str, ...] = ()
+    segment_batches: tuple[str, ...] = ()
 
     @property
     def is_final(self) -> bool:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.identity import MAX_IDENTITIES, Identity
 from profile_export.domain.plan import EventSelection, ExportCounts, ExportPlan
 from profile_export.domain.resolution import Person, Row, SourceRow, newest, patched, people, placed
@@ -30,6 +29,7 @@ from profile_export.domain.schema import (
     ArrayType,
     DecimalType,
     FieldType,
+    IdentitySelection,
     MapType,
     ObjectType,
 )
@@ -39,40 +39,54 @@ Profile = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """The exported profiles by identity key, and what was read, kept and left out."""
+    """The exported profiles by identity key, and what was read, kept and left out.
+
+    `segments` says of each profile at which positions of the plan's segments it is in one (S21).
+    """
 
     profiles: tuple[Profile, ...]
+    segments: tuple[tuple[int, ...], ...]
     counts: ExportCounts
 
 
 def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
-    """Merge rows into profiles as a plan says; of its sources only the kinds are looked at, never the files.
+    """Merge rows into profiles as a plan says; of its sources only what they are is looked at, never the files.
 
     Args:
         plan: The plan that an engine would get.
         rows: All rows of the plan's sources, or all that any of the profiles in question may need.
     """
-    by_kind = placed(plan, rows)
-    records, events = by_kind[DatasetKind.RECORD], by_kind[DatasetKind.EVENT]
-    current = _fragments(plan, records)
-    happened = newest(events, lambda event: (event.dataset_id, event.primary, event.value[EVENT_ID]))
+    found = placed(plan, rows)
+    current = _fragments(plan, found.records)
+    happened = newest(found.events, lambda event: (event.dataset_id, event.primary, event.value[EVENT_ID]))
     counts: Counter[str] = Counter(fragments_read=len(current), events_read=len(happened))
     namespaces: Counter[str] = Counter()
-    profiles = []
-    for person in people(plan.graph, current, happened, [*records, *events]):
+    members: Counter[int] = Counter()
+    profiles: list[tuple[Profile, tuple[int, ...]]] = []
+    for person in people(plan.graph, current, happened, found):
         counts["profiles_read"] += 1
-        if left_out := _left_out(plan, person):
+        merged = _merged_record(plan, [record.value for record in person.records])
+        entries = plan.segments.entries(merged.get(SEGMENT_MEMBERSHIP) or {}) if plan.segments else {}
+        members.update(entries.keys())
+        admitted = _admitted(plan, entries)
+        if left_out := _left_out(plan, person, admitted):
             counts.update(left_out)
             continue
-        profile = _profile(plan, person)
-        profiles.append(profile)
+        profile = _profile(plan, person, merged)
+        profiles.append((profile, admitted))
         counts["profiles_merged"] += len(person.records) > 1
         counts["events_exported"] += len(profile.get(TIME_SERIES_EVENTS, ()))
         namespaces.update({identity.namespace for identity in person.states})
     counts["profiles_exported"] = len(profiles)
     figures: dict[str, Any] = dict(counts)
     return MergeResult(
-        tuple(profiles), replace(ExportCounts(**figures), by_namespace=dict(sorted(namespaces.items())))
+        tuple(profile for profile, _ in profiles),
+        tuple(admitted for _, admitted in profiles),
+        replace(
+            ExportCounts(**figures),
+            by_namespace=dict(sorted(namespaces.items())),
+            segment_members=dict(sorted(members.items())),
+        ),
     )
 
 
@@ -88,11 +102,22 @@ def _fragments(plan: ExportPlan, records: Iterable[Row]) -> list[Row]:
     ]
 
 
-def _left_out(plan: ExportPlan, person: Person) -> Mapping[str, int]:
-    """Say under which figures a profile that is left out counts (S22); none if it is exported.
+def _admitted(plan: ExportPlan, entries: Mapping[int, Mapping[str, Any]]) -> tuple[int, ...]:
+    """Return the positions of the segments that let a profile in (S21)."""
+    if plan.segments is None:
+        return ()
+    return tuple(position for position, entry in entries.items() if plan.segments.admits(position, entry))
 
-    Too many identities (S7) come before events only (S19).
+
+def _left_out(plan: ExportPlan, person: Person, admitted: Collection[int]) -> Mapping[str, int]:
+    """Say under which figures a profile that is left out counts; none if it is exported.
+
+    The first reason counts: not listed (S10), too many identities (S7), events only (S19), not newer (S20), not in
+    segments (S21, S22).
     """
+    told = person.records or person.events
+    if not told:
+        return {"not_listed": 1}
     if len(person.states) > MAX_IDENTITIES:
         return {
             "too_many_identities": 1,
@@ -101,18 +126,21 @@ def _left_out(plan: ExportPlan, person: Person) -> Mapping[str, int]:
         }
     if not person.records and not plan.empty_profiles:
         return {"events_only": 1}
+    if plan.newer_than and max(row.ingest_time for row in told) <= plan.newer_than:
+        return {"not_newer": 1}
+    if plan.segments and not admitted:
+        return {"not_in_segments": 1}
     return {}
 
 
 # --- Profiles: merged fragments and attached events ---
 
 
-def _profile(plan: ExportPlan, person: Person) -> Profile:
+def _profile(plan: ExportPlan, person: Person, merged: Mapping[str, Any]) -> Profile:
     """Write one profile: merge first and select last, so that `fields` never changes which value wins (S23)."""
-    values = [record.value for record in person.records]
-    profile: Profile = _whole(_merged_record(plan, values), plan.fields) or {}
-    if plan.identity_members:
-        profile[IDENTITY_MAP] = _identity_map(person.states, person.primaries, plan.identity_members)
+    profile: Profile = _whole(merged, plan.fields) or {}
+    if known := _identity_map(person.states, person.primaries, plan.identities):
+        profile[IDENTITY_MAP] = known
     if plan.events is not None and (attached := _time_series(plan, plan.events, person.events)):
         profile[TIME_SERIES_EVENTS] = attached
     return profile
@@ -157,8 +185,9 @@ def _whole(value: Any, kind: FieldType) -> Any:
     match kind:
         case ObjectType(fields):
             return _with_values({name: _whole(value.get(name), member) for name, member in fields.items()})
-        case MapType(member):
-            return _with_values({key: _whole(entry, member) for key, entry in value.items()})
+        case MapType():
+            kept = {key: kind.kept(key) for key in value}
+            return _with_values({key: _whole(value[key], member) for key, member in kept.items() if member})
         case ArrayType(item):
             return [_whole(entry, item) for entry in value]
         case DecimalType():
@@ -197,21 +226,21 @@ def _qualified_later(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool
 
 
 def _identity_map(
-    states: Mapping[Identity, str | None], primaries: Collection[Identity], members: Sequence[str]
-) -> Profile:
-    """Write identities by namespace, items sorted by id (S6), of each item the members that are selected (S25).
+    states: Mapping[Identity, str | None], primaries: Collection[Identity], kept: IdentitySelection
+) -> Profile | None:
+    """Write identities by namespace, items sorted by id (S6), and of them what is kept (S25); None if nothing is.
 
     Text compares as UTF-8 bytes do: Python's order of code points is the same.
     """
-    found: dict[str, list[Profile | None]] = defaultdict(list)
+    found: dict[str, list[Profile]] = defaultdict(list)
     for identity in sorted(states):
         item = {
             "id": identity.id,
             "authenticatedState": states[identity],
             "primary": True if identity in primaries else None,
         }
-        found[identity.namespace].append(_with_values({member: item[member] for member in members}))
-    return dict(found)
+        found[identity.namespace].append(item)
+    return _whole(found, kept.type) if kept.type else None
 
 
 def _time_series(plan: ExportPlan, selection: EventSelection, events: Iterable[Row]) -> list[Profile | None]:
@@ -233,6 +262,6 @@ def _event(plan: ExportPlan, selection: EventSelection, event: Row) -> Profile |
     segments = _merged_segments(plan, plan.event_fields, [event.value])
     value = {**event.value, SEGMENT_MEMBERSHIP: segments}
     written: Profile = _whole(value, selection.fields) or {}
-    if selection.identity_members:
-        written[IDENTITY_MAP] = _identity_map(event.states, {event.primary}, selection.identity_members)
+    if known := _identity_map(event.states, {event.primary}, selection.identities):
+        written[IDENTITY_MAP] = known
     return written or None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
@@ -14,10 +14,12 @@ from profile_export.domain.schema import (
     IDENTITY_MAP,
     TIME_SERIES_EVENTS,
     ArrayType,
+    IdentitySelection,
     ObjectType,
-    identity_map_type,
     leaves,
+    written,
 )
+from profile_export.domain.segments import SegmentSelection
 
 LOWEST_KEY = -(2**63)
 HIGHEST_KEY = 2**63 - 1
@@ -74,6 +76,8 @@ class PinnedBatch:
     id: str
     number: int
     ingest_time: datetime
+    dataset_id: str = ""
+    rows: int = 0
     strength: int = 0
 
 
@@ -91,35 +95,14 @@ class EventSelection:
     """Which events are attached (S17, S18) and which of their fields; both ends may be None for open."""
 
     fields: ObjectType
-    identity_members: tuple[str, ...]
+    identities: IdentitySelection
     from_ingest_time: datetime | None
     to_ingest_time: datetime | None
 
     @property
     def type(self) -> ArrayType:
         """The type of `timeSeriesEvents`."""
-        return ArrayType(with_identities(self.identity_members, self.fields))
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentCondition:
-    """A segment, its namespace in the registered spelling if there is one, and the statuses that count (S21)."""
-
-    segment_id: str
-    namespace: str
-    statuses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentSelection:
-    """Which memberships let a profile in: one of the conditions, last qualified within [from, to) (S21).
-
-    None for an end leaves it open; with any end an entry without a time is outside.
-    """
-
-    conditions: tuple[SegmentCondition, ...]
-    from_time: datetime | None = None
-    to_time: datetime | None = None
+        return ArrayType(with_identities(self.identities, self.fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +111,13 @@ class ExportPlan:
 
     `record_fields` and `event_fields` are the union schemas of the sources: the types every part is cast to.
     `fields` is what is kept of `record_fields` (a subtree: objects have fewer members, arrays of objects fewer item
-    members, maps of objects fewer value members), without `identityMap`, of which `identity_members` are kept (none:
-    no such column). `namespaces` maps every spelling of an identity namespace that was sent and differs from the
-    registered one to that; `segment_namespaces` is the same for segments (S2). `events` is None where no event
-    is attached, `segments` where profiles need not be in any. `newer_than` keeps profiles whose newest record was
-    ingested later (S20). With `segment_batches`, one per condition, a profile is in the batch of every segment it is
-    in, and `batch_id` is empty. `notes` are sentences for the job. `graph_folder` is where the tenant's identity graph
-    is kept, relative to the lake's root; empty: nowhere.
+    members, maps fewer keys or value members), without `identityMap`, of which `identities` says what is kept.
+    `namespaces` maps every spelling of an identity namespace that was sent and differs from the registered one to that;
+    `segment_namespaces` is the same for segments (S2). `events` is None where no event is attached, `segments` where
+    profiles need not be in any. `newer_than` keeps profiles whose newest record was ingested later (S20). With
+    `segment_batches`, one per segment, a profile is in the batch of every segment it is in, and `batch_id` is empty.
+    `notes` are sentences for the job. `graph_folder` is where the tenant's identity graph is kept, relative to the
+    lake's root; empty: nowhere.
     """
 
     batch_id: str
@@ -146,7 +129,7 @@ class ExportPlan:
     record_fields: ObjectType
     event_fields: ObjectType
     fields: ObjectType
-    identity_members: tuple[str, ...]
+    identities: IdentitySelection
     events: EventSelection | None
     empty_profiles: bool = False
     segments: SegmentSelection | None = None
@@ -156,10 +139,16 @@ class ExportPlan:
     graph_folder: str = ""
 
     @property
+    def batch_ids(self) -> tuple[str, ...]:
+        """The batches that it fills."""
+        return self.segment_batches or (self.batch_id,)
+
+    @property
     def exported_fields(self) -> ObjectType:
-        """The fields that exported rows may have."""
+        """The fields that exported rows may have, as files have them."""
         events = {} if self.events is None else {TIME_SERIES_EVENTS: self.events.type}
-        return ObjectType({**with_identities(self.identity_members, self.fields).fields, **events})
+        kept = {**with_identities(self.identities, self.fields).fields, **events}
+        return ObjectType({name: written(member) for name, member in kept.items()})
 
     def ranges(self) -> tuple[KeyRange, ...]:
         """Cut the work into ranges of the identity key; the same for every attempt.
@@ -182,20 +171,24 @@ class ExportPlan:
         )
 
 
-def with_identities(members: Sequence[str], fields: ObjectType) -> ObjectType:
-    """Return what is written of a profile or an event: its fields, behind an `identityMap` if that has members."""
-    identities = {IDENTITY_MAP: identity_map_type(members)} if members else {}
-    return ObjectType({**identities, **fields.fields})
+def with_identities(identities: IdentitySelection, fields: ObjectType) -> ObjectType:
+    """Return what is written of a profile or an event: its fields, behind an `identityMap` if any of that is kept."""
+    column = {IDENTITY_MAP: identities.type} if identities.type else {}
+    return ObjectType({**column, **fields.fields})
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A file that an engine has written. `name` is relative to the attempt's folder; `sha256` is in hex."""
+    """A file that was written. `name` is that in its folder; `sha256` is in hex.
+
+    `batch_id` says which of an export's batches it is for; empty for an upload's, which is for one.
+    """
 
     name: str
     rows: int
     bytes: int
     sha256: str
+    batch_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,3 +230,14 @@ class ExportCounts:
             else:
                 added[figure] = ours + theirs
         return ExportCounts(**added)
+
+
+def notes_of(plan: ExportPlan, counts: ExportCounts) -> tuple[str, ...]:
+    """Return the sentences worth knowing about an export that has these counts, which are not errors (S21)."""
+    segments = plan.segments.segments if plan.segments else ()
+    nobody = (
+        f"No profile has an entry for the segment '{one.segment_id}' of the namespace '{one.namespace}'."
+        for position, one in enumerate(segments)
+        if not counts.segment_members.get(position)
+    )
+    return (*plan.notes, *nobody)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.plan import EventSelection, ExportPlan, PinnedBatch, Source
+from profile_export.domain.policy import AttributeMerge, MergePolicy
 from profile_export.domain.request import BoundRequest
-from profile_export.domain.schema import ObjectType
+from profile_export.domain.schema import SEGMENT_MEMBERSHIP, ObjectType
 from profile_export.domain.selection import select_fields
 
 
@@ -16,17 +17,23 @@ from profile_export.domain.selection import select_fields
 class Snapshot:
     """The batches of all source datasets that count at one moment, and what else a plan is made of.
 
-    `unions` holds the union schema of record and of event sources; the two mappings are as `ExportPlan` has them.
+    `datasets` are all source datasets, also those without a batch. `unions` holds the union schema of record and of
+    event sources; the two mappings of namespaces are as `ExportPlan` has them. `spellings` are the registered spellings
+    of identity and of segment namespaces by folded name, under the field that has them as keys.
     """
 
+    datasets: Mapping[str, DatasetKind]
     sources: tuple[Source, ...]
     batches: tuple[PinnedBatch, ...]
     unions: Mapping[DatasetKind, ObjectType]
     namespaces: Mapping[str, str]
     segment_namespaces: Mapping[str, str]
+    spellings: Mapping[str, Mapping[str, str]]
 
 
-def plan_export(bound: BoundRequest, snapshot: Snapshot, batch_id: str) -> ExportPlan:
+def plan_export(
+    bound: BoundRequest, snapshot: Snapshot, batch_id: str, segment_batches: tuple[str, ...] = ()
+) -> ExportPlan:
     """Make the plan of a job.
 
     Raises:
@@ -34,27 +41,69 @@ def plan_export(bound: BoundRequest, snapshot: Snapshot, batch_id: str) -> Expor
     """
     request = bound.request
     record_fields, event_fields = snapshot.unions[DatasetKind.RECORD], snapshot.unions[DatasetKind.EVENT]
-    kept = select_fields(record_fields, request.fields, "spec.fields")
+    kept = select_fields(record_fields, request.fields, "spec.fields", snapshot.spellings)
     events = None
     if request.event_list:
-        selection = select_fields(event_fields, request.event_list.fields, "spec.event_list.fields")
+        selection = select_fields(
+            event_fields, request.event_list.fields, "spec.event_list.fields", snapshot.spellings
+        )
         events = EventSelection(
             selection.fields,
-            selection.identity_members,
+            selection.identities,
             request.event_list.from_ingest_time,
             request.event_list.to_ingest_time,
         )
+    precedence = _Precedence(bound.policy, snapshot.datasets)
+    segments = request.selection
     return ExportPlan(
         batch_id=batch_id,
         graph=bound.policy.graph,
-        sources=snapshot.sources,
-        batches=snapshot.batches,
+        sources=tuple(
+            replace(source, takes_part=precedence.takes_part(source.dataset_id))
+            for source in snapshot.sources
+        ),
+        batches=tuple(
+            replace(batch, strength=precedence.strength(batch.dataset_id)) for batch in snapshot.batches
+        ),
         namespaces=snapshot.namespaces,
         segment_namespaces=snapshot.segment_namespaces,
         record_fields=record_fields,
         event_fields=event_fields,
         fields=kept.fields,
-        identity_members=kept.identity_members,
+        identities=kept.identities,
         events=events,
         empty_profiles=request.empty_profiles,
+        segments=segments and segments.registered(snapshot.spellings[SEGMENT_MEMBERSHIP]),
+        newer_than=request.from_ingest_time,
+        segment_batches=segment_batches,
+        notes=precedence.notes,
     )
+
+
+class _Precedence:
+    """What a policy's `order` makes of the source datasets (S10)."""
+
+    def __init__(self, policy: MergePolicy, datasets: Mapping[str, DatasetKind]) -> None:
+        self._datasets = datasets
+        self._ordered = policy.attribute_merge is AttributeMerge.DATASET_PRECEDENCE
+        named = [dataset_id for dataset_id in policy.order if dataset_id in datasets]
+        self._strengths = {dataset_id: rank for rank, dataset_id in enumerate(reversed(named), start=1)}
+        self._names_events = any(datasets[dataset_id] is DatasetKind.EVENT for dataset_id in named)
+        self.notes = tuple(
+            f"The dataset '{dataset_id}', which the merge policy '{policy.id}' names, is no source any more; "
+            "its place in the order was ignored."
+            for dataset_id in policy.order
+            if dataset_id not in datasets
+        )
+
+    def takes_part(self, dataset_id: str) -> bool:
+        """Say whether a dataset's rows become part of profiles; events do unless other events are named."""
+        if not self._ordered or dataset_id in self._strengths:
+            return True
+        return self._datasets[dataset_id] is DatasetKind.EVENT and not self._names_events
+
+    def strength(self, dataset_id: str) -> int:
+        """Rank a record dataset; events are only restricted and never ranked."""
+        if self._datasets[dataset_id] is DatasetKind.EVENT:
+            return 0
+        return self._strengths.get(dataset_id, 0)

@@ -9,6 +9,7 @@ from profile_export.domain.catalog import PROFILE_CLASS, Dataset, DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.policy import MergePolicy
 from profile_export.domain.schema import ObjectType
+from profile_export.domain.segments import SegmentFilter, SegmentSelection, check_segments
 from profile_export.domain.selection import select_fields
 
 ENGINE = "duckdb"
@@ -28,7 +29,9 @@ class ExportRequest:
     """A request as sent, checked as far as it can be without looking anything up.
 
     `policy_id` empty means the default policy, `policy_version` None the newest version. `event_list` None means no
-    events. `empty_profiles` also takes profiles that have events only (S19). `schema_name` and `engine` may be empty.
+    events. `empty_profiles` also takes profiles that have events only (S19). `segments` empty means no restriction;
+    the qualification times, None for an open end, need some (S21). `from_ingest_time` None takes all (S20).
+    `schema_name` and `engine` may be empty.
     """
 
     destination_id: str
@@ -39,6 +42,11 @@ class ExportRequest:
     empty_profiles: bool = False
     schema_name: str = ""
     engine: str = ""
+    segments: tuple[SegmentFilter, ...] = ()
+    qualified_from: datetime | None = None
+    qualified_to: datetime | None = None
+    from_ingest_time: datetime | None = None
+    segment_per_batch: bool = False
 
     def __post_init__(self) -> None:
         if not self.destination_id:
@@ -52,13 +60,45 @@ class ExportRequest:
                 "ENGINE_UNKNOWN",
             )
         window = self.event_list or EventList()
-        start, end = window.from_ingest_time, window.to_ingest_time
-        if start and end and start > end:
+        _check_window(
+            window.from_ingest_time,
+            window.to_ingest_time,
+            "spec.event_list.filter.from_ingest_time",
+            "to_ingest_time",
+        )
+        self._check_segments()
+
+    def _check_segments(self) -> None:
+        check_segments(self.segments, "spec.filter.segments")
+        window = "spec.filter.segment_qualification_time"
+        _check_window(self.qualified_from, self.qualified_to, f"{window}.start_time", "end_time")
+        if not self.segments:
+            for field, needs in (
+                ("spec.destination.segment_per_batch", self.segment_per_batch),
+                (window, self.qualified_from or self.qualified_to),
+            ):
+                if needs:
+                    raise InvalidArgumentError.of_field(
+                        field, "needs segments; name them in spec.filter.segments.", "SEGMENTS_REQUIRED"
+                    )
+        if len(self.segments) > 1 and not self.policy_id:
             raise InvalidArgumentError.of_field(
-                "spec.event_list.filter.from_ingest_time",
-                "is later than to_ingest_time.",
-                "TIME_WINDOW_INVALID",
+                "spec.merge_policy",
+                "is required with several segments: say under which policy they are judged.",
+                "MERGE_POLICY_REQUIRED",
             )
+
+    @property
+    def selection(self) -> SegmentSelection | None:
+        """Which memberships let a profile in; None if it need not be in any segment."""
+        if not self.segments:
+            return None
+        return SegmentSelection(self.segments, self.qualified_from, self.qualified_to)
+
+
+def _check_window(start: datetime | None, end: datetime | None, field: str, other: str) -> None:
+    if start and end and start > end:
+        raise InvalidArgumentError.of_field(field, f"is later than {other}.", "TIME_WINDOW_INVALID")
 
 
 @dataclass(frozen=True, slots=True)

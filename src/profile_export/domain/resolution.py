@@ -47,9 +47,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A source row in its place, its namespaces registered. `states` has all its identities."""
+    """A source row in its place, its namespaces registered. `states` has all its identities.
+
+    `strength` is that of its batch.
+    """
 
     dataset_id: str
+    strength: int
     place: Place
     ingest_time: datetime
     primary: Identity
@@ -58,8 +62,17 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """All rows of a plan: `records` and `events` of datasets that take part, and `others` (S10)."""
+
+    records: list[Row]
+    events: list[Row]
+    others: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
 class Person:
-    """What belongs to one profile: its records from the strongest, its events from the latest."""
+    """What belongs to one profile, of what takes part: its records from the strongest, its events from the latest."""
 
     states: Mapping[Identity, str | None]
     primaries: Collection[Identity]
@@ -70,14 +83,17 @@ class Person:
 # --- Rows: their order, and which of them count ---
 
 
-def placed(plan: ExportPlan, rows: Iterable[SourceRow]) -> Mapping[DatasetKind, list[Row]]:
-    """Give every row its place and ingest time (S8) and registered namespaces (S2), apart by kind."""
+def placed(plan: ExportPlan, rows: Iterable[SourceRow]) -> Placed:
+    """Give every row its place and ingest time (S8) and registered namespaces (S2), apart by what it is good for."""
     batches = {batch.id: batch for batch in plan.batches}
-    kinds = {source.dataset_id: source.kind for source in plan.sources}
-    by_kind: dict[DatasetKind, list[Row]] = {DatasetKind.RECORD: [], DatasetKind.EVENT: []}
+    sources = {source.dataset_id: source for source in plan.sources}
+    found = Placed([], [], [])
+    kinds = {DatasetKind.RECORD: found.records, DatasetKind.EVENT: found.events}
     for row in rows:
-        by_kind[kinds[row.dataset_id]].append(_in_place(row, batches[row.batch_id], plan.namespaces))
-    return by_kind
+        source = sources[row.dataset_id]
+        target = kinds[source.kind] if source.takes_part else found.others
+        target.append(_in_place(row, batches[row.batch_id], plan.namespaces))
+    return found
 
 
 def _in_place(row: SourceRow, batch: PinnedBatch, namespaces: Mapping[str, str]) -> Row:
@@ -88,7 +104,8 @@ def _in_place(row: SourceRow, batch: PinnedBatch, namespaces: Mapping[str, str])
         for stated in (row.primary, *row.links)
     }
     primary = next(iter(states))
-    return Row(row.dataset_id, Place(batch.number, row.row), batch.ingest_time, primary, states, row.value)
+    place = Place(batch.number, row.row)
+    return Row(row.dataset_id, batch.strength, place, batch.ingest_time, primary, states, row.value)
 
 
 def newest(rows: Iterable[Row], same: Callable[[Row], Hashable]) -> list[Row]:
@@ -118,24 +135,30 @@ def patched(
     ]
 
 
-def _strength(record: Row) -> Place:
-    """Rank a fragment, the greater the stronger: `timestampOrdered` (S10)."""
-    return record.place
+def _strength(record: Row) -> tuple[int, Place]:
+    """Rank a fragment, the greater the stronger: by dataset if the policy says so, then by place (S10)."""
+    return record.strength, record.place
 
 
 # --- People: which rows and identities belong to one profile ---
 
 
 def people(
-    graph: IdentityGraph, records: Iterable[Row], events: Iterable[Row], all_rows: Iterable[Row]
+    graph: IdentityGraph, records: Iterable[Row], events: Iterable[Row], found: Placed
 ) -> Iterator[Person]:
     """Bring together what belongs to one profile, in the order of profile keys.
 
     With graph `none` every primary identity is a profile of its own (S5), whose identities are those of its current
     records and its events. With `pdg` a profile is a component of the identities that occur together on any row,
-    replaced or not (S4), and has all of them (S6).
+    replaced or not, of a dataset that takes part or not (S4), and has all of them (S6).
+
+    Args:
+        graph: Which identities are one person.
+        records: The fragments of datasets that take part.
+        events: The events that count, of datasets that take part.
+        found: All rows.
     """
-    linking = all_rows if graph is IdentityGraph.PDG else ()
+    linking = [*found.records, *found.events, *found.others] if graph is IdentityGraph.PDG else ()
     firsts = resolve(row.states for row in linking)
     identities: dict[Identity, dict[Identity, None]] = defaultdict(dict)
     for identity, first in firsts.items():
@@ -147,6 +170,8 @@ def people(
             first = firsts.get(row.primary, row.primary)
             by_person[first].append(row)
             identities[first].update(dict.fromkeys(row.states))
+    for row in found.others:
+        identities[firsts.get(row.primary, row.primary)].setdefault(row.primary)
     for first in sorted(identities, key=identity_key):
         strongest = sorted(fragments[first], key=_strength, reverse=True)
         latest = sorted(attached[first], key=lambda event: event.place, reverse=True)

@@ -7,7 +7,7 @@ leaf is DESIGN §6 and SEMANTICS S12 to S14 and S23.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -63,8 +63,27 @@ class MapType:
 
     value: FieldType
 
+    def kept(self, key: str) -> FieldType | None:  # noqa: ARG002 - what a selection needs
+        """Return what is kept of the entry under a key; None if nothing is."""
+        return self.value
+
     def __str__(self) -> str:
         return f"map<{self.value}>"
+
+
+@dataclass(frozen=True, slots=True)
+class MapSelection(MapType):
+    """What an export keeps of a map: of the entry under each of `keys` what is said there, of all others `others`.
+
+    `value` holds all of these; `others` None keeps none but those under `keys` (S23).
+    """
+
+    keys: Mapping[str, FieldType]
+    others: FieldType | None = None
+
+    def kept(self, key: str) -> FieldType | None:
+        """Return what is kept of the entry under a key."""
+        return self.keys.get(key, self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +96,7 @@ class ObjectType:
         return "object"
 
 
-FieldType = Scalar | DecimalType | ArrayType | MapType | ObjectType
+FieldType = Scalar | DecimalType | ArrayType | MapSelection | MapType | ObjectType
 FieldPath = tuple[str, ...]
 
 TEXT = Scalar(ScalarKind.TEXT)
@@ -110,6 +129,38 @@ def identity_item_type(members: Sequence[str]) -> ObjectType:
 def identity_map_type(members: Sequence[str]) -> MapType:
     """Return the type of an `identityMap` whose items have these members."""
     return MapType(ArrayType(identity_item_type(members)))
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySelection:
+    """What is kept of an `identityMap`: `members` of every item, and those under `namespaces` of items there (S25).
+
+    Nothing at all means that there is no such column.
+    """
+
+    members: tuple[str, ...] = ()
+    namespaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def any_members(self) -> tuple[str, ...]:
+        """The members that some item may have, in their order."""
+        wanted = {*self.members, *(member for members in self.namespaces.values() for member in members)}
+        return tuple(member for member in IDENTITY_MEMBERS if member in wanted)
+
+    @property
+    def type(self) -> MapType | None:
+        """The type of the column; None if there is none."""
+        whole = identity_map_type(self.any_members)
+        if not self.namespaces:
+            return whole if self.members else None
+        keys = {
+            namespace: ArrayType(
+                identity_item_type([name for name in IDENTITY_MEMBERS if name in {*self.members, *members}])
+            )
+            for namespace, members in self.namespaces.items()
+        }
+        others = ArrayType(identity_item_type(self.members)) if self.members else None
+        return MapSelection(whole.value, keys, others)
 
 
 # The XDM types of the two maps that every union schema carries (adobe/xdm identityitem and segmentmembership).
@@ -238,6 +289,9 @@ def to_json(field_type: FieldType) -> Any:
             return {"object": {name: to_json(member) for name, member in fields.items()}}
         case ArrayType(item):
             return {"array": to_json(item)}
+        case MapSelection(value, keys, others):
+            chosen = {key: to_json(kept) for key, kept in keys.items()}
+            return {"map": to_json(value), "keys": chosen, "others": others and to_json(others)}
         case MapType(value):
             return {"map": to_json(value)}
         case DecimalType(precision, scale):
@@ -260,3 +314,16 @@ def type_at(schema: ObjectType, path: FieldPath) -> FieldType | None:
             case _:
                 return None
     return member
+
+
+def written(kind: FieldType) -> FieldType:
+    """Return a type as a file has it: with whole maps, whatever is chosen of them."""
+    match kind:
+        case ObjectType(fields):
+            return ObjectType({name: written(member) for name, member in fields.items()})
+        case ArrayType(item):
+            return ArrayType(written(item))
+        case MapType(value):
+            return MapType(written(value))
+        case _:
+            return kind

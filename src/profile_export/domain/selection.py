@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.identity import fold_namespace
 from profile_export.domain.schema import (
     IDENTITY_MAP,
     IDENTITY_MEMBERS,
@@ -13,13 +14,15 @@ from profile_export.domain.schema import (
     ArrayType,
     FieldPath,
     FieldType,
+    IdentitySelection,
+    MapSelection,
     MapType,
     ObjectType,
 )
 
 # The older layout of a profile had a list `identities`; the guide's examples still select from it (S25).
 _IDENTITIES = "identities"
-_ALIASES = {
+_ALIASES: Mapping[FieldPath, tuple[str, ...]] = {
     (_IDENTITIES,): IDENTITY_MEMBERS,
     (_IDENTITIES, "id"): ("id",),
     (_IDENTITIES, "authenticatedState"): ("authenticatedState",),
@@ -36,57 +39,80 @@ _MOST_SURPLUS = 50
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is kept: a subtree of the union schema without `identityMap`, and the members of that map's items."""
+    """What is kept: a subtree of the union schema without `identityMap`, and what is kept of that map."""
 
     fields: ObjectType
-    identity_members: tuple[str, ...]
+    identities: IdentitySelection
 
 
-def select_fields(schema: ObjectType, paths: Sequence[str], request_field: str) -> Selection:
+def select_fields(
+    schema: ObjectType,
+    paths: Sequence[str],
+    request_field: str,
+    spellings: Mapping[str, Mapping[str, str]] | None = None,
+) -> Selection:
     """Resolve field paths against a union schema; no path means every field (S26).
 
     Args:
         schema: The union schema of the class, with `identityMap`.
-        paths: Dotted paths; blanks around them do not count.
+        paths: Dotted paths; blanks around them do not count. Behind a map comes a key of it.
         request_field: Where the paths stand in the request, for messages: `spec.fields`.
+        spellings: As `Snapshot` has them: a key that is a namespace is found without regard to case (S2). None takes
+            keys as they are.
 
     Raises:
         InvalidArgumentError: A path is unknown (with the nearest known one) or is `timeSeriesEvents`.
-        UnimplementedError: A path goes behind a map to one of its keys.
     """
     attributes = ObjectType({name: member for name, member in schema.fields.items() if name != IDENTITY_MAP})
     if not paths:
-        return Selection(attributes, IDENTITY_MEMBERS)
+        return Selection(attributes, IdentitySelection(IDENTITY_MEMBERS))
     wanted: list[FieldPath] = []
     members: set[str] = set()
+    namespaces: dict[str, set[str]] = {}
     for index, text in enumerate(paths):
-        path = tuple(text.strip().split("."))
+        path = _registered(tuple(text.strip().split(".")), spellings or {})
         where = f"{request_field}[{index}]"
         if path in _ALIASES:
             members.update(_ALIASES[path])
-        elif path[0] == TIME_SERIES_EVENTS:
+            continue
+        if path[0] == TIME_SERIES_EVENTS:
             raise InvalidArgumentError.of_field(
                 where, "events are switched on and their fields chosen by 'event_list'."
             )
+        _check_path(schema, path, where)
+        if path[0] == IDENTITY_MAP:
+            namespaces.setdefault(path[1], set()).update(path[2:] or IDENTITY_MEMBERS)
         else:
-            _check_path(schema, path, where)
             wanted.append(path)
-    return Selection(
-        _prune_object(attributes, wanted), tuple(member for member in IDENTITY_MEMBERS if member in members)
-    )
+    chosen = {namespace: _ordered(found) for namespace, found in namespaces.items()}
+    return Selection(_prune_object(attributes, wanted), IdentitySelection(_ordered(members), chosen))
+
+
+def _ordered(members: Collection[str]) -> tuple[str, ...]:
+    return tuple(member for member in IDENTITY_MEMBERS if member in members)
+
+
+def _registered(path: FieldPath, spellings: Mapping[str, Mapping[str, str]]) -> FieldPath:
+    """Spell a namespace that a path goes to as it is registered."""
+    if path[0] not in spellings or len(path) == 1:
+        return path
+    return (path[0], spellings[path[0]].get(fold_namespace(path[1]), path[1]), *path[2:])
 
 
 def _check_path(schema: ObjectType, path: FieldPath, where: str) -> None:
     text = ".".join(path)
     member: FieldType = schema
-    for name in path:
+    known = known_paths(schema)
+    for depth, name in enumerate(path):
         while isinstance(member, ArrayType):
             member = member.item
         if isinstance(member, MapType):
-            raise UnimplementedError.of_field(f"{where}: {text}, the key of a map")
+            member = member.value
+            known += _walk(member, ".".join(path[: depth + 1]) + ".")
+            continue
         found = member.fields.get(name) if isinstance(member, ObjectType) else None
         if found is None:
-            nearest = _nearest(text, known_paths(schema))
+            nearest = _nearest(text, known)
             raise InvalidArgumentError.of_field(
                 where,
                 f"no source has a field '{text}'; the nearest known path is '{nearest}'.",
@@ -101,9 +127,11 @@ def _prune(member: FieldType, wanted: Sequence[FieldPath]) -> FieldType:
     """Keep of a type what the paths name: a path that ends here keeps all of it."""
     if isinstance(member, ArrayType):
         return ArrayType(_prune(member.item, wanted))
-    if () in wanted or not isinstance(member, ObjectType):
+    if () in wanted:
         return member
-    return _prune_object(member, wanted)
+    if isinstance(member, MapType):
+        return _prune_map(member, wanted)
+    return _prune_object(member, wanted) if isinstance(member, ObjectType) else member
 
 
 def _prune_object(schema: ObjectType, wanted: Sequence[FieldPath]) -> ObjectType:
@@ -113,6 +141,17 @@ def _prune_object(schema: ObjectType, wanted: Sequence[FieldPath]) -> ObjectType
             for name, field in schema.fields.items()
             if any(path[0] == name for path in wanted)
         }
+    )
+
+
+def _prune_map(whole: MapType, wanted: Sequence[FieldPath]) -> MapSelection:
+    """Keep of a map the keys that paths go to, each with what the paths behind it name."""
+    behind: dict[str, list[FieldPath]] = {}
+    for key, *rest in wanted:
+        behind.setdefault(key, []).append(tuple(rest))
+    every = [path for paths in behind.values() for path in paths]
+    return MapSelection(
+        _prune(whole.value, every), {key: _prune(whole.value, paths) for key, paths in behind.items()}
     )
 
 

@@ -7,7 +7,7 @@ internal error that takes the whole database with it (DuckDB 2.0). So every part
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from profile_export.domain import columns
@@ -27,9 +27,11 @@ from profile_export.domain.schema import (
     Scalar,
     ScalarKind,
 )
+from profile_export.engines.inputs import EVENTS, OTHERS, RECORDS
 from profile_export.engines.leaves import Leaf, without_empty
 from profile_export.engines.shape import Shape
 
+_TABLES = {DatasetKind.RECORD: RECORDS, DatasetKind.EVENT: EVENTS}
 _TYPES = {
     ScalarKind.TEXT: "VARCHAR",
     ScalarKind.BOOLEAN: "BOOLEAN",
@@ -122,31 +124,46 @@ class Binding:
             if any(file.rows for file in part.files)
         ]
 
-    def rows(self, kind: DatasetKind) -> str:
-        """Select all rows of a kind, without `profile_*`."""
-        return " UNION ALL ".join(
-            self._part(source, rank, part) for source, rank, part in self._parts if source.kind is kind
-        )
+    def tables(self) -> dict[str, str]:
+        """Select all rows of each table of `inputs` that has any, without `profile_*`."""
+        found: dict[str, list[str]] = {}
+        for source, rank, part in self._parts:
+            table = _TABLES[source.kind] if source.takes_part else OTHERS
+            query = self._part(source, rank, part) if source.takes_part else self._other(part)
+            found.setdefault(table, []).append(query)
+        return {table: " UNION ALL ".join(queries) for table, queries in found.items()}
+
+    def _other(self, part: SourcePart) -> str:
+        aliases = ("key_high", "key_low", "namespace", "identity")
+        selected = [f"{name(_SYSTEM[alias])} AS {name(alias)}" for alias in aliases]
+        selected.append(_links())
+        return f"SELECT {', '.join(selected)} FROM {scan(self._files(part))} AS file"
+
+    def _files(self, part: SourcePart) -> list[Path]:
+        return [self._root / file.path for file in part.files if file.rows]
 
     def _part(self, source: Source, rank: int, part: SourcePart) -> str:
         selected = [f"{name(column)} AS {name(alias)}" for alias, column in _SYSTEM.items()]
         selected.append(f"{rank}::INTEGER AS dataset")
-        selected.append(f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links")
-        leaves = self._shape.record_leaves
+        selected.append(_links())
+        leaves = self._shape.bound_record_leaves
         if source.kind is DatasetKind.EVENT:
             leaves = (*_EVENT_LEAVES, *self._shape.event_leaves)
         elif self._shape.upserts:
             selected.append(f"{source.upserts} AS upserts")
-        paths = [self._root / file.path for file in part.files if file.rows]
         selected += [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
-        return f"SELECT {', '.join(selected)} FROM {scan(paths)} AS file"
+        return f"SELECT {', '.join(selected)} FROM {scan(self._files(part))} AS file"
 
 
-def footers(plan: ExportPlan, lake_root: Path) -> str:
+def _links() -> str:
+    return f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links"
+
+
+def footers(sources: Iterable[Source], lake_root: Path) -> str:
     """Select the row groups in which some row has more identities than its primary one, or may have some."""
     paths = [
         lake_root / file.path
-        for source in plan.sources
+        for source in sources
         for part in source.parts
         for file in part.files
         if file.rows
@@ -162,7 +179,7 @@ def view(rows: str, *, mapping: str | None, moved: Path | None) -> str:
     """Select of `rows` those that belong to the bound range, with the key of their profile.
 
     Args:
-        rows: A query of the form of `Binding.rows`.
+        rows: A query of `Binding.tables`.
         mapping: The table of identities whose profile has another key than they; None if there are none.
         moved: The file with the rows of those identities, by profile key; None if there are none.
     """

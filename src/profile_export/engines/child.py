@@ -107,7 +107,14 @@ def _opened(request: Open, channel: _Channel) -> DuckDbSession:
         settings["memory_limit"] = f"{request.memory_limit_mb}MB"
     if request.threads is not None:
         settings["threads"] = request.threads
-    return DuckDbSession(request.plan, request.lake_root, request.folder, settings, channel.progress)
+    return DuckDbSession(
+        request.plan,
+        request.lake_root,
+        request.folder,
+        settings,
+        channel.progress,
+        request.segment_folders,
+    )
 
 
 def _failure(error: Exception) -> Failed:

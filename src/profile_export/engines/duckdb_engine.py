@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,12 @@ class DuckDbEngine:
 
     @asynccontextmanager
     async def attempt(
-        self, plan: ExportPlan, lake_root: Path, folder: Path, on_progress: OnProgress
+        self,
+        plan: ExportPlan,
+        lake_root: Path,
+        folder: Path,
+        on_progress: OnProgress,
+        segment_folders: Sequence[Path] = (),
     ) -> AsyncIterator[EngineAttempt]:
         """Begin an attempt. Leaving the context ends it: a child that still works is killed.
 
@@ -186,13 +191,15 @@ class DuckDbEngine:
             lake_root: What the paths of the plan are relative to.
             folder: Where to write, exclusively this attempt's; made if it is missing.
             on_progress: Called in the loop, a few times a second.
+            segment_folders: Where to write instead what goes into the plan's `segment_batches`, one for each.
 
         Raises:
             EngineDiedError: No child can be started.
         """
         child = await self._taken()
         try:
-            request = Open(plan, lake_root, folder, self._memory_limit_mb, self._threads)
+            limits = (self._memory_limit_mb, self._threads)
+            request = Open(plan, lake_root, folder, *limits, segment_folders=tuple(segment_folders))
             await child.ask(request, on_progress)
             yield EngineAttempt(child, on_progress)
         finally:

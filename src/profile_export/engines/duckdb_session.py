@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from profile_export.domain import columns
-from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.plan import ExportCounts, ExportPlan, KeyRange, WrittenFile
 from profile_export.domain.policy import IdentityGraph
 from profile_export.engines import inputs
@@ -34,28 +33,33 @@ from profile_export.engines.shape import Shape, shape_of
 
 BYTES_PER_FILE = 128 * 2**20
 _ROWS_READ_AT_ONCE = 100_000
-_VIEWS = {DatasetKind.RECORD: inputs.RECORDS, DatasetKind.EVENT: inputs.EVENTS}
 _IN_RANGE = "{}_in_range"
 _MAPPING = "mapping"
-_KEPT = "FILTER (WHERE NOT too_many AND NOT events_only)"
+_KEPT = "FILTER (WHERE left_out IS NULL)"
+_LEFT_OUT = "count(*) FILTER (WHERE left_out = '{}')"
 _COUNTS = {
     "fragments_read": "sum(fragments)",
     "events_read": "sum(events)",
     "profiles_read": "count(*)",
     "profiles_exported": f"count(*) {_KEPT}",
-    "profiles_merged": "count(*) FILTER (WHERE NOT too_many AND NOT events_only AND fragments > 1)",
+    "profiles_merged": "count(*) FILTER (WHERE left_out IS NULL AND fragments > 1)",
     "events_exported": f"sum(attached) {_KEPT}",
-    "too_many_identities": "count(*) FILTER (WHERE too_many)",
-    "identities_left_out": "sum(identities) FILTER (WHERE too_many)",
-    "fragments_left_out": "sum(fragments) FILTER (WHERE too_many)",
-    "events_only": "count(*) FILTER (WHERE events_only)",
+    "identities_left_out": "sum(identities) FILTER (WHERE left_out = 'too_many_identities')",
+    "fragments_left_out": "sum(fragments) FILTER (WHERE left_out = 'too_many_identities')",
+    **{
+        reason: _LEFT_OUT.format(reason)
+        for reason in ("not_listed", "too_many_identities", "events_only", "not_newer", "not_in_segments")
+    },
 }
 _BY_NAMESPACE = """
 SELECT found, count(*) FROM (
-    SELECT namespace AS found FROM profiles WHERE namespace IS NOT NULL AND NOT too_many AND NOT events_only
+    SELECT namespace AS found FROM profiles WHERE namespace IS NOT NULL AND left_out IS NULL
     UNION ALL
-    SELECT unnest(namespaces) FROM profiles WHERE NOT too_many AND NOT events_only
+    SELECT unnest(namespaces) FROM profiles WHERE left_out IS NULL
 ) GROUP BY found ORDER BY found"""
+_SEGMENT_MEMBERS = """
+SELECT position, count(*) FROM (SELECT unnest(members) AS position FROM profiles)
+GROUP BY position ORDER BY position"""
 
 
 class DuckDbSession:
@@ -68,9 +72,12 @@ class DuckDbSession:
         folder: Path,
         settings: dict[str, str | int],
         report: Callable[[int, int], None],
+        segment_folders: Sequence[Path] = (),
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, *segment_folders):
+            place.mkdir(parents=True, exist_ok=True)
         self._plan, self._root, self._folder = plan, lake_root, folder
+        self._segment_folders = segment_folders
         self._row_count = sum(source.rows for source in plan.sources)
         self._connection = duckdb.connect(
             ":memory:",
@@ -83,6 +90,7 @@ class DuckDbSession:
         self._connection.execute("SET parquet_metadata_cache = true")
         self._meter = ProgressMeter(self._connection, self._row_count, report)
         self._shape: Shape | None = None
+        self._tables: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Give everything back."""
@@ -106,14 +114,14 @@ class DuckDbSession:
         if self._shape is None:
             self.resolve()
         shape = self._shape
-        if shape is None or not (shape.has_records or shape.has_events):
+        if shape is None or not self._tables:
             return RangeResult()
         for statement in range_statements(key_range):
             self._connection.execute(statement)
         rows = self._rows_in(key_range)
         if shape.linked:
             with self._meter.measuring(rows // 2):
-                self._materialise(shape)
+                self._materialise()
             rows -= rows // 2
         with self._meter.measuring(rows):
             self._connection.execute(f"CREATE OR REPLACE TEMP TABLE profiles AS {compiled(shape)}")
@@ -121,56 +129,59 @@ class DuckDbSession:
         files = self._write(shape, key_range.index) if counts.profiles_exported else ()
         self._connection.execute("DROP TABLE profiles")
         if shape.linked:
-            for kind in shape.kinds:
-                self._connection.execute(f"DROP TABLE {_VIEWS[kind]}")
+            for table in self._tables:
+                self._connection.execute(f"DROP TABLE {table}")
         return RangeResult(files, counts)
 
     # --- Binding ---
 
-    def _flattened(self) -> dict[DatasetKind, str]:
-        """Return queries of all rows, by the kinds that there are.
+    def _flattened(self) -> dict[str, str]:
+        """Return queries of all rows, by the tables that they belong to.
 
         Few rows are read into memory at once: opening their files again wherever the expression mentions them takes
         longer than everything else together.
         """
         shape = shape_of(self._plan, linked=False)
-        bound = Binding(self._plan, shape, self._root)
-        queries = {kind: bound.rows(kind) for kind in shape.kinds}
+        queries = Binding(self._plan, shape, self._root).tables()
         if self._row_count <= _ROWS_READ_AT_ONCE:
-            for kind, query in queries.items():
-                self._connection.execute(f"CREATE TEMP TABLE all_{_VIEWS[kind]} AS {query}")
-                queries[kind] = f"FROM all_{_VIEWS[kind]}"
+            for table, query in queries.items():
+                self._connection.execute(f"CREATE TEMP TABLE all_{table} AS {query}")
+                queries[table] = f"FROM all_{table}"
         return queries
 
-    def _bind(
-        self, shape: Shape, flattened: dict[DatasetKind, str], moved: dict[DatasetKind, Path] | None
-    ) -> None:
+    def _bind(self, shape: Shape, flattened: dict[str, str], moved: dict[str, Path] | None) -> None:
         plan = self._plan
         self._table(
             inputs.BATCHES,
-            "batch_id VARCHAR, first_place BIGINT, attached BOOLEAN",
+            "batch_id VARCHAR, first_place BIGINT, attached BOOLEAN, newer BOOLEAN",
             inputs.bound_batches(plan),
         )
+        if plan.segments:
+            self._table(
+                inputs.SEGMENTS,
+                "position BIGINT, namespace VARCHAR, segment_id VARCHAR, statuses VARCHAR[],"
+                " start_time TIMESTAMPTZ, end_time TIMESTAMPTZ",
+                inputs.bound_segments(plan.segments),
+            )
         for table, spellings in (
             (inputs.NAMESPACES, plan.namespaces),
             (inputs.SEGMENT_NAMESPACES, plan.segment_namespaces),
         ):
             if spellings:
                 self._table(table, "sent VARCHAR, registered VARCHAR", spellings.items())
-        self._connection.execute(f"SET VARIABLE batch_id = {text(plan.batch_id)}")
         mapping = None if moved is None else _MAPPING
-        for kind, rows in flattened.items():
-            in_place = view(rows, mapping=mapping, moved=None if moved is None else moved[kind])
-            bound = _IN_RANGE.format(_VIEWS[kind]) if shape.linked else _VIEWS[kind]
+        for table, rows in flattened.items():
+            in_place = view(rows, mapping=mapping, moved=None if moved is None else moved[table])
+            bound = _IN_RANGE.format(table) if shape.linked else table
             self._connection.execute(f"CREATE TEMP VIEW {bound} AS {in_place}")
-        self._shape = shape
+        self._shape, self._tables = shape, tuple(flattened)
 
-    def _materialise(self, shape: Shape) -> None:
+    def _materialise(self) -> None:
         """Keep the rows of the bound range: with links, the expression mentions them up to 23 times.
 
         Without links, it is faster to read the few columns that each of fewer mentions needs.
         """
-        for table in (_VIEWS[kind] for kind in shape.kinds):
+        for table in self._tables:
             self._connection.execute(
                 f"CREATE OR REPLACE TEMP TABLE {table} AS FROM {_IN_RANGE.format(table)}"
             )
@@ -189,17 +200,20 @@ class DuckDbSession:
 
     # --- Resolution ---
 
-    def _any_link(self, flattened: dict[DatasetKind, str]) -> bool:
-        """Say whether any row has more identities than its primary one."""
+    def _any_link(self, flattened: dict[str, str]) -> bool:
+        """Say whether any row that says who is one person has more identities than its primary one."""
+        by_graph = self._plan.graph is IdentityGraph.PDG
         if self._row_count <= _ROWS_READ_AT_ONCE:
-            in_memory = " UNION ALL ".join(f"SELECT links FROM ({rows})" for rows in flattened.values())
+            linking = [rows for table, rows in flattened.items() if by_graph or table != inputs.OTHERS]
+            in_memory = " UNION ALL ".join(f"SELECT links FROM ({rows})" for rows in linking)
             query = f"SELECT 1 FROM ({in_memory}) WHERE links IS NOT NULL LIMIT 1" if in_memory else ""
         else:
             # The files' footers know: reading the column would take longer than everything else here.
-            query = f"SELECT 1 FROM ({footers(self._plan, self._root)})"
+            sources = [source for source in self._plan.sources if by_graph or source.takes_part]
+            query = f"SELECT 1 FROM ({footers(sources, self._root)})"
         return bool(query) and self._connection.execute(query).fetchone() is not None
 
-    def _resolve(self, flattened: dict[DatasetKind, str]) -> tuple[ResolutionFacts, dict[DatasetKind, Path]]:
+    def _resolve(self, flattened: dict[str, str]) -> tuple[ResolutionFacts, dict[str, Path]]:
         links = " UNION ALL ".join(
             f"SELECT key_high, key_low, links FROM ({rows}) WHERE links IS NOT NULL"
             for rows in flattened.values()
@@ -215,9 +229,7 @@ class DuckDbSession:
         moved, rows = self._shuffle(mapping, flattened)
         return ResolutionFacts(found.linked, found.components, len(found.identities), rows), moved
 
-    def _shuffle(
-        self, mapping: Path, flattened: dict[DatasetKind, str]
-    ) -> tuple[dict[DatasetKind, Path], int]:
+    def _shuffle(self, mapping: Path, flattened: dict[str, str]) -> tuple[dict[str, Path], int]:
         """Write the rows of identities whose profile has another key, by the key of their profile."""
         self._connection.execute(
             f"CREATE TEMP VIEW {_MAPPING} AS SELECT * FROM {scan([mapping])} WHERE {in_range('key_high')}"
@@ -225,8 +237,8 @@ class DuckDbSession:
         # Sorted so that a range reads its own row groups only; splitting into a file per range takes more time.
         order = " ORDER BY 1" if len(self._plan.ranges()) > 1 else ""
         moved, rows = {}, 0
-        for kind, query in flattened.items():
-            path = mapping.with_name(f"{_VIEWS[kind]}.parquet")
+        for table, query in flattened.items():
+            path = mapping.with_name(f"{table}.parquet")
             moving = (
                 f"SELECT found.profile_high, found.profile_low, rows.* FROM ({query}) AS rows"
                 f" JOIN {scan([mapping])} AS found"
@@ -236,7 +248,7 @@ class DuckDbSession:
                 f"COPY ({moving}) TO {text(str(path))} (FORMAT parquet)"
             ).fetchall()
             rows += copied[0][0]
-            moved[kind] = path
+            moved[table] = path
         return moved, rows
 
     # --- Output ---
@@ -246,30 +258,50 @@ class DuckDbSession:
             f"SELECT {', '.join(_COUNTS.values())} FROM profiles"
         ).fetchall()
         names = dict(self._connection.execute(_BY_NAMESPACE).fetchall())
+        members = dict(self._connection.execute(_SEGMENT_MEMBERS).fetchall()) if self._plan.segments else {}
         found: dict[str, Any] = {
             count: int(figure or 0) for count, figure in zip(_COUNTS, figures, strict=True)
         }
-        return ExportCounts(**found, by_namespace=names)
+        return ExportCounts(**found, by_namespace=names, segment_members=members)
 
     def _write(self, shape: Shape, index: int) -> tuple[WrittenFile, ...]:
-        outgoing = self._folder / f"range-{index}"
-        out = [f"{column} AS {name(field)}" for field, column in output_columns(shape).items()]
+        """Write the files of a range: all rows, or for each segment those that are in it."""
         # DuckDB marks columns it knows to be without nulls as required, and readers take that for the table's schema:
         # a row of nulls, which no file gets, and a condition it cannot see through keep all of them optional.
+        self._connection.execute("INSERT INTO profiles (left_out) VALUES ('no profile')")
+        batches = self._plan.segment_batches
+        if not batches:
+            return self._write_batch(shape, index, self._folder, self._plan.batch_id, "left_out IS NULL")
+        admitted = "left_out IS NULL AND list_contains(admitted, {})"
+        return tuple(
+            file
+            for position, (folder, batch_id) in enumerate(zip(self._segment_folders, batches, strict=True))
+            for file in self._write_batch(shape, index, folder, batch_id, admitted.format(position))
+        )
+
+    def _write_batch(
+        self, shape: Shape, index: int, folder: Path, batch_id: str, kept: str
+    ) -> tuple[WrittenFile, ...]:
+        outgoing = folder / f"range-{index}"
+        self._connection.execute(f"SET VARIABLE batch_id = {text(batch_id)}")
+        out = [f"{column} AS {name(field)}" for field, column in output_columns(shape).items()]
         out.append(
             f"CASE WHEN profile_high IS NOT NULL THEN getvariable('batch_id') END AS {name(columns.BATCH_ID)}"
         )
-        self._connection.execute("INSERT INTO profiles (fragments) VALUES (NULL)")
-        query = f"SELECT {', '.join(out)} FROM profiles WHERE NOT too_many AND NOT events_only"
+        query = f"SELECT {', '.join(out)} FROM profiles WHERE {kept}"
         written = self._connection.execute(
             f"COPY ({query}) TO {text(str(outgoing))}"
             f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {BYTES_PER_FILE}, RETURN_STATS)"
         ).fetchall()
         files = []
         for number, (path, rows, size, *_) in enumerate(sorted(written)):
-            final = self._folder / f"{index}-{number}.parquet"
+            if rows == 0:
+                # Nobody of this range is in the segment.
+                Path(path).unlink()
+                continue
+            final = folder / f"{index}-{number}.parquet"
             Path(path).rename(final)
-            files.append(WrittenFile(final.name, rows, size, _digest_on_disk(final)))
+            files.append(WrittenFile(final.name, rows, size, _digest_on_disk(final), batch_id))
         outgoing.rmdir()
         return tuple(files)
 

@@ -7,16 +7,38 @@ null, null order is always said, and whatever must be ordered is collected first
 
 from __future__ import annotations
 
+from functools import reduce
+
 import ibis
 import ibis.expr.types as ir
 
 from profile_export.domain.identity import MAX_IDENTITIES
 from profile_export.domain.policy import IdentityGraph
 from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP, TIME_SERIES_EVENTS, MapType
-from profile_export.engines.identities import identity_maps, link_entries, lone_identity_map, primary_entries
-from profile_export.engines.inputs import KEY, NAMESPACES, PROFILE, events_table, records_table
+from profile_export.engines.identities import (
+    identity_maps,
+    link_entries,
+    lone_identity_map,
+    other_entries,
+    primary_entries,
+)
+from profile_export.engines.inputs import (
+    KEY,
+    NAMESPACES,
+    PROFILE,
+    events_table,
+    others_table,
+    records_table,
+)
 from profile_export.engines.leaves import Leaf, ibis_type
-from profile_export.engines.maps import MERGED, held_by_several, merged_maps, merged_segments, registered
+from profile_export.engines.maps import (
+    MERGED,
+    admissions,
+    held_by_several,
+    merged_maps,
+    merged_segments,
+    registered,
+)
 from profile_export.engines.nested import rebuilt, trimmed
 from profile_export.engines.rows import SAME_EVENT, SAME_RECORD, Rows, wide
 from profile_export.engines.shape import Shape
@@ -30,7 +52,7 @@ def output_columns(shape: Shape) -> dict[str, str]:
 
     They differ, since users may name a field like one of our own columns.
     """
-    names = [IDENTITY_MAP] if shape.identity_members else []
+    names = [IDENTITY_MAP] if shape.identities.type else []
     names += shape.fields.fields
     names += [] if shape.events is None else [TIME_SERIES_EVENTS]
     return {name: f"out_{index}" for index, name in enumerate(names)}
@@ -39,9 +61,10 @@ def output_columns(shape: Shape) -> dict[str, str]:
 def export_expression(shape: Shape) -> ir.Table:
     """Return all profiles of a range, those that are left out among them.
 
-    The shape must have records or events. Columns besides `output_columns`: the profile's key, how many current
+    The shape must have records, events or others. Columns besides `output_columns`: the profile's key, how many current
     `fragments`, `events`, `attached` events and `identities` it has, its `namespace` (the only one) or `namespaces`
-    (the other is null), and whether it has `too_many` identities or is `events_only` (S22).
+    (the other is null), the reason for which it is `left_out` (S22; null if it is not), and of the segments that were
+    asked for the positions of those it has an entry for (`members`) and is in (`admitted`).
     """
     records = _records(shape) if shape.has_records else None
     events = Rows(events_table(shape.event_leaves), SAME_EVENT) if shape.has_events else None
@@ -49,12 +72,16 @@ def export_expression(shape: Shape) -> ir.Table:
     if records is not None:
         parts.append(_merged_records(shape, records))
     if events is not None:
-        parts.append(_counted_events(events))
-    profiles = parts[0] if len(parts) == 1 else _either(parts[0], parts[1])
+        parts.append(_counted_events(shape, events))
+    if shape.has_others:
+        parts.append(_unlisted())
+    profiles = reduce(_either, parts)
     if shape.respelled:
         profiles = registered(profiles, "namespace", NAMESPACES)
     if records is not None:
         profiles = _with_merged_maps(shape, profiles, records)
+    if records is not None and shape.selects_segments:
+        profiles = _beside(profiles, _admissions(shape, records))
     if events is not None and shape.events is not None:
         profiles = _beside(profiles, attached_events(shape, shape.events, events))
     if shape.linked:
@@ -63,7 +90,8 @@ def export_expression(shape: Shape) -> ir.Table:
 
 
 def _records(shape: Shape) -> Rows:
-    return Rows(records_table(shape.record_leaves, upserts=shape.upserts), SAME_RECORD, upserts=shape.upserts)
+    table = records_table(shape.bound_record_leaves, upserts=shape.upserts)
+    return Rows(table, SAME_RECORD, upserts=shape.upserts)
 
 
 def _merged_records(shape: Shape, records: Rows) -> ir.Table:
@@ -76,11 +104,12 @@ def _merged_records(shape: Shape, records: Rows) -> ir.Table:
         namespace=rows.namespace.arbitrary(),
         identity=rows.identity.arbitrary(),
         state=state.argmax(rows.place, where=state.notnull()),
+        **_newer(shape, rows),
         **{leaf: rows[leaf].argmax(rows.place, where=rows[leaf].notnull()) for leaf in leaves},
     )
 
 
-def _counted_events(events: Rows) -> ir.Table:
+def _counted_events(shape: Shape, events: Rows) -> ir.Table:
     rows = events.current([*PROFILE, *_PRIMARY])
     state = rows.authenticated_state
     return rows.group_by(list(PROFILE)).agg(
@@ -88,11 +117,24 @@ def _counted_events(events: Rows) -> ir.Table:
         namespace=rows.namespace.arbitrary(),
         identity=rows.identity.arbitrary(),
         state=state.argmax(rows.place, where=state.notnull()),
+        **_newer(shape, rows),
+    )
+
+
+def _newer(shape: Shape, rows: ir.Table) -> dict[str, ir.Value]:
+    return {"newer": rows.newer.any()} if shape.selects_newer else {}
+
+
+def _unlisted() -> ir.Table:
+    """Find the profiles that sources know which do not take part (S10); most have something else, too."""
+    rows = others_table()
+    return rows.group_by(list(PROFILE)).agg(
+        namespace=rows.namespace.arbitrary(), identity=rows.identity.arbitrary()
     )
 
 
 def _either(merged: ir.Table, happened: ir.Table) -> ir.Table:
-    """Bring together profiles that have records, events, or both; records say more than events (S6)."""
+    """Bring together profiles that are known from either or both; records say more than events (S6)."""
     shared = [name for name in merged.columns if name in happened.columns]
     other = happened.rename({f"event_{name}": name for name in shared})
     joined = merged.outer_join(other, [merged[name] == other[f"event_{name}"] for name in PROFILE])
@@ -130,6 +172,13 @@ def _merged_map(shape: Shape, leaf: Leaf, records: Rows) -> ir.Table:
     return merged_segments(rows, PROFILE, leaf.column, respelled=shape.segments_respelled)
 
 
+def _admissions(shape: Shape, records: Rows) -> ir.Table:
+    column = shape.membership.column
+    rows = records.current([*PROFILE, column])
+    rows = rows.filter(rows[column].notnull())
+    return admissions(rows, PROFILE, column, respelled=shape.segments_respelled)
+
+
 def _identities(shape: Shape, records: Rows | None, events: Rows | None) -> ir.Table:
     """Find all identities of the profiles that have more than one."""
     sides = [(rows, of_record) for rows, of_record in ((records, True), (events, False)) if rows is not None]
@@ -145,14 +194,20 @@ def _identities(shape: Shape, records: Rows | None, events: Rows | None) -> ir.T
         linked.append(having.select(*PROFILE))
         links.append(link_entries(having, PROFILE, of_record=of_record))
         primaries.append((named, of_record))
+    others = others_table() if shape.has_others and shape.graph is IdentityGraph.PDG else None
+    if others is not None:
+        linked.append(others.filter(others.links.notnull()).select(*PROFILE))
     several = ibis.union(*linked) if len(linked) > 1 else linked[0]
     entries = [
         primary_entries(named.semi_join(several, list(PROFILE)), PROFILE, of_record=of_record)
         for named, of_record in primaries
     ]
-    return identity_maps(
-        ibis.union(*entries, *links), PROFILE, shape.identity_members, respelled=shape.respelled
-    )
+    if others is not None:
+        unlisted = other_entries(others.semi_join(several, list(PROFILE)))
+        if shape.upserts:
+            unlisted = unlisted.mutate(place=wide(unlisted.place))
+        entries.append(unlisted)
+    return identity_maps(ibis.union(*entries, *links), PROFILE, shape.identities, respelled=shape.respelled)
 
 
 def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
@@ -160,19 +215,31 @@ def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
         return ibis.coalesce(profiles[name], otherwise) if name in profiles.columns else otherwise
 
     none = ibis.literal(0, "int64")
-    fragments, identities = column("fragments", none), column("identities", ibis.literal(1, "int64"))
-    too_many = identities > MAX_IDENTITIES
+    fragments, events = column("fragments", none), column("events", none)
+    identities = column("identities", ibis.literal(1, "int64"))
+    positions = ibis.null("array<int64>")
+    admitted = column("admitted", positions)
+    reasons = {
+        "not_listed": (fragments == none) & (events == none),
+        "too_many_identities": identities > MAX_IDENTITIES,
+        "events_only": (fragments == none) & ibis.literal(not shape.empty_profiles),
+    }
+    if shape.selects_newer:
+        reasons["not_newer"] = ~column("newer", ibis.literal(value=False))
+    if shape.selects_segments:
+        reasons["not_in_segments"] = ibis.coalesce(admitted.length(), none) == none
     no_names = ibis.null("array<string>")
     namespaces = profiles.namespaces if shape.linked else no_names
     columns = {
         "fragments": fragments,
-        "events": column("events", none),
+        "events": events,
         "attached": column("attached", none),
         "identities": identities,
         "namespace": namespaces.isnull().ifelse(profiles.namespace, ibis.null("string")),
         "namespaces": namespaces,
-        "too_many": too_many,
-        "events_only": ~too_many & (fragments == none) & ibis.literal(not shape.empty_profiles),
+        "left_out": ibis.cases(*((holds, ibis.literal(name)) for name, holds in reasons.items())),
+        "members": column("members", positions),
+        "admitted": admitted,
     }
     values = _values(shape, profiles)
     named = {column: values[name] for name, column in output_columns(shape).items()}
@@ -181,10 +248,8 @@ def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
 
 def _values(shape: Shape, profiles: ir.Table) -> dict[str, ir.Value]:
     members: dict[str, ir.Value] = {}
-    if shape.identity_members:
-        lone = lone_identity_map(
-            profiles.namespace, profiles.identity, profiles.state, shape.identity_members
-        )
+    if shape.identities.type:
+        lone = lone_identity_map(profiles.namespace, profiles.identity, _state(profiles), shape.identities)
         members[IDENTITY_MAP] = ibis.coalesce(profiles.identity_map, lone) if shape.linked else lone
     leaves = {leaf.path: _leaf(profiles, leaf) for leaf in shape.record_leaves}
     members |= rebuilt(shape.fields, leaves)
@@ -193,6 +258,10 @@ def _values(shape: Shape, profiles: ir.Table) -> dict[str, ir.Value]:
             profiles.series if shape.has_events else ibis.null(series_type(shape.events))
         )
     return members
+
+
+def _state(profiles: ir.Table) -> ir.Value:
+    return profiles.state if "state" in profiles.columns else ibis.null("string")
 
 
 def _leaf(profiles: ir.Table, leaf: Leaf) -> ir.Value:

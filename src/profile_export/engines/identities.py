@@ -7,11 +7,16 @@ from collections.abc import Sequence
 import ibis
 import ibis.expr.types as ir
 
-from profile_export.domain.schema import IDENTITY_MEMBERS, identity_item_type
-from profile_export.engines.inputs import KEY, NAMESPACES
+from profile_export.domain.schema import (
+    IDENTITY_MEMBERS,
+    IdentitySelection,
+    identity_item_type,
+    identity_map_type,
+)
+from profile_export.engines.inputs import KEY, NAMESPACES, PROFILE
 from profile_export.engines.leaves import ibis_type
 from profile_export.engines.maps import registered
-from profile_export.engines.nested import filled_object, map_of
+from profile_export.engines.nested import filled_object, map_of, trimmed
 
 
 def primary_entries(rows: ir.Table, owner: Sequence[str], *, of_record: bool) -> ir.Table:
@@ -45,13 +50,32 @@ def _state(rows: ir.Table, state: ir.Value) -> ir.Value:
     return rows.current.ifelse(state, ibis.null("string"))
 
 
+def other_entries(rows: ir.Table) -> ir.Table:
+    """Return the identities on rows of sources that do not take part, as entries of their profiles (S4, S6)."""
+    none, no_place = ibis.null("string"), ibis.literal(0, "int64")
+    flags = {"state": none, "is_primary": ibis.literal(value=False), "of_record": ibis.literal(value=False)}
+    own = rows.select(*PROFILE, *KEY, "namespace", place=no_place, id=rows.identity, **flags)
+    linking = rows.filter(rows.links.notnull())
+    one = linking.select(*PROFILE, link=linking.links.unnest())
+    linked = one.select(
+        *PROFILE,
+        key_high=one.link.key_high,
+        key_low=one.link.key_low,
+        namespace=one.link.namespace,
+        place=no_place,
+        id=one.link.id,
+        **flags,
+    )
+    return ibis.union(own, linked)
+
+
 def identity_maps(
-    entries: ir.Table, owner: Sequence[str], members: Sequence[str], *, respelled: bool
+    entries: ir.Table, owner: Sequence[str], kept: IdentitySelection, *, respelled: bool
 ) -> ir.Table:
     """Bring entries together per owner, every identity once.
 
     Returns:
-        The owner's columns, how many `identities` it has, their `namespaces`, and the `identity_map` if it has members.
+        The owner's columns, how many `identities` it has, their `namespaces`, and the `identity_map` if any is kept.
     """
     state, of_record = entries.state, entries.of_record
     known = entries.group_by([*owner, *KEY]).agg(
@@ -74,21 +98,29 @@ def identity_maps(
     pair = ibis.struct({"k": spaces.namespace, "v": spaces["items"]})
     people = spaces.group_by(list(owner)).agg(identities=spaces["size"].sum(), spaces=pair.collect().sort())
     columns = {"namespaces": people.spaces.map(lambda space: space.k)}
+    members = kept.any_members
     if members:
-        kept = people.spaces.map(
+        cut_down = people.spaces.map(
             lambda space: ibis.struct({"k": space.k, "v": space.v.map(lambda item: _kept(item, members))})
         )
-        columns["identity_map"] = map_of(kept, "k", "v")
+        columns["identity_map"] = _chosen(map_of(cut_down, "k", "v"), kept)
     return people.select(*owner, "identities", **columns)
 
 
 def lone_identity_map(
-    namespace: ir.Value, identity: ir.Value, state: ir.Value, members: Sequence[str]
-) -> ir.MapValue:
+    namespace: ir.Value, identity: ir.Value, state: ir.Value, kept: IdentitySelection
+) -> ir.Value:
     """Return the `identityMap` of whoever has one identity only."""
     whole = {"id": identity, "authenticatedState": state, "primary": ibis.literal(value=True)}
-    item = filled_object({member: whole[member] for member in members})
-    return ibis.map(ibis.array([namespace]), ibis.array([ibis.array([item])]))
+    item = filled_object({member: whole[member] for member in kept.any_members})
+    return _chosen(ibis.map(ibis.array([namespace]), ibis.array([ibis.array([item])])), kept)
+
+
+def _chosen(whole: ir.Value, kept: IdentitySelection) -> ir.Value:
+    """Keep of the map what is chosen by namespace."""
+    if kept.type is None or not kept.namespaces:
+        return whole
+    return trimmed(whole, identity_map_type(kept.any_members), kept.type)
 
 
 def _kept(item: ir.StructValue, members: Sequence[str]) -> ir.Value:

@@ -12,6 +12,7 @@ from profile_export.domain.schema import (
     DecimalType,
     FieldPath,
     FieldType,
+    MapSelection,
     MapType,
     ObjectType,
     Scalar,
@@ -52,6 +53,12 @@ def without_empty(kind: FieldType) -> FieldType | None:
         case ArrayType(item):
             left = without_empty(item)
             return None if left is None else ArrayType(left)
+        case MapSelection(value, keys, others):
+            left = without_empty(value)
+            chosen = {
+                key: member for key, kept in keys.items() if (member := without_empty(kept)) is not None
+            }
+            return None if left is None else MapSelection(left, chosen, others and without_empty(others))
         case MapType(value):
             left = without_empty(value)
             return None if left is None else MapType(left)

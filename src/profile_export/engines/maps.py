@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import ibis
 import ibis.expr.types as ir
 
-from profile_export.engines.inputs import SEGMENT_NAMESPACES, spellings_table
+from profile_export.domain.segments import MembershipStatus
+from profile_export.engines.inputs import SEGMENT_NAMESPACES, segments_table, spellings_table
 from profile_export.engines.nested import map_of
 
 MERGED = "merged"
 _QUALIFIED = "lastQualificationTime"
+_ENTERED = MembershipStatus.REALIZED.value
 
 
 def registered(rows: ir.Table, column: str, spellings: str) -> ir.Table:
@@ -66,6 +68,48 @@ def merged_segments(rows: ir.Table, owner: Sequence[str], column: str, *, respel
     newest = ranked.filter(ranked["rank"] == 0)
     segments = _collected(newest, (*owner, "namespace"), "segment")
     return _collected(segments.rename(kept=MERGED), owner, "namespace")
+
+
+def admissions(rows: ir.Table, owner: Sequence[str], column: str, *, respelled: bool) -> ir.Table:
+    """Judge by their segment memberships who is let in (S21).
+
+    Of several entries for a segment the newest counts, as `merged_segments` has it (S15).
+
+    Returns:
+        The owner's columns, at which positions of `segments` it has an entry (`members`), and at which of them the
+        entry lets it in (`admitted`); no row for an owner without an entry.
+    """
+    placed = _with_place(owner)
+    spaces = rows.select(*placed, held=rows[column], sent=rows[column].keys().unnest())
+    spaces = spaces.mutate(namespace=spaces.sent)
+    if respelled:
+        spaces = registered(spaces, "namespace", SEGMENT_NAMESPACES)
+    asked = segments_table()
+    joined = spaces.join(asked, spaces.namespace == asked.namespace)
+    found = joined.select(
+        *(spaces[name] for name in (*placed, "held", "sent")),
+        *(asked[name] for name in ("position", "segment_id", "statuses", "start_time", "end_time")),
+    )
+    held = found.mutate(entry=found.held[found.sent][found.segment_id])
+    entries = held.filter(held.entry.notnull())
+    entries = entries.mutate(status=entries.entry["status"], qualified=entries.entry[_QUALIFIED])
+    rank = ibis.row_number().over(
+        group_by=[*owner, "position"],
+        order_by=[ibis.desc("qualified", nulls_first=False), ibis.desc("place"), ibis.asc("sent")],
+    )
+    ranked = entries.mutate(rank=rank)
+    newest = ranked.filter(ranked["rank"] == 0)
+    counts = newest.statuses.contains(ibis.coalesce(newest.status, ibis.literal(_ENTERED)))
+    after, before = newest.start_time, newest.end_time
+    in_window = (after.isnull() & before.isnull()) | (
+        newest.qualified.notnull()
+        & (after.isnull() | (after <= newest.qualified))
+        & (before.isnull() | (newest.qualified < before))
+    )
+    return newest.group_by(list(owner)).agg(
+        members=newest.position.collect().sort(),
+        admitted=newest.position.collect(where=counts & in_window).sort(),
+    )
 
 
 def _with_place(owner: Sequence[str]) -> list[str]:

@@ -9,7 +9,14 @@ from operator import or_
 import ibis
 import ibis.expr.types as ir
 
-from profile_export.domain.schema import ArrayType, FieldPath, FieldType, MapType, ObjectType
+from profile_export.domain.schema import (
+    ArrayType,
+    FieldPath,
+    FieldType,
+    MapSelection,
+    MapType,
+    ObjectType,
+)
 from profile_export.engines.leaves import ibis_type
 
 
@@ -50,6 +57,8 @@ def trimmed(value: ir.Value, whole: FieldType, kept: FieldType) -> ir.Value:
     match whole, kept:
         case ArrayType(item), ArrayType(kept_item):
             return value.map(lambda element: trimmed(element, item, kept_item))
+        case MapType(entry), MapSelection() as chosen:
+            return _chosen(value, entry, chosen)
         case MapType(entry), MapType(kept_entry):
             entries = value.keys().zip(
                 value.values().map(lambda element: trimmed(element, entry, kept_entry))
@@ -60,6 +69,24 @@ def trimmed(value: ir.Value, whole: FieldType, kept: FieldType) -> ir.Value:
                 {name: trimmed(value[name], fields[name], member) for name, member in kept_fields.items()}
             )
     return value.cast(ibis_type(kept))
+
+
+def _chosen(value: ir.Value, entry: FieldType, selection: MapSelection) -> ir.Value:
+    """Keep of a map what is chosen by key (S23); null where nothing is left (S13)."""
+    kept = ibis_type(selection.value)
+
+    def cut(pair: ir.StructValue) -> ir.Value:
+        others = selection.others
+        otherwise = ibis.null(kept) if others is None else trimmed(pair.f2, entry, others).cast(kept)
+        by_key = [
+            (pair.f1 == key, trimmed(pair.f2, entry, member).cast(kept))
+            for key, member in selection.keys.items()
+        ]
+        return ibis.cases(*by_key, else_=otherwise) if by_key else otherwise
+
+    pairs = value.keys().zip(value.values())
+    cut_down = pairs.map(lambda pair: ibis.struct({"k": pair.f1, "v": cut(pair)}))
+    return map_of(cut_down.filter(lambda pair: pair.v.notnull()), "k", "v")
 
 
 def map_of(entries: ir.ArrayValue, key: str, value: str) -> ir.MapValue:

@@ -25,6 +25,7 @@ class Open:
     folder: Path
     memory_limit_mb: int | None
     threads: int | None
+    segment_folders: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ SAME_RECORD = ("dataset", *KEY)
 """Records alike in these replace each other, or patch the older ones (S9)."""
 SAME_EVENT = ("dataset", *KEY, "event_id")
 """Events alike in these are one event (S16)."""
+_OF_BATCH = ("first_place", "attached", "newer")
 WIDE = dt.Decimal(38, 0, nullable=False)
 
 
@@ -38,7 +39,7 @@ class Rows:
         self._repeated = repeated.filter(repeated.rows > 1).drop("rows")
 
     def current(self, columns: Sequence[str]) -> ir.Table:
-        """Return columns of the current rows, with `place`, `attached`, and `newest` if there are upserts."""
+        """Return columns of the current rows, with `place`, `attached`, `newer`, and `newest` if there are upserts."""
         if self._upserts:
             rows = self.every(columns)
             return rows.filter(rows.current)
@@ -48,7 +49,7 @@ class Rows:
         return rows.anti_join(newer, [*same, rows.place < newer.latest])
 
     def every(self, columns: Sequence[str]) -> ir.Table:
-        """Return columns of all rows, with `place`, `attached`, whether the row is `current`, and `newest` as above."""
+        """Return columns of all rows, as `current`, and whether the row is `current`."""
         upserts = ("upserts",) if self._upserts else ()
         rows = self._placed(dict.fromkeys((*columns, *self._same, *upserts)))
         newer = self._repeated
@@ -69,9 +70,9 @@ class Rows:
         rows = self._table.select(*columns, "batch_id", "row")
         joined = rows.join(batches, rows.batch_id == batches.batch_id)
         placed = joined.select(
-            *(rows[name] for name in columns), rows.row, batches.first_place, batches.attached
+            *(rows[name] for name in columns), rows.row, *(batches[name] for name in _OF_BATCH)
         )
-        return placed.select(*columns, "attached", place=placed.first_place + placed.row)
+        return placed.select(*columns, "attached", "newer", place=placed.first_place + placed.row)
 
 
 def wide(place: ir.IntegerValue, below: ir.IntegerValue | None = None) -> ir.Value:

@@ -3,57 +3,69 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.plan import ExportPlan
 from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import EMPTY, ObjectType, to_json
+from profile_export.domain.schema import EMPTY, SEGMENT_MEMBERSHIP, IdentitySelection, ObjectType, to_json
 from profile_export.engines.leaves import Leaf, needed_leaves, without_empty
 
 
 @dataclass(frozen=True)
 class EventShape:
-    """Which fields and identity members of events are attached."""
+    """Which fields and identities of events are attached."""
 
     fields: ObjectType
-    identity_members: tuple[str, ...]
+    identities: IdentitySelection
 
 
 @dataclass(frozen=True)
 class Shape:
     """The form of an export, without its data: see `ExportPlan` for the members it shares with it.
 
-    `linked` says whether any row has more identities than its primary one, `respelled` and `segments_respelled`
-    whether any namespace was sent in another than its registered spelling (S2), `upserts` whether any source of records
-    does (S9). Object types hold no empty objects.
+    `has_others` says whether any source that does not take part has rows, `linked` whether any row has more identities
+    than its primary one, `respelled` and `segments_respelled` whether any namespace was sent in another than its
+    registered spelling (S2), `upserts` whether any source of records does (S9), `selects_segments` and `selects_newer`
+    whether profiles are chosen by segments (S21) and by ingest time (S20). Object types hold no empty objects.
     """
 
     graph: IdentityGraph
     record_fields: ObjectType
     event_fields: ObjectType
     fields: ObjectType
-    identity_members: tuple[str, ...]
+    identities: IdentitySelection
     events: EventShape | None
     empty_profiles: bool
     has_records: bool
     has_events: bool
+    has_others: bool
     linked: bool
     respelled: bool
     segments_respelled: bool
     upserts: bool
-
-    @property
-    def kinds(self) -> tuple[DatasetKind, ...]:
-        """The kinds of sources that have rows."""
-        kinds = ((DatasetKind.RECORD, self.has_records), (DatasetKind.EVENT, self.has_events))
-        return tuple(kind for kind, present in kinds if present)
+    selects_segments: bool
+    selects_newer: bool
 
     @cached_property
     def record_leaves(self) -> tuple[Leaf, ...]:
-        """The leaves of record sources that the export needs."""
+        """The leaves of record sources that are merged."""
         return needed_leaves(self.fields, self.record_fields)
+
+    @cached_property
+    def membership(self) -> Leaf:
+        """The leaf of `segmentMembership`, whether or not it is exported."""
+        exported = (leaf for leaf in self.record_leaves if leaf.path == (SEGMENT_MEMBERSHIP,))
+        kind = self.record_fields.fields[SEGMENT_MEMBERSHIP]
+        return next(exported, Leaf("membership", (SEGMENT_MEMBERSHIP,), kind, kind))
+
+    @cached_property
+    def bound_record_leaves(self) -> tuple[Leaf, ...]:
+        """The leaves of record sources that are read: those that are merged, and what profiles are chosen by."""
+        if not self.selects_segments or self.membership in self.record_leaves:
+            return self.record_leaves
+        return (*self.record_leaves, self.membership)
 
     @cached_property
     def event_leaves(self) -> tuple[Leaf, ...]:
@@ -63,32 +75,35 @@ class Shape:
     @cached_property
     def key(self) -> str:
         """Text that is equal for equal shapes only."""
-        events = self.events and [to_json(self.events.fields), self.events.identity_members]
+        events = self.events and [to_json(self.events.fields), repr(self.events.identities)]
         types = [to_json(kind) for kind in (self.record_fields, self.event_fields, self.fields)]
-        flags = [self.empty_profiles, self.has_records, self.has_events, self.linked, self.upserts]
-        return json.dumps(
-            [self.graph, types, self.identity_members, events, flags, self.respelled, self.segments_respelled]
-        )
+        told = {"record_fields", "event_fields", "fields", "events"}
+        others = [repr(getattr(self, member.name)) for member in fields(self) if member.name not in told]
+        return json.dumps([events, types, others])
 
 
 def shape_of(plan: ExportPlan, *, linked: bool) -> Shape:
     """Take from a plan what its expression depends on."""
-    kinds = {source.kind for source in plan.sources if source.rows}
+    having_rows = [source for source in plan.sources if source.rows]
+    kinds = {source.kind for source in having_rows if source.takes_part}
     events = plan.events
     return Shape(
         graph=plan.graph,
         record_fields=_filled(plan.record_fields),
         event_fields=_filled(plan.event_fields),
         fields=_filled(plan.fields),
-        identity_members=plan.identity_members,
-        events=None if events is None else EventShape(_filled(events.fields), events.identity_members),
+        identities=plan.identities,
+        events=None if events is None else EventShape(_filled(events.fields), events.identities),
         empty_profiles=plan.empty_profiles,
         has_records=DatasetKind.RECORD in kinds,
         has_events=DatasetKind.EVENT in kinds,
+        has_others=any(not source.takes_part for source in having_rows),
         linked=linked,
         respelled=bool(plan.namespaces),
         segments_respelled=bool(plan.segment_namespaces),
-        upserts=any(source.upserts for source in plan.sources if source.rows),
+        upserts=any(source.upserts for source in having_rows if source.takes_part),
+        selects_segments=plan.segments is not None,
+        selects_newer=plan.newer_than is not None,
     )
 
 

@@ -7,7 +7,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from profile_export.domain.plan import with_identities
-from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ArrayType
+from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ArrayType, IdentitySelection
 from profile_export.engines.identities import (
     identity_maps,
     link_entries,
@@ -33,12 +33,13 @@ def attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Tab
     """
     leaves = shape.event_leaves
     columns = [*PROFILE, "dataset", *EVENT_COLUMNS, *(leaf.column for leaf in leaves)]
-    own = selection.identity_members
-    rows = events.current([*columns, *_PRIMARY] if own else columns)
+    own = selection.identities
+    shows = own.type is not None
+    rows = events.current([*columns, *_PRIMARY] if shows else columns)
     rows = rows.filter(rows.attached)
-    if own and shape.respelled:
+    if shows and shape.respelled:
         rows = registered(rows, "namespace", NAMESPACES)
-    if own and shape.linked:
+    if shows and shape.linked:
         rows = _with_own_identities(rows, shape, own, events)
     values = {leaf.path: trimmed(rows[leaf.column], leaf.type, leaf.kept) for leaf in leaves}
     memberships = [leaf.column for leaf in leaves if leaf.path == (SEGMENT_MEMBERSHIP,)]
@@ -46,7 +47,7 @@ def attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Tab
         rows = _with_registered_segments(rows, memberships[0], events)
         values = {leaf.path: trimmed(rows[leaf.column], leaf.type, leaf.kept) for leaf in leaves}
     members: dict[str, ir.Value] = {}
-    if own:
+    if shows:
         lone = lone_identity_map(rows.namespace, rows.identity, rows.authenticated_state, own)
         members[IDENTITY_MAP] = ibis.coalesce(rows.identity_map, lone) if shape.linked else lone
     members |= rebuilt(selection.fields, values)
@@ -59,16 +60,16 @@ def attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Tab
 
 def series_type(selection: EventShape) -> dt.DataType:
     """Return the type of `timeSeriesEvents`."""
-    return ibis_type(ArrayType(with_identities(selection.identity_members, selection.fields)))
+    return ibis_type(ArrayType(with_identities(selection.identities, selection.fields)))
 
 
-def _with_own_identities(rows: ir.Table, shape: Shape, members: tuple[str, ...], events: Rows) -> ir.Table:
+def _with_own_identities(rows: ir.Table, shape: Shape, kept: IdentitySelection, events: Rows) -> ir.Table:
     linked = events.every(["links", *_PRIMARY, "key_high", "key_low"])
     linked = linked.filter(linked.links.notnull(), linked.current, linked.attached)
     entries = ibis.union(
         primary_entries(linked, _PLACE, of_record=False), link_entries(linked, _PLACE, of_record=False)
     )
-    maps = identity_maps(entries, _PLACE, members, respelled=shape.respelled)
+    maps = identity_maps(entries, _PLACE, kept, respelled=shape.respelled)
     joined = rows.left_join(maps, rows.place == maps.place)
     return joined.select(*(rows[name] for name in rows.columns), maps.identity_map)
 

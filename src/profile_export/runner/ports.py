@@ -32,9 +32,17 @@ class Engine(Protocol):
     """
 
     def attempt(
-        self, plan: ExportPlan, lake_root: Path, folder: Path, on_progress: Callable[[EngineProgress], None]
+        self,
+        plan: ExportPlan,
+        lake_root: Path,
+        folder: Path,
+        on_progress: Callable[[EngineProgress], None],
+        segment_folders: Sequence[Path] = (),
     ) -> AbstractAsyncContextManager[EngineAttempt]:
-        """Begin an attempt that writes into `folder`; leaving it stops whatever still runs."""
+        """Begin an attempt that writes into `folder`; leaving it stops whatever still runs.
+
+        What goes into the plan's `segment_batches` is written into `segment_folders`, one for each.
+        """
         ...
 
 

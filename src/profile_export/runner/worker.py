@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,9 +109,9 @@ class Worker:
         if isinstance(error, LeaseLostError):
             raise error
         if error is None and not work.cancelled():
-            await asyncio.to_thread(
-                self._lake.keep_only, claim.folder, [file.path for file in attempt.committed]
-            )
+            kept = [file.path for file in attempt.committed]
+            for folder in claim.folders.values():
+                await asyncio.to_thread(self._lake.keep_only, folder, kept)
             return
         try:
             if await self._attempts.state_of(fence) is JobState.CANCELLING:
@@ -126,7 +126,8 @@ class Worker:
         except FailedPreconditionError:
             # A cancel came between the look and the move.
             await self._attempts.let_go(fence)
-        await asyncio.to_thread(self._lake.remove, claim.folder)
+        for folder in claim.folders.values():
+            await asyncio.to_thread(self._lake.remove, folder)
 
 
 class _Attempt:
@@ -146,26 +147,32 @@ class _Attempt:
     async def run(self) -> None:
         """Plan, resolve, run range by range, commit."""
         claim = self.claim
+        job = claim.job
         plan = claim.plan or plan_export(
-            claim.job.bound, await self._snapshots.take(claim.tenant), claim.job.batch_id
+            job.bound, await self._snapshots.take(claim.tenant), job.batch_id, job.segment_batches
         )
         await self._begin(Phase.RESOLVE, plan)
-        folder = f"{claim.folder}/{claim.fence.attempt}"
-        place = self._lake.folder(folder)
-        await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True)
-        async with self._engine.attempt(plan, self._lake.root, place, self._advance) as attempt:
+        folders = {batch: f"{folder}/{claim.fence.attempt}" for batch, folder in claim.folders.items()}
+        places = [self._lake.folder(folder) for folder in folders.values()]
+        of_segments = places if plan.segment_batches else ()
+        async with self._engine.attempt(
+            plan, self._lake.root, places[0], self._advance, of_segments
+        ) as attempt:
             await attempt.resolve()
             await self._begin(Phase.RUN)
-            await self._run_ranges(plan, attempt, folder)
+            await self._run_ranges(plan, attempt, folders)
         await self._begin(Phase.COMMIT)
         self.committed = await self._attempts.commit(claim.fence)
 
-    async def _run_ranges(self, plan: ExportPlan, attempt: EngineAttempt, folder: str) -> None:
+    async def _run_ranges(self, plan: ExportPlan, attempt: EngineAttempt, folders: Mapping[str, str]) -> None:
         for key_range in plan.ranges():
             if key_range.index not in self.claim.recorded:
                 result = await attempt.run(key_range)
-                files = [_data_file(file, folder) for file in result.files]
-                await asyncio.to_thread(self._lake.sync, folder)
+                files: dict[str, list[DataFile]] = {}
+                for file in result.files:
+                    files.setdefault(file.batch_id, []).append(_data_file(file, folders[file.batch_id]))
+                for batch_id in files:
+                    await asyncio.to_thread(self._lake.sync, folders[batch_id])
                 done = RangeDone(key_range.index, files, result.counts, result.peak_memory_bytes)
                 await self._attempts.record_range(self.claim.fence, done, self.progress)
 

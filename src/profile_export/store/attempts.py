@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,14 +25,14 @@ from profile_export.domain.job import (
     Progress,
     after_error,
 )
-from profile_export.domain.plan import ExportCounts, ExportPlan
+from profile_export.domain.plan import ExportCounts, ExportPlan, notes_of
 from profile_export.domain.schema import TypeConflictError, union_objects
-from profile_export.store.batches import add_files, files_of, succeed_batch
+from profile_export.store.batches import add_files, batches_of_job, files_of, succeed_batch
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import job_from, move_job, stamp
-from profile_export.store.tables import batches, datasets, job_ranges, jobs, leases, tenants
+from profile_export.store.tables import datasets, job_ranges, jobs, leases, tenants
 from profile_export.store.tenants import next_place
 
 LEASE_TTL = timedelta(seconds=10)
@@ -51,23 +51,24 @@ class Fence:
 class Claim:
     """A claimed job: what the attempt needs to go on. `plan` is None if no attempt has made it yet.
 
-    `folder` is the batch's place in the lake; `recorded` the ranges that an earlier attempt has finished.
+    `folders` are the places in the lake of the batches to fill, by their ids; `recorded` the ranges that an earlier
+    attempt has finished.
     """
 
     fence: Fence
     job: Job
     tenant: Tenant
-    folder: str
+    folders: Mapping[str, str]
     plan: ExportPlan | None
     recorded: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class RangeDone:
-    """A finished range: its files, what was read, kept and left out, and what it took."""
+    """A finished range: its files by batch, what was read, kept and left out, and what it took."""
 
     index: int
-    files: Sequence[DataFile]
+    files: Mapping[str, Sequence[DataFile]]
     counts: ExportCounts
     peak_memory_bytes: int
 
@@ -117,7 +118,8 @@ class Attempts:
         async with self.database.write() as connection:
             await _held(connection, fence)
             if plan:
-                await connection.execute(update(jobs).where(jobs.c.id == fence.job_id).values(plan=plan))
+                values = {"plan": plan, "notes": plan.notes}
+                await connection.execute(update(jobs).where(jobs.c.id == fence.job_id).values(values))
             now = await database_time(connection)
             await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
             await _carry(connection, fence, progress=progress)
@@ -155,7 +157,7 @@ class Attempts:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write() as connection:
-            row = await _held(connection, fence)
+            await _held(connection, fence)
             values = {
                 "job_id": fence.job_id,
                 "range_index": done.index,
@@ -164,13 +166,14 @@ class Attempts:
                 "peak_memory_bytes": done.peak_memory_bytes,
             }
             await connection.execute(insert(job_ranges).values(values))
-            await add_files(connection, await _batch_key(connection, row), done.files, None)
+            for batch in await batches_of_job(connection, fence.job_id):
+                await add_files(connection, batch.key, done.files.get(batch.id, ()), None)
             await _carry(connection, fence, progress=progress)
         self._wakeups.job_changed(fence.job_id)
 
     @whole
     async def commit(self, fence: Fence) -> Sequence[DataFile]:
-        """Make the batch count and end the job, in one transaction; return the files that count.
+        """Make the job's batches count and end it, in one transaction; return the files that count.
 
         Raises:
             LeaseLostError: The fence does not hold.
@@ -178,12 +181,20 @@ class Attempts:
         """
         async with self.database.write() as connection:
             row = await _held(connection, fence)
-            key = await _batch_key(connection, row)
-            files = await files_of(connection, key)
-            await move_job(connection, row, SUCCEED, metrics=await _metrics(connection, row))
-            await succeed_batch(connection, key, await next_place(connection, row.tenant_id), files)
-            if files and row.plan is not None:
-                await _list_fields(connection, row)
+            metrics = await _metrics(connection, row)
+            await move_job(connection, row, SUCCEED, metrics=metrics)
+            files: list[DataFile] = []
+            for batch in await batches_of_job(connection, row.id):
+                counted = await files_of(connection, batch.key)
+                await succeed_batch(
+                    connection, batch.key, await next_place(connection, row.tenant_id), counted
+                )
+                files += counted
+            if row.plan is not None:
+                notes = notes_of(row.plan, metrics.counts)
+                await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))
+                if files:
+                    await _list_fields(connection, row)
             await _end(connection, fence)
         self._wakeups.job_changed(fence.job_id)
         self._wakeups.batches_changed()
@@ -260,18 +271,15 @@ async def _release(connection: AsyncConnection, row: Row[Any], fence: Fence) -> 
 
 
 async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Claim:
-    query = (
-        select(batches.c.folder, tenants.c.org, tenants.c.sandbox)
-        .join(tenants, tenants.c.id == batches.c.tenant_id)
-        .where(batches.c.tenant_id == row.tenant_id, batches.c.id == row.batch_id)
-    )
-    batch = (await connection.execute(query)).one()
+    query = select(tenants.c.org, tenants.c.sandbox).where(tenants.c.id == row.tenant_id)
+    tenant = (await connection.execute(query)).one()
+    filled = await batches_of_job(connection, row.id)
     recorded = await connection.execute(select(job_ranges.c.range_index).where(job_ranges.c.job_id == row.id))
     return Claim(
         fence=fence,
         job=job_from(row),
-        tenant=Tenant(batch.org, batch.sandbox),
-        folder=batch.folder,
+        tenant=Tenant(tenant.org, tenant.sandbox),
+        folders={batch.id: batch.folder for batch in filled},
         plan=row.plan,
         recorded=frozenset(recorded.scalars()),
     )
@@ -300,15 +308,13 @@ async def _end(connection: AsyncConnection, fence: Fence, *, keep_ranges: bool =
         await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == fence.job_id))
 
 
-async def _batch_key(connection: AsyncConnection, row: Row[Any]) -> int:
-    query = select(batches.c.key).where(batches.c.tenant_id == row.tenant_id, batches.c.id == row.batch_id)
-    key: int = (await connection.execute(query)).scalar_one()
-    return key
-
-
 async def _metrics(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
     """Add up what the job has recorded, over all its attempts."""
-    files = await files_of(connection, await _batch_key(connection, row))
+    files = [
+        file
+        for batch in await batches_of_job(connection, row.id)
+        for file in await files_of(connection, batch.key)
+    ]
     ranges = (await connection.execute(select(job_ranges).where(job_ranges.c.job_id == row.id))).all()
     return JobMetrics(
         counts=sum((found.counts for found in ranges), ExportCounts()),

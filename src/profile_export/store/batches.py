@@ -266,6 +266,12 @@ async def files_of(connection: AsyncConnection, batch_key: int) -> list[DataFile
     return [_file(row) for row in await connection.execute(query)]
 
 
+async def batches_of_job(connection: AsyncConnection, job_id: int) -> Sequence[Row[Any]]:
+    """Return the batches that a job fills, in the order of its segments if each has one."""
+    query = select(batches).where(batches.c.job_id == job_id).order_by(batches.c.key)
+    return (await connection.execute(query)).all()
+
+
 def batch_by_id(tenant_id: Any, batch_id: str) -> Select[Any]:
     """Select a batch of any state by its id, also one whose dataset is deleted."""
     return select(batches).where(batches.c.tenant_id == tenant_id, batches.c.id == batch_id)

@@ -69,9 +69,12 @@ class Json(TypeDecorator[Any]):
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256, in hex, of a domain value's JSON: equal values have equal digests."""
+    """Return the SHA-256, in hex, of a domain value's JSON: equal values have equal digests.
+
+    What is at its default is left out, so that a digest stays when a later version's values can say more.
+    """
     kind: Any = type(value)
-    return sha256(_adapter_of(kind).dump_json(value)).hexdigest()
+    return sha256(_adapter_of(kind).dump_json(value, exclude_defaults=True)).hexdigest()
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -29,7 +29,7 @@ from profile_export.domain.job import (
 )
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.request import BoundRequest
-from profile_export.store.batches import batch_by_id, drop_batch
+from profile_export.store.batches import batches_of_job, drop_batch
 from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, database_time, whole
@@ -40,12 +40,14 @@ from profile_export.store.tenants import ensure_tenant, id_of
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What a job starts with; `batch_id` and `folder` are those of the batch that every attempt fills."""
+    """What a job starts with; `folders` are those of the batches that every attempt fills, by id in their order.
+
+    There is one, or with `segment_per_batch` one for each segment.
+    """
 
     bound: BoundRequest
     request_id: str
-    batch_id: str
-    folder: str
+    folders: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +196,8 @@ async def move_job(connection: AsyncConnection, row: Row[Any], move: Move, **cha
     if phase:
         await stamp(connection, job.id, job.attempt, phase, now)
     if job.state in _BATCH_ENDS:
-        batch = (await connection.execute(batch_by_id(row.tenant_id, job.batch_id))).one()
-        await drop_batch(connection, batch, _BATCH_ENDS[job.state])
+        for batch in await batches_of_job(connection, job.id):
+            await drop_batch(connection, batch, _BATCH_ENDS[job.state])
     return moved
 
 
@@ -217,6 +219,7 @@ def job_from(row: Row[Any]) -> Job:
         bound=row.bound,
         request_id=row.request_id or "",
         batch_id=row.batch_id,
+        segment_batches=row.segment_batches,
         state=JobState(row.state),
         revision=row.revision,
         attempt=row.attempt,
@@ -234,14 +237,15 @@ def job_from(row: Row[Any]) -> Job:
 async def _insert_job(
     connection: AsyncConnection, tenant_id: int, new: NewJob, digest: str, now: datetime
 ) -> Row[Any]:
-    destination_id = new.bound.request.destination_id
+    request = new.bound.request
     values = {
         "tenant_id": tenant_id,
         "bound": new.bound,
         "request_id": new.request_id or None,
         "request_digest": digest,
-        "destination_id": destination_id,
-        "batch_id": new.batch_id,
+        "destination_id": request.destination_id,
+        "batch_id": "" if request.segment_per_batch else next(iter(new.folders)),
+        "segment_batches": tuple(new.folders) if request.segment_per_batch else (),
         "state": JobState.NEW.value,
         "revision": 1,
         "attempt": 0,
@@ -252,16 +256,19 @@ async def _insert_job(
         "notes": (),
     }
     row: Row[Any] = (await connection.execute(insert(jobs).values(values).returning(jobs))).one()
-    batch = {
-        "tenant_id": tenant_id,
-        "id": new.batch_id,
-        "dataset_id": destination_id,
-        "state": BatchState.LOADING.value,
-        "create_time": now,
-        "job_id": row.id,
-        "folder": new.folder,
-    }
-    await connection.execute(insert(batches).values(batch))
+    loading = [
+        {
+            "tenant_id": tenant_id,
+            "id": batch_id,
+            "dataset_id": request.destination_id,
+            "state": BatchState.LOADING.value,
+            "create_time": now,
+            "job_id": row.id,
+            "folder": folder,
+        }
+        for batch_id, folder in new.folders.items()
+    ]
+    await connection.execute(insert(batches), loading)
     return row
 
 

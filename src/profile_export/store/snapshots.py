@@ -10,12 +10,19 @@ from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.plan import PinnedBatch, PinnedFile, Source, SourcePart
 from profile_export.domain.planning import Snapshot
+from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP
 from profile_export.domain.unions import union_by_kind
 from profile_export.store.compactions import counting
 from profile_export.store.database import Database, whole
 from profile_export.store.datasets import source_datasets
 from profile_export.store.tables import batches, compactions, field_sets, files
-from profile_export.store.tenants import IDENTITY, SEGMENT, id_of, renamed_namespaces
+from profile_export.store.tenants import (
+    IDENTITY,
+    SEGMENT,
+    id_of,
+    registered_namespaces,
+    renamed_namespaces,
+)
 
 
 class Snapshots:
@@ -33,7 +40,13 @@ class Snapshots:
             datasets = {dataset.id: dataset for dataset in await source_datasets(connection, tenant_id)}
             pinned = (
                 await connection.execute(
-                    select(batches.c.id, batches.c.number, batches.c.ingest_time, batches.c.dataset_id)
+                    select(
+                        batches.c.id,
+                        batches.c.number,
+                        batches.c.ingest_time,
+                        batches.c.dataset_id,
+                        batches.c.rows,
+                    )
                     .where(counts)
                     .order_by(batches.c.number)
                 )
@@ -63,11 +76,16 @@ class Snapshots:
             fields_of = {row.id: row.fields for row in sets}
             namespaces = await renamed_namespaces(connection, tenant_id, IDENTITY)
             segment_namespaces = await renamed_namespaces(connection, tenant_id, SEGMENT)
+            spellings = {
+                field: await registered_namespaces(connection, tenant_id, kind)
+                for field, kind in ((IDENTITY_MAP, IDENTITY), (SEGMENT_MEMBERSHIP, SEGMENT))
+            }
         parts: dict[str, dict[int, list[PinnedFile]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
             if row.dataset_id in datasets:
                 parts[row.dataset_id][row.field_set_id].append(PinnedFile(row.path, row.rows, row.bytes))
         return Snapshot(
+            datasets={dataset.id: dataset.kind for dataset in datasets.values()},
             sources=tuple(
                 Source(
                     dataset_id,
@@ -81,11 +99,12 @@ class Snapshots:
                 for dataset_id, by_fields in parts.items()
             ),
             batches=tuple(
-                PinnedBatch(row.id, row.number, row.ingest_time)
+                PinnedBatch(row.id, row.number, row.ingest_time, row.dataset_id, row.rows)
                 for row in pinned
                 if row.dataset_id in datasets
             ),
             unions=union_by_kind(list(datasets.values())),
             namespaces=namespaces,
             segment_namespaces=segment_namespaces,
+            spellings=spellings,
         )

@@ -112,7 +112,7 @@ batches = Table(
     Column("rows", BigInteger, nullable=False, default=0),
     Column("bytes", BigInteger, nullable=False, default=0),
     Column("file_count", Integer, nullable=False, default=0),
-    Column("job_id", BigInteger),
+    Column("job_id", BigInteger, index=True),
     # Whether CreateBatch made it, so that it counts when it is completed and not with its first file.
     Column("several_files", Boolean, nullable=False, default=False, server_default=false()),
     Column("state_reason", Text, nullable=False, default="", server_default=""),
@@ -244,6 +244,8 @@ jobs = Table(
     Column("request_digest", Text),
     Column("destination_id", ForeignKey("datasets.id"), nullable=False),
     Column("batch_id", Text, nullable=False),
+    # One per segment, if each has a batch of its own; then `batch_id` is empty.
+    Column("segment_batches", Json(tuple[str, ...]), nullable=False, server_default="[]"),
     Column("state", Text, nullable=False),
     # Counts the job's moves from 1: optimistic lock, fence and watch cursor in one.
     Column("revision", BigInteger, nullable=False),

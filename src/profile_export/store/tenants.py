@@ -94,6 +94,16 @@ async def register_namespaces(
         await connection.execute(insert(namespace_spellings).values(row).on_conflict_do_nothing())
 
 
+async def registered_namespaces(connection: AsyncConnection, tenant_id: Any, kind: str) -> Mapping[str, str]:
+    """Return the registered spelling of every namespace by its folded name."""
+    rows = await connection.execute(
+        select(namespaces.c.folded, namespaces.c.registered).where(
+            namespaces.c.tenant_id == tenant_id, namespaces.c.kind == kind
+        )
+    )
+    return {row.folded: row.registered for row in rows}
+
+
 async def renamed_namespaces(connection: AsyncConnection, tenant_id: Any, kind: str) -> Mapping[str, str]:
     """Return the registered spelling of every spelling that was sent and differs from it."""
     rows = await connection.execute(
