@@ -19,6 +19,7 @@ from profile_export.client import (
     IdentityGraph,
     JobState,
     UploadFormat,
+    export_spec,
 )
 
 PARQUET = UploadFormat.UPLOAD_FORMAT_PARQUET
@@ -81,7 +82,8 @@ async def run_job(
 ) -> Finished:
     """Export, and wait for the final transition."""
     begin = time.monotonic()
-    created = await client.create_job(dataset_id, fields=fields, policy_id=policy_id, events=events)
+    spec = export_spec(dataset_id, fields=fields, policy_id=policy_id, events=events)
+    created = await client.create_job(spec)
     ended = begin
     async for message in client.watch_job(created.job.id):
         if message.transitions:

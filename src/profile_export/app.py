@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from profile_export.api.dataset_service import DatasetRooms, DatasetService
+from profile_export.api.estimates import Estimates
 from profile_export.api.export_service import ExportService
 from profile_export.api.logs import configure_logs
 from profile_export.api.profile_service import ProfileService
@@ -110,6 +111,8 @@ class Application:
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
         self._loading = Loading(rooms, limits, _new_id)
         sessions = UploadSessions(uploads, self._loading, _new_id)
+        snapshots, runs = Snapshots(self._database), engine or self._duckdb
+        estimates = Estimates(snapshots, runs, self._lake, _new_id)
         self._services = contract(
             datasets=DatasetService(
                 DatasetRooms(
@@ -125,7 +128,7 @@ class Application:
             ),
             schemas=SchemaService(catalog, schemas, Registration(schemas)),
             profiles=ProfileService(policies, _new_id),
-            exports=ExportService(catalog, policies, jobs, self._watches, _new_id),
+            exports=ExportService(catalog, policies, jobs, self._watches, estimates, _new_id),
         )
         name = f"{os.getpid()}-{_new_id()}"
         keep = timedelta(minutes=settings.mirror_keep_minutes)
@@ -135,9 +138,9 @@ class Application:
         self._worker = Worker(
             name,
             self._attempts,
-            Snapshots(self._database),
+            snapshots,
             wakeups,
-            engine or self._duckdb,
+            runs,
             self._lake,
         )
         self._compactions, self._drops = Compactions(self._database), Drops(self._database)

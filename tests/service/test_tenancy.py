@@ -84,6 +84,9 @@ NAMES_A_RESOURCE: dict[str, Call] = {
     ),
     "GetSchema": unary("schemas", "GetSchema", lambda o: ss.GetSchemaRequest(schema_id=o.schema)),
     "CreateJob": unary("exports", "CreateJob", lambda o: es.CreateJobRequest(spec=export_spec(o.union))),
+    "EstimateJob": unary(
+        "exports", "EstimateJob", lambda o: es.EstimateJobRequest(spec=export_spec(o.union))
+    ),
     "GetJob": unary("exports", "GetJob", lambda o: es.GetJobRequest(job_id=o.job)),
     "CancelJob": unary("exports", "CancelJob", lambda o: es.CancelJobRequest(job_id=o.job)),
     "WatchJob": streamed("exports", "WatchJob", lambda o: es.WatchJobRequest(job_id=o.job)),
@@ -102,9 +105,6 @@ NOT_BUILT: dict[str, Call] = {
     "GetProfile": unary("profiles", "GetProfile", lambda _: ps.GetProfileRequest()),
     "ListProfileEvents": unary("profiles", "ListProfileEvents", lambda _: ps.ListProfileEventsRequest()),
     "DeleteProfile": unary("profiles", "DeleteProfile", lambda _: ps.DeleteProfileRequest()),
-    "EstimateJob": unary(
-        "exports", "EstimateJob", lambda o: es.EstimateJobRequest(spec=export_spec(o.union))
-    ),
     "WatchJobs": streamed("exports", "WatchJobs", lambda _: es.WatchJobsRequest()),
 }
 NAMES_NOTHING = {

@@ -19,6 +19,7 @@ from profile_export.client import (
     UploadPhase,
     UploadProgress,
     WatchJobResponse,
+    export_spec,
 )
 from tests.system.line import Line, received
 from tests.system.terminal import Terminal
@@ -288,7 +289,7 @@ async def test_a_watch_and_a_download_that_were_cut_go_on_where_they_were(
         source = await near.create_dataset("CRM", DatasetKind.DATASET_KIND_RECORD, identities=[primary])
         await near.upload(source.id, noise, UploadFormat.UPLOAD_FORMAT_JSON_LINES)
         union = await near.create_dataset("Merged", DatasetKind.DATASET_KIND_UNION)
-        job = (await near.create_job(union.id)).job
+        job = (await near.create_job(export_spec(union.id))).job
 
         # when the line is cut after the first message of the watch, and after the first bytes of the download
         messages: list[WatchJobResponse] = []

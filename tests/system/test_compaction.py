@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow.parquet as pq
 import pytest
 
-from profile_export.client import Client, DatasetKind, IdentityField, JobState, UploadFormat
+from profile_export.client import Client, DatasetKind, IdentityField, JobState, UploadFormat, export_spec
 
 SECONDS = 30
 CRM = IdentityField(path="crmId", namespace="CRM", primary=True)
@@ -59,7 +59,7 @@ def in_lake(location: str) -> Path:
 
 async def exported(client: Client, union: str) -> list[str]:
     """Export, and return the names that came out."""
-    job = (await client.create_job(union)).job
+    job = (await client.create_job(export_spec(union))).job
     async for _ in client.watch_job(job.id):
         pass
     job = await client.get_job(job.id)

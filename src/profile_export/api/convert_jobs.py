@@ -77,7 +77,8 @@ def _event_list(message: job_pb2.EventList) -> EventList:
     )
 
 
-def _spec(bound: BoundRequest) -> job_pb2.ExportSpec:
+def export_spec(bound: BoundRequest) -> job_pb2.ExportSpec:
+    """Write a request as resolved."""
     request = bound.request
     spec = job_pb2.ExportSpec(
         fields=request.fields,
@@ -124,7 +125,7 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
     job = view.job
     message = job_pb2.ExportJob(
         id=job.id,
-        spec=_spec(job.bound),
+        spec=export_spec(job.bound),
         state=job_pb2.JobState.Value(f"JOB_STATE_{job.state.name}"),
         revision=job.revision,
         attempt=job.attempt,

@@ -32,7 +32,6 @@ from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _MAX_REASON = 1_000
-_MAX_PREVIEW_BYTES = 3 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,12 +207,4 @@ class DatasetService(DatasetServiceServicer):
 
 
 def _preview(rows: Iterable[Mapping[str, object]]) -> pb.PreviewDatasetResponse:
-    """Write rows, as many as a client takes in one message."""
-    response = pb.PreviewDatasetResponse()
-    room = _MAX_PREVIEW_BYTES
-    for row in rows:
-        response.rows.append(convert_batches.row(row))
-        room -= response.rows[-1].ByteSize()
-        if room < 0:
-            break
-    return response
+    return pb.PreviewDatasetResponse(rows=convert_batches.rows_that_fit(rows))

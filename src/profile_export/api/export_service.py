@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc.aio
 
-from profile_export.api import convert_jobs
+from profile_export.api import convert_estimates, convert_jobs
 from profile_export.api.convert import optional, page_request
+from profile_export.api.estimates import Estimates
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.watch import Watches, WatchOptions
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.errors import UnimplementedError
-from profile_export.domain.request import bind
+from profile_export.domain.request import BoundRequest, ExportRequest, bind, without_unknown_fields
 from profile_export.store.catalog import Catalog
 from profile_export.store.jobs import Jobs, NewJob
 from profile_export.store.policies import Policies
@@ -27,8 +29,15 @@ class ExportService(ExportServiceServicer):
     """Serves jobs from the store."""
 
     def __init__(
-        self, catalog: Catalog, policies: Policies, jobs: Jobs, watches: Watches, new_id: Callable[[], str]
+        self,
+        catalog: Catalog,
+        policies: Policies,
+        jobs: Jobs,
+        watches: Watches,
+        estimates: Estimates,
+        new_id: Callable[[], str],
     ) -> None:
+        self._estimates = estimates
         self._catalog = catalog
         self._policies = policies
         self._jobs = jobs
@@ -38,21 +47,34 @@ class ExportService(ExportServiceServicer):
     async def CreateJob(self, request: pb.CreateJobRequest, context: _Context) -> pb.CreateJobResponse:
         tenant = current_tenant()
         asked = convert_jobs.export_request(request.spec)
-        destination = await self._catalog.get_dataset(tenant, asked.destination_id)
-        policy = await self._policies.find_policy(tenant, asked.policy_id, asked.policy_version)
-        unions = await self._catalog.union_fields(tenant)
-        bound = bind(asked, destination, policy, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
+        request_id = optional(request.request_id, "request_id")
+        # Looked for first: what it names may be gone by now.
+        before = await self._jobs.made_by(tenant, request_id, asked)
+        if before:
+            return pb.CreateJobResponse(job=convert_jobs.export_job(before), replayed=True)
         batches = len(asked.segments) if asked.segment_per_batch else 1
-        new = NewJob(
-            bound=bound,
-            request_id=optional(request.request_id, "request_id"),
-            folders={self._new_id(): f"{destination.id}/{self._new_id()}" for _ in range(batches)},
+        folders = {self._new_id(): f"{asked.destination_id}/{self._new_id()}" for _ in range(batches)}
+        view, replayed = await self._jobs.create(
+            tenant, NewJob(await self._bound(asked), request_id, folders)
         )
-        view, replayed = await self._jobs.create(tenant, new)
         return pb.CreateJobResponse(job=convert_jobs.export_job(view), replayed=replayed)
 
     async def EstimateJob(self, request: pb.EstimateJobRequest, context: _Context) -> pb.EstimateJobResponse:
-        raise UnimplementedError.of_method("EstimateJob")
+        rows = convert_estimates.sample_rows(request)
+        asked = convert_jobs.export_request(request.spec)
+        tenant = current_tenant()
+        unions = await self._catalog.union_fields(tenant)
+        known, unknown = without_unknown_fields(asked, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
+        bound = await self._bound(known)
+        found = await self._estimates.estimate(tenant, bound, rows)
+        return convert_estimates.estimate_job(replace(bound, request=asked), found, unknown)
+
+    async def _bound(self, asked: ExportRequest) -> BoundRequest:
+        tenant = current_tenant()
+        destination = await self._catalog.get_dataset(tenant, asked.destination_id)
+        policy = await self._policies.find_policy(tenant, asked.policy_id, asked.policy_version)
+        unions = await self._catalog.union_fields(tenant)
+        return bind(asked, destination, policy, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
 
     async def GetJob(self, request: pb.GetJobRequest, context: _Context) -> pb.GetJobResponse:
         view = await self._jobs.get(current_tenant(), request.job_id)

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -47,8 +47,9 @@ _SERVER_OPTIONS = {"address": _ADDRESS, "org": _ORG, "sandbox": _SANDBOX}
 def command(group: typer.Typer, name: str) -> Callable[[_WorkT], _WorkT]:
     """Make a coroutine that takes a client and options into a command of a group.
 
-    The command gets the options of the coroutine, and those that name the server. It exits with the number that
-    the coroutine returns, or 1 with one line about the error of a call.
+    The command gets the options of the coroutine, and those that name the server. A parameter that is a dataclass
+    stands for its fields, each an option. It exits with the number that the coroutine returns, or 1 with one line
+    about the error of a call.
     """
 
     def decorate(work: _WorkT) -> _WorkT:
@@ -63,11 +64,23 @@ def _command(work: _Work) -> Callable[..., None]:
         chosen = {name: options.pop(name) for name in _SERVER_OPTIONS}
         root: Server = context.find_root().obj
         server = Server(*(str(chosen[name] or getattr(root, name)) for name in _SERVER_OPTIONS))
+        for name, kind in grouped.items():
+            options[name] = kind(**{field.name: options.pop(field.name) for field in fields(kind)})
         code = asyncio.run(_talk(server, work, options))
         if code:
             raise typer.Exit(code)
 
-    own = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
+    taken = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
+    grouped: dict[str, Any] = {one.name: one.annotation for one in taken if is_dataclass(one.annotation)}
+    own = [
+        option
+        for one in taken
+        for option in (
+            inspect.signature(one.annotation, eval_str=True).parameters.values()
+            if one.name in grouped
+            else (one,)
+        )
+    ]
     keyword = inspect.Parameter.KEYWORD_ONLY
     shared = [
         inspect.Parameter(name, keyword, default=None, annotation=Annotated[str | None, option])

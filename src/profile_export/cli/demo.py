@@ -32,6 +32,7 @@ from profile_export.client import (
     JobState,
     UploadFormat,
     UploadProgress,
+    export_spec,
 )
 
 INDENT = 4
@@ -152,7 +153,7 @@ async def _upload(client: Client, folder: Path, source: _Source, bars: Progress,
 async def _export(client: Client, screen: Console) -> ExportJob:
     destination = await client.create_dataset("One row per person", DatasetKind.DATASET_KIND_UNION)
     policy = await client.create_policy("One row per person", IdentityGraph.IDENTITY_GRAPH_PDG)
-    answer = await client.create_job(destination.id, policy_id=policy.id, events=Events())
+    answer = await client.create_job(export_spec(destination.id, policy_id=policy.id, events=Events()))
     job = await follow(client, answer.job.id, screen, indent=INDENT)
     screen.print()
     return job

@@ -1,14 +1,15 @@
 """Export jobs: start, follow, stop."""
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from profile_export.cli.command import AsJson, RequestId, command
+from profile_export.cli.estimates import show_estimate
+from profile_export.cli.export_options import ExportOptions
 from profile_export.cli.output import console, count, moment, print_json, print_rows, span, state
 from profile_export.cli.watch import follow, summary
-from profile_export.client import Client, Events, ExportJob, JobState, as_json
+from profile_export.client import Client, ExportJob, JobState, as_json
 
 group = typer.Typer(no_args_is_help=True, help="Export jobs: start, follow, stop.")
 
@@ -19,42 +20,16 @@ JobId = Annotated[int, typer.Argument(metavar="ID", help="Number of the job.")]
 async def create(
     client: Client,
     *,
-    to: Annotated[str, typer.Option(metavar="DATASET_ID", help="The union dataset that gets the rows.")],
-    field: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH", help="A field to keep, such as person.name. May be given again. Default: all."
-        ),
-    ] = None,
-    policy: Annotated[
-        str, typer.Option(metavar="ID", help="Merge policy. Default: each primary identity is a profile.")
-    ] = "",
-    events: Annotated[bool, typer.Option("--events", help="Take the experience events along.")] = False,
-    event_field: Annotated[
-        list[str] | None, typer.Option(metavar="PATH", help="A field of events to keep. Default: all.")
-    ] = None,
-    events_from: Annotated[
-        str, typer.Option(metavar="TIME", help="Only events ingested later, such as 2026-01-31T00:00:00Z.")
-    ] = "",
-    events_to: Annotated[str, typer.Option(metavar="TIME", help="Only events ingested until then.")] = "",
+    wanted: ExportOptions,
     request_id: RequestId = "",
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_data: AsJson = False,
 ) -> int | None:
     """Start an export and print the number of the job, or with --watch follow it.
 
-    Example: `profile-export jobs create --to 5f0c… --policy 3a1b… --events --watch`
+    Example: `profile-export jobs create --to 5f0c… --policy 3a1b… --segment gold --events --watch`
     """
-    wanted = Events(
-        tuple(event_field or ()), _time("--events-from", events_from), _time("--events-to", events_to)
-    )
-    answer = await client.create_job(
-        to,
-        fields=field or (),
-        policy_id=policy,
-        events=wanted if events or wanted != Events() else None,
-        request_id=request_id,
-    )
+    answer = await client.create_job(wanted.spec(), request_id)
     if watch:
         return await _watch(client, answer.job.id, as_data=as_data)
     if as_data:
@@ -62,6 +37,25 @@ async def create(
     else:
         typer.echo(answer.job.id)
     return None
+
+
+@command(group, "estimate")
+async def estimate(
+    client: Client,
+    *,
+    wanted: ExportOptions,
+    rows: Annotated[int, typer.Option(min=0, max=100, metavar="N", help="How many sample rows.")] = 0,
+    as_data: AsJson = False,
+) -> None:
+    """Say what an export would do, without doing it.
+
+    Example: `profile-export jobs estimate --to 5f0c… --field person.name --rows 3`
+    """
+    answer = await client.estimate_job(wanted.spec(), rows)
+    if as_data:
+        print_json(as_json(answer))
+    else:
+        show_estimate(answer)
 
 
 @command(group, "list")
@@ -145,13 +139,3 @@ def _show(job: ExportJob, *, as_data: bool) -> None:
         print_json(as_json(job))
     else:
         console().print(summary(job))
-
-
-def _time(option: str, text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{option} {text!r} is no time: write it as 2026-01-31T00:00:00Z.") from None
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

@@ -23,7 +23,7 @@ PHASE_STYLES = {
     "cancel": "yellow",
     "lost": "red",
 }
-_LEFT_OUT = {
+LEFT_OUT = {
     "not_listed": "no dataset of the policy",
     "too_many_identities": "too many identities",
     "events_only": "events only",
@@ -130,6 +130,7 @@ def facts(job: ExportJob) -> Table:
     rows: list[tuple[str, RenderableType]] = [("job", Text(f"{job.id}  ") + state(job.state))]
     if job.batch_id:
         rows.append(("batch", job.batch_id))
+    rows += [("batch", f"{one.batch_id}  {one.namespace}:{one.segment_id}") for one in job.batches]
     profiles = f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"
     rows.append(("profiles", profiles))
     if metrics.profiles_merged:
@@ -139,7 +140,7 @@ def facts(job: ExportJob) -> Table:
         rows.append(("", ", ".join(f"{name} {count(number)}" for name, number in namespaces)))
     left_out = [
         f"{words} {count(getattr(metrics.left_out, name))}"
-        for name, words in _LEFT_OUT.items()
+        for name, words in LEFT_OUT.items()
         if getattr(metrics.left_out, name)
     ]
     if left_out:

@@ -3,7 +3,7 @@
 from profile_export.client.calls import as_json
 from profile_export.client.connection import Client
 from profile_export.client.errors import ClientError, Violation
-from profile_export.client.jobs import Events
+from profile_export.client.jobs import Events, Profiles, Segment, export_spec
 from profile_export.client.upload import UploadFile, UploadPhase, UploadProgress
 from profile_export.v1.batch_pb2 import Batch, BatchState, DataFile, RejectedRow
 from profile_export.v1.dataset_pb2 import (
@@ -22,14 +22,22 @@ from profile_export.v1.dataset_service_pb2 import (
     UploadBatchResponse,
     UploadFormat,
 )
-from profile_export.v1.export_service_pb2 import CreateJobResponse, WatchJobResponse
+from profile_export.v1.export_service_pb2 import (
+    CreateJobResponse,
+    EstimateJobResponse,
+    Exactness,
+    Figure,
+    WatchJobResponse,
+)
 from profile_export.v1.job_pb2 import (
     ExportJob,
+    ExportSpec,
     JobMetrics,
     JobPhase,
     JobProgress,
     JobState,
     JobTransition,
+    MembershipStatus,
 )
 from profile_export.v1.merge_policy_pb2 import IdentityGraph, MergePolicy
 from profile_export.v1.schema_pb2 import Schema, UnionSchema
@@ -45,11 +53,15 @@ __all__ = [
     "Dataset",
     "DatasetKind",
     "DecimalType",
+    "EstimateJobResponse",
     "Events",
+    "Exactness",
     "ExportJob",
+    "ExportSpec",
     "Field",
     "FieldDeclaration",
     "FieldType",
+    "Figure",
     "IdentityField",
     "IdentityGraph",
     "JobMetrics",
@@ -57,11 +69,14 @@ __all__ = [
     "JobProgress",
     "JobState",
     "JobTransition",
+    "MembershipStatus",
     "MergePolicy",
     "MirrorStatus",
+    "Profiles",
     "RejectedRow",
     "ScalarType",
     "Schema",
+    "Segment",
     "UnionSchema",
     "UploadBatchResponse",
     "UploadFile",
@@ -71,4 +86,5 @@ __all__ = [
     "Violation",
     "WatchJobResponse",
     "as_json",
+    "export_spec",
 ]

@@ -23,26 +23,72 @@ class Events:
     to_time: datetime | None = None
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A segment, and the memberships by which a profile is in it. Empty: namespace `ups`, realized and existing."""
+
+    segment_id: str
+    namespace: str = ""
+    statuses: tuple[jobs.MembershipStatus.ValueType, ...] = ()
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Which profiles an export takes: those in one of the segments, with something newer; by default all with a record.
+
+    `qualified_from` and `qualified_to` say when their membership last qualified, `newer_than` is an ingest time;
+    `without_record` also takes those that have events only.
+    """
+
+    segments: tuple[Segment, ...] = ()
+    qualified_from: datetime | None = None
+    qualified_to: datetime | None = None
+    newer_than: datetime | None = None
+    without_record: bool = False
+
+
+def export_spec(
+    dataset_id: str,
+    *,
+    fields: Sequence[str] = (),
+    policy_id: str = "",
+    profiles: Profiles | None = None,
+    events: Events | None = None,
+    batch_per_segment: bool = False,
+) -> jobs.ExportSpec:
+    """Say what to export into a union dataset, for `create_job` and `estimate_job`.
+
+    Args:
+        dataset_id: The union dataset.
+        fields: Field paths; none means all.
+        policy_id: A merge policy; empty means the default one.
+        profiles: Which profiles; None means all that have a record.
+        events: Which events to take along; None means none.
+        batch_per_segment: Whether each segment gets a batch of its own.
+    """
+    to = jobs.ExportDestination(dataset_id=dataset_id, segment_per_batch=batch_per_segment)
+    spec = jobs.ExportSpec(fields=fields, destination=to)
+    if policy_id:
+        spec.merge_policy.CopyFrom(MergePolicyRef(id=policy_id))
+    if profiles is not None:
+        spec.filter.CopyFrom(_filter(profiles))
+    if events is not None:
+        spec.event_list.CopyFrom(_event_list(events))
+    return spec
+
+
 class JobCalls(Calls):
     """Calls about export jobs."""
 
-    async def create_job(
-        self,
-        dataset_id: str,
-        *,
-        fields: Sequence[str] = (),
-        policy_id: str = "",
-        events: Events | None = None,
-        request_id: str = "",
-    ) -> pb.CreateJobResponse:
-        """Ask for an export into a union dataset; with the same request_id and content it is the same job."""
-        spec = jobs.ExportSpec(fields=fields, destination=jobs.ExportDestination(dataset_id=dataset_id))
-        if policy_id:
-            spec.merge_policy.CopyFrom(MergePolicyRef(id=policy_id))
-        if events is not None:
-            spec.event_list.CopyFrom(_event_list(events))
+    async def create_job(self, spec: jobs.ExportSpec, request_id: str = "") -> pb.CreateJobResponse:
+        """Ask for an export; with the same request_id and content it is the same job."""
         request = pb.CreateJobRequest(spec=spec, request_id=request_id or str(uuid.uuid4()))
         return await self._call(self._exports.CreateJob, request)
+
+    async def estimate_job(self, spec: jobs.ExportSpec, sample_rows: int = 0) -> pb.EstimateJobResponse:
+        """Ask what a job would do. This waits as long as it takes: a large source needs a look at all its links."""
+        request = pb.EstimateJobRequest(spec=spec, sample_rows=sample_rows)
+        return await self._call(self._exports.EstimateJob, request, timeout=None)
 
     async def get_job(self, job_id: int) -> jobs.ExportJob:
         """Look a job up."""
@@ -91,6 +137,21 @@ def _event_list(events: Events) -> jobs.EventList:
     if events.to_time:
         event_list.filter.to_ingest_time.CopyFrom(_stamp(events.to_time))
     return event_list
+
+
+def _filter(profiles: Profiles) -> jobs.ExportFilter:
+    segments = [
+        jobs.SegmentFilter(segment_id=one.segment_id, namespace=one.namespace, statuses=one.statuses)
+        for one in profiles.segments
+    ]
+    kept = jobs.ExportFilter(segments=segments, empty_profiles=profiles.without_record)
+    if profiles.qualified_from:
+        kept.segment_qualification_time.start_time.CopyFrom(_stamp(profiles.qualified_from))
+    if profiles.qualified_to:
+        kept.segment_qualification_time.end_time.CopyFrom(_stamp(profiles.qualified_to))
+    if profiles.newer_than:
+        kept.from_ingest_time.CopyFrom(_stamp(profiles.newer_than))
+    return kept
 
 
 def _stamp(moment: datetime) -> Timestamp:

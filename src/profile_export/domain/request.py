@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from profile_export.domain.catalog import PROFILE_CLASS, Dataset, DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.policy import MergePolicy
-from profile_export.domain.schema import ObjectType
+from profile_export.domain.schema import EVENT_ID, IDENTITY_MAP, ObjectType
 from profile_export.domain.segments import SegmentFilter, SegmentSelection, check_segments
-from profile_export.domain.selection import select_fields
+from profile_export.domain.selection import UnknownPath, select_fields, unknown_paths
 
 ENGINE = "duckdb"
 
@@ -143,3 +144,30 @@ def bind(
     if request.event_list:
         select_fields(event_fields, request.event_list.fields, "spec.event_list.fields")
     return BoundRequest(request, policy)
+
+
+def without_unknown_fields(
+    request: ExportRequest, record_fields: ObjectType, event_fields: ObjectType
+) -> tuple[ExportRequest, Sequence[UnknownPath]]:
+    """Return a request with the fields that are known, and the paths of the others.
+
+    Where none is known that was named, identities alone are kept, and of events their ids: no field at all would mean
+    every one.
+
+    Raises:
+        InvalidArgumentError: A path is wrong in another way.
+    """
+    unknown = unknown_paths(record_fields, request.fields, "spec.fields")
+    reduced = replace(request, fields=_without(request.fields, unknown, IDENTITY_MAP))
+    wanted = request.event_list
+    if wanted is None:
+        return reduced, unknown
+    of_events = unknown_paths(event_fields, wanted.fields, "spec.event_list.fields")
+    kept = replace(wanted, fields=_without(wanted.fields, of_events, EVENT_ID))
+    return replace(reduced, event_list=kept), [*unknown, *of_events]
+
+
+def _without(paths: Sequence[str], unknown: Sequence[UnknownPath], otherwise: str) -> tuple[str, ...]:
+    refused = {one.path for one in unknown}
+    known = tuple(path for path in paths if path not in refused)
+    return known if known or not paths else (otherwise,)

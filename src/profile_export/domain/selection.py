@@ -20,6 +20,8 @@ from profile_export.domain.schema import (
     ObjectType,
 )
 
+UNKNOWN_FIELD = "UNKNOWN_FIELD"
+
 # The older layout of a profile had a list `identities`; the guide's examples still select from it (S25).
 _IDENTITIES = "identities"
 _ALIASES: Mapping[FieldPath, tuple[str, ...]] = {
@@ -70,22 +72,33 @@ def select_fields(
     members: set[str] = set()
     namespaces: dict[str, set[str]] = {}
     for index, text in enumerate(paths):
-        path = _registered(tuple(text.strip().split(".")), spellings or {})
-        where = f"{request_field}[{index}]"
+        path = _resolved(schema, text, f"{request_field}[{index}]", spellings or {})
         if path in _ALIASES:
             members.update(_ALIASES[path])
-            continue
-        if path[0] == TIME_SERIES_EVENTS:
-            raise InvalidArgumentError.of_field(
-                where, "events are switched on and their fields chosen by 'event_list'."
-            )
-        _check_path(schema, path, where)
-        if path[0] == IDENTITY_MAP:
+        elif path[0] == IDENTITY_MAP:
             namespaces.setdefault(path[1], set()).update(path[2:] or IDENTITY_MEMBERS)
         else:
             wanted.append(path)
     chosen = {namespace: _ordered(found) for namespace, found in namespaces.items()}
     return Selection(_prune_object(attributes, wanted), IdentitySelection(_ordered(members), chosen))
+
+
+def _resolved(
+    schema: ObjectType, text: str, where: str, spellings: Mapping[str, Mapping[str, str]]
+) -> FieldPath:
+    """Return a path as it is known, or an alias.
+
+    Raises:
+        InvalidArgumentError: As `select_fields`.
+    """
+    path = _registered(tuple(text.strip().split(".")), spellings)
+    if path[0] == TIME_SERIES_EVENTS:
+        raise InvalidArgumentError.of_field(
+            where, "events are switched on and their fields chosen by 'event_list'."
+        )
+    if path not in _ALIASES:
+        _check_path(schema, path, where)
+    return path
 
 
 def _ordered(members: Collection[str]) -> tuple[str, ...]:
@@ -97,6 +110,31 @@ def _registered(path: FieldPath, spellings: Mapping[str, Mapping[str, str]]) -> 
     if path[0] not in spellings or len(path) == 1:
         return path
     return (path[0], spellings[path[0]].get(fold_namespace(path[1]), path[1]), *path[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownPath:
+    """A field path that no source has, and the nearest one that some has."""
+
+    path: str
+    nearest: str
+
+
+def unknown_paths(schema: ObjectType, paths: Sequence[str], request_field: str) -> Sequence[UnknownPath]:
+    """Return the paths that `select_fields` would refuse as unknown.
+
+    Raises:
+        InvalidArgumentError: A path is wrong in another way.
+    """
+    unknown = []
+    for index, path in enumerate(paths):
+        try:
+            _resolved(schema, path, f"{request_field}[{index}]", {})
+        except InvalidArgumentError as error:
+            if error.reason != UNKNOWN_FIELD:
+                raise
+            unknown.append(UnknownPath(path, error.metadata["nearest"]))
+    return unknown
 
 
 def _check_path(schema: ObjectType, path: FieldPath, where: str) -> None:
@@ -116,7 +154,7 @@ def _check_path(schema: ObjectType, path: FieldPath, where: str) -> None:
             raise InvalidArgumentError.of_field(
                 where,
                 f"no source has a field '{text}'; the nearest known path is '{nearest}'.",
-                reason="UNKNOWN_FIELD",
+                reason=UNKNOWN_FIELD,
                 path=text,
                 nearest=nearest,
             )

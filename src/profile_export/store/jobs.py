@@ -28,7 +28,7 @@ from profile_export.domain.job import (
     phase_times,
 )
 from profile_export.domain.paging import Page, PageRequest, cut_page
-from profile_export.domain.request import BoundRequest
+from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.store.batches import batches_of_job, drop_batch
 from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
@@ -80,12 +80,8 @@ class Jobs:
         digest = digest_of(new.bound.request)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
-            if new.request_id:
-                query = select(jobs).where(jobs.c.tenant_id == tenant_id, jobs.c.request_id == new.request_id)
-                found = (await connection.execute(query)).first()
-                if found:
-                    check_digest(found, digest, new.request_id)
-                    return await _view(connection, found), True
+            if found := await _made_by(connection, tenant_id, new.request_id, digest):
+                return await _view(connection, found), True
             now = await database_time(connection)
             row = await _insert_job(connection, tenant_id, new, digest, now)
             first = Transition(1, None, JobState.NEW, now, 0, "created", JobMetrics())
@@ -94,6 +90,17 @@ class Jobs:
             view = await _view(connection, row)
         self._wakeups.job_changed(view.job.id)
         return view, False
+
+    @whole
+    async def made_by(self, tenant: Tenant, request_id: str, request: ExportRequest) -> JobView | None:
+        """Return the job made before with a request id; None if there is none, or the id is empty.
+
+        Raises:
+            AlreadyExistsError: As `create`.
+        """
+        async with self.database.read() as connection:
+            found = await _made_by(connection, id_of(tenant), request_id, digest_of(request))
+            return await _view(connection, found) if found else None
 
     @whole
     async def get(self, tenant: Tenant, job_id: int) -> JobView:
@@ -270,6 +277,18 @@ async def _insert_job(
     ]
     await connection.execute(insert(batches), loading)
     return row
+
+
+async def _made_by(
+    connection: AsyncConnection, tenant_id: Any, request_id: str, digest: str
+) -> Row[Any] | None:
+    if not request_id:
+        return None
+    query = select(jobs).where(jobs.c.tenant_id == tenant_id, jobs.c.request_id == request_id)
+    found: Row[Any] | None = (await connection.execute(query)).first()
+    if found:
+        check_digest(found, digest, request_id)
+    return found
 
 
 async def _log(connection: AsyncConnection, job_id: int, transition: Transition) -> None:

@@ -155,7 +155,9 @@ class ExportServiceServicer:
 
         Returns figures, each with how exact it is, and sample rows.
         Repeated, it returns what is true then.
-        Errors: as in CreateJob, except that unknown field paths are listed and not an error.
+        Errors: as in CreateJob, except that unknown field paths are listed and not an error, and
+        - UNAVAILABLE ESTIMATE_FAILED: the engine broke; try again after the time in RetryInfo.
+        - FAILED_PRECONDITION ENGINE_IO or ENGINE_QUERY: a job would fail as well; the message says why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

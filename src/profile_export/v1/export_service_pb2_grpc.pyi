@@ -67,7 +67,9 @@ class ExportServiceStub:
 
     Returns figures, each with how exact it is, and sample rows.
     Repeated, it returns what is true then.
-    Errors: as in CreateJob, except that unknown field paths are listed and not an error.
+    Errors: as in CreateJob, except that unknown field paths are listed and not an error, and
+     - UNAVAILABLE ESTIMATE_FAILED: the engine broke; try again after the time in RetryInfo.
+     - FAILED_PRECONDITION ENGINE_IO or ENGINE_QUERY: a job would fail as well; the message says why.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_export_service_pb2.GetJobRequest, _export_service_pb2.GetJobResponse]
     """GetJob looks one job up.
@@ -204,7 +206,9 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Returns figures, each with how exact it is, and sample rows.
         Repeated, it returns what is true then.
-        Errors: as in CreateJob, except that unknown field paths are listed and not an error.
+        Errors: as in CreateJob, except that unknown field paths are listed and not an error, and
+         - UNAVAILABLE ESTIMATE_FAILED: the engine broke; try again after the time in RetryInfo.
+         - FAILED_PRECONDITION ENGINE_IO or ENGINE_QUERY: a job would fail as well; the message says why.
         """
 
     @_abc_1.abstractmethod

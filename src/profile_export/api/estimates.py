@@ -1,0 +1,118 @@
+"""Estimates: a job's plan carried out on as many profiles as one range holds, in a folder that goes at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from profile_export.domain.catalog import Tenant
+from profile_export.domain.errors import FailedPreconditionError, UnavailableError
+from profile_export.domain.estimate import Counted, Estimate, KeySample, estimate, sample_of
+from profile_export.domain.plan import ExportCounts, ExportPlan, KeyRange, notes_of
+from profile_export.domain.planning import plan_export
+from profile_export.domain.request import BoundRequest
+from profile_export.engines.results import (
+    EngineDiedError,
+    EngineFailedError,
+    EngineProgress,
+    RangeResult,
+    ResolutionFacts,
+)
+from profile_export.lake.local import LocalLake
+from profile_export.lake.preview import first_rows
+from profile_export.store.snapshots import Snapshots
+
+_FOLDER = "estimates"
+
+
+class _Attempt(Protocol):
+    async def resolve(self) -> ResolutionFacts: ...
+
+    async def run(self, key_range: KeyRange) -> RangeResult: ...
+
+
+class _Engine(Protocol):
+    def attempt(
+        self,
+        plan: ExportPlan,
+        lake_root: Path,
+        folder: Path,
+        on_progress: Callable[[EngineProgress], None],
+        segment_folders: Sequence[Path] = (),
+    ) -> AbstractAsyncContextManager[_Attempt]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """What a job would do, sentences worth knowing about it, and some rows as it would write them."""
+
+    estimate: Estimate
+    notes: tuple[str, ...]
+    rows: Sequence[Mapping[str, Any]]
+
+
+class Estimates:
+    """Estimates jobs, one at a time: each takes as much memory as a job."""
+
+    def __init__(
+        self, snapshots: Snapshots, engine: _Engine, lake: LocalLake, new_id: Callable[[], str]
+    ) -> None:
+        self._snapshots, self._engine, self._lake, self._new_id = snapshots, engine, lake, new_id
+        self._turn = asyncio.Semaphore(1)
+
+    async def estimate(self, tenant: Tenant, bound: BoundRequest, sample_rows: int) -> Estimated:
+        """Say what a job would do that started now. Nothing of it stays.
+
+        Raises:
+            UnavailableError: The engine broke; trying again may help.
+            FailedPreconditionError: The engine cannot carry out the plan, as it could not for a job.
+        """
+        request = bound.request
+        batches = len(request.segments) if request.segment_per_batch else 0
+        of_segments = tuple(str(position) for position in range(batches))
+        plan = plan_export(bound, await self._snapshots.take(tenant), "" if batches else _FOLDER, of_segments)
+        folder = f"{_FOLDER}/{self._new_id()}"
+        async with self._turn:
+            try:
+                return await self._counted(plan, self._lake.folder(folder), sample_rows)
+            except EngineDiedError as error:
+                raise UnavailableError(
+                    "ESTIMATE_FAILED", str(error), retry_after=timedelta(seconds=1)
+                ) from error
+            except EngineFailedError as error:
+                raise FailedPreconditionError(error.code, str(error)) from error
+            finally:
+                await asyncio.to_thread(self._lake.remove, folder)
+
+    async def _counted(self, plan: ExportPlan, folder: Path, sample_rows: int) -> Estimated:
+        sample = sample_of(plan)
+        folders = {batch_id: folder / (batch_id or "rows") for batch_id in plan.batch_ids}
+        of_segments = tuple(folders.values()) if plan.segment_batches else ()
+        async with self._engine.attempt(plan, self._lake.root, folder, _ignore, of_segments) as attempt:
+            await attempt.resolve()
+            results = [await attempt.run(key_range) for key_range in sample.ranges]
+        files = [file for result in results for file in result.files]
+        counted = Counted(
+            counts=sum((result.counts for result in results), ExportCounts()),
+            rows=sum(file.rows for file in files),
+            bytes=sum(file.bytes for file in files),
+            files=len(files),
+        )
+        paths = [(folders[file.batch_id] if of_segments else folder) / file.name for file in files]
+        rows = await asyncio.to_thread(lambda: list(islice(first_rows(paths), sample_rows)))
+        return Estimated(estimate(plan, sample, counted), _notes(plan, sample, counted), rows)
+
+
+def _notes(plan: ExportPlan, sample: KeySample, counted: Counted) -> tuple[str, ...]:
+    """Only who has looked at every profile knows that nobody is in a segment."""
+    return notes_of(plan, counted.counts) if sample.is_whole else plan.notes
+
+
+def _ignore(_progress: EngineProgress) -> None:
+    pass
