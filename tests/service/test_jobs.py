@@ -178,6 +178,31 @@ async def test_a_running_job_is_cancelled_and_nothing_of_it_is_left(held: Held) 
     assert len(held.files_on_disk()) == 1
 
 
+async def test_a_cancelled_job_leaves_no_batch_of_any_segment(held: Held) -> None:
+    members = {"ups": {"gold": {"status": "realized"}, "vip": {"status": "realized"}}}
+    await held.caller.upload(held.source, "members", [{"id": "1", "segmentMembership": members}])
+    segments = [job_pb2.SegmentFilter(segment_id=segment) for segment in ("gold", "vip")]
+    gate = held.engine.after_run = Gate()
+    job = await held.caller.job(
+        held.destination,
+        policy="timestampOrdered-none-mp",
+        filter=job_pb2.ExportFilter(segments=segments),
+        segment_per_batch=True,
+    )
+    await gate.reached.wait()
+    assert len(held.files_on_disk()) == 2
+
+    await held.cancel(job.id)
+    ended = await held.caller.finished(job.id)
+
+    assert ended.state == CANCELLED
+    assert await held.listed() == []
+    batches = [await held.caller.batch(one.batch_id) for one in ended.batches]
+    assert [batch.state for batch in batches] == [batch_pb2.BATCH_STATE_ABORTED] * 2
+    await held.until_swept()
+    assert len(held.files_on_disk()) == 1
+
+
 async def test_cancelling_again_while_it_cancels_and_after_changes_nothing(held: Held) -> None:
     letting_go = Gate()
 
