@@ -93,7 +93,8 @@ def estimate(plan: ExportPlan, sample: KeySample, counted: Counted) -> Estimate:
         )
 
     written = round(counted.bytes / sample.share)
-    files = counted.files if sample.is_whole else max(counted.files, len(plan.ranges()) * len(plan.batch_ids))
+    # A range that has rows for a batch gives it a file of its own.
+    files = counted.files if sample.is_whole else len(plan.ranges()) * len(plan.batch_ids)
     return Estimate(
         profiles=figure(counts.profiles_exported, most),
         events=figure(counts.events_exported, known[DatasetKind.EVENT] if plan.events else 0),
