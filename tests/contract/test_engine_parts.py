@@ -20,10 +20,10 @@ from profile_export.domain.schema import (
     TEXT,
     TIMESTAMP,
     ArrayType,
-    IdentitySelection,
     MapType,
     ObjectType,
 )
+from profile_export.domain.selection import IdentitySelection
 from profile_export.engines import duckdb_session
 from profile_export.engines.expression import export_expression
 from profile_export.engines.resolution import Keys, resolve

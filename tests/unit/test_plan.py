@@ -24,7 +24,8 @@ from profile_export.domain.plan import (
     SourcePart,
 )
 from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import EMPTY, TEXT, ArrayType, IdentitySelection, MapType, ObjectType
+from profile_export.domain.schema import EMPTY, TEXT, ArrayType, MapType, ObjectType
+from profile_export.domain.selection import IdentitySelection
 from tests.builders import plan_of
 
 FIGURES = [

@@ -17,9 +17,9 @@ from profile_export.domain.schema import (
     IDENTITY_MEMBERS,
     TEXT,
     TIMESTAMP,
-    IdentitySelection,
     ObjectType,
 )
+from profile_export.domain.selection import IdentitySelection
 from tests.builders import at
 
 PDG_POLICY = replace(BUILT_IN_POLICY, id="household", graph=IdentityGraph.PDG)

@@ -20,12 +20,11 @@ from profile_export.domain.schema import (
     TIMESTAMP,
     ArrayType,
     FieldType,
-    IdentitySelection,
     MapSelection,
     MapType,
     ObjectType,
 )
-from profile_export.domain.selection import Selection, known_paths, select_fields
+from profile_export.domain.selection import IdentitySelection, Selection, known_paths, select_fields
 
 PERSON = ObjectType({"firstName": TEXT, "lastName": TEXT})
 ITEM = ObjectType({"sku": TEXT, "price": DOUBLE, "tags": ArrayType(TEXT)})

@@ -29,10 +29,10 @@ from profile_export.domain.schema import (
     ArrayType,
     DecimalType,
     FieldType,
-    IdentitySelection,
     MapType,
     ObjectType,
 )
+from profile_export.domain.selection import IdentitySelection
 
 Profile = dict[str, Any]
 

@@ -14,12 +14,12 @@ from profile_export.domain.schema import (
     IDENTITY_MAP,
     TIME_SERIES_EVENTS,
     ArrayType,
-    IdentitySelection,
     ObjectType,
     leaves,
     written,
 )
 from profile_export.domain.segments import SegmentSelection
+from profile_export.domain.selection import IdentitySelection
 
 LOWEST_KEY = -(2**63)
 HIGHEST_KEY = 2**63 - 1

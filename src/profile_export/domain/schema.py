@@ -7,7 +7,7 @@ leaf is DESIGN §6 and SEMANTICS S12 to S14 and S23.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -129,38 +129,6 @@ def identity_item_type(members: Sequence[str]) -> ObjectType:
 def identity_map_type(members: Sequence[str]) -> MapType:
     """Return the type of an `identityMap` whose items have these members."""
     return MapType(ArrayType(identity_item_type(members)))
-
-
-@dataclass(frozen=True, slots=True)
-class IdentitySelection:
-    """What is kept of an `identityMap`: `members` of every item, and those under `namespaces` of items there (S25).
-
-    Nothing at all means that there is no such column.
-    """
-
-    members: tuple[str, ...] = ()
-    namespaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def any_members(self) -> tuple[str, ...]:
-        """The members that some item may have, in their order."""
-        wanted = {*self.members, *(member for members in self.namespaces.values() for member in members)}
-        return tuple(member for member in IDENTITY_MEMBERS if member in wanted)
-
-    @property
-    def type(self) -> MapType | None:
-        """The type of the column; None if there is none."""
-        whole = identity_map_type(self.any_members)
-        if not self.namespaces:
-            return whole if self.members else None
-        keys = {
-            namespace: ArrayType(
-                identity_item_type([name for name in IDENTITY_MEMBERS if name in {*self.members, *members}])
-            )
-            for namespace, members in self.namespaces.items()
-        }
-        others = ArrayType(identity_item_type(self.members)) if self.members else None
-        return MapSelection(whole.value, keys, others)
 
 
 # The XDM types of the two maps that every union schema carries (adobe/xdm identityitem and segmentmembership).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.identity import fold_namespace
@@ -14,10 +14,11 @@ from profile_export.domain.schema import (
     ArrayType,
     FieldPath,
     FieldType,
-    IdentitySelection,
     MapSelection,
     MapType,
     ObjectType,
+    identity_item_type,
+    identity_map_type,
 )
 
 UNKNOWN_FIELD = "UNKNOWN_FIELD"
@@ -37,6 +38,38 @@ _ALIASES: Mapping[FieldPath, tuple[str, ...]] = {
 # Of an unknown path that is so much longer than any known one, only the beginning is compared: it is no slip of the
 # pen, and comparing takes time by its length.
 _MOST_SURPLUS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySelection:
+    """What is kept of an `identityMap`: `members` of every item, and those under `namespaces` of items there (S25).
+
+    Nothing at all means that there is no such column.
+    """
+
+    members: tuple[str, ...] = ()
+    namespaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def any_members(self) -> tuple[str, ...]:
+        """The members that some item may have, in their order."""
+        wanted = {*self.members, *(member for members in self.namespaces.values() for member in members)}
+        return tuple(member for member in IDENTITY_MEMBERS if member in wanted)
+
+    @property
+    def type(self) -> MapType | None:
+        """The type of the column; None if there is none."""
+        whole = identity_map_type(self.any_members)
+        if not self.namespaces:
+            return whole if self.members else None
+        keys = {
+            namespace: ArrayType(
+                identity_item_type([name for name in IDENTITY_MEMBERS if name in {*self.members, *members}])
+            )
+            for namespace, members in self.namespaces.items()
+        }
+        others = ArrayType(identity_item_type(self.members)) if self.members else None
+        return MapSelection(whole.value, keys, others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ import ibis.expr.types as ir
 
 from profile_export.domain.schema import (
     IDENTITY_MEMBERS,
-    IdentitySelection,
     identity_item_type,
     identity_map_type,
 )
+from profile_export.domain.selection import IdentitySelection
 from profile_export.engines.inputs import KEY, NAMESPACES, PROFILE
 from profile_export.engines.leaves import ibis_type
 from profile_export.engines.maps import registered

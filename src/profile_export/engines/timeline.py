@@ -7,7 +7,8 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from profile_export.domain.plan import with_identities
-from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ArrayType, IdentitySelection
+from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ArrayType
+from profile_export.domain.selection import IdentitySelection
 from profile_export.engines.identities import (
     identity_maps,
     link_entries,
