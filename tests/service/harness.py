@@ -281,14 +281,14 @@ def _word(kind: dataset_pb2.FieldType) -> Any:
 def export_spec(destination: str, **values: Any) -> job_pb2.ExportSpec:
     """Write what to export; `policy` is a policy's id, `events` switches events on.
 
-    `segment_per_batch` belongs to the destination.
+    `policy_version` belongs to the policy, `segment_per_batch` to the destination.
     """
-    policy = values.pop("policy", "")
+    policy, version = values.pop("policy", ""), values.pop("policy_version", None)
     per_segment = values.pop("segment_per_batch", False)
     events = values.pop("events", None)
     return job_pb2.ExportSpec(
         destination=job_pb2.ExportDestination(dataset_id=destination, segment_per_batch=per_segment),
-        merge_policy=merge_policy_pb2.MergePolicyRef(id=policy) if policy else None,
+        merge_policy=merge_policy_pb2.MergePolicyRef(id=policy, version=version) if policy else None,
         event_list=events,
         **values,
     )

@@ -83,6 +83,17 @@ NAMES_A_RESOURCE: dict[str, Call] = {
         "datasets", "ListRejectedRows", lambda o: ds.ListRejectedRowsRequest(batch_id=o.batch)
     ),
     "GetSchema": unary("schemas", "GetSchema", lambda o: ss.GetSchemaRequest(schema_id=o.schema)),
+    "GetMergePolicy": unary(
+        "profiles", "GetMergePolicy", lambda o: ps.GetMergePolicyRequest(merge_policy_id=o.policy)
+    ),
+    "UpdateMergePolicy": unary(
+        "profiles",
+        "UpdateMergePolicy",
+        lambda o: ps.UpdateMergePolicyRequest(merge_policy_id=o.policy, is_default=True),
+    ),
+    "DeleteMergePolicy": unary(
+        "profiles", "DeleteMergePolicy", lambda o: ps.DeleteMergePolicyRequest(merge_policy_id=o.policy)
+    ),
     "CreateJob": unary("exports", "CreateJob", lambda o: es.CreateJobRequest(spec=export_spec(o.union))),
     "EstimateJob": unary(
         "exports", "EstimateJob", lambda o: es.EstimateJobRequest(spec=export_spec(o.union))
@@ -93,15 +104,6 @@ NAMES_A_RESOURCE: dict[str, Call] = {
 }
 NOT_BUILT: dict[str, Call] = {
     "GetReceipt": unary("datasets", "GetReceipt", lambda o: ds.GetReceiptRequest(batch_id=o.batch)),
-    "GetMergePolicy": unary(
-        "profiles", "GetMergePolicy", lambda o: ps.GetMergePolicyRequest(merge_policy_id=o.policy)
-    ),
-    "UpdateMergePolicy": unary(
-        "profiles", "UpdateMergePolicy", lambda o: ps.UpdateMergePolicyRequest(merge_policy_id=o.policy)
-    ),
-    "DeleteMergePolicy": unary(
-        "profiles", "DeleteMergePolicy", lambda o: ps.DeleteMergePolicyRequest(merge_policy_id=o.policy)
-    ),
     "GetProfile": unary("profiles", "GetProfile", lambda _: ps.GetProfileRequest()),
     "ListProfileEvents": unary("profiles", "ListProfileEvents", lambda _: ps.ListProfileEventsRequest()),
     "DeleteProfile": unary("profiles", "DeleteProfile", lambda _: ps.DeleteProfileRequest()),

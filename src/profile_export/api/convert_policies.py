@@ -2,40 +2,77 @@
 
 from __future__ import annotations
 
-from profile_export.api.convert import refuse_unbuilt, required, timestamp
-from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
-from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph, MergePolicy
+from collections.abc import Mapping
+from typing import TypeVar
+
+from profile_export.api.convert import required, timestamp
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.policy import (
+    BUILT_IN_POLICY,
+    AttributeMerge,
+    IdentityGraph,
+    MergePolicy,
+    PolicyChange,
+)
 from profile_export.v1 import merge_policy_pb2, profile_service_pb2
+
+_Wire = TypeVar("_Wire", bound=int)
+_Value = TypeVar("_Value")
 
 _GRAPHS = {
     merge_policy_pb2.IDENTITY_GRAPH_NONE: IdentityGraph.NONE,
     merge_policy_pb2.IDENTITY_GRAPH_PDG: IdentityGraph.PDG,
 }
+_MERGES = {
+    merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED: AttributeMerge.TIMESTAMP_ORDERED,
+    merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE: AttributeMerge.DATASET_PRECEDENCE,
+}
+_WIRE_GRAPHS = {graph: wire for wire, graph in _GRAPHS.items()}
+_WIRE_MERGES = {merge: wire for wire, merge in _MERGES.items()}
 
 
 def new_policy(request: profile_service_pb2.CreateMergePolicyRequest, policy_id: str) -> MergePolicy:
-    """Read and check a request to make a merge policy.
+    """Read and check a request to make a merge policy; whether its order can be is for the store to say.
 
     Raises:
         InvalidArgumentError: A field is wrong.
-        UnimplementedError: It asks for what is not built yet.
     """
-    refuse_unbuilt(request, "is_default")
-    merge = request.attribute_merge
-    if merge.type == merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE:
-        raise UnimplementedError.of_field("attribute_merge.type: dataSetPrecedence")
-    if merge.type != merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED:
-        raise InvalidArgumentError.of_field("attribute_merge.type", "is required.", "FIELD_REQUIRED")
-    if merge.order:
-        raise InvalidArgumentError.of_field(
-            "attribute_merge.order", "ranks datasets under dataSetPrecedence only.", "ORDER_INVALID"
-        )
-    if request.identity_graph not in _GRAPHS:
-        raise InvalidArgumentError.of_field("identity_graph", "is required.", "FIELD_REQUIRED")
     if request.schema_name not in {"", BUILT_IN_POLICY.schema_name}:
         raise InvalidArgumentError.of_field("schema_name", f"must be '{BUILT_IN_POLICY.schema_name}'.")
-    graph = _GRAPHS[request.identity_graph]
-    return MergePolicy(id=policy_id, version=1, name=required(request.name, "name"), graph=graph)
+    return MergePolicy(
+        id=policy_id,
+        version=1,
+        name=required(request.name, "name"),
+        graph=_known(_GRAPHS, request.identity_graph, "identity_graph"),
+        attribute_merge=_known(_MERGES, request.attribute_merge.type, "attribute_merge.type"),
+        order=tuple(request.attribute_merge.order),
+        is_default=request.is_default,
+    )
+
+
+def policy_change(request: profile_service_pb2.UpdateMergePolicyRequest) -> PolicyChange:
+    """Read and check a request to change a merge policy; whether its order can be is for the store to say.
+
+    Raises:
+        InvalidArgumentError: A field is wrong, or nothing is to change.
+    """
+    merge = request.attribute_merge
+    change = PolicyChange(
+        name=required(request.name, "name") if request.HasField("name") else None,
+        graph=_known(_GRAPHS, request.identity_graph, "identity_graph") if request.identity_graph else None,
+        attribute_merge=(
+            _known(_MERGES, merge.type, "attribute_merge.type")
+            if request.HasField("attribute_merge")
+            else None
+        ),
+        order=tuple(merge.order),
+        is_default=request.is_default if request.HasField("is_default") else None,
+    )
+    if change == PolicyChange():
+        raise InvalidArgumentError.of_field(
+            "name", "or another field is required: nothing is to change.", "FIELD_REQUIRED"
+        )
+    return change
 
 
 def merge_policy(value: MergePolicy) -> merge_policy_pb2.MergePolicy:
@@ -46,11 +83,24 @@ def merge_policy(value: MergePolicy) -> merge_policy_pb2.MergePolicy:
         name=value.name,
         schema_name=value.schema_name,
         attribute_merge=merge_policy_pb2.AttributeMerge(
-            type=merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED
+            type=_WIRE_MERGES[value.attribute_merge], order=value.order
         ),
-        identity_graph=next(wire for wire, graph in _GRAPHS.items() if graph is value.graph),
-        is_default=value is BUILT_IN_POLICY,
+        identity_graph=_WIRE_GRAPHS[value.graph],
+        is_default=value.is_default,
         built_in=value.id == BUILT_IN_POLICY.id,
         create_time=timestamp(value.create_time),
-        update_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
     )
+
+
+def _known(values: Mapping[_Wire, _Value], wire: _Wire, field: str) -> _Value:
+    """Read a member of an enum that has to be there.
+
+    Raises:
+        InvalidArgumentError: It is not said, or a number that the contract does not have.
+    """
+    if not wire:
+        raise InvalidArgumentError.of_field(field, "is required.", "FIELD_REQUIRED")
+    if wire not in values:
+        raise InvalidArgumentError.of_field(field, f"must not be {wire}: the contract has no such value.")
+    return values[wire]

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import grpc.aio
 
 from profile_export.api import convert_policies
-from profile_export.api.convert import page_request
+from profile_export.api.convert import page_request, required
 from profile_export.api.tenancy import current_tenant
 from profile_export.domain.errors import UnimplementedError
 from profile_export.store.policies import Policies
@@ -32,6 +32,14 @@ class ProfileService(ProfileServiceServicer):
         stored = await self._policies.create_policy(current_tenant(), policy)
         return pb.CreateMergePolicyResponse(merge_policy=convert_policies.merge_policy(stored))
 
+    async def GetMergePolicy(
+        self, request: pb.GetMergePolicyRequest, context: _Context
+    ) -> pb.GetMergePolicyResponse:
+        policy_id = required(request.merge_policy_id, "merge_policy_id")
+        version = request.version if request.HasField("version") else None
+        policy = await self._policies.find_policy(current_tenant(), policy_id, version)
+        return pb.GetMergePolicyResponse(merge_policy=convert_policies.merge_policy(policy))
+
     async def ListMergePolicies(
         self, request: pb.ListMergePoliciesRequest, context: _Context
     ) -> pb.ListMergePoliciesResponse:
@@ -39,20 +47,20 @@ class ProfileService(ProfileServiceServicer):
         listed = [convert_policies.merge_policy(policy) for policy in page.items]
         return pb.ListMergePoliciesResponse(merge_policies=listed, next_page_token=page.next_token)
 
-    async def GetMergePolicy(
-        self, request: pb.GetMergePolicyRequest, context: _Context
-    ) -> pb.GetMergePolicyResponse:
-        raise UnimplementedError.of_method("GetMergePolicy")
-
     async def UpdateMergePolicy(
         self, request: pb.UpdateMergePolicyRequest, context: _Context
     ) -> pb.UpdateMergePolicyResponse:
-        raise UnimplementedError.of_method("UpdateMergePolicy")
+        change = convert_policies.policy_change(request)
+        policy_id = required(request.merge_policy_id, "merge_policy_id")
+        policy = await self._policies.update_policy(current_tenant(), policy_id, change)
+        return pb.UpdateMergePolicyResponse(merge_policy=convert_policies.merge_policy(policy))
 
     async def DeleteMergePolicy(
         self, request: pb.DeleteMergePolicyRequest, context: _Context
     ) -> pb.DeleteMergePolicyResponse:
-        raise UnimplementedError.of_method("DeleteMergePolicy")
+        policy_id = required(request.merge_policy_id, "merge_policy_id")
+        await self._policies.delete_policy(current_tenant(), policy_id)
+        return pb.DeleteMergePolicyResponse()
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: _Context) -> pb.GetProfileResponse:
         raise UnimplementedError.of_method("GetProfile")

@@ -221,19 +221,6 @@ drops = Table(
     Column("drop_time", Instant, nullable=False),
 )
 
-merge_policies = Table(
-    "merge_policies",
-    metadata,
-    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
-    Column("id", Text, primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("graph", Text, nullable=False),
-    Column("attribute_merge", Text, nullable=False),
-    Column("schema_name", Text, nullable=False),
-    Column("create_time", Instant, nullable=False),
-)
-
 jobs = Table(
     "jobs",
     metadata,

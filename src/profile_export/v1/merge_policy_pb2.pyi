@@ -91,7 +91,9 @@ class MergePolicy(_message.Message):
     id: _builtins.str
     """Output only. Opaque. Built in is `timestampOrdered-none-mp`, version 1."""
     version: _builtins.int
-    """Output only. Counts the changes of the policy from 1. A job keeps the version it was created with."""
+    """Output only. Counts the changes of the policy from 1; becoming the default, or no longer being it, is none.
+    A job keeps the version it was created with.
+    """
     name: _builtins.str
     """Required. Descriptive, 1 to 255 characters, need not be unique. Set by the caller."""
     schema_name: _builtins.str
@@ -99,8 +101,9 @@ class MergePolicy(_message.Message):
     identity_graph: Global___IdentityGraph.ValueType
     """Required. Which identities are one person. Set by the caller."""
     is_default: _builtins.bool
-    """Optional. True: used where a request names no policy. At most one policy of a class is the default; making
-    another one the default takes it from this one.
+    """Optional. True: the policy, in its latest version, is used where a request names none. One policy of a class
+    is the default; making another one the default takes it from this one. The built-in policy is it while no
+    other is.
     """
     built_in: _builtins.bool
     """Output only. True: part of the product; cannot be updated or deleted."""

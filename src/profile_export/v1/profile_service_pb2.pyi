@@ -217,7 +217,9 @@ class UpdateMergePolicyRequest(_message.Message):
     identity_graph: _merge_policy_pb2.IdentityGraph.ValueType
     """Optional. UNSPECIFIED: unchanged."""
     is_default: _builtins.bool
-    """Optional. Absent: unchanged."""
+    """Optional. True: becomes the default of its class. False, on the default: the built-in policy becomes it.
+    Absent: unchanged.
+    """
     @_builtins.property
     def attribute_merge(self) -> _merge_policy_pb2.AttributeMerge:
         """Optional. The whole rule. Absent: unchanged."""

@@ -166,13 +166,16 @@ class ProfileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateMergePolicy(self, request, context):
-        """UpdateMergePolicy changes what is given and makes the next version. Jobs keep the version they have.
+        """UpdateMergePolicy changes what is given and makes the next version. Jobs keep the version they have. Which
+        policy is the default belongs to no version: is_default alone makes none, neither here nor where it is taken
+        from another policy.
 
         Returns the policy after the change.
         Repeated, it leaves policy and version as they are.
         Errors:
         - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant.
-        - NOT_FOUND DATASET_NOT_FOUND and INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy.
+        - NOT_FOUND DATASET_NOT_FOUND and INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where
+        attribute_merge changes.
         - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: make a policy of your own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -180,7 +183,8 @@ class ProfileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteMergePolicy(self, request, context):
-        """DeleteMergePolicy hides a policy from new requests. Jobs that have it finish with it.
+        """DeleteMergePolicy hides a policy from new requests. Jobs that have it finish with it. After the default, the
+        built-in policy is the default.
 
         Returns nothing.
         Repeated, it answers NOT_FOUND.

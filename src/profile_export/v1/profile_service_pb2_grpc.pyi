@@ -67,17 +67,21 @@ class ProfileServiceStub:
      - INVALID_ARGUMENT PAGE_TOKEN_INVALID: start again without page_token.
     """
     UpdateMergePolicy: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.UpdateMergePolicyRequest, _profile_service_pb2.UpdateMergePolicyResponse]
-    """UpdateMergePolicy changes what is given and makes the next version. Jobs keep the version they have.
+    """UpdateMergePolicy changes what is given and makes the next version. Jobs keep the version they have. Which
+    policy is the default belongs to no version: is_default alone makes none, neither here nor where it is taken
+    from another policy.
 
     Returns the policy after the change.
     Repeated, it leaves policy and version as they are.
     Errors:
      - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant.
-     - NOT_FOUND DATASET_NOT_FOUND and INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy.
+     - NOT_FOUND DATASET_NOT_FOUND and INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where
+       attribute_merge changes.
      - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: make a policy of your own.
     """
     DeleteMergePolicy: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.DeleteMergePolicyRequest, _profile_service_pb2.DeleteMergePolicyResponse]
-    """DeleteMergePolicy hides a policy from new requests. Jobs that have it finish with it.
+    """DeleteMergePolicy hides a policy from new requests. Jobs that have it finish with it. After the default, the
+    built-in policy is the default.
 
     Returns nothing.
     Repeated, it answers NOT_FOUND.
@@ -191,13 +195,16 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _profile_service_pb2.UpdateMergePolicyRequest,
         context: _aio.ServicerContext[_profile_service_pb2.UpdateMergePolicyRequest, _abc.Awaitable[_profile_service_pb2.UpdateMergePolicyResponse]],
     ) -> _abc.Awaitable[_profile_service_pb2.UpdateMergePolicyResponse]:
-        """UpdateMergePolicy changes what is given and makes the next version. Jobs keep the version they have.
+        """UpdateMergePolicy changes what is given and makes the next version. Jobs keep the version they have. Which
+        policy is the default belongs to no version: is_default alone makes none, neither here nor where it is taken
+        from another policy.
 
         Returns the policy after the change.
         Repeated, it leaves policy and version as they are.
         Errors:
          - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant.
-         - NOT_FOUND DATASET_NOT_FOUND and INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy.
+         - NOT_FOUND DATASET_NOT_FOUND and INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where
+           attribute_merge changes.
          - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: make a policy of your own.
         """
 
@@ -207,7 +214,8 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _profile_service_pb2.DeleteMergePolicyRequest,
         context: _aio.ServicerContext[_profile_service_pb2.DeleteMergePolicyRequest, _abc.Awaitable[_profile_service_pb2.DeleteMergePolicyResponse]],
     ) -> _abc.Awaitable[_profile_service_pb2.DeleteMergePolicyResponse]:
-        """DeleteMergePolicy hides a policy from new requests. Jobs that have it finish with it.
+        """DeleteMergePolicy hides a policy from new requests. Jobs that have it finish with it. After the default, the
+        built-in policy is the default.
 
         Returns nothing.
         Repeated, it answers NOT_FOUND.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
+import profile_export.store.policy_tables  # noqa: F401 - its tables are told to `metadata`
 from profile_export.store.column_types import Instant, Json
 from profile_export.store.tables import metadata
 
