@@ -236,7 +236,7 @@ def test_a_missing_server_is_said_with_the_way_out(terminal: Terminal) -> None:
             for verb in ("create", "list", "show", "update", "delete", "preview", "upload", "download")
         ),
         *(f"jobs {verb}" for verb in ("create", "list", "show", "cancel", "watch")),
-        *(f"policies {verb}" for verb in ("create", "list")),
+        *(f"policies {verb}" for verb in ("create", "list", "show", "update", "delete")),
         *(f"schemas {verb}" for verb in ("register", "list", "show", "union")),
     ],
 )

@@ -1,4 +1,4 @@
-"""Datasets, batches and schemas by the command line."""
+"""Datasets, batches, schemas and merge policies by the command line."""
 
 import json
 from pathlib import Path
@@ -187,6 +187,42 @@ def test_an_open_batch_is_completed_or_given_up(terminal: Terminal, tmp_path: Pa
     assert json.loads(terminal.get("batches", "show", "left", "--json"))["state_reason"] == "no use"
 
 
+def test_a_policy_is_made_changed_and_deleted(terminal: Terminal) -> None:
+    # given a policy that ranks two datasets
+    crm = terminal.get("datasets", "create", "CRM", "--kind", "record", "--primary", "crmId=CRM")
+    shop = terminal.get("datasets", "create", "Shop", "--kind", "record", "--primary", "crmId=CRM")
+    rules = ("--graph", "pdg", "--order", shop, "--order", crm)
+    policy_id = terminal.get("policies", "create", *rules, "--default")
+    update = ("policies", "update", policy_id)
+
+    # when it is changed step by step
+    made = lines(terminal.get("policies", "show", policy_id))
+    named = lines(terminal.get(*update, "--name", "Home", "--no-default"))
+    ordered = lines(terminal.get(*update, "--order", crm))
+    by_time = json.loads(terminal.get(*update, "--no-order", "--graph", "none", "--default", "--json"))
+
+    # then the rest stayed each time, and its versions are there
+    assert {f"policy {policy_id}", "version 1", "graph pdg", "name dataSetPrecedence-pdg (default)"} <= set(
+        made
+    )
+    assert made[made.index("wins the dataset named earlier:") :][1:3] == [shop, crm]
+    assert {"version 2", "name Home", "graph pdg", shop} <= set(named)
+    assert {"version 3", "name Home", "graph pdg", crm} <= set(ordered)
+    assert shop not in ordered
+    assert (by_time["version"], by_time["name"], by_time["is_default"]) == (4, "Home", True)
+    assert (by_time["identity_graph"], by_time["attribute_merge"]["order"]) == ("IDENTITY_GRAPH_NONE", [])
+    first = json.loads(terminal.get("policies", "show", policy_id, "--version", "1", "--json"))
+    assert (first["version"], first["attribute_merge"]["order"]) == (1, [shop, crm])
+    listed = lines(terminal.get("policies", "list"))
+    assert listed[1] == "timestampOrdered-none-mp 1 none Built-in default (built in)"
+    assert listed[2] == f"{policy_id} 4 none Home (default)"
+    # and when it is deleted, it is gone and the built-in one is the default again
+    assert terminal.get("policies", "delete", policy_id) == f"policy {policy_id} deleted"
+    assert "MERGE_POLICY_NOT_FOUND" in terminal.type("policies", "show", policy_id).stderr
+    built_in = lines(terminal.get("policies", "show", "timestampOrdered-none-mp"))
+    assert {"name Built-in default (built in, default)", "wins the record ingested later"} <= set(built_in)
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
@@ -196,6 +232,9 @@ def test_an_open_batch_is_completed_or_given_up(terminal: Terminal, tmp_path: Pa
         (["datasets", "create", "CRM", "--kind", "record", "--tag", "team"], "--tag 'team'"),
         (["datasets", "update", "x"], "Nothing to change"),
         (["datasets", "upload", "x", "missing.csv"], "missing.csv"),
+        (["policies", "create"], "--graph"),
+        (["policies", "update", "x"], "Nothing to change"),
+        (["policies", "update", "x", "--order", "y", "--no-order"], "Either --order"),
         (["schemas", "register", __file__], "is not JSON"),
     ],
 )
@@ -212,6 +251,10 @@ def test_a_wrong_option_is_one_line_and_exit_2(terminal: Terminal, words: list[s
         (["datasets", "show", "0" * 24], "DATASET_NOT_FOUND"),
         (["batches", "show", "none"], "BATCH_NOT_FOUND"),
         (["batches", "abort", "none"], "BATCH_NOT_FOUND"),
+        (["policies", "show", "none"], "MERGE_POLICY_NOT_FOUND"),
+        (["policies", "create", "--graph", "pdg", "--order", "none"], "DATASET_NOT_FOUND"),
+        (["policies", "update", "timestampOrdered-none-mp", "--name", "x"], "MERGE_POLICY_BUILT_IN"),
+        (["policies", "delete", "timestampOrdered-none-mp"], "MERGE_POLICY_BUILT_IN"),
         (["schemas", "show", "https://example.com/none"], "SCHEMA_NOT_FOUND"),
         (["datasets", "create", "x", "--schema", "https://example.com/none"], "SCHEMA_NOT_FOUND"),
     ],

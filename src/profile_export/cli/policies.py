@@ -1,15 +1,21 @@
-"""Merge policies: which fragments form one profile."""
+"""Merge policies: which fragments form one profile, and which value wins."""
 
 from enum import Enum
 from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 
 from profile_export.cli.command import AsJson, command
-from profile_export.cli.output import print_json, print_rows
-from profile_export.client import Client, IdentityGraph, as_json
+from profile_export.cli.output import console, fact_table, moment, one_line, print_json, print_rows
+from profile_export.client import Client, IdentityGraph, MergePolicy, as_json
 
-group = typer.Typer(no_args_is_help=True, help="Merge policies: which identities are one person.")
+group = typer.Typer(
+    no_args_is_help=True,
+    help="Merge policies: which identities are one person, and which value wins.",
+)
+
+PolicyId = Annotated[str, typer.Argument(metavar="POLICY_ID", help="Any merge policy.")]
 
 
 class Graph(Enum):
@@ -20,27 +26,40 @@ class Graph(Enum):
 
 
 _GRAPHS = {Graph.NONE: IdentityGraph.IDENTITY_GRAPH_NONE, Graph.PDG: IdentityGraph.IDENTITY_GRAPH_PDG}
+_GRAPH_HELP = "`pdg`: identities linked by any record or event are one person. `none`: each primary one is."
+Ordered = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--order",
+        metavar="DATASET_ID",
+        help="A source that takes part, strongest first. May be given again.",
+    ),
+]
 
 
 @command(group, "create")
 async def create(
     client: Client,
-    graph: Annotated[
-        Graph,
-        typer.Option(
-            help="`pdg`: identities linked by any record or event are one person. `none`: each primary one is."
-        ),
-    ],
+    *,
+    graph: Annotated[Graph, typer.Option(help=_GRAPH_HELP)],
     name: Annotated[
-        str, typer.Option(metavar="NAME", help="For people; need not be unique. Default: the graph.")
+        str, typer.Option(metavar="NAME", help="For people; need not be unique. Default: the rules.")
     ] = "",
+    order: Ordered = None,
+    default: Annotated[
+        bool, typer.Option("--default", help="Jobs that name no policy use it from now on.")
+    ] = False,
     as_data: AsJson = False,
 ) -> None:
-    """Make a merge policy in which the record ingested later wins, and print its id.
+    """Make a merge policy and print its id.
 
-    Example: `profile-export policies create --graph pdg --name "one row per person"`
+    Without --order the record ingested later wins; with it the dataset named earlier does, and records of
+    others take no part.
+
+    Example: `profile-export policies create --graph pdg --name "one row per person" --default`
     """
-    policy = await client.create_policy(name or f"timestampOrdered-{graph.value}", _GRAPHS[graph])
+    rules = f"{'dataSetPrecedence' if order else 'timestampOrdered'}-{graph.value}"
+    policy = await client.create_policy(name or rules, _GRAPHS[graph], order=order or (), is_default=default)
     if as_data:
         print_json(as_json(policy))
     else:
@@ -49,7 +68,7 @@ async def create(
 
 @command(group, "list")
 async def list_(client: Client, as_data: AsJson = False) -> None:
-    """List the merge policies, the built-in one included.
+    """List the newest version of every merge policy, the built-in one included.
 
     Example: `profile-export policies list`
     """
@@ -58,12 +77,98 @@ async def list_(client: Client, as_data: AsJson = False) -> None:
         print_json([as_json(policy) for policy in policies])
         return
     rows = [
-        (
-            policy.id,
-            str(policy.version),
-            IdentityGraph.Name(policy.identity_graph).removeprefix("IDENTITY_GRAPH_").lower(),
-            policy.name + (" (built in)" if policy.built_in else ""),
-        )
-        for policy in policies
+        (policy.id, str(policy.version), _graph_word(policy), _marked_name(policy)) for policy in policies
     ]
     print_rows(("id", "version", "graph", "name"), rows, empty="No merge policies.")
+
+
+@command(group, "show")
+async def show(
+    client: Client,
+    policy_id: PolicyId,
+    version: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Which version. Default: the newest.")
+    ] = None,
+    as_data: AsJson = False,
+) -> None:
+    """Show one merge policy: which identities are one person, and which value wins.
+
+    Example: `profile-export policies show 3a1b… --version 1`
+    """
+    _show(await client.get_policy(policy_id, version), as_data=as_data)
+
+
+@command(group, "update")
+async def update(
+    client: Client,
+    policy_id: PolicyId,
+    *,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Its new name.")] = None,
+    graph: Annotated[Graph | None, typer.Option(help=_GRAPH_HELP)] = None,
+    order: Ordered = None,
+    no_order: Annotated[bool, typer.Option("--no-order", help="The record ingested later wins.")] = False,
+    default: Annotated[
+        bool | None,
+        typer.Option("--default/--no-default", help="Whether jobs that name no policy use it from now on."),
+    ] = None,
+    as_data: AsJson = False,
+) -> None:
+    """Change what is given, leave the rest, and show the version that follows. Jobs keep the version they have.
+
+    With --order the whole order is replaced. Which policy is the default belongs to no version.
+
+    Example: `profile-export policies update 3a1b… --order 5f0c… --order 7d2e…`
+    """
+    if not (order or no_order or name is not None or graph or default is not None):
+        raise typer.BadParameter(
+            "Nothing to change: add --name, --graph, --order, --no-order, --default or --no-default."
+        )
+    if order and no_order:
+        raise typer.BadParameter("Either --order or --no-order.")
+    policy = await client.update_policy(
+        policy_id,
+        name=name,
+        graph=_GRAPHS[graph] if graph else None,
+        order=order or () if order or no_order else None,
+        is_default=default,
+    )
+    _show(policy, as_data=as_data)
+
+
+@command(group, "delete")
+async def delete(client: Client, policy_id: PolicyId) -> None:
+    """Delete a merge policy with all its versions; jobs that have it finish with it.
+
+    Example: `profile-export policies delete 3a1b…`
+    """
+    await client.delete_policy(policy_id)
+    typer.echo(f"policy {policy_id} deleted")
+
+
+def _show(policy: MergePolicy, *, as_data: bool) -> None:
+    if as_data:
+        print_json(as_json(policy))
+        return
+    ranked = "the dataset named earlier:\n" + "\n".join(policy.attribute_merge.order)
+    facts: list[tuple[str, RenderableType]] = [
+        ("policy", policy.id),
+        ("version", str(policy.version)),
+        ("name", _marked_name(policy)),
+        ("graph", _graph_word(policy)),
+        ("wins", ranked if policy.attribute_merge.order else "the record ingested later"),
+    ]
+    if not policy.built_in:
+        facts.append(("created", moment(policy.create_time.ToDatetime())))
+        if policy.update_time != policy.create_time:
+            facts.append(("updated", moment(policy.update_time.ToDatetime())))
+    console().print(fact_table(facts))
+
+
+def _graph_word(policy: MergePolicy) -> str:
+    return IdentityGraph.Name(policy.identity_graph).removeprefix("IDENTITY_GRAPH_").lower()
+
+
+def _marked_name(policy: MergePolicy) -> str:
+    """Return a policy's name, and behind it what sets it apart."""
+    marks = [word for word, holds in (("built in", policy.built_in), ("default", policy.is_default)) if holds]
+    return one_line(policy.name) + (f" ({', '.join(marks)})" if marks else "")

@@ -20,7 +20,7 @@ from profile_export.v1.schema_service_pb2_grpc import SchemaServiceStub
 
 _LOOPBACK = re.compile(r"(127(\.\d+){3}|localhost|\[::1\]):\d+")
 # Calls that change nothing, that leave the second time what they left the first time, or that an id of the caller's
-# makes safe to repeat. DeleteDataset is not: after an answer that was lost, its repetition would say NOT_FOUND.
+# makes safe to repeat. Deleting is not: after an answer that was lost, its repetition would say NOT_FOUND.
 _REPEATABLE = {
     "DatasetService": (
         "CreateDataset",
@@ -38,7 +38,7 @@ _REPEATABLE = {
         "ListBatchFiles",
     ),
     "ExportService": ("CreateJob", "GetJob", "ListJobs", "CancelJob"),
-    "ProfileService": ("ListMergePolicies",),
+    "ProfileService": ("GetMergePolicy", "ListMergePolicies", "UpdateMergePolicy"),
     "SchemaService": ("CreateSchema", "GetSchema", "ListSchemas", "GetUnionSchema"),
 }
 _RETRY = {
