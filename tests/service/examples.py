@@ -137,11 +137,16 @@ class Play:
         return self.datasets[name]
 
     async def _make(
-        self, name: str, tags: Sequence[str] = (), declared: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        schema: str = "",
+        tags: Sequence[str] = (),
+        declared: Mapping[str, Any] | None = None,
     ) -> None:
+        kind = schema or _KINDS.get(name, "record")
         self.datasets[name] = await self.caller.dataset(
-            _KINDS.get(name, "record"),
-            _IDENTITIES,
+            kind,
+            {} if kind == "union" else _IDENTITIES,
             name=name,
             tags={"unifiedProfile": dataset_pb2.TagValues(values=tags)} if tags else None,
             declared={path: _type(word) for path, word in (declared or {}).items()},
@@ -193,9 +198,9 @@ class Play:
                 assert sorted(set(pq.read_schema(path).names) - {"_batch_id"}) == step.value
             case "left_out":
                 counts = self.job.metrics.left_out
-                assert {figure.name: count for figure, count in counts.ListFields()} == step.value
+                assert {figure.name: count for figure, count in counts.ListFields()} == step.value, counts
             case "notes":
-                assert [self._with_names(note) for note in self.job.notes] == step.value
+                assert [self._with_names(note) for note in self.job.notes] == step.value, self.job.notes
             case "refused":
                 self._check_refusal(step.value)
 
@@ -222,13 +227,13 @@ class Play:
             "reason": self.refusal.reason,
             "field": next(iter(self.refusal.fields), ""),
         }
-        assert {name: told.get(name) for name in expected} == expected
+        assert {name: told.get(name) for name in expected} == expected, self.refusal
         self.refusal = None
 
 
 def check_rows(found: Sequence[Any], expected: Sequence[Any]) -> None:
     """Compare rows in any order."""
-    assert sorted(map(as_sent, found), key=_as_text) == sorted(map(as_sent, expected), key=_as_text)
+    assert sorted(map(as_sent, found), key=_as_text) == sorted(map(as_sent, expected), key=_as_text), found
 
 
 def _as_text(row: Any) -> str:

@@ -197,6 +197,29 @@ async def test_a_request_that_cannot_be_is_refused_and_makes_no_job(
     assert list(listed.jobs) == []
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        "spec.filter.from_ingest_time",
+        "spec.filter.segment_qualification_time.start_time",
+        "spec.filter.segment_qualification_time.end_time",
+        "spec.event_list.filter.from_ingest_time",
+        "spec.event_list.filter.to_ingest_time",
+    ],
+)
+async def test_a_time_that_no_calendar_has_is_refused_wherever_it_stands(caller: Caller, field: str) -> None:
+    spec = await spec_of(caller, {"filter": segments("gold")})
+    *messages, name = field.removeprefix("spec.").split(".")
+    holder: Any = spec
+    for message in messages:
+        holder = getattr(holder, message)
+    getattr(holder, name).seconds = 10**15
+
+    refusal = await refusal_of(create(caller, spec))
+
+    assert (refusal.code, refusal.reason, refusal.fields) == (INVALID, "FIELD_INVALID", [field])
+
+
 async def test_a_request_without_any_member_needs_a_destination_first(caller: Caller) -> None:
     refusal = await refusal_of(create(caller, job_pb2.ExportSpec()))
 
