@@ -212,7 +212,7 @@ def test_known_types_decide_how_values_are_stored(uploader: Uploader) -> None:
 # --- Identities ---
 
 
-def test_a_marked_identity_is_primary_before_the_declared_one(uploader: Uploader) -> None:
+def test_s3_a_marked_identity_is_primary_before_the_declared_one(uploader: Uploader) -> None:
     result = uploader.ingest(
         [person("1") | mapped(("ECID", "e", True)), person("1") | mapped(("ECID", "e", False))], CRM
     )

@@ -20,6 +20,7 @@ from profile_export.domain.plan import ExportCounts
 from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.domain.schema import TEXT, ArrayType, ObjectType
+from profile_export.domain.segments import SegmentFilter
 from profile_export.store.attempts import Attempts, Claim, LeaseLostError, RangeDone
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog, NewDataset
@@ -71,6 +72,26 @@ class Store:
     async def open(self, dataset_id: str, batch_id: str) -> None:
         start = UploadStart(dataset_id, batch_id, "1", "json_lines")
         await self.uploads.open_upload(TENANT, start, f"{dataset_id}/{batch_id}", batch_id)
+
+    async def claimed_of_segments(self, *segment_ids: str) -> Claim:
+        """Claim a job of a batch per segment, with the ids of the segments."""
+        destination = await self.dataset(UNION)
+        request = ExportRequest(
+            destination,
+            policy_id=BUILT_IN_POLICY.id,
+            segments=tuple(map(SegmentFilter, segment_ids)),
+            segment_per_batch=True,
+        )
+        folders = {segment_id: f"{destination}/{segment_id}" for segment_id in segment_ids}
+        await self.jobs.create(TENANT, NewJob(BoundRequest(request, BUILT_IN_POLICY), "", folders))
+        claim = await self.attempts.claim("worker")
+        assert claim
+        return claim
+
+    async def succeeded(self) -> list[str]:
+        """The batches that count."""
+        listed = await self.batches.list_batches(TENANT, "", PageRequest.of(0, ""))
+        return [batch.id for batch in listed.items]
 
     async def claimed(self) -> Claim:
         destination = await self.dataset(UNION)
@@ -150,6 +171,53 @@ async def test_a_cancel_and_a_commit_at_the_same_moment_have_one_winner(store: S
         await store.attempts.let_go(claim.fence)
         batch = await store.batches.get_batch(TENANT, job.batch_id)
         assert (batch.state, listed.items) == (BatchState.ABORTED, ())
+
+
+def range_of_segments(index: int, *batch_ids: str) -> RangeDone:
+    files = {
+        batch_id: [DataFile(f"{index}-0.parquet", f"x/{batch_id}/{index}-0.parquet", 3, 300, "ab")]
+        for batch_id in batch_ids
+    }
+    return RangeDone(index, files, ExportCounts(profiles_exported=3), 1)
+
+
+async def test_s21_the_batches_of_segments_count_all_from_one_commit_on(store: Store) -> None:
+    # given a job of two segments, the second of which nobody was in within the first range
+    claim = await store.claimed_of_segments("gold", "vip")
+    await store.attempts.record_range(claim.fence, range_of_segments(0, "gold"), RUNNING)
+    await store.attempts.record_range(claim.fence, range_of_segments(1, "gold", "vip"), RUNNING)
+    before = await store.succeeded()
+
+    # when it is committed
+    files = await store.attempts.commit(claim.fence)
+
+    # then both count, in the order of the segments, each with its own files
+    assert list(claim.folders) == ["gold", "vip"]
+    assert (before, await store.succeeded()) == ([], ["gold", "vip"])
+    batches = [await store.batches.get_batch(TENANT, batch_id) for batch_id in ("gold", "vip")]
+    assert [(batch.number, batch.rows) for batch in batches] == [(1, 6), (2, 3)]
+    assert sorted(file.path for file in files) == [
+        "x/gold/0-0.parquet",
+        "x/gold/1-0.parquet",
+        "x/vip/1-0.parquet",
+    ]
+    job = (await store.jobs.get(TENANT, claim.job.id)).job
+    assert (job.state, job.batch_id, job.segment_batches) == (JobState.SUCCEEDED, "", ("gold", "vip"))
+
+
+async def test_s21_a_cancel_drops_the_batches_of_all_segments(store: Store) -> None:
+    claim = await store.claimed_of_segments("gold", "vip")
+    await store.attempts.record_range(claim.fence, range_of_segments(0, "gold", "vip"), RUNNING)
+
+    await store.jobs.cancel(TENANT, claim.job.id, "me", "")
+    with pytest.raises(FailedPreconditionError):
+        await store.attempts.commit(claim.fence)
+    await store.attempts.let_go(claim.fence)
+
+    assert await store.succeeded() == []
+    for batch_id in ("gold", "vip"):
+        batch = await store.batches.get_batch(TENANT, batch_id)
+        assert (batch.state, batch.rows) == (BatchState.ABORTED, 0)
 
 
 async def test_a_lease_that_is_gone_refuses_every_write(store: Store) -> None:

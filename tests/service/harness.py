@@ -185,20 +185,26 @@ class Caller:
         )
         return await self.schemas.CreateSchema(request, metadata=self.metadata)
 
-    async def policy(self, graph: merge_policy_pb2.IdentityGraph.ValueType) -> str:
-        """Make a merge policy."""
+    async def policy(self, graph: merge_policy_pb2.IdentityGraph.ValueType, order: Sequence[str] = ()) -> str:
+        """Make a merge policy; with an `order` of datasets it is one of precedence."""
+        types = merge_policy_pb2.AttributeMergeType
+        rule = types.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED
+        if order:
+            rule = types.ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE
         request = ps.CreateMergePolicyRequest(
             name="policy",
-            attribute_merge=merge_policy_pb2.AttributeMerge(
-                type=merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED
-            ),
+            attribute_merge=merge_policy_pb2.AttributeMerge(type=rule, order=order),
             identity_graph=graph,
         )
         return (await self.profiles.CreateMergePolicy(request, metadata=self.metadata)).merge_policy.id
 
     async def job(self, destination: str, request_id: str = "", **spec: Any) -> job_pb2.ExportJob:
         """Create a job."""
-        request = es.CreateJobRequest(spec=export_spec(destination, **spec), request_id=request_id)
+        return await self.create(export_spec(destination, **spec), request_id)
+
+    async def create(self, spec: job_pb2.ExportSpec, request_id: str = "") -> job_pb2.ExportJob:
+        """Create a job of a whole spec."""
+        request = es.CreateJobRequest(spec=spec, request_id=request_id)
         return (await self.exports.CreateJob(request, metadata=self.metadata)).job
 
     def watch(

@@ -315,6 +315,14 @@ def test_declared_names_are_held_to_what_any_field_may_be_called(
     assert refused.metadata["field"] == field
 
 
+def test_a_declared_type_may_be_of_any_depth() -> None:
+    kinds: tuple[FieldType, ...] = (TEXT, ArrayType(MapType(ObjectType({"b": LONG}))))
+
+    check_declared_fields(
+        DatasetKind.RECORD, [typed(f"a{index}", kind) for index, kind in enumerate(kinds)], "where"
+    )
+
+
 def test_a_component_schema_is_refused_for_a_dataset() -> None:
     component = Schema("https://example.com/address", None, EMPTY)
 

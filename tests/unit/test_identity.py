@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.identity import Identity, fold_namespace, identity_key
+from profile_export.domain.identity import Identity, fold_namespace, identity_key, key_digests, key_prefix
 from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -29,6 +29,12 @@ def test_the_key_of_an_identity_is_the_one_that_files_were_written_with(
 
     written = high.to_bytes(8, signed=True) + low.to_bytes(8, signed=True)
     assert written.hex() == GOLDEN[namespace, identity]
+
+
+def test_keys_of_many_identities_are_those_of_each() -> None:
+    texts_of_keys = [key_prefix(namespace) + identity.encode() for namespace, identity in GOLDEN]
+
+    assert [key.hex() for key in key_digests(texts_of_keys)] == list(GOLDEN.values())
 
 
 def test_the_halves_of_a_key_are_signed_and_the_high_one_comes_first() -> None:

@@ -24,6 +24,7 @@ from profile_export.domain.schema import (
     MapType,
     ObjectType,
 )
+from profile_export.domain.segments import SegmentFilter, SegmentSelection
 from tests.builders import Part, at, events, plan_of, records, row, rows_of, who
 
 PDG = IdentityGraph.PDG
@@ -324,6 +325,76 @@ def test_s10_the_fragment_of_the_later_place_is_the_stronger() -> None:
     assert attributes(NAMES, strong={"name": "Anna"}, weak={"name": "Ann"}) == {"name": "Anna"}
 
 
+BOTH = (
+    records("crm", NAMES, row("crm", ANN, {"name": "Ann", "city": "Ghent"}, batch="b1")),
+    records("shop", NAMES, row("shop", ANN, {"name": "Anna"}, batch="b2")),
+)
+FIELDS = ["name", "city"]
+
+
+def test_s10_the_dataset_named_earlier_in_order_is_the_stronger_whatever_its_place() -> None:
+    assert one(*BOTH, fields=FIELDS, order=["crm", "shop"]) == {"name": "Ann", "city": "Ghent"}
+    assert one(*BOTH, fields=FIELDS, order=["shop", "crm"]) == {"name": "Anna", "city": "Ghent"}
+
+
+def test_s10_among_fragments_of_one_dataset_the_later_place_is_the_stronger() -> None:
+    crm = records(
+        "crm",
+        NAMES,
+        row("crm", ANN, {"name": "Ann"}, links=["CRMID:1"], batch="b1"),
+        row("crm", "CRMID:1", {"name": "Anna"}, batch="b2"),
+    )
+
+    assert one(crm, fields=FIELDS, graph=PDG, order=["crm"]) == {"name": "Anna"}
+
+
+def test_s10_records_of_a_dataset_that_is_not_named_take_no_part() -> None:
+    assert one(*BOTH, fields=FIELDS, order=["shop"]) == {"name": "Anna"}
+    assert counted(*BOTH, order=["shop"]).fragments_read == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "ids"), [(["crm"], ["1", "2"]), (["crm", "web"], ["2"]), (["app", "crm"], ["1"])]
+)
+def test_s10_events_all_take_part_unless_an_event_dataset_is_named(order: list[str], ids: list[str]) -> None:
+    profile = one(
+        *BOTH,
+        events("app", {}, row("app", ANN, {"_id": "1", "timestamp": at(1)}, batch="b3")),
+        events("web", {}, row("web", ANN, {"_id": "2", "timestamp": at(2)}, batch="b4")),
+        event_fields=["_id"],
+        order=order,
+    )
+
+    assert [found["_id"] for found in profile["timeSeriesEvents"]] == ids
+
+
+def test_s4_a_dataset_that_takes_no_part_still_says_who_is_one_person() -> None:
+    parts = (
+        records("crm", NAMES, row("crm", ANN, {"name": "Ann"}, links=[BEN])),
+        records("shop", NAMES, row("shop", ANN, {"city": "Ghent"}, batch="b2")),
+        records("shop", NAMES, row("shop", BEN, {"name": "Ben"}, batch="b3")),
+    )
+
+    profile = one(*parts, graph=PDG, order=["shop"])
+
+    assert (profile["name"], profile["city"]) == ("Ben", "Ghent")
+    assert profile["identityMap"]["Email"] == [
+        {"id": "ann@example.com", "primary": True},
+        {"id": "ben@example.com", "primary": True},
+    ]
+
+
+def test_s6_identities_are_primary_only_by_what_takes_part() -> None:
+    parts = (
+        records("crm", {}, row("crm", who(ANN, "authenticated"), links=["CRMID:1"])),
+        records("shop", {}, row("shop", "CRMID:1", batch="b2")),
+    )
+
+    assert one(*parts, graph=PDG, order=["shop"]) == {
+        "identityMap": {"CRMID": [{"id": "1", "primary": True}], "Email": [{"id": "ann@example.com"}]}
+    }
+
+
 # --- Merging ---
 
 
@@ -572,6 +643,100 @@ def test_s19_the_window_does_not_matter_to_empty_profiles() -> None:
     assert merged(
         web, fields=["segmentMembership"], event_fields=[], window=(at(9), None), empty_profiles=True
     ) == [{}]
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [(1.9, 1), (2, 0), (3, 0)])
+def test_s20_the_newest_record_counts_and_must_be_strictly_newer(minutes: float, kept: int) -> None:
+    counts = counted(*BOTH, newer_than=at(minutes))
+
+    assert (counts.profiles_exported, counts.not_newer) == (kept, 1 - kept)
+
+
+def test_s20_the_newest_record_need_not_win_any_value_but_must_take_part() -> None:
+    assert one(*BOTH, fields=["name"], order=["crm", "shop"], newer_than=at(1)) == {"name": "Ann"}
+    assert counted(*BOTH, order=["crm"], newer_than=at(1)).not_newer == 1
+
+
+def test_s20_events_count_only_where_there_is_no_record() -> None:
+    parts = (
+        records("crm", {}, row("crm", ANN, batch="b1")),
+        events("web", {}, event("1", 0, batch="b2")),
+        events("web", {}, row("web", BEN, {"_id": "1", "timestamp": at(0)}, batch="b2", number=1)),
+    )
+
+    counts = counted(*parts, newer_than=at(1), empty_profiles=True)
+
+    assert (counts.profiles_exported, counts.not_newer, counts.events_only) == (1, 1, 0)
+
+
+GOLD, VIP = SegmentFilter("gold"), SegmentFilter("vip", "UPS")
+MEMBERS = records(
+    "crm",
+    {"name": TEXT},
+    row("crm", "CRMID:1", {"name": "both"} | membership(gold={"status": "realized"}, vip={})),
+    row(
+        "crm",
+        "CRMID:2",
+        {"name": "both"} | membership(gold={"status": "existing"}, vip={"status": "realized"}),
+        number=1,
+    ),
+    row("crm", "CRMID:3", {"name": "left"} | membership(gold={"status": "exited"}), number=2),
+    row("crm", "CRMID:4", {"name": "neither"}, number=3),
+)
+
+
+def test_s21_a_profile_needs_to_be_in_one_of_the_segments() -> None:
+    selection = SegmentSelection((GOLD, VIP))
+
+    assert sorted(found["name"] for found in merged(MEMBERS, segments=selection)) == ["both", "both"]
+    counts = counted(MEMBERS, segments=selection)
+    assert counts.not_in_segments == 2
+    assert counts.segment_members == {0: 3, 1: 1}
+
+
+def test_s21_each_profile_says_in_which_segments_it_is() -> None:
+    plan = plan_of([MEMBERS], fields=["identities.id"], segments=SegmentSelection((GOLD, VIP)))
+
+    result = merge_profiles(plan, rows_of([MEMBERS]))
+
+    found = {
+        profile["identityMap"]["CRMID"][0]["id"]: segments
+        for profile, segments in zip(result.profiles, result.segments, strict=True)
+    }
+    assert found == {"1": (0,), "2": (0, 1)}
+
+
+def test_s21_a_segment_that_nobody_is_in_gives_nothing_and_no_member() -> None:
+    counts = counted(MEMBERS, segments=SegmentSelection((SegmentFilter("silver"),)))
+
+    assert (counts.profiles_exported, counts.not_in_segments, counts.segment_members) == (0, 4, {})
+
+
+def test_s22_each_profile_that_is_left_out_counts_under_the_first_reason() -> None:
+    # Each has the reason it is named for, and all that come later.
+    many = [f"ECID:{number}" for number in range(50)]
+    parts = (
+        records(
+            "crm",
+            {},
+            row("crm", "CRMID:not in segments", batch="b9"),
+            row("crm", "CRMID:not newer", batch="b1"),
+            row("crm", "CRMID:too many identities", links=many, batch="b1", number=1),
+        ),
+        records("shop", {}, row("shop", "CRMID:not listed", links=[f"{name}'" for name in many], batch="b0")),
+        events("web", {}, row("web", "CRMID:events only", {"_id": "1", "timestamp": at(0)}, batch="b2")),
+    )
+
+    counts = counted(*parts, graph=PDG, order=["crm"], newer_than=at(3), segments=SegmentSelection((GOLD,)))
+
+    assert (counts.profiles_read, counts.profiles_exported) == (5, 0)
+    assert (
+        counts.not_listed,
+        counts.too_many_identities,
+        counts.events_only,
+        counts.not_newer,
+        counts.not_in_segments,
+    ) == (1, 1, 1, 1, 1)
 
 
 def test_s22_a_profile_left_out_for_two_reasons_counts_under_the_first() -> None:

@@ -22,9 +22,11 @@ from profile_export.domain.plan import (
     PinnedFile,
     Source,
     SourcePart,
+    notes_of,
 )
 from profile_export.domain.policy import IdentityGraph
 from profile_export.domain.schema import EMPTY, TEXT, ArrayType, MapType, ObjectType
+from profile_export.domain.segments import SegmentFilter, SegmentSelection
 from profile_export.domain.selection import IdentitySelection
 from tests.builders import plan_of
 
@@ -176,3 +178,36 @@ def test_exported_rows_have_the_chosen_fields_their_identities_and_their_events(
     assert plain.exported_fields == ObjectType({"identityMap": MapType(ArrayType(ObjectType({"id": TEXT})))})
     assert with_events.exported_fields.fields["timeSeriesEvents"] == ArrayType(ObjectType({"_id": TEXT}))
     assert {"identityMap", "segmentMembership", "timeSeriesEvents"} == set(with_events.exported_fields.fields)
+
+
+def test_members_of_segments_add_up_one_by_one() -> None:
+    first, second = ExportCounts(segment_members={0: 1, 1: 2}), ExportCounts(segment_members={1: 3})
+
+    assert (first + second).segment_members == {0: 1, 1: 5}
+
+
+def test_a_plan_fills_one_batch_or_one_of_each_segment() -> None:
+    segments = SegmentSelection((SegmentFilter("gold"), SegmentFilter("vip")))
+
+    assert plan_of([]).batch_ids == ("export",)
+    assert plan_of([], segments=segments, segment_batches=("b1", "b2")).batch_ids == ("b1", "b2")
+
+
+# --- Notes ---
+
+
+def test_s21_a_segment_that_nobody_has_an_entry_for_is_worth_a_note() -> None:
+    segments = SegmentSelection((SegmentFilter("gold"), SegmentFilter("vip"), SegmentFilter("old", "AAM")))
+    plan = replace(plan_of([], segments=segments), notes=("Of the plan.",))
+
+    notes = notes_of(plan, ExportCounts(segment_members={0: 7}))
+
+    assert notes == (
+        "Of the plan.",
+        "No profile has an entry for the segment 'vip' of the namespace 'ups'.",
+        "No profile has an entry for the segment 'old' of the namespace 'AAM'.",
+    )
+
+
+def test_an_export_without_segments_has_the_notes_of_its_plan() -> None:
+    assert notes_of(replace(plan_of([]), notes=("Of the plan.",)), ExportCounts()) == ("Of the plan.",)

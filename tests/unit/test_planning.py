@@ -10,7 +10,7 @@ from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.plan import EventSelection, ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
 from profile_export.domain.planning import Snapshot, plan_export
-from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
+from profile_export.domain.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, MergePolicy
 from profile_export.domain.request import BoundRequest, EventList, ExportRequest
 from profile_export.domain.schema import (
     IDENTITY_MAP_TYPE,
@@ -19,6 +19,7 @@ from profile_export.domain.schema import (
     TIMESTAMP,
     ObjectType,
 )
+from profile_export.domain.segments import SegmentFilter, SegmentSelection
 from profile_export.domain.selection import IdentitySelection
 from tests.builders import at
 
@@ -106,3 +107,92 @@ def test_a_field_that_is_not_known_any_more_is_refused(request_: BoundRequest, f
         plan_export(request_, snapshot(), "batch-1")
 
     assert (refused.value.reason, refused.value.metadata["field"]) == ("UNKNOWN_FIELD", field)
+
+
+def test_s2_segments_are_looked_for_in_the_registered_spelling() -> None:
+    segments = (SegmentFilter("gold", "UPS"), SegmentFilter("gold", "AAM"))
+    wanted = ExportRequest("d1", segments=segments, policy_id="household", qualified_from=at(1))
+
+    plan = plan_export(BoundRequest(wanted, PDG_POLICY), snapshot(), "", ("b1", "b2"))
+
+    registered = (SegmentFilter("gold", "ups"), SegmentFilter("gold", "AAM"))
+    assert plan.segments == SegmentSelection(registered, at(1), None)
+    assert plan.batch_ids == ("b1", "b2")
+
+
+def test_s20_a_plan_knows_what_is_new() -> None:
+    wanted = ExportRequest("d1", from_ingest_time=at(3))
+
+    assert plan_export(BoundRequest(wanted, PDG_POLICY), snapshot(), "batch-1").newer_than == at(3)
+
+
+# --- Precedence ---
+
+
+def planned(*order: str, merge: AttributeMerge = AttributeMerge.DATASET_PRECEDENCE) -> ExportPlan:
+    """The plan of two record and two event datasets, of which `web` has no batch."""
+    kinds = {
+        "crm": DatasetKind.RECORD,
+        "shop": DatasetKind.RECORD,
+        "app": DatasetKind.EVENT,
+        "web": DatasetKind.EVENT,
+    }
+    filled = ("crm", "shop", "app")
+    found = replace(
+        snapshot(),
+        datasets=kinds,
+        sources=tuple(Source(name, kinds[name], ()) for name in filled),
+        batches=tuple(PinnedBatch(f"b-{name}", 1, at(0), name) for name in filled),
+    )
+    policy = MergePolicy("p1", 1, "", IdentityGraph.NONE, merge, order=order)
+    return plan_export(BoundRequest(ExportRequest("d1"), policy), found, "batch-1")
+
+
+def taking_part(plan: ExportPlan) -> set[str]:
+    return {source.dataset_id for source in plan.sources if source.takes_part}
+
+
+def strengths(plan: ExportPlan) -> dict[str, int]:
+    return {batch.dataset_id: batch.strength for batch in plan.batches}
+
+
+def test_s10_by_time_all_sources_take_part_and_none_is_stronger() -> None:
+    plan = planned(merge=AttributeMerge.TIMESTAMP_ORDERED)
+
+    assert taking_part(plan) == {"crm", "shop", "app"}
+    assert strengths(plan) == {"crm": 0, "shop": 0, "app": 0}
+    assert plan.notes == ()
+
+
+def test_s10_the_dataset_named_earlier_is_stronger_and_records_that_are_not_named_take_no_part() -> None:
+    both, alone = planned("shop", "crm"), planned("crm")
+
+    assert strengths(both)["shop"] > strengths(both)["crm"] > 0
+    assert taking_part(both) == {"crm", "shop", "app"}
+    assert taking_part(alone) == {"crm", "app"}
+
+
+@pytest.mark.parametrize(
+    ("order", "taking"),
+    [(("crm", "app"), {"crm", "app"}), (("web", "crm"), {"crm"}), (("app",), {"app"})],
+    ids=["named", "another is named, without a batch", "events only"],
+)
+def test_s10_events_are_restricted_only_if_events_are_named_and_never_ranked(
+    order: tuple[str, ...], taking: set[str]
+) -> None:
+    plan = planned(*order)
+
+    assert taking_part(plan) == taking
+    assert strengths(plan)["app"] == 0
+
+
+def test_s10_what_is_no_source_any_more_is_ignored_with_a_note() -> None:
+    plan = planned("gone", "shop", "crm")
+
+    assert strengths(plan) == strengths(planned("shop", "crm"))
+    (note,) = plan.notes
+    assert note.startswith("The dataset 'gone', which the merge policy 'p1' names, is no source any more")
+
+
+def test_s10_where_all_that_is_named_has_gone_no_record_takes_part() -> None:
+    assert taking_part(planned("gone")) == {"app"}

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import pytest
 
 from profile_export.domain.catalog import BUILT_IN_SCHEMAS, Dataset, DatasetKind, SchemaRef
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.request import BoundRequest, EventList, ExportRequest, bind
+from profile_export.domain.request import (
+    BoundRequest,
+    EventList,
+    ExportRequest,
+    bind,
+    without_unknown_fields,
+)
 from profile_export.domain.schema import IDENTITY_MAP_TYPE, TEXT, ObjectType
+from profile_export.domain.segments import SegmentFilter, SegmentSelection
+from profile_export.domain.selection import UnknownPath
 from tests.builders import at
 
 RECORDS = ObjectType({"identityMap": IDENTITY_MAP_TYPE, "name": TEXT})
@@ -76,6 +85,92 @@ def test_s18_a_window_may_be_open_at_either_end_or_be_empty(
     window = EventList(from_ingest_time=start, to_ingest_time=end)
 
     assert ExportRequest("d1", event_list=window).event_list is window
+
+
+# --- Segments ---
+
+GOLD, VIP = SegmentFilter("gold"), SegmentFilter("vip")
+
+
+def test_s21_a_request_without_segments_lets_everybody_in() -> None:
+    assert ExportRequest("d1").selection is None
+
+
+def test_s21_a_request_selects_by_its_segments_and_their_qualification_time() -> None:
+    request = ExportRequest(
+        "d1", segments=(GOLD, VIP), policy_id="p1", qualified_from=at(1), qualified_to=at(1)
+    )
+
+    assert request.selection == SegmentSelection((GOLD, VIP), at(1), at(1))
+
+
+def test_s21_segments_start_later_than_end_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="later than end_time") as refused:
+        ExportRequest("d1", segments=(GOLD,), qualified_from=at(2), qualified_to=at(1))
+
+    assert refused.value.reason == "TIME_WINDOW_INVALID"
+    assert refused.value.metadata["field"] == "spec.filter.segment_qualification_time.start_time"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"segment_per_batch": True}, "spec.destination.segment_per_batch"),
+        ({"qualified_from": at(1)}, "spec.filter.segment_qualification_time"),
+        ({"qualified_to": at(1)}, "spec.filter.segment_qualification_time"),
+    ],
+)
+def test_s21_what_is_about_segments_needs_some(wanted: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="needs segments") as refused:
+        ExportRequest("d1", **wanted)
+
+    assert (refused.value.reason, refused.value.metadata["field"]) == ("SEGMENTS_REQUIRED", field)
+    assert ExportRequest("d1", segments=(GOLD,), **wanted).segments == (GOLD,)
+
+
+def test_several_segments_need_a_policy() -> None:
+    with pytest.raises(InvalidArgumentError, match="several segments") as refused:
+        ExportRequest("d1", segments=(GOLD, VIP))
+
+    assert (refused.value.reason, refused.value.metadata["field"]) == (
+        "MERGE_POLICY_REQUIRED",
+        "spec.merge_policy",
+    )
+    assert ExportRequest("d1", segments=(GOLD,)).policy_id == ""
+
+
+# --- Without unknown fields ---
+
+
+def test_fields_that_are_known_stay_and_the_others_are_told_apart() -> None:
+    request = ExportRequest("d1", ("name", "nmae"), event_list=EventList(("_idd", "_id")))
+
+    reduced, unknown = without_unknown_fields(request, RECORDS, EVENTS)
+
+    assert reduced == ExportRequest("d1", ("name",), event_list=EventList(("_id",)))
+    assert unknown == [UnknownPath("nmae", "name"), UnknownPath("_idd", "_id")]
+
+
+def test_where_no_field_is_known_identities_are_kept_and_the_ids_of_events() -> None:
+    request = ExportRequest("d1", ("nmae",), event_list=EventList(("_idd",), at(1)))
+
+    reduced, _ = without_unknown_fields(request, RECORDS, EVENTS)
+
+    assert reduced == ExportRequest("d1", ("identityMap",), event_list=EventList(("_id",), at(1)))
+
+
+@pytest.mark.parametrize("event_list", [None, EventList()])
+def test_a_request_of_every_field_stays_as_it_is(event_list: EventList | None) -> None:
+    request = ExportRequest("d1", event_list=event_list)
+
+    assert without_unknown_fields(request, RECORDS, EVENTS) == (request, [])
+
+
+def test_a_path_that_is_wrong_in_another_way_is_refused_all_the_same() -> None:
+    with pytest.raises(InvalidArgumentError, match="event_list") as refused:
+        without_unknown_fields(ExportRequest("d1", ("nmae", "timeSeriesEvents")), RECORDS, EVENTS)
+
+    assert refused.value.metadata["field"] == "spec.fields[1]"
 
 
 # --- Bound ---

@@ -21,6 +21,7 @@ from profile_export.domain.schema import (
     DecimalType,
     FieldPath,
     FieldType,
+    MapSelection,
     MapType,
     ObjectType,
     Scalar,
@@ -410,3 +411,23 @@ def test_types_are_written_as_words_and_one_key_objects() -> None:
             "scores": {"map": {"object": {"x": "double"}}},
         }
     }
+
+
+def test_what_is_kept_of_a_map_is_written_beside_what_the_map_is() -> None:
+    some = MapSelection(TEXT, {"a": TEXT})
+    rest = MapSelection(ObjectType({"x": LONG}), {}, ObjectType({"x": LONG}))
+
+    assert to_json(some) == {"map": "string", "keys": {"a": "string"}, "others": None}
+    assert to_json(rest) == {
+        "map": {"object": {"x": "long"}},
+        "keys": {},
+        "others": {"object": {"x": "long"}},
+    }
+
+
+def test_a_selection_of_a_map_keeps_its_keys_and_what_is_said_of_all_others() -> None:
+    chosen = MapSelection(LONG, {"a": TEXT})
+
+    assert (chosen.kept("a"), chosen.kept("b")) == (TEXT, None)
+    assert MapSelection(LONG, {"a": TEXT}, DATE).kept("b") == DATE
+    assert MapType(LONG).kept("b") == LONG
