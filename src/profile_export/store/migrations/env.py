@@ -8,7 +8,7 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
 from profile_export.store.column_types import Instant, Json
-from profile_export.store.tables import metadata
+from profile_export.store.receipt_table import receipts
 
 
 def plain_type(kind: str, item: Any, _context: AutogenContext) -> str | Literal[False]:
@@ -21,8 +21,9 @@ def plain_type(kind: str, item: Any, _context: AutogenContext) -> str | Literal[
 
 
 connection = context.config.attributes["connection"]
+# All tables have the same metadata; this one's module needs that of all others.
 context.configure(
-    connection=connection, target_metadata=metadata, render_as_batch=True, render_item=plain_type
+    connection=connection, target_metadata=receipts.metadata, render_as_batch=True, render_item=plain_type
 )
 with context.begin_transaction():
     context.run_migrations()
