@@ -30,6 +30,7 @@ from profile_export.lake.local import LocalLake
 from profile_export.runner.compactor import Compactor
 from profile_export.runner.mirror import Mirror
 from profile_export.runner.ports import Engine
+from profile_export.runner.receipts import ReceiptWriter
 from profile_export.runner.sweep import Sweeper
 from profile_export.runner.worker import Worker
 from profile_export.store.attempts import Attempts
@@ -44,6 +45,7 @@ from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import Mirrors
 from profile_export.store.policies import Policies
+from profile_export.store.receipts import Receipts
 from profile_export.store.schemas import Schemas
 from profile_export.store.snapshots import Snapshots
 from profile_export.store.uploads import Uploads
@@ -90,12 +92,14 @@ async def _serve(settings: ServeSettings) -> None:
 
 
 class Application:
-    """One server with its runner, engine, store and lake. Tests may give it another engine."""
+    """One server with its runner, engine, store and lake. Tests may give it another engine or lake."""
 
-    def __init__(self, settings: ServeSettings, engine: Engine | None = None) -> None:
+    def __init__(
+        self, settings: ServeSettings, engine: Engine | None = None, lake: LocalLake | None = None
+    ) -> None:
         self._settings = settings
         self._database = Database(settings.data_dir)
-        self._lake = LocalLake(settings.data_dir)
+        self._lake = lake or LocalLake(settings.data_dir)
         self._duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads)
         self._ingesting = Children(warm_for=ingest)
         self._compacting = Children(niceness=_STAND_BACK)
@@ -104,7 +108,8 @@ class Application:
         self._attempts = Attempts(self._database, wakeups)
         catalog, policies = Catalog(self._database), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database)
-        opened = LoadingBatches(self._database, wakeups)
+        opened, receipts = LoadingBatches(self._database, wakeups), Receipts(self._database)
+        self._receipts = ReceiptWriter(receipts, self._lake)
         jobs = Jobs(self._database, wakeups)
         self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
@@ -119,6 +124,7 @@ class Application:
                     catalog,
                     self._batches,
                     opened,
+                    receipts,
                     MirrorStatuses(self._database),
                     sessions,
                     self._loading,
@@ -142,6 +148,7 @@ class Application:
             wakeups,
             runs,
             self._lake,
+            self._receipts,
         )
         self._compactions, self._drops = Compactions(self._database), Drops(self._database)
         grace = timedelta(seconds=settings.download_grace_seconds)
@@ -182,6 +189,7 @@ class Application:
         await self._attempts.release_all()
         await self._mirrors.release_all()
         await self._sweep_what_was_left()
+        await self._receipts.write_all()
         await self._duckdb.start()
         self._worker_task = asyncio.create_task(self._worker.run())
         self._mirror_task = asyncio.create_task(self._mirror.run())

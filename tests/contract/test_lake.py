@@ -100,3 +100,13 @@ def test_removing_and_forgetting_what_is_not_there_is_nothing(lake: LocalLake) -
     lake.forget_upload("nowhere")
 
     assert found(lake) == set()
+
+
+def test_a_small_file_is_written_whole_and_replaces_what_was_there(lake: LocalLake) -> None:
+    lake.write("d/b/receipt.json", b"first")
+    put(lake, "d/b/receipt.json.part", b"what a killed writer has left, longer than all else")
+
+    lake.write("d/b/receipt.json", b"second")
+
+    assert (lake.root / "d/b/receipt.json").read_bytes() == b"second"
+    assert found(lake) == {"d", "d/b", "d/b/receipt.json"}

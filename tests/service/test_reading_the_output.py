@@ -58,6 +58,7 @@ def test_the_blocks_run_as_they_stand(address: str, tmp_path: Path, monkeypatch:
     # then they find the two people of the tour, each way
     assert re.search(r"│ C-1 +│ Adler +│ +2 │", printed)
     assert printed.count('{"gold"}') == 2  # Polars, in place and in the table
+    assert len(re.findall(r"\.parquet True True", printed)) == 1
     assert [line for line in printed.splitlines() if line.isdigit()] == ["2", "2", "2"]
     assert shell.splitlines()[-1] == "[(2,)]"
     assert {block.language for block in blocks} == {"python", "sh"} | NOT_RUN

@@ -79,6 +79,7 @@ NAMES_A_RESOURCE: dict[str, Call] = {
     "CompleteBatch": unary("datasets", "CompleteBatch", lambda o: ds.CompleteBatchRequest(batch_id=o.batch)),
     "AbortBatch": unary("datasets", "AbortBatch", lambda o: ds.AbortBatchRequest(batch_id=o.batch)),
     "RevertBatch": unary("datasets", "RevertBatch", lambda o: ds.RevertBatchRequest(batch_id=o.batch)),
+    "GetReceipt": unary("datasets", "GetReceipt", lambda o: ds.GetReceiptRequest(batch_id=o.batch)),
     "ListRejectedRows": unary(
         "datasets", "ListRejectedRows", lambda o: ds.ListRejectedRowsRequest(batch_id=o.batch)
     ),
@@ -103,7 +104,6 @@ NAMES_A_RESOURCE: dict[str, Call] = {
     "WatchJob": streamed("exports", "WatchJob", lambda o: es.WatchJobRequest(job_id=o.job)),
 }
 NOT_BUILT: dict[str, Call] = {
-    "GetReceipt": unary("datasets", "GetReceipt", lambda o: ds.GetReceiptRequest(batch_id=o.batch)),
     "GetProfile": unary("profiles", "GetProfile", lambda _: ps.GetProfileRequest()),
     "ListProfileEvents": unary("profiles", "ListProfileEvents", lambda _: ps.ListProfileEventsRequest()),
     "DeleteProfile": unary("profiles", "DeleteProfile", lambda _: ps.DeleteProfileRequest()),

@@ -99,6 +99,36 @@ def test_the_whole_tour_from_files_to_a_merged_download(
     assert rows[1][:3] == ("C-2", None, "Bos")
 
 
+def test_the_receipt_of_an_export_says_what_was_read_and_written(terminal: Terminal, crm: Path) -> None:
+    # given an export, and a batch of nothing
+    source = terminal.get("datasets", "create", "CRM", "--kind", "record", "--primary", "crmId=CRM")
+    empty = terminal.get("datasets", "create", "Nobody", "--kind", "union")
+    assert terminal.type("jobs", "create", "--to", empty, "--watch").returncode == 0
+    terminal.get("datasets", "upload", source, crm, "--batch-id", "people")
+    union = terminal.get("datasets", "create", "Merged", "--kind", "union")
+    assert terminal.type("jobs", "create", "--to", union, "--watch").returncode == 0
+    [nothing], [batch] = [
+        json.loads(terminal.get("batches", "list", dataset_id, "--json")) for dataset_id in (empty, union)
+    ]
+
+    # when their receipts are looked at
+    shown = [" ".join(line.split()) for line in terminal.get("batches", "receipt", batch["id"]).splitlines()]
+    told = json.loads(terminal.get("batches", "receipt", batch["id"], "--json"))
+    of_nothing = terminal.get("batches", "receipt", nothing["id"])
+    of_an_upload = terminal.type("batches", "receipt", "people")
+
+    # then they say it, to people and to programs
+    [file] = told["files"]
+    assert {f"batch {batch['id']}", "profiles 2 of 2 exported", "CRM 2"} <= set(shown)
+    assert "policy timestampOrdered-none-mp version 1: TIMESTAMP_ORDERED, graph NONE" in shown
+    assert any(line.startswith(f"{source} people 2 ") for line in shown)
+    assert any(line.startswith(file["name"]) and line.endswith(file["sha256"]) for line in shown)
+    assert [one["batch_id"] for one in told["input_batches"]] == ["people"]
+    assert "No batch was there to read." in of_nothing
+    assert "No row, and so no file." in of_nothing
+    assert "RECEIPT_NOT_FOUND" in of_an_upload.stderr
+
+
 def test_everything_to_be_listed_or_looked_up_comes_as_json_too(terminal: Terminal, crm: Path) -> None:
     source = json.loads(
         terminal.get("datasets", "create", "CRM", "--kind", "record", "--primary", "crmId=CRM", "--json")

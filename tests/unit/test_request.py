@@ -221,3 +221,11 @@ def test_s23_fields_of_events_are_looked_up_among_events() -> None:
 
     assert refused.value.metadata["field"] == "spec.event_list.fields[1]"
     assert refused.value.reason == "UNKNOWN_FIELD"
+
+
+def test_a_resolved_request_has_everything_filled_in_that_was_left_to_the_server() -> None:
+    resolved = BoundRequest(ExportRequest("d", fields=("name",)), BUILT_IN_POLICY).resolved
+
+    assert (resolved.policy_id, resolved.policy_version) == ("timestampOrdered-none-mp", 1)
+    assert (resolved.schema_name, resolved.engine) == ("_xdm.context.profile", "duckdb")
+    assert (resolved.destination_id, resolved.fields) == ("d", ("name",))

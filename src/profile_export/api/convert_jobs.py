@@ -10,8 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from profile_export.api.convert import instant, refuse_unbuilt, required, timestamp
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.job import Job, JobMetrics, Phase, PhaseTime, Progress, Transition
-from profile_export.domain.request import ENGINE, BoundRequest, EventList, ExportRequest
+from profile_export.domain.job import JobMetrics, Phase, PhaseTime, Progress, Transition
+from profile_export.domain.request import BoundRequest, EventList, ExportRequest
 from profile_export.domain.segments import DEFAULT_NAMESPACE, MembershipStatus, SegmentFilter
 from profile_export.store.jobs import JobView
 from profile_export.v1 import job_pb2, merge_policy_pb2
@@ -79,15 +79,15 @@ def _event_list(message: job_pb2.EventList) -> EventList:
 
 def export_spec(bound: BoundRequest) -> job_pb2.ExportSpec:
     """Write a request as resolved."""
-    request = bound.request
+    request = bound.resolved
     spec = job_pb2.ExportSpec(
         fields=request.fields,
-        merge_policy=merge_policy_pb2.MergePolicyRef(id=bound.policy.id, version=bound.policy.version),
+        merge_policy=merge_policy_pb2.MergePolicyRef(id=request.policy_id, version=request.policy_version),
         destination=job_pb2.ExportDestination(
             dataset_id=request.destination_id, segment_per_batch=request.segment_per_batch
         ),
-        schema_name=request.schema_name or bound.policy.schema_name,
-        engine=request.engine or ENGINE,
+        schema_name=request.schema_name,
+        engine=request.engine,
     )
     kept = _filter(request)
     if kept.ListFields():
@@ -103,7 +103,7 @@ def export_spec(bound: BoundRequest) -> job_pb2.ExportSpec:
 
 def _filter(request: ExportRequest) -> job_pb2.ExportFilter:
     kept = job_pb2.ExportFilter(
-        segments=[_segment_filter(one) for one in request.segments],
+        segments=[segment_filter(one) for one in request.segments],
         from_ingest_time=timestamp(request.from_ingest_time),
         empty_profiles=request.empty_profiles,
     )
@@ -115,7 +115,8 @@ def _filter(request: ExportRequest) -> job_pb2.ExportFilter:
     return kept
 
 
-def _segment_filter(value: SegmentFilter) -> job_pb2.SegmentFilter:
+def segment_filter(value: SegmentFilter) -> job_pb2.SegmentFilter:
+    """Write a segment and the memberships that count."""
     statuses = [_ON_WIRE[status] for status in value.statuses]
     return job_pb2.SegmentFilter(segment_id=value.segment_id, namespace=value.namespace, statuses=statuses)
 
@@ -148,7 +149,7 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
             )
             for time in view.phases
         ],
-        metrics=_metrics(job, job.metrics, view.phases, view.until),
+        metrics=job_metrics(job.metrics, view.phases, job.create_time, view.until),
         errors=[
             job_pb2.JobError(
                 code=error.code,
@@ -191,7 +192,7 @@ def job_transition(view: JobView, transition: Transition) -> job_pb2.JobTransiti
         time=timestamp(transition.time),
         attempt=transition.attempt,
         reason=transition.reason,
-        metrics=_metrics(view.job, transition.metrics, view.phases, transition.time),
+        metrics=job_metrics(transition.metrics, view.phases, view.job.create_time, transition.time),
         **states,
     )
 
@@ -207,12 +208,13 @@ def progress(value: Progress) -> job_pb2.JobProgress:
     )
 
 
-def _metrics(
-    job: Job, metrics: JobMetrics, phases: Iterable[PhaseTime], until: datetime
+def job_metrics(
+    metrics: JobMetrics, phases: Iterable[PhaseTime], create_time: datetime, until: datetime
 ) -> job_pb2.JobMetrics:
+    """Write the counters of a job, and where its time went from its creation until a moment."""
     counts = metrics.counts
     return job_pb2.JobMetrics(
-        total_time=_duration(until - job.create_time),
+        total_time=_duration(until - create_time),
         phases=_phase_metrics(metrics, phases, until),
         profiles_read=counts.profiles_read,
         fragments_read=counts.fragments_read,

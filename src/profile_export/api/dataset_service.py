@@ -10,13 +10,13 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from profile_export.api import convert_batches, convert_datasets
+from profile_export.api import convert_batches, convert_datasets, convert_receipts
 from profile_export.api.convert import optional, page_request
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.transfer import first_message, receive, stretch
 from profile_export.domain.batch import Batch, UploadState, check_batch_id
 from profile_export.domain.catalog import Dataset
-from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from profile_export.ingest.loading import Loading
 from profile_export.ingest.sessions import UploadSessions
@@ -26,6 +26,7 @@ from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
+from profile_export.store.receipts import Receipts
 from profile_export.v1 import batch_pb2, dataset_pb2
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
@@ -41,6 +42,7 @@ class DatasetRooms:
     catalog: Catalog
     batches: Batches
     opened: LoadingBatches
+    receipts: Receipts
     mirrors: MirrorStatuses
     sessions: UploadSessions
     loading: Loading
@@ -53,7 +55,7 @@ class DatasetService(DatasetServiceServicer):
     def __init__(self, rooms: DatasetRooms, new_id: Callable[[], str]) -> None:
         self._catalog, self._batches, self._opened = rooms.catalog, rooms.batches, rooms.opened
         self._sessions, self._loading, self._lake = rooms.sessions, rooms.loading, rooms.lake
-        self._mirrors = rooms.mirrors
+        self._receipts, self._mirrors = rooms.receipts, rooms.mirrors
         self._new_id = new_id
 
     # --- Datasets ---
@@ -194,7 +196,12 @@ class DatasetService(DatasetServiceServicer):
             await context.write(pb.ReadBatchFileResponse(data=chunk))
 
     async def GetReceipt(self, request: pb.GetReceiptRequest, context: _Context) -> pb.GetReceiptResponse:
-        raise UnimplementedError.of_method("GetReceipt")
+        stored = await self._receipts.get(current_tenant(), request.batch_id)
+        return pb.GetReceiptResponse(
+            receipt=convert_receipts.receipt(stored, self._lake.location),
+            document=stored.document,
+            location=self._lake.location(stored.path),
+        )
 
     async def _shown(self, batch: Batch) -> batch_pb2.Batch:
         """Write a batch, with how much has arrived of the files that are under way."""

@@ -20,6 +20,7 @@ from profile_export.cli.output import (
     size,
     table,
 )
+from profile_export.cli.receipts import shown_receipt
 from profile_export.client import Batch, Client, RejectedRow, as_json
 
 group = typer.Typer(no_args_is_help=True, help="Batches: what became of an upload, and taking it back.")
@@ -85,6 +86,19 @@ async def rejected(
         return
     total = (await client.get_batch(batch_id)).rejected_rows if len(rows) == limit else len(rows)
     print_rejected(rows, total, batch_id)
+
+
+@command(group, "receipt")
+async def receipt(client: Client, batch_id: BatchId, as_data: AsJson = False) -> None:
+    """Show the receipt of a batch that an export made: what was read, left out and written, with the hashes.
+
+    Example: `profile-export batches receipt 5f0c… --json`
+    """
+    answer = await client.get_receipt(batch_id)
+    if as_data:
+        print_json(as_json(answer.receipt))
+    else:
+        console().print(shown_receipt(answer))
 
 
 @command(group, "complete")

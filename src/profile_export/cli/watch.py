@@ -126,11 +126,16 @@ def _advance(bar: Progress, task: TaskID, progress: JobProgress) -> None:
 
 def facts(job: ExportJob) -> Table:
     """Return the counts of a job."""
-    metrics = job.metrics
     rows: list[tuple[str, RenderableType]] = [("job", Text(f"{job.id}  ") + state(job.state))]
     if job.batch_id:
         rows.append(("batch", job.batch_id))
     rows += [("batch", f"{one.batch_id}  {one.namespace}:{one.segment_id}") for one in job.batches]
+    return fact_table(rows + metric_facts(job.metrics))
+
+
+def metric_facts(metrics: JobMetrics) -> list[tuple[str, RenderableType]]:
+    """Return the counters of a job as facts, each with its name before it."""
+    rows: list[tuple[str, RenderableType]] = []
     profiles = f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"
     rows.append(("profiles", profiles))
     if metrics.profiles_merged:
@@ -153,4 +158,4 @@ def facts(job: ExportJob) -> Table:
     rows.append(("written", f"{count(metrics.rows_written)} rows, {files}, {size(metrics.bytes_written)}"))
     if metrics.peak_memory_bytes:
         rows.append(("memory", f"{size(metrics.peak_memory_bytes)} at most"))
-    return fact_table(rows)
+    return rows

@@ -19,6 +19,7 @@ from profile_export.v1.dataset_pb2 import (
 )
 from profile_export.v1.dataset_service_pb2 import (
     CompleteBatchResponse,
+    GetReceiptResponse,
     UploadBatchResponse,
     UploadFormat,
 )
@@ -39,10 +40,12 @@ from profile_export.v1.job_pb2 import (
     JobTransition,
     MembershipStatus,
 )
-from profile_export.v1.merge_policy_pb2 import IdentityGraph, MergePolicy
+from profile_export.v1.merge_policy_pb2 import AttributeMergeType, IdentityGraph, MergePolicy
+from profile_export.v1.receipt_pb2 import InputBatch, Receipt
 from profile_export.v1.schema_pb2 import Schema, UnionSchema
 
 __all__ = [
+    "AttributeMergeType",
     "Batch",
     "BatchState",
     "Client",
@@ -62,8 +65,10 @@ __all__ = [
     "FieldDeclaration",
     "FieldType",
     "Figure",
+    "GetReceiptResponse",
     "IdentityField",
     "IdentityGraph",
+    "InputBatch",
     "JobMetrics",
     "JobPhase",
     "JobProgress",
@@ -73,6 +78,7 @@ __all__ = [
     "MergePolicy",
     "MirrorStatus",
     "Profiles",
+    "Receipt",
     "RejectedRow",
     "ScalarType",
     "Schema",

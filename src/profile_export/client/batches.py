@@ -113,6 +113,10 @@ class BatchCalls(Calls):
                 break
         return listed[:limit]
 
+    async def get_receipt(self, batch_id: str) -> pb.GetReceiptResponse:
+        """Fetch the receipt of a visible batch that an export job made, also as it lies beside the files."""
+        return await self._call(self._datasets.GetReceipt, pb.GetReceiptRequest(batch_id=batch_id))
+
     async def list_files(self, batch_id: str) -> list[DataFile]:
         """List the data files of a visible batch, by name."""
         request = pb.ListBatchFilesRequest(batch_id=batch_id, page_size=PAGE)

@@ -78,7 +78,11 @@ class Client(DatasetCalls, BatchCalls, SchemaCalls, PolicyCalls, JobCalls):
         self._metadata = tuple((name, value) for name, value in headers.items() if value)
 
     async def __aenter__(self) -> Self:
-        options: list[tuple[str, Any]] = [("grpc.service_config", _SERVICE_CONFIG)]
+        options: list[tuple[str, Any]] = [
+            ("grpc.service_config", _SERVICE_CONFIG),
+            # A receipt names every batch that was read, which may be more than the default of 4 MiB holds.
+            ("grpc.max_receive_message_length", -1),
+        ]
         if _LOOPBACK.fullmatch(self._address):
             options.append(("grpc.enable_http_proxy", 0))
         self._channel = grpc.aio.insecure_channel(self._address, options=options)

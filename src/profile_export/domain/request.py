@@ -109,6 +109,17 @@ class BoundRequest:
     request: ExportRequest
     policy: MergePolicy
 
+    @property
+    def resolved(self) -> ExportRequest:
+        """The request with what was left to the server filled in."""
+        return replace(
+            self.request,
+            policy_id=self.policy.id,
+            policy_version=self.policy.version,
+            schema_name=self.request.schema_name or self.policy.schema_name,
+            engine=self.request.engine or ENGINE,
+        )
+
 
 def bind(
     request: ExportRequest,

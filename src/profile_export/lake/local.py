@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -66,6 +66,21 @@ class LocalLake:
                 os.close(descriptor)
             if directory == self.root:
                 return
+
+    def write(self, path: str, content: bytes) -> None:
+        """Put a small file into a batch's folder, which need not exist: whole, and safe on the disk, or not at all.
+
+        A file of that name is replaced.
+        """
+        place = self.root / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(f"{place.name}.part")
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(place)
+        self.sync(str(PurePosixPath(path).parent))
 
     def keep_only(self, folder: str, paths: Collection[str]) -> None:
         """Remove from a batch's folder every file but these (relative to the root), and the folders left empty."""

@@ -66,6 +66,10 @@ class Lake(Protocol):
         """Make the names of a folder's files survive a power cut."""
         ...
 
+    def write(self, path: str, content: bytes) -> None:
+        """Put a small file into a batch's folder, which need not exist: whole, and safe on the disk, or not at all."""
+        ...
+
     def keep_only(self, folder: str, paths: Collection[str]) -> None:
         """Remove from a batch's folder every file but these."""
         ...

@@ -14,8 +14,10 @@ from profile_export.domain.errors import DomainError, FailedPreconditionError
 from profile_export.domain.job import JobError, JobState, Phase, Progress
 from profile_export.domain.plan import ExportPlan, WrittenFile
 from profile_export.domain.planning import plan_export
+from profile_export.domain.receipt import RECEIPT_FILE
 from profile_export.engines.results import EngineDiedError, EngineFailedError, EngineProgress
 from profile_export.runner.ports import Engine, EngineAttempt, Lake
+from profile_export.runner.receipts import ReceiptWriter
 from profile_export.runner.waiting import first_of
 from profile_export.store.attempts import Attempts, Claim, LeaseLostError, RangeDone
 from profile_export.store.events import Wakeups
@@ -37,7 +39,9 @@ class Worker:
         wakeups: Wakeups,
         engine: Engine,
         lake: Lake,
+        receipts: ReceiptWriter,
     ) -> None:
+        self._receipts = receipts
         self._name = name
         self._attempts = attempts
         self._snapshots = snapshots
@@ -109,8 +113,9 @@ class Worker:
         if isinstance(error, LeaseLostError):
             raise error
         if error is None and not work.cancelled():
-            kept = [file.path for file in attempt.committed]
+            await self._receipts.write_all()
             for folder in claim.folders.values():
+                kept = [*(file.path for file in attempt.committed), f"{folder}/{RECEIPT_FILE}"]
                 await asyncio.to_thread(self._lake.keep_only, folder, kept)
             return
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -26,12 +26,14 @@ from profile_export.domain.job import (
     after_error,
 )
 from profile_export.domain.plan import ExportCounts, ExportPlan, notes_of
+from profile_export.domain.receipt import FilledBatch
 from profile_export.domain.schema import TypeConflictError, union_objects
 from profile_export.store.batches import add_files, batches_of_job, files_of, succeed_batch
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import job_from, move_job, stamp
+from profile_export.store.receipts import add_receipts
 from profile_export.store.tables import datasets, job_ranges, jobs, leases, tenants
 from profile_export.store.tenants import next_place
 
@@ -173,7 +175,9 @@ class Attempts:
 
     @whole
     async def commit(self, fence: Fence) -> Sequence[DataFile]:
-        """Make the job's batches count and end it, in one transaction; return the files that count.
+        """Make the job's batches count, each with its receipt, and end it, all in one transaction.
+
+        Returns the files that count.
 
         Raises:
             LeaseLostError: The fence does not hold.
@@ -182,17 +186,19 @@ class Attempts:
         async with self.database.write() as connection:
             row = await _held(connection, fence)
             metrics = await _metrics(connection, row)
-            await move_job(connection, row, SUCCEED, metrics=metrics)
+            moved = await move_job(connection, row, SUCCEED, metrics=metrics)
             files: list[DataFile] = []
+            filled: list[tuple[Row[Any], FilledBatch]] = []
             for batch in await batches_of_job(connection, row.id):
                 counted = await files_of(connection, batch.key)
-                await succeed_batch(
-                    connection, batch.key, await next_place(connection, row.tenant_id), counted
-                )
+                place = await next_place(connection, row.tenant_id)
+                await succeed_batch(connection, batch.key, place, counted)
+                filled.append((batch, FilledBatch(batch.id, batch.folder, place.ingest_time, counted)))
                 files += counted
             if row.plan is not None:
                 notes = notes_of(row.plan, metrics.counts)
                 await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))
+                await add_receipts(connection, replace(job_from(moved), notes=notes), row.plan, filled)
                 if files:
                     await _list_fields(connection, row)
             await _end(connection, fence)

@@ -56,7 +56,7 @@ class Batches:
             NotFoundError: There is no such dataset.
         """
         query = select(batches).where(
-            batches.c.tenant_id == id_of(tenant), batches.c.state == BatchState.SUCCEEDED.value, _is_seen()
+            batches.c.tenant_id == id_of(tenant), batches.c.state == BatchState.SUCCEEDED.value, is_seen()
         )
         if request.cursor:
             query = query.where(batches.c.number > request.number)
@@ -152,7 +152,7 @@ class Batches:
             (batches.c.state == BatchState.FAILED.value) & batches.c.key.in_(refused)
         )
         async with self.database.read() as connection:
-            found = await connection.execute(select(batches.c.folder).where(needed, _is_seen()))
+            found = await connection.execute(select(batches.c.folder).where(needed, is_seen()))
             return list(found.scalars())
 
     @whole
@@ -161,7 +161,7 @@ class Batches:
         query = (
             select(uploads.c.staged_as)
             .join(batches, batches.c.key == uploads.c.batch_key)
-            .where(batches.c.state == BatchState.LOADING.value, _is_seen())
+            .where(batches.c.state == BatchState.LOADING.value, is_seen())
         )
         async with self.database.read() as connection:
             return list((await connection.execute(query)).scalars())
@@ -283,14 +283,14 @@ async def existing_batch(connection: AsyncConnection, tenant_id: Any, batch_id: 
     Raises:
         NotFoundError: The tenant has none of that id, or its dataset is deleted.
     """
-    query = batch_by_id(tenant_id, batch_id).where(_is_seen())
+    query = batch_by_id(tenant_id, batch_id).where(is_seen())
     row: Row[Any] | None = (await connection.execute(query)).first()
     if row is None:
         raise NotFoundError.of("batch", batch_id)
     return row
 
 
-def _is_seen() -> Any:
+def is_seen() -> Any:
     """Tell batches of datasets that are not deleted."""
     return batches.c.dataset_id.in_(select(datasets.c.id).where(datasets.c.delete_time.is_(None)))
 

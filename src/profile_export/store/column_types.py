@@ -42,14 +42,15 @@ class Instant(TypeDecorator[datetime]):
 
 
 class Json(TypeDecorator[Any]):
-    """A domain value of one declared type, kept as JSON text."""
+    """A domain value of one declared type, kept as JSON text; `indent` is None for text that nobody reads."""
 
     impl = Text
     cache_ok = True
 
-    def __init__(self, kind: Any) -> None:
+    def __init__(self, kind: Any, indent: int | None = None) -> None:
         super().__init__()
         self.kind = kind
+        self.indent = indent
         self._adapter: TypeAdapter[Any] | None = None
 
     @property
@@ -61,7 +62,7 @@ class Json(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - its signature
         """To the database."""
-        return None if value is None else self.adapter.dump_json(value).decode()
+        return None if value is None else self.adapter.dump_json(value, indent=self.indent).decode()
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> Any | None:  # noqa: ARG002 - its signature
         """From the database."""

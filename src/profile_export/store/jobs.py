@@ -315,16 +315,21 @@ async def _existing(connection: AsyncConnection, tenant: Tenant, job_id: int) ->
 
 async def _view(connection: AsyncConnection, row: Row[Any]) -> JobView:
     job = job_from(row)
-    query = select(job_stamps).where(job_stamps.c.job_id == job.id).order_by(job_stamps.c.key)
-    stamps = [
-        Stamp(found.attempt, Phase(found.phase), found.time) for found in await connection.execute(query)
-    ]
     progress = None
     if job.state is JobState.PROCESSING:
         lease = (await connection.execute(select(leases.c.progress).where(leases.c.job_id == job.id))).first()
         progress = lease.progress if lease else None
     until = job.end_time or await database_time(connection)
-    return JobView(job, tuple(phase_times(stamps, job.end_time)), progress, until)
+    return JobView(job, await phases_of(connection, job), progress, until)
+
+
+async def phases_of(connection: AsyncConnection, job: Job) -> tuple[PhaseTime, ...]:
+    """Return where the time of a job went so far."""
+    query = select(job_stamps).where(job_stamps.c.job_id == job.id).order_by(job_stamps.c.key)
+    stamps = [
+        Stamp(found.attempt, Phase(found.phase), found.time) for found in await connection.execute(query)
+    ]
+    return tuple(phase_times(stamps, job.end_time))
 
 
 def _transition(row: Row[Any]) -> Transition:

@@ -1188,9 +1188,11 @@ class GetReceiptResponse(_message.Message):
     DOCUMENT_FIELD_NUMBER: _builtins.int
     LOCATION_FIELD_NUMBER: _builtins.int
     document: _builtins.bytes
-    """The receipt as stored beside the files: JSON in UTF-8, byte for byte."""
+    """The receipt as stored beside the files: JSON in UTF-8, byte for byte. It has a form of its own, in which files
+    have paths relative to it, so that it can be read where this service is not.
+    """
     location: _builtins.str
-    """URI of the stored receipt, as in DataFile.location."""
+    """URI of the stored receipt, as in DataFile.location. It is there shortly after the job has SUCCEEDED."""
     @_builtins.property
     def receipt(self) -> _receipt_pb2.Receipt:
         """The receipt."""

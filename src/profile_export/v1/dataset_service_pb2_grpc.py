@@ -436,11 +436,15 @@ class DatasetServiceServicer:
     def GetReceipt(self, request, context):
         """GetReceipt reads the receipt of a batch that an export job made.
 
-        Returns the receipt as a message and byte for byte as stored.
+        Returns the receipt as a message and byte for byte as stored. It names every batch that was read: with some
+        15,000 of them it is above 4 MiB, the default of clients, which then have to allow more.
         Repeated, it returns the same.
         Errors:
         - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
-        - NOT_FOUND RECEIPT_NOT_FOUND: the batch was uploaded, or its job did not succeed.
+        - NOT_FOUND RECEIPT_NOT_FOUND: the batch was uploaded, its job has not succeeded, or did so before servers
+        wrote receipts.
+        - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: the batch was taken back, its receipt with it; metadata has its
+        state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

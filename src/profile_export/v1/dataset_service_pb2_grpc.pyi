@@ -236,11 +236,15 @@ class DatasetServiceStub:
     GetReceipt: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetReceiptRequest, _dataset_service_pb2.GetReceiptResponse]
     """GetReceipt reads the receipt of a batch that an export job made.
 
-    Returns the receipt as a message and byte for byte as stored.
+    Returns the receipt as a message and byte for byte as stored. It names every batch that was read: with some
+    15,000 of them it is above 4 MiB, the default of clients, which then have to allow more.
     Repeated, it returns the same.
     Errors:
      - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
-     - NOT_FOUND RECEIPT_NOT_FOUND: the batch was uploaded, or its job did not succeed.
+     - NOT_FOUND RECEIPT_NOT_FOUND: the batch was uploaded, its job has not succeeded, or did so before servers
+       wrote receipts.
+     - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: the batch was taken back, its receipt with it; metadata has its
+       state.
     """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -567,11 +571,15 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_dataset_service_pb2.GetReceiptResponse]:
         """GetReceipt reads the receipt of a batch that an export job made.
 
-        Returns the receipt as a message and byte for byte as stored.
+        Returns the receipt as a message and byte for byte as stored. It names every batch that was read: with some
+        15,000 of them it is above 4 MiB, the default of clients, which then have to allow more.
         Repeated, it returns the same.
         Errors:
          - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
-         - NOT_FOUND RECEIPT_NOT_FOUND: the batch was uploaded, or its job did not succeed.
+         - NOT_FOUND RECEIPT_NOT_FOUND: the batch was uploaded, its job has not succeeded, or did so before servers
+           wrote receipts.
+         - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: the batch was taken back, its receipt with it; metadata has its
+           state.
         """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _aio.Server) -> None: ...

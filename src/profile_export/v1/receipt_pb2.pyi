@@ -68,7 +68,9 @@ class Receipt(_message.Message):
 
     @_builtins.property
     def input_batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputBatch]:
-        """Output only. The snapshot: every batch that was read, in order of number."""
+        """Output only. The snapshot: every batch of every source, in order of number; also those of datasets that take
+        no part under the policy, since they say who is who.
+        """
 
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_batch_pb2.DataFile]:
@@ -76,7 +78,7 @@ class Receipt(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _job_pb2.JobMetrics:
-        """Output only. Counters, with what was left out and why."""
+        """Output only. Counters of the job, with what was left out and why; with segment_per_batch over all its batches."""
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
