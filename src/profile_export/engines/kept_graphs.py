@@ -61,10 +61,10 @@ class KeptGraphs:
     def _newest_first(self) -> list[Path]:
         """Return the graphs by the time when they were made or of use."""
         found = []
-        with suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+        with suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
                 # Another attempt may be pruning.
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     found.append((entry.stat().st_mtime_ns, Path(entry.path)))
         return [path for _, path in sorted(found, reverse=True)]
 
