@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import ibis
-import numpy as np
 import pytest
 from ibis.config import Config
 
@@ -26,7 +25,6 @@ from profile_export.domain.schema import (
 from profile_export.domain.selection import IdentitySelection
 from profile_export.engines import duckdb_session
 from profile_export.engines.expression import export_expression
-from profile_export.engines.resolution import Keys, resolve
 from profile_export.engines.shape import EventShape, Shape
 from tests.builders import at, events, plan_of, read_export, records, row, rows_of
 
@@ -41,32 +39,6 @@ FIELDS = ObjectType(
 )
 KEPT = ObjectType({**FIELDS.fields, "orders": ArrayType(ObjectType({"sku": TEXT}))})
 EVENT_FIELDS = ObjectType({"_id": TEXT, "timestamp": TIMESTAMP, "segmentMembership": SEGMENT_MEMBERSHIP_TYPE})
-
-
-def keys(*pairs: tuple[int, int]) -> Keys:
-    return Keys(np.array([high for high, _ in pairs]), np.array([low for _, low in pairs]))
-
-
-def pairs(found: Keys) -> list[tuple[int, int]]:
-    return list(zip(found.high.tolist(), found.low.tolist(), strict=True))
-
-
-def test_everybody_of_a_chain_belongs_to_the_smallest_key() -> None:
-    found = resolve(keys((5, 5), (1, 1), (9, 0)), keys((1, 1), (-3, 0), (8, 0)))
-
-    moved = dict(zip(pairs(found.identities), pairs(found.profiles), strict=True))
-    assert moved == {(5, 5): (-3, 0), (1, 1): (-3, 0), (9, 0): (8, 0)}
-    assert (found.linked, found.components) == (5, 2)
-
-
-def test_identities_that_share_half_of_their_key_are_two() -> None:
-    found = resolve(keys((1, 1), (1, 2)), keys((2, 5), (3, -5)))
-
-    assert dict(zip(pairs(found.identities), pairs(found.profiles), strict=True)) == {
-        (2, 5): (1, 1),
-        (3, -5): (1, 2),
-    }
-    assert found.components == 2
 
 
 @pytest.mark.parametrize("graph", IdentityGraph)

@@ -85,6 +85,14 @@ def test_the_sweep_keeps_all_of_a_dataset_that_is_kept_as_a_whole(lake: LocalLak
     assert found(lake) == {"d", "d/b", "d/b/1", kept, "e"}
 
 
+def test_the_sweep_leaves_kept_graphs_alone(lake: LocalLake) -> None:
+    graph = put(lake, "graphs/7/0.parquet")
+
+    lake.sweep({"d/b"})
+
+    assert (lake.root / graph).exists()
+
+
 def test_the_names_of_a_folder_can_be_made_to_last(lake: LocalLake) -> None:
     path = put(lake, "d/b/1/0-0.parquet")
 

@@ -45,6 +45,7 @@ def snapshot() -> Snapshot:
         namespaces={"email": "Email"},
         segment_namespaces={"UPS": "ups"},
         spellings={"identityMap": {"email": "Email"}, "segmentMembership": {"ups": "ups"}},
+        graph_folder="graphs/1",
     )
 
 
@@ -64,6 +65,7 @@ def test_a_plan_is_made_of_the_request_the_policy_and_the_snapshot() -> None:
         identities=IdentitySelection(("id",)),
         events=None,
         empty_profiles=True,
+        graph_folder="graphs/1",
     )
 
 

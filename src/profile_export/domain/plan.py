@@ -21,6 +21,8 @@ from profile_export.domain.schema import (
 from profile_export.domain.segments import SegmentSelection
 from profile_export.domain.selection import IdentitySelection
 
+GRAPHS = "graphs"
+"""Below the lake's root, the folder that keeps graphs: those of a tenant in one of its own. No dataset has this id."""
 LOWEST_KEY = -(2**63)
 HIGHEST_KEY = 2**63 - 1
 VALUES_PER_RANGE = 8_000_000

@@ -18,8 +18,8 @@ class Snapshot:
     """The batches of all source datasets that count at one moment, and what else a plan is made of.
 
     `datasets` are all source datasets, also those without a batch. `unions` holds the union schema of record and of
-    event sources; the two mappings of namespaces are as `ExportPlan` has them. `spellings` are the registered spellings
-    of identity and of segment namespaces by folded name, under the field that has them as keys.
+    event sources; the two mappings of namespaces and `graph_folder` are as `ExportPlan` has them. `spellings` are the
+    registered spellings of identity and of segment namespaces by folded name, under the field that has them as keys.
     """
 
     datasets: Mapping[str, DatasetKind]
@@ -29,6 +29,7 @@ class Snapshot:
     namespaces: Mapping[str, str]
     segment_namespaces: Mapping[str, str]
     spellings: Mapping[str, Mapping[str, str]]
+    graph_folder: str = ""
 
 
 def plan_export(
@@ -77,6 +78,7 @@ def plan_export(
         newer_than=request.from_ingest_time,
         segment_batches=segment_batches,
         notes=precedence.notes,
+        graph_folder=snapshot.graph_folder,
     )
 
 

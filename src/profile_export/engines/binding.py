@@ -7,7 +7,7 @@ internal error that takes the whole database with it (DuckDB 2.0). So every part
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from profile_export.domain import columns
@@ -99,11 +99,11 @@ def in_range(column: str) -> str:
 
 def scan(paths: Sequence[Path]) -> str:
     """Read Parquet files that have the same columns."""
-    return f"read_parquet([{_listed(paths)}], hive_partitioning = false)"
+    return f"read_parquet([{listed(paths)}], hive_partitioning = false)"
 
 
-def _listed(paths: Sequence[Path]) -> str:
-    # Every path is taken as a pattern.
+def listed(paths: Sequence[Path]) -> str:
+    """Write paths as DuckDB takes them: every one is a pattern."""
     return ", ".join(text(_GLOB.sub(r"[\1]", str(path))) for path in paths)
 
 
@@ -134,7 +134,7 @@ class Binding:
         return {table: " UNION ALL ".join(queries) for table, queries in found.items()}
 
     def _other(self, part: SourcePart) -> str:
-        aliases = ("key_high", "key_low", "namespace", "identity")
+        aliases = ("key_high", "key_low", "batch_id", "namespace", "identity")
         selected = [f"{name(_SYSTEM[alias])} AS {name(alias)}" for alias in aliases]
         selected.append(_links())
         return f"SELECT {', '.join(selected)} FROM {scan(self._files(part))} AS file"
@@ -157,22 +157,6 @@ class Binding:
 
 def _links() -> str:
     return f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links"
-
-
-def footers(sources: Iterable[Source], lake_root: Path) -> str:
-    """Select the row groups in which some row has more identities than its primary one, or may have some."""
-    paths = [
-        lake_root / file.path
-        for source in sources
-        for part in source.parts
-        for file in part.files
-        if file.rows
-    ]
-    # A row without links counts as one null there, and a link always has a key.
-    return (
-        f"FROM parquet_metadata([{_listed(paths)}]) WHERE path_in_schema LIKE '{columns.LINKS}, %, key_high'"
-        " AND num_values > coalesce(stats_null_count, 0)"
-    )
 
 
 def view(rows: str, *, mapping: str | None, moved: Path | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from profile_export.domain.policy import IdentityGraph
 from profile_export.engines import inputs
 from profile_export.engines.binding import (
     Binding,
-    footers,
     in_range,
     name,
     range_statements,
@@ -26,14 +26,18 @@ from profile_export.engines.binding import (
 )
 from profile_export.engines.duckdb_compiler import compiled
 from profile_export.engines.expression import output_columns
+from profile_export.engines.graph import half_of_memory, mapping_of
+from profile_export.engines.links import Links, links_in_files, links_in_tables
+from profile_export.engines.mapping import MappingFacts
 from profile_export.engines.progress import ProgressMeter
-from profile_export.engines.resolution import Keys, resolve, write_mapping
+from profile_export.engines.resolution import Space
 from profile_export.engines.results import RangeResult, ResolutionFacts
 from profile_export.engines.shape import Shape, shape_of
 
 BYTES_PER_FILE = 128 * 2**20
 _ROWS_READ_AT_ONCE = 100_000
 _IN_RANGE = "{}_in_range"
+_ALL = "all_{}"
 _MAPPING = "mapping"
 _KEPT = "FILTER (WHERE left_out IS NULL)"
 _LEFT_OUT = "count(*) FILTER (WHERE left_out = '{}')"
@@ -91,22 +95,36 @@ class DuckDbSession:
         self._meter = ProgressMeter(self._connection, self._row_count, report)
         self._shape: Shape | None = None
         self._tables: tuple[str, ...] = ()
+        self._mapping: tuple[Path, MappingFacts] | None = None
 
     def close(self) -> None:
         """Give everything back."""
         self._connection.close()
 
+    def mapping(self) -> Path | None:
+        """Return the file that says which identities of the plan's batches have a profile of another key (`mapping`).
+
+        None where every identity is a profile of its own. Found once, and without moving a row.
+        """
+        if self._mapping is None and self._plan.graph is IdentityGraph.PDG and self._links.at_most():
+            folder = self._folder / "resolution"
+            folder.mkdir()
+            with half_of_memory(self._connection) as half:
+                self._mapping = mapping_of(self._plan, self._links, self._root, Space(half, folder))
+        return self._mapping and self._mapping[0]
+
     def resolve(self) -> ResolutionFacts:
         """Find out who is one person, where the graph asks for it, and bind the sources accordingly.
 
-        Leaves `resolution/` in the folder: which identity belongs to which profile, and the rows that move for it.
+        Leaves `resolution/` in the folder: the mapping, and the rows that move for it.
         """
-        flattened = self._flattened()
-        linked = self._any_link(flattened)
         facts, moved = ResolutionFacts(), None
-        if linked and self._plan.graph is IdentityGraph.PDG:
-            facts, moved = self._resolve(flattened)
-        self._bind(shape_of(self._plan, linked=linked), flattened, moved)
+        self.mapping()
+        if self._mapping is not None:
+            mapping, found = self._mapping
+            moved, rows = self._shuffle(mapping)
+            facts = ResolutionFacts(found.identities, found.components, found.moved, rows)
+        self._bind(shape_of(self._plan, linked=self._links.at_most() > 0), moved)
         return facts
 
     def run(self, key_range: KeyRange) -> RangeResult:
@@ -135,6 +153,7 @@ class DuckDbSession:
 
     # --- Binding ---
 
+    @cached_property
     def _flattened(self) -> dict[str, str]:
         """Return queries of all rows, by the tables that they belong to.
 
@@ -145,11 +164,21 @@ class DuckDbSession:
         queries = Binding(self._plan, shape, self._root).tables()
         if self._row_count <= _ROWS_READ_AT_ONCE:
             for table, query in queries.items():
-                self._connection.execute(f"CREATE TEMP TABLE all_{table} AS {query}")
-                queries[table] = f"FROM all_{table}"
+                self._connection.execute(f"CREATE TEMP TABLE {_ALL.format(table)} AS {query}")
+                queries[table] = f"FROM {_ALL.format(table)}"
         return queries
 
-    def _bind(self, shape: Shape, flattened: dict[str, str], moved: dict[str, Path] | None) -> None:
+    @cached_property
+    def _links(self) -> Links:
+        """The links of all rows that say who is one person."""
+        by_graph = self._plan.graph is IdentityGraph.PDG
+        if self._row_count <= _ROWS_READ_AT_ONCE:
+            linking = [table for table in self._flattened if by_graph or table != inputs.OTHERS]
+            return links_in_tables(self._connection, [_ALL.format(table) for table in linking])
+        sources = [source for source in self._plan.sources if by_graph or source.takes_part]
+        return links_in_files(self._connection, sources, self._root)
+
+    def _bind(self, shape: Shape, moved: dict[str, Path] | None) -> None:
         plan = self._plan
         self._table(
             inputs.BATCHES,
@@ -170,11 +199,11 @@ class DuckDbSession:
             if spellings:
                 self._table(table, "sent VARCHAR, registered VARCHAR", spellings.items())
         mapping = None if moved is None else _MAPPING
-        for table, rows in flattened.items():
+        for table, rows in self._flattened.items():
             in_place = view(rows, mapping=mapping, moved=None if moved is None else moved[table])
             bound = _IN_RANGE.format(table) if shape.linked else table
             self._connection.execute(f"CREATE TEMP VIEW {bound} AS {in_place}")
-        self._shape, self._tables = shape, tuple(flattened)
+        self._shape, self._tables = shape, tuple(self._flattened)
 
     def _materialise(self) -> None:
         """Keep the rows of the bound range: with links, the expression mentions them up to 23 times.
@@ -200,36 +229,7 @@ class DuckDbSession:
 
     # --- Resolution ---
 
-    def _any_link(self, flattened: dict[str, str]) -> bool:
-        """Say whether any row that says who is one person has more identities than its primary one."""
-        by_graph = self._plan.graph is IdentityGraph.PDG
-        if self._row_count <= _ROWS_READ_AT_ONCE:
-            linking = [rows for table, rows in flattened.items() if by_graph or table != inputs.OTHERS]
-            in_memory = " UNION ALL ".join(f"SELECT links FROM ({rows})" for rows in linking)
-            query = f"SELECT 1 FROM ({in_memory}) WHERE links IS NOT NULL LIMIT 1" if in_memory else ""
-        else:
-            # The files' footers know: reading the column would take longer than everything else here.
-            sources = [source for source in self._plan.sources if by_graph or source.takes_part]
-            query = f"SELECT 1 FROM ({footers(sources, self._root)})"
-        return bool(query) and self._connection.execute(query).fetchone() is not None
-
-    def _resolve(self, flattened: dict[str, str]) -> tuple[ResolutionFacts, dict[str, Path]]:
-        links = " UNION ALL ".join(
-            f"SELECT key_high, key_low, links FROM ({rows}) WHERE links IS NOT NULL"
-            for rows in flattened.values()
-        )
-        pairs = self._connection.execute(
-            "SELECT high, low, link.key_high AS other_high, link.key_low AS other_low"
-            f" FROM (SELECT key_high AS high, key_low AS low, unnest(links) AS link FROM ({links}))"
-        ).fetchnumpy()
-        found = resolve(Keys(pairs["high"], pairs["low"]), Keys(pairs["other_high"], pairs["other_low"]))
-        mapping = self._folder / "resolution" / "mapping.parquet"
-        mapping.parent.mkdir()
-        write_mapping(found, mapping)
-        moved, rows = self._shuffle(mapping, flattened)
-        return ResolutionFacts(found.linked, found.components, len(found.identities), rows), moved
-
-    def _shuffle(self, mapping: Path, flattened: dict[str, str]) -> tuple[dict[str, Path], int]:
+    def _shuffle(self, mapping: Path) -> tuple[dict[str, Path], int]:
         """Write the rows of identities whose profile has another key, by the key of their profile."""
         self._connection.execute(
             f"CREATE TEMP VIEW {_MAPPING} AS SELECT * FROM {scan([mapping])} WHERE {in_range('key_high')}"
@@ -237,7 +237,7 @@ class DuckDbSession:
         # Sorted so that a range reads its own row groups only; splitting into a file per range takes more time.
         order = " ORDER BY 1" if len(self._plan.ranges()) > 1 else ""
         moved, rows = {}, 0
-        for table, query in flattened.items():
+        for table, query in self._flattened.items():
             path = mapping.with_name(f"{table}.parquet")
             moving = (
                 f"SELECT found.profile_high, found.profile_low, rows.* FROM ({query}) AS rows"

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
+from profile_export.domain.plan import GRAPHS
+
 CHUNK_BYTES = 1024 * 1024
 
 
@@ -100,9 +102,11 @@ class LocalLake:
     def sweep(self, folders: Collection[str]) -> None:
         """Remove every folder of a batch that is none of these: what a former process left behind.
 
-        A name of one step keeps all folders of that dataset.
+        A name of one step keeps all folders of that dataset. Kept graphs stay: they belong to no batch.
         """
         for folder in self.root.glob("*/*"):
             name = folder.relative_to(self.root)
+            if str(name.parent) == GRAPHS:
+                continue
             if str(name) not in folders and str(name.parent) not in folders:
                 self.remove(str(name))

@@ -8,7 +8,7 @@ from sqlalchemy import or_, select
 
 from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import Tenant
-from profile_export.domain.plan import PinnedBatch, PinnedFile, Source, SourcePart
+from profile_export.domain.plan import GRAPHS, PinnedBatch, PinnedFile, Source, SourcePart
 from profile_export.domain.planning import Snapshot
 from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP
 from profile_export.domain.unions import union_by_kind
@@ -74,6 +74,8 @@ class Snapshots:
                 select(field_sets).where(field_sets.c.id.in_({row.field_set_id for row in rows}))
             )
             fields_of = {row.id: row.fields for row in sets}
+            # A generated id, since a tenant's names never form a path; batch ids are unique in a tenant only.
+            tenant_key = (await connection.execute(select(tenant_id))).scalar_one_or_none()
             namespaces = await renamed_namespaces(connection, tenant_id, IDENTITY)
             segment_namespaces = await renamed_namespaces(connection, tenant_id, SEGMENT)
             spellings = {
@@ -107,4 +109,5 @@ class Snapshots:
             namespaces=namespaces,
             segment_namespaces=segment_namespaces,
             spellings=spellings,
+            graph_folder="" if tenant_key is None else f"{GRAPHS}/{tenant_key}",
         )
