@@ -149,7 +149,11 @@ class _Attempt:
         claim = self.claim
         job = claim.job
         plan = claim.plan or plan_export(
-            job.bound, await self._snapshots.take(claim.tenant), job.batch_id, job.segment_batches
+            job.bound,
+            await self._snapshots.take(claim.tenant),
+            job.batch_id,
+            job.segment_batches,
+            self._engine.values_per_range,
         )
         await self._begin(Phase.RESOLVE, plan)
         folders = {batch: f"{folder}/{claim.fence.attempt}" for batch, folder in claim.folders.items()}
