@@ -24,6 +24,8 @@ _YES = {
 }
 _BYTES = "give whole bytes, 1 or more"
 _SECONDS = "give whole seconds, 0 or more"
+_LEAST_MEMORY_MB = 512
+"""Less, and exports of profiles with links fail: their merge needs that much for its operators alone."""
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -35,7 +37,9 @@ class SettingsError(Exception):
 class ServeSettings:
     """How one server runs.
 
-    `memory_limit_mb` and `threads` bound the engine, None leaves them to it; `drain_seconds` is how long calls may
+    `memory_limit_mb` is what a process of the engine may hold at most (peak RSS, in 10^6 bytes, within a tenth); a job
+    has one such process, an estimate another. None bounds DuckDB alone, by its own default. `threads` bounds the
+    engine's threads, None: one per core; a small memory limit allows fewer. `drain_seconds` is how long calls may
     take to finish after the server was told to stop; `download_grace_seconds` how long files that nothing needs any
     more stay for those who may still be reading them, `mirror_keep_minutes` how long a snapshot of an Iceberg table
     after it was the newest. A record or event with more than `max_record_bytes` or `max_event_bytes` is rejected.
@@ -75,7 +79,10 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
         ),
         insecure=source.read("insecure", _flag, default=False, advice="give true or false"),
         memory_limit_mb=source.read(
-            "memory_limit_mb", _whole(64), None, "give whole megabytes, 64 or more, or leave it out"
+            "memory_limit_mb",
+            _whole(_LEAST_MEMORY_MB),
+            None,
+            f"give whole megabytes, {_LEAST_MEMORY_MB} or more, since an export needs as much, or leave it out",
         ),
         threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
         log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),

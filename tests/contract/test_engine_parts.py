@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import ibis
 import pytest
 from ibis.config import Config
 
-from profile_export.domain import plan as plan_module
 from profile_export.domain.merge import merge_profiles
 from profile_export.domain.policy import IdentityGraph
 from profile_export.domain.schema import (
@@ -47,7 +47,6 @@ def test_what_is_too_large_for_memory_or_one_range_comes_out_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, graph: IdentityGraph, *, linked: bool
 ) -> None:
     monkeypatch.setattr(duckdb_session, "_ROWS_READ_AT_ONCE", 0)
-    monkeypatch.setattr(plan_module, "VALUES_PER_RANGE", 60)
     rows = [
         row(
             "crm",
@@ -62,7 +61,7 @@ def test_what_is_too_large_for_memory_or_one_range_comes_out_the_same(
         records("crm", {"name": TEXT}, *rows),
         events("web", {}, row("web", "Email:7", {"_id": "1", "timestamp": at(0)}, batch="b2")),
     ]
-    plan = plan_of(parts, graph=graph, lake=tmp_path, event_fields=["_id"])
+    plan = replace(plan_of(parts, graph=graph, lake=tmp_path, event_fields=["_id"]), values_per_range=60)
     session = duckdb_session.DuckDbSession(plan, tmp_path, tmp_path / "attempt", {}, lambda *_: None)
 
     facts = session.resolve()

@@ -33,6 +33,10 @@ class GatedEngine:
         self.before_run: Callable[[], Awaitable[None]] = _go_on
         self.after_run: Callable[[], Awaitable[None]] = _go_on
 
+    @property
+    def values_per_range(self) -> int:
+        return self.engine.values_per_range
+
     @asynccontextmanager
     async def attempt(
         self,

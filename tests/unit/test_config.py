@@ -25,7 +25,7 @@ BAD = [
     ("grpc_address", "a b:1"),
     ("grpc_address", "127.0.0.1:1\n"),
     ("insecure", "maybe"),
-    ("memory_limit_mb", "63"),
+    ("memory_limit_mb", "511"),
     ("memory_limit_mb", "1GB"),
     ("threads", "0"),
     ("threads", "-1"),

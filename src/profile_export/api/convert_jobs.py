@@ -205,6 +205,8 @@ def progress(value: Progress) -> job_pb2.JobProgress:
         done=value.done,
         estimated=value.estimated,
         unit="rows",
+        rows_per_second=value.rows_per_second,
+        eta=None if value.rest is None else _duration(value.rest),
     )
 
 

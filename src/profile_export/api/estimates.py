@@ -38,6 +38,9 @@ class _Attempt(Protocol):
 
 
 class _Engine(Protocol):
+    @property
+    def values_per_range(self) -> int: ...
+
     def attempt(
         self,
         plan: ExportPlan,
@@ -76,7 +79,13 @@ class Estimates:
         request = bound.request
         batches = len(request.segments) if request.segment_per_batch else 0
         of_segments = tuple(str(position) for position in range(batches))
-        plan = plan_export(bound, await self._snapshots.take(tenant), "" if batches else _FOLDER, of_segments)
+        plan = plan_export(
+            bound,
+            await self._snapshots.take(tenant),
+            "" if batches else _FOLDER,
+            of_segments,
+            self._engine.values_per_range,
+        )
         folder = f"{_FOLDER}/{self._new_id()}"
         async with self._turn:
             try:

@@ -29,10 +29,19 @@ def serve(
         ),
     ] = None,
     memory_limit_mb: Annotated[
-        Text, typer.Option(metavar="MB", help="Memory of the engine. Default: the engine's choice.")
+        Text,
+        typer.Option(
+            metavar="MB",
+            help="The most memory that a process of the engine holds, within a tenth; 512 or more. A job has one "
+            "process, an estimate another. Larger data is cut finer and spilled to the disk. Default: no limit.",
+        ),
     ] = None,
     threads: Annotated[
-        Text, typer.Option(metavar="N", help="Threads of the engine. Default: all cores.")
+        Text,
+        typer.Option(
+            metavar="N",
+            help="Threads of the engine. Default: all cores, or as many as the memory limit feeds.",
+        ),
     ] = None,
     log_level: Annotated[Text, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
     drain_seconds: Annotated[

@@ -113,8 +113,10 @@ def _move(transition: JobTransition) -> Text:
 def _advance(bar: Progress, task: TaskID, progress: JobProgress) -> None:
     done, estimated = progress.done, progress.estimated
     counts = f"{count(done)}/{count(estimated)} {progress.unit}" if estimated else ""
-    if progress.metrics.rows_written:
-        counts += f"  {count(progress.metrics.rows_written)} rows written"
+    if progress.rows_per_second:
+        counts += f"  {count(round(progress.rows_per_second))}/s"
+    if progress.HasField("eta"):
+        counts += f"  {span(progress.eta.ToTimedelta())} left"
     bar.update(
         task,
         description=phase_name(progress.phase),

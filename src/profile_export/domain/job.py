@@ -240,9 +240,14 @@ def phase_times(stamps: Sequence[Stamp], end_time: datetime | None) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the current attempt is: source rows read, of how many."""
+    """How far the current attempt is: source rows done, of how many, how fast lately, and how long the rest takes.
+
+    `rows_per_second` is 0 and `rest` None where that is not known.
+    """
 
     phase: Phase
     attempt: int
     done: int
     estimated: int
+    rows_per_second: float = 0.0
+    rest: timedelta | None = None

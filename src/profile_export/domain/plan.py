@@ -25,10 +25,13 @@ GRAPHS = "graphs"
 """Below the lake's root, the folder that keeps graphs: those of a tenant in one of its own. No dataset has this id."""
 LOWEST_KEY = -(2**63)
 HIGHEST_KEY = 2**63 - 1
+_KEYS = HIGHEST_KEY - LOWEST_KEY + 1
 VALUES_PER_RANGE = 8_000_000
-"""How many values of source rows one range should read: bounds the memory, yet gives no tiny files."""
+"""How many values of source rows one range should read at most: bounds the memory, yet gives no tiny files."""
 VALUES_OF_A_ROW = 4
 """What a row costs besides the fields that are kept of it: key, place, identity."""
+BYTES_OF_A_VALUE = 32
+"""So many bytes of source files cost as much as a value more: long texts take memory, however few they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,16 @@ class Source:
     def rows(self) -> int:
         """All rows of its files."""
         return sum(file.rows for part in self.parts for file in part.files)
+
+    @property
+    def bytes(self) -> int:
+        """All bytes of its files."""
+        return sum(file.bytes for part in self.parts for file in part.files)
+
+    @property
+    def file_count(self) -> int:
+        """How many files it has."""
+        return sum(len(part.files) for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +132,7 @@ class ExportPlan:
     profiles need not be in any. `newer_than` keeps profiles whose newest record was ingested later (S20). With
     `segment_batches`, one per segment, a profile is in the batch of every segment it is in, and `batch_id` is empty.
     `notes` are sentences for the job. `graph_folder` is where the tenant's identity graph is kept, relative to the
-    lake's root; empty: nowhere.
+    lake's root; empty: nowhere. `values_per_range` says how the work is cut; it is more than 0.
     """
 
     batch_id: str
@@ -139,6 +152,7 @@ class ExportPlan:
     segment_batches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     graph_folder: str = ""
+    values_per_range: int = VALUES_PER_RANGE
 
     @property
     def batch_ids(self) -> tuple[str, ...]:
@@ -162,15 +176,26 @@ class ExportPlan:
             DatasetKind.EVENT: self.events.fields if self.events else EMPTY,
         }
         values = {kind: VALUES_OF_A_ROW + sum(1 for _ in leaves(fields)) for kind, fields in kept.items()}
-        count = max(
-            1, round(sum(source.rows * values[source.kind] for source in self.sources) / VALUES_PER_RANGE)
+        cost = sum(
+            source.rows * values[source.kind] + source.bytes // BYTES_OF_A_VALUE for source in self.sources
         )
-        width = (HIGHEST_KEY - LOWEST_KEY + 1) // count
+        count = max(1, round(cost / self.values_per_range))
+        width = _KEYS // count
         starts = [LOWEST_KEY + index * width for index in range(count)]
         ends = [start - 1 for start in starts[1:]] + [HIGHEST_KEY]
         return tuple(
             KeyRange(index, low, high) for index, (low, high) in enumerate(zip(starts, ends, strict=True))
         )
+
+    @property
+    def rows(self) -> int:
+        """All rows of its sources."""
+        return sum(source.rows for source in self.sources)
+
+    def rows_in(self, key_range: KeyRange) -> int:
+        """Return about how many rows a range reads; over all ranges exactly `rows`."""
+        before, up_to = key_range.low - LOWEST_KEY, key_range.high + 1 - LOWEST_KEY
+        return self.rows * up_to // _KEYS - self.rows * before // _KEYS
 
 
 def with_identities(identities: IdentitySelection, fields: ObjectType) -> ObjectType:

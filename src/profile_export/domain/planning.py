@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.plan import EventSelection, ExportPlan, PinnedBatch, Source
+from profile_export.domain.plan import VALUES_PER_RANGE, EventSelection, ExportPlan, PinnedBatch, Source
 from profile_export.domain.policy import AttributeMerge, MergePolicy
 from profile_export.domain.request import BoundRequest
 from profile_export.domain.schema import SEGMENT_MEMBERSHIP, ObjectType
@@ -33,9 +33,13 @@ class Snapshot:
 
 
 def plan_export(
-    bound: BoundRequest, snapshot: Snapshot, batch_id: str, segment_batches: tuple[str, ...] = ()
+    bound: BoundRequest,
+    snapshot: Snapshot,
+    batch_id: str,
+    segment_batches: tuple[str, ...] = (),
+    values_per_range: int = VALUES_PER_RANGE,
 ) -> ExportPlan:
-    """Make the plan of a job.
+    """Make the plan of a job; `values_per_range` is what the memory of its engine can hold.
 
     Raises:
         InvalidArgumentError: A field that the request names is not known any more.
@@ -79,6 +83,7 @@ def plan_export(
         segment_batches=segment_batches,
         notes=precedence.notes,
         graph_folder=snapshot.graph_folder,
+        values_per_range=values_per_range,
     )
 
 

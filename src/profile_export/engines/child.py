@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import duckdb
 
+from profile_export.engines import memory
 from profile_export.engines.duckdb_session import DuckDbSession
 from profile_export.engines.protocol import LENGTH, Close, Failed, Open, Ready, Resolve, Run, decode, encode
 from profile_export.engines.results import EngineProgress
@@ -84,8 +85,10 @@ def main() -> None:
                     session = _opened(request, channel)
                     answer: Any = Ready()
                 case Resolve() if session is not None:
+                    _reset_peak_memory()
                     answer = replace(session.resolve(), peak_memory_bytes=_peak_memory())
                 case Run(key_range) if session is not None:
+                    _reset_peak_memory()
                     answer = replace(session.run(key_range), peak_memory_bytes=_peak_memory())
                 case Close():
                     if session is not None:
@@ -103,10 +106,12 @@ def main() -> None:
 
 def _opened(request: Open, channel: _Channel) -> DuckDbSession:
     settings: dict[str, str | int] = {}
-    if request.memory_limit_mb is not None:
-        settings["memory_limit"] = f"{request.memory_limit_mb}MB"
-    if request.threads is not None:
-        settings["threads"] = request.threads
+    limit, wanted = request.memory_limit_mb, request.threads
+    if limit is not None:
+        settings["memory_limit"] = f"{memory.duckdb_bytes(limit)}B"
+        settings["threads"] = memory.threads(wanted, limit)
+    elif wanted is not None:
+        settings["threads"] = wanted
     return DuckDbSession(
         request.plan,
         request.lake_root,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from profile_export.domain.plan import ExportPlan, KeyRange
+from profile_export.engines import memory
 from profile_export.engines.protocol import LENGTH, Close, Failed, Open, Resolve, Run, decode, encode
 from profile_export.engines.results import (
     EngineDiedError,
@@ -142,8 +143,9 @@ class DuckDbEngine:
     """Runs plans with DuckDB, in child processes of which one is kept warm.
 
     Args:
-        memory_limit_mb: How much memory a child's database may take; None leaves it to DuckDB (80 % of the machine's).
-        threads: How many threads it uses; None means one per core.
+        memory_limit_mb: How much memory a child's process may hold, see `memory`; None leaves it to DuckDB, whose
+            database then takes up to 80 % of the machine's.
+        threads: How many threads it uses, fewer where the limit feeds no more; None means one per core.
     """
 
     name = "duckdb"
@@ -154,6 +156,11 @@ class DuckDbEngine:
         self._children: set[_Child] = set()
         self._warming: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def values_per_range(self) -> int:
+        """How plans are to be cut so that a range fits into the memory limit."""
+        return memory.values_per_range(self._memory_limit_mb)
 
     @property
     def children(self) -> tuple[int, ...]:

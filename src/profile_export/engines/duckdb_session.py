@@ -35,6 +35,8 @@ from profile_export.engines.results import RangeResult, ResolutionFacts
 from profile_export.engines.shape import Shape, shape_of
 
 BYTES_PER_FILE = 128 * 2**20
+_BYTES_PER_ROW_GROUP = 64 * 2**20
+"""As DuckDB holds it while it is filled, by each thread; rows of a few fields come to their number before."""
 _ROWS_READ_AT_ONCE = 100_000
 _IN_RANGE = "{}_in_range"
 _ALL = "all_{}"
@@ -82,7 +84,7 @@ class DuckDbSession:
             place.mkdir(parents=True, exist_ok=True)
         self._plan, self._root, self._folder = plan, lake_root, folder
         self._segment_folders = segment_folders
-        self._row_count = sum(source.rows for source in plan.sources)
+        self._is_small = plan.rows <= _ROWS_READ_AT_ONCE and len(plan.ranges()) == 1
         self._connection = duckdb.connect(
             ":memory:",
             config={
@@ -92,7 +94,7 @@ class DuckDbSession:
             },
         )
         self._connection.execute("SET parquet_metadata_cache = true")
-        self._meter = ProgressMeter(self._connection, self._row_count, report)
+        self._meter = ProgressMeter(self._connection, plan.rows, report)
         self._shape: Shape | None = None
         self._tables: tuple[str, ...] = ()
         self._mapping: tuple[Path, MappingFacts] | None = None
@@ -136,15 +138,18 @@ class DuckDbSession:
             return RangeResult()
         for statement in range_statements(key_range):
             self._connection.execute(statement)
-        rows = self._rows_in(key_range)
+        # About what the steps cost: rows that are merged but not written are not done.
+        rows = self._plan.rows_in(key_range)
+        quarter = rows // 4
         if shape.linked:
-            with self._meter.measuring(rows // 2):
+            with self._meter.measuring(quarter):
                 self._materialise()
-            rows -= rows // 2
-        with self._meter.measuring(rows):
+        merging = rows - quarter * (2 if shape.linked else 1)
+        with self._meter.measuring(merging):
             self._connection.execute(f"CREATE OR REPLACE TEMP TABLE profiles AS {compiled(shape)}")
         counts = self._counts()
-        files = self._write(shape, key_range.index) if counts.profiles_exported else ()
+        with self._meter.measuring(quarter):
+            files = self._write(shape, key_range.index) if counts.profiles_exported else ()
         self._connection.execute("DROP TABLE profiles")
         if shape.linked:
             for table in self._tables:
@@ -162,7 +167,7 @@ class DuckDbSession:
         """
         shape = shape_of(self._plan, linked=False)
         queries = Binding(self._plan, shape, self._root).tables()
-        if self._row_count <= _ROWS_READ_AT_ONCE:
+        if self._is_small:
             for table, query in queries.items():
                 self._connection.execute(f"CREATE TEMP TABLE {_ALL.format(table)} AS {query}")
                 queries[table] = f"FROM {_ALL.format(table)}"
@@ -172,7 +177,7 @@ class DuckDbSession:
     def _links(self) -> Links:
         """The links of all rows that say who is one person."""
         by_graph = self._plan.graph is IdentityGraph.PDG
-        if self._row_count <= _ROWS_READ_AT_ONCE:
+        if self._is_small:
             linking = [table for table in self._flattened if by_graph or table != inputs.OTHERS]
             return links_in_tables(self._connection, [_ALL.format(table) for table in linking])
         sources = [source for source in self._plan.sources if by_graph or source.takes_part]
@@ -222,10 +227,6 @@ class DuckDbSession:
         if held:
             marks = ", ".join("unnest(?)" for _ in held)
             self._connection.execute(f"INSERT INTO {table} SELECT {marks}", held)
-
-    def _rows_in(self, key_range: KeyRange) -> int:
-        share = (key_range.high - key_range.low + 1) / 2**64
-        return round(self._row_count * share)
 
     # --- Resolution ---
 
@@ -291,7 +292,8 @@ class DuckDbSession:
         query = f"SELECT {', '.join(out)} FROM profiles WHERE {kept}"
         written = self._connection.execute(
             f"COPY ({query}) TO {text(str(outgoing))}"
-            f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {BYTES_PER_FILE}, RETURN_STATS)"
+            f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {BYTES_PER_FILE},"
+            f" ROW_GROUP_SIZE_BYTES {_BYTES_PER_ROW_GROUP}, RETURN_STATS)"
         ).fetchall()
         files = []
         for number, (path, rows, size, *_) in enumerate(sorted(written)):

@@ -25,7 +25,7 @@ class ProgressMeter:
 
     @contextmanager
     def measuring(self, rows: int) -> Iterator[None]:
-        """Report while the body runs one query, which reads about `rows`."""
+        """Report while the body runs queries, which do about the work of so many rows."""
         finished = Event()
         watcher = Thread(target=self._watch, args=(rows, finished), daemon=True)
         watcher.start()

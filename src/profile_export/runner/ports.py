@@ -31,6 +31,11 @@ class Engine(Protocol):
     the engine says no.
     """
 
+    @property
+    def values_per_range(self) -> int:
+        """How a plan is to be cut so that this engine's memory holds one range, as `ExportPlan` has it."""
+        ...
+
     def attempt(
         self,
         plan: ExportPlan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import structlog
 from profile_export.domain.batch import DataFile
 from profile_export.domain.errors import DomainError, FailedPreconditionError
 from profile_export.domain.job import JobError, JobState, Phase, Progress
+from profile_export.domain.pace import Pace
 from profile_export.domain.plan import ExportPlan, WrittenFile
 from profile_export.domain.planning import plan_export
 from profile_export.domain.receipt import RECEIPT_FILE
@@ -144,6 +146,7 @@ class _Attempt:
         self.claim = claim
         self.progress = Progress(Phase.PLAN, claim.fence.attempt, 0, 0)
         self.committed: Sequence[DataFile] = ()
+        self._done_before, self._pace = 0, Pace(0, time.monotonic())
         self._attempts = attempts
         self._snapshots = snapshots
         self._engine = engine
@@ -154,7 +157,11 @@ class _Attempt:
         claim = self.claim
         job = claim.job
         plan = claim.plan or plan_export(
-            job.bound, await self._snapshots.take(claim.tenant), job.batch_id, job.segment_batches
+            job.bound,
+            await self._snapshots.take(claim.tenant),
+            job.batch_id,
+            job.segment_batches,
+            self._engine.values_per_range,
         )
         await self._begin(Phase.RESOLVE, plan)
         folders = {batch: f"{folder}/{claim.fence.attempt}" for batch, folder in claim.folders.items()}
@@ -164,7 +171,8 @@ class _Attempt:
             plan, self._lake.root, places[0], self._advance, of_segments
         ) as attempt:
             await attempt.resolve()
-            await self._begin(Phase.RUN)
+            recorded = (one for one in plan.ranges() if one.index in claim.recorded)
+            await self._begin(Phase.RUN, done=sum(plan.rows_in(key_range) for key_range in recorded))
             await self._run_ranges(plan, attempt, folders)
         await self._begin(Phase.COMMIT)
         self.committed = await self._attempts.commit(claim.fence)
@@ -181,14 +189,26 @@ class _Attempt:
                 done = RangeDone(key_range.index, files, result.counts, result.peak_memory_bytes)
                 await self._attempts.record_range(self.claim.fence, done, self.progress)
 
-    async def _begin(self, phase: Phase, plan: ExportPlan | None = None) -> None:
-        rows = sum(source.rows for source in plan.sources) if plan else self.progress.estimated
-        self.progress = Progress(phase, self.claim.fence.attempt, 0, rows)
+    async def _begin(self, phase: Phase, plan: ExportPlan | None = None, done: int = 0) -> None:
+        """Begin a phase, of which an earlier attempt may have `done` something."""
+        rows = plan.rows if plan else self.progress.estimated
+        self.progress = Progress(phase, self.claim.fence.attempt, done, rows)
+        self._done_before, self._pace = done, Pace(done, time.monotonic())
         await self._attempts.begin_phase(self.claim.fence, self.progress, plan)
 
     def _advance(self, engine: EngineProgress) -> None:
-        done = max(engine.done, self.progress.done)
-        self.progress = replace(self.progress, done=done, estimated=max(engine.estimated, done))
+        done = max(self._done_before + engine.done, self.progress.done)
+        estimated = max(engine.estimated, done)
+        self._pace.seen(done, time.monotonic())
+        # Only while ranges run is the rest of the phase that of the job.
+        rest = self._pace.rest(estimated) if self.progress.phase is Phase.RUN else None
+        self.progress = replace(
+            self.progress,
+            done=done,
+            estimated=estimated,
+            rows_per_second=self._pace.per_second,
+            rest=rest,
+        )
 
     def describe(self, error: BaseException) -> JobError:
         """Say what went wrong, as data; what nobody foresaw is logged and told without its text."""
