@@ -404,7 +404,7 @@ async def test_an_attempt_that_is_cancelled_while_it_works_kills_its_child(
 
 async def test_running_out_of_memory_ends_the_attempt_only(tmp_path: Path) -> None:
     plan = plan_of(
-        [records("crm", {"a": TEXT}, row("crm", "CRMID:1", {"a": "x" * 1_000_000}))], lake=tmp_path
+        [records("crm", {"a": TEXT}, row("crm", "CRMID:1", {"a": "x" * 50_000_000}))], lake=tmp_path
     )
     engine = DuckDbEngine(memory_limit_mb=1, threads=1)
 
