@@ -14,12 +14,14 @@ from profile_export.api.dataset_service import DatasetRooms, DatasetService
 from profile_export.api.estimates import Estimates
 from profile_export.api.export_service import ExportService
 from profile_export.api.logs import configure_logs
+from profile_export.api.lookups import Lookups
 from profile_export.api.profile_service import ProfileService
 from profile_export.api.schema_service import SchemaService
 from profile_export.api.server import BindError, GrpcServer, contract, create_server
 from profile_export.api.watch import Watches
 from profile_export.config import ServeSettings, SettingsError, load
 from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.engines.mappings import Mappings
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
 from profile_export.ingest.registration import Registration
@@ -118,6 +120,8 @@ class Application:
         sessions = UploadSessions(uploads, self._loading, _new_id)
         snapshots, runs = Snapshots(self._database), engine or self._duckdb
         estimates = Estimates(snapshots, runs, self._lake, _new_id)
+        mappings = Mappings(self._duckdb, self._lake.root, self._lake.folder("mappings"), _new_id)
+        lookups = Lookups(snapshots, mappings, self._lake.root)
         self._services = contract(
             datasets=DatasetService(
                 DatasetRooms(
@@ -133,7 +137,7 @@ class Application:
                 _new_id,
             ),
             schemas=SchemaService(catalog, schemas, Registration(schemas)),
-            profiles=ProfileService(policies, _new_id),
+            profiles=ProfileService(policies, lookups, _new_id),
             exports=ExportService(catalog, policies, jobs, self._watches, estimates, _new_id),
         )
         name = f"{os.getpid()}-{_new_id()}"

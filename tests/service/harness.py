@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from profile_export.v1 import batch_pb2, dataset_pb2, job_pb2, merge_policy_pb2
+from profile_export.v1 import batch_pb2, dataset_pb2, job_pb2, merge_policy_pb2, profile_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import export_service_pb2 as es
 from profile_export.v1 import profile_service_pb2 as ps
@@ -198,6 +198,16 @@ class Caller:
         )
         return (await self.profiles.CreateMergePolicy(request, metadata=self.metadata)).merge_policy.id
 
+    async def profile(self, identity: str, policy: str = "", **values: Any) -> profile_pb2.Profile:
+        """Look a profile up; the identity is written as `Email:ann@example.com`."""
+        request = ps.GetProfileRequest(**_person(identity, policy), **values)
+        return (await self.profiles.GetProfile(request, metadata=self.metadata)).profile
+
+    async def events(self, identity: str, policy: str = "", **values: Any) -> ps.ListProfileEventsResponse:
+        """List events of a profile."""
+        request = ps.ListProfileEventsRequest(**_person(identity, policy), **values)
+        return await self.profiles.ListProfileEvents(request, metadata=self.metadata)
+
     async def job(self, destination: str, request_id: str = "", **spec: Any) -> job_pb2.ExportJob:
         """Create a job."""
         return await self.create(export_spec(destination, **spec), request_id)
@@ -243,6 +253,14 @@ class Caller:
         ]
         assert all(len(chunk) <= CHUNK for chunk in chunks)
         return b"".join(chunks)
+
+
+def _person(identity: str, policy: str) -> dict[str, Any]:
+    namespace, _, identity_id = identity.partition(":")
+    return {
+        "identity": profile_pb2.Identity(namespace=namespace, id=identity_id),
+        "merge_policy": merge_policy_pb2.MergePolicyRef(id=policy) if policy else None,
+    }
 
 
 def identity_fields(identities: Mapping[str, str]) -> list[dataset_pb2.IdentityField]:

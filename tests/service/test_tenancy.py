@@ -13,6 +13,7 @@ from profile_export.v1 import (
     dataset_pb2,
     dataset_service_pb2,
     export_service_pb2,
+    profile_pb2,
     profile_service_pb2,
     schema_service_pb2,
 )
@@ -21,6 +22,7 @@ from tests.service.harness import Caller, export_spec, refusal_of, replay, uploa
 
 ds, es, ps, ss = dataset_service_pb2, export_service_pb2, profile_service_pb2, schema_service_pb2
 NOT_FOUND, UNIMPLEMENTED = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED
+KNOWN = profile_pb2.Identity(namespace="CRM", id="1")
 Call = Callable[[Caller, "Owned"], Any]
 
 
@@ -95,6 +97,10 @@ NAMES_A_RESOURCE: dict[str, Call] = {
     "DeleteMergePolicy": unary(
         "profiles", "DeleteMergePolicy", lambda o: ps.DeleteMergePolicyRequest(merge_policy_id=o.policy)
     ),
+    "GetProfile": unary("profiles", "GetProfile", lambda _: ps.GetProfileRequest(identity=KNOWN)),
+    "ListProfileEvents": unary(
+        "profiles", "ListProfileEvents", lambda _: ps.ListProfileEventsRequest(identity=KNOWN)
+    ),
     "CreateJob": unary("exports", "CreateJob", lambda o: es.CreateJobRequest(spec=export_spec(o.union))),
     "EstimateJob": unary(
         "exports", "EstimateJob", lambda o: es.EstimateJobRequest(spec=export_spec(o.union))
@@ -104,8 +110,6 @@ NAMES_A_RESOURCE: dict[str, Call] = {
     "WatchJob": streamed("exports", "WatchJob", lambda o: es.WatchJobRequest(job_id=o.job)),
 }
 NOT_BUILT: dict[str, Call] = {
-    "GetProfile": unary("profiles", "GetProfile", lambda _: ps.GetProfileRequest()),
-    "ListProfileEvents": unary("profiles", "ListProfileEvents", lambda _: ps.ListProfileEventsRequest()),
     "DeleteProfile": unary("profiles", "DeleteProfile", lambda _: ps.DeleteProfileRequest()),
     "WatchJobs": streamed("exports", "WatchJobs", lambda _: es.WatchJobsRequest()),
 }

@@ -1,4 +1,4 @@
-"""ProfileService: merge policies; profiles are in the contract, not built yet."""
+"""ProfileService: merge policies, and looking single profiles up."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from profile_export.api import convert_policies
+from profile_export.api import convert_policies, convert_profiles
 from profile_export.api.convert import page_request, required
+from profile_export.api.lookups import Asked, Lookups
 from profile_export.api.tenancy import current_tenant
 from profile_export.domain.errors import UnimplementedError
 from profile_export.store.policies import Policies
@@ -19,10 +20,11 @@ _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class ProfileService(ProfileServiceServicer):
-    """Serves merge policies from the store."""
+    """Serves merge policies from the store, and profiles from what a snapshot of it holds."""
 
-    def __init__(self, policies: Policies, new_id: Callable[[], str]) -> None:
+    def __init__(self, policies: Policies, lookups: Lookups, new_id: Callable[[], str]) -> None:
         self._policies = policies
+        self._lookups = lookups
         self._new_id = new_id
 
     async def CreateMergePolicy(
@@ -63,12 +65,22 @@ class ProfileService(ProfileServiceServicer):
         return pb.DeleteMergePolicyResponse()
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: _Context) -> pb.GetProfileResponse:
-        raise UnimplementedError.of_method("GetProfile")
+        asked = await self._asked(request)
+        found = await self._lookups.profile(asked)
+        return pb.GetProfileResponse(profile=convert_profiles.profile(found, asked.policy))
 
     async def ListProfileEvents(
         self, request: pb.ListProfileEventsRequest, context: _Context
     ) -> pb.ListProfileEventsResponse:
-        raise UnimplementedError.of_method("ListProfileEvents")
+        listing, page = convert_profiles.event_listing(request), convert_profiles.events_page(request)
+        found = await self._lookups.events(await self._asked(request), listing, page)
+        events = [convert_profiles.event(event) for event in found.items]
+        return pb.ListProfileEventsResponse(events=events, next_page_token=found.next_token)
+
+    async def _asked(self, request: convert_profiles.Request) -> Asked:
+        tenant, identity = current_tenant(), convert_profiles.identity(request)
+        policy = await self._policies.find_policy(tenant, *convert_profiles.policy_ref(request))
+        return Asked(tenant, identity, policy, request.fields)
 
     async def DeleteProfile(
         self, request: pb.DeleteProfileRequest, context: _Context

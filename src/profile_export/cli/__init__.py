@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from profile_export.cli import batches, datasets, demo, jobs, policies, schemas, serve
+from profile_export.cli import batches, datasets, demo, jobs, policies, profiles, schemas, serve
 from profile_export.cli.command import DEFAULT_ADDRESS, Server
 from profile_export.cli.output import complain
 
@@ -24,6 +24,7 @@ app.add_typer(datasets.group, name="datasets")
 app.add_typer(batches.group, name="batches")
 app.add_typer(jobs.group, name="jobs")
 app.add_typer(policies.group, name="policies")
+app.add_typer(profiles.group, name="profiles")
 app.add_typer(schemas.group, name="schemas")
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -116,3 +117,18 @@ def explain(error: ClientError, address: str) -> str:
     if fields:
         line += " " + "; ".join(fields)
     return f"{line} [{error.reason or error.code}]"
+
+
+def instant(option: str, text: str) -> datetime | None:
+    """Read the time of an option, in UTC unless it says otherwise; None if it is not given.
+
+    Raises:
+        typer.BadParameter: It is no time.
+    """
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text!r} is no time: write it as 2026-01-31T00:00:00Z.") from None
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

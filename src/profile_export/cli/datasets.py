@@ -1,11 +1,9 @@
 """Datasets: make them, fill them, look at them, fetch what exports have written."""
 
-import json
-from collections.abc import Iterator
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
@@ -34,6 +32,7 @@ from profile_export.cli.output import (
     print_json,
     print_rows,
     transfer,
+    values_by_path,
 )
 from profile_export.cli.upload import upload
 from profile_export.client import Client, Dataset, DatasetKind, MirrorStatus, as_json
@@ -199,7 +198,7 @@ async def preview(
     lines = [
         (str(number) if place == 0 else "", path, value)
         for number, row in enumerate(found, 1)
-        for place, (path, value) in enumerate(_values(row))
+        for place, (path, value) in enumerate(values_by_path(row))
     ]
     way_out = f"No rows. Upload some: profile-export datasets upload {dataset_id} PATH"
     print_rows(("row", "field", "value"), lines, empty=way_out)
@@ -280,15 +279,3 @@ def _mirror(mirror: MirrorStatus) -> str:
     batches = f"{count(mirror.mirrored_batches)} batches in {mirror.table}"
     lines = [f"{batches}, {word if mirror.enabled else 'switched off'}", mirror.metadata_location]
     return "\n".join(line for line in lines if line)
-
-
-def _values(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """List the values in a row by their field paths; an array is one value."""
-    if isinstance(value, dict) and value:
-        for name, member in sorted(value.items()):
-            yield from _values(member, f"{path}.{name}" if path else name)
-    else:
-        yield (
-            one_line(path),
-            one_line(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
-        )

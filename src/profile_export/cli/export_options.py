@@ -1,11 +1,11 @@
 """The options that say what to export: the same for a job and for its estimate."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
+from profile_export.cli.command import instant
 from profile_export.client import Events, ExportSpec, MembershipStatus, Profiles, Segment, export_spec
 
 _STATUSES = {
@@ -89,17 +89,17 @@ class ExportOptions:
         statuses = tuple(_status(word) for word in self.status or ())
         profiles = Profiles(
             segments=tuple(_segment(text, statuses) for text in self.segment or ()),
-            qualified_from=_time("--qualified-from", self.qualified_from),
-            qualified_to=_time("--qualified-to", self.qualified_to),
-            newer_than=_time("--newer-than", self.newer_than),
+            qualified_from=instant("--qualified-from", self.qualified_from),
+            qualified_to=instant("--qualified-to", self.qualified_to),
+            newer_than=instant("--newer-than", self.newer_than),
             without_record=self.empty_profiles,
         )
         if statuses and not profiles.segments:
             raise typer.BadParameter("--status says who is in a segment: name one with --segment.")
         events = Events(
             tuple(self.event_field or ()),
-            _time("--events-from", self.events_from),
-            _time("--events-to", self.events_to),
+            instant("--events-from", self.events_from),
+            instant("--events-to", self.events_to),
         )
         return export_spec(
             self.to,
@@ -120,13 +120,3 @@ def _status(word: str) -> MembershipStatus.ValueType:
     if word not in _STATUSES:
         raise typer.BadParameter(f"--status {word!r} is none of {', '.join(_STATUSES)}.")
     return _STATUSES[word]
-
-
-def _time(option: str, text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{option} {text!r} is no time: write it as 2026-01-31T00:00:00Z.") from None
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

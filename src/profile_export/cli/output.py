@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -81,6 +81,18 @@ def fact_table(rows: Iterable[tuple[str, RenderableType]]) -> Table:
     for name, fact in rows:
         made.add_row(name, fact)
     return made
+
+
+def values_by_path(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """List the values in a row by their field paths, on one line each; an array is one value."""
+    if isinstance(value, dict) and value:
+        for name, member in sorted(value.items()):
+            yield from values_by_path(member, f"{path}.{name}" if path else name)
+    else:
+        yield (
+            one_line(path),
+            one_line(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+        )
 
 
 def state(value: JobState.ValueType) -> Text:

@@ -1,9 +1,10 @@
 """A client for asyncio: imports only the contract and grpc. Streams resume by themselves."""
 
-from profile_export.client.calls import as_json
+from profile_export.client.calls import PAGE, as_json
 from profile_export.client.connection import Client
 from profile_export.client.errors import ClientError, Violation
 from profile_export.client.jobs import Events, Profiles, Segment, export_spec
+from profile_export.client.profiles import EventQuery
 from profile_export.client.upload import UploadFile, UploadPhase, UploadProgress
 from profile_export.v1.batch_pb2 import Batch, BatchState, DataFile, RejectedRow
 from profile_export.v1.dataset_pb2 import (
@@ -41,10 +42,12 @@ from profile_export.v1.job_pb2 import (
     MembershipStatus,
 )
 from profile_export.v1.merge_policy_pb2 import AttributeMergeType, IdentityGraph, MergePolicy
+from profile_export.v1.profile_pb2 import Identity, Profile, ProfileEvent
 from profile_export.v1.receipt_pb2 import InputBatch, Receipt
 from profile_export.v1.schema_pb2 import Schema, UnionSchema
 
 __all__ = [
+    "PAGE",
     "AttributeMergeType",
     "Batch",
     "BatchState",
@@ -57,6 +60,7 @@ __all__ = [
     "DatasetKind",
     "DecimalType",
     "EstimateJobResponse",
+    "EventQuery",
     "Events",
     "Exactness",
     "ExportJob",
@@ -66,6 +70,7 @@ __all__ = [
     "FieldType",
     "Figure",
     "GetReceiptResponse",
+    "Identity",
     "IdentityField",
     "IdentityGraph",
     "InputBatch",
@@ -77,6 +82,8 @@ __all__ = [
     "MembershipStatus",
     "MergePolicy",
     "MirrorStatus",
+    "Profile",
+    "ProfileEvent",
     "Profiles",
     "Receipt",
     "RejectedRow",

@@ -1,11 +1,12 @@
 """What the calls of all services share: the services, the headers of the tenant, errors and pages."""
 
 from collections.abc import AsyncIterator, Awaitable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from profile_export.client.errors import checked
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceStub
@@ -44,6 +45,13 @@ _PageT = TypeVar("_PageT", bound=_Page)
 def as_json(message: Message) -> dict[str, Any]:
     """Return a message as plain data, named as in the protos, fields at their defaults included."""
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def stamp(moment: datetime) -> Timestamp:
+    """Return an instant as a message; one without a zone is taken as UTC."""
+    stamped = Timestamp()
+    stamped.FromDatetime(moment)
+    return stamped
 
 
 class Calls:

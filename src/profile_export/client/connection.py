@@ -12,6 +12,7 @@ from profile_export.client.batches import BatchCalls
 from profile_export.client.datasets import DatasetCalls
 from profile_export.client.jobs import JobCalls
 from profile_export.client.policies import PolicyCalls
+from profile_export.client.profiles import ProfileCalls
 from profile_export.client.schemas import SchemaCalls
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from profile_export.v1.export_service_pb2_grpc import ExportServiceStub
@@ -38,7 +39,13 @@ _REPEATABLE = {
         "ListBatchFiles",
     ),
     "ExportService": ("CreateJob", "GetJob", "ListJobs", "CancelJob"),
-    "ProfileService": ("GetMergePolicy", "ListMergePolicies", "UpdateMergePolicy"),
+    "ProfileService": (
+        "GetMergePolicy",
+        "ListMergePolicies",
+        "UpdateMergePolicy",
+        "GetProfile",
+        "ListProfileEvents",
+    ),
     "SchemaService": ("CreateSchema", "GetSchema", "ListSchemas", "GetUnionSchema"),
 }
 _RETRY = {
@@ -56,7 +63,7 @@ _METHODS = [
 _SERVICE_CONFIG = json.dumps({"methodConfig": [{"name": _METHODS, "retryPolicy": _RETRY}]})
 
 
-class Client(DatasetCalls, BatchCalls, SchemaCalls, PolicyCalls, JobCalls):
+class Client(DatasetCalls, BatchCalls, SchemaCalls, PolicyCalls, ProfileCalls, JobCalls):
     """A connection to a server, used as `async with Client("127.0.0.1:50051") as client`.
 
     Errors of calls are raised as ClientError. Calls that are safe to repeat are repeated while the server is

@@ -5,9 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from profile_export.client.calls import PAGE, Calls
+from profile_export.client.calls import PAGE, Calls, stamp
 from profile_export.client.watch import watch
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1 import job_pb2 as jobs
@@ -133,9 +131,9 @@ class JobCalls(Calls):
 def _event_list(events: Events) -> jobs.EventList:
     event_list = jobs.EventList(fields=events.fields)
     if events.from_time:
-        event_list.filter.from_ingest_time.CopyFrom(_stamp(events.from_time))
+        event_list.filter.from_ingest_time.CopyFrom(stamp(events.from_time))
     if events.to_time:
-        event_list.filter.to_ingest_time.CopyFrom(_stamp(events.to_time))
+        event_list.filter.to_ingest_time.CopyFrom(stamp(events.to_time))
     return event_list
 
 
@@ -146,15 +144,9 @@ def _filter(profiles: Profiles) -> jobs.ExportFilter:
     ]
     kept = jobs.ExportFilter(segments=segments, empty_profiles=profiles.without_record)
     if profiles.qualified_from:
-        kept.segment_qualification_time.start_time.CopyFrom(_stamp(profiles.qualified_from))
+        kept.segment_qualification_time.start_time.CopyFrom(stamp(profiles.qualified_from))
     if profiles.qualified_to:
-        kept.segment_qualification_time.end_time.CopyFrom(_stamp(profiles.qualified_to))
+        kept.segment_qualification_time.end_time.CopyFrom(stamp(profiles.qualified_to))
     if profiles.newer_than:
-        kept.from_ingest_time.CopyFrom(_stamp(profiles.newer_than))
+        kept.from_ingest_time.CopyFrom(stamp(profiles.newer_than))
     return kept
-
-
-def _stamp(moment: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp

@@ -10,9 +10,9 @@ without attached events has no `timeSeriesEvents`.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 from profile_export.domain.identity import MAX_IDENTITIES, Identity
@@ -23,6 +23,7 @@ from profile_export.domain.schema import (
     EVENT_ID,
     EVENT_TIME,
     IDENTITY_MAP,
+    MAX_DECIMAL_DIGITS,
     SEGMENT_MEMBERSHIP,
     SEGMENT_MEMBERSHIP_TYPE,
     TIME_SERIES_EVENTS,
@@ -35,6 +36,7 @@ from profile_export.domain.schema import (
 from profile_export.domain.selection import IdentitySelection
 
 Profile = dict[str, Any]
+_DECIMALS = Context(prec=MAX_DECIMAL_DIGITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,12 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
         plan: The plan that an engine would get.
         rows: All rows of the plan's sources, or all that any of the profiles in question may need.
     """
-    found = placed(plan, rows)
-    current = _fragments(plan, found.records)
-    happened = newest(found.events, lambda event: (event.dataset_id, event.primary, event.value[EVENT_ID]))
+    current, happened, persons = _read(plan, rows)
     counts: Counter[str] = Counter(fragments_read=len(current), events_read=len(happened))
     namespaces: Counter[str] = Counter()
     members: Counter[int] = Counter()
     profiles: list[tuple[Profile, tuple[int, ...]]] = []
-    for person in people(plan.graph, current, happened, found):
+    for person in persons:
         counts["profiles_read"] += 1
         merged = _merged_record(plan, [record.value for record in person.records])
         entries = plan.segments.entries(merged.get(SEGMENT_MEMBERSHIP) or {}) if plan.segments else {}
@@ -88,6 +88,20 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
             segment_members=dict(sorted(members.items())),
         ),
     )
+
+
+def people_in(plan: ExportPlan, rows: Iterable[SourceRow]) -> Iterator[Person]:
+    """Bring together what belongs to each profile, also to those that an export leaves out; `rows` as before."""
+    _, _, persons = _read(plan, rows)
+    return persons
+
+
+def _read(plan: ExportPlan, rows: Iterable[SourceRow]) -> tuple[list[Row], list[Row], Iterator[Person]]:
+    """Find the fragments and the events that count, and whose they are."""
+    found = placed(plan, rows)
+    current = _fragments(plan, found.records)
+    happened = newest(found.events, lambda event: (event.dataset_id, event.primary, event.value[EVENT_ID]))
+    return current, happened, people(plan.graph, current, happened, found)
 
 
 def _fragments(plan: ExportPlan, records: Iterable[Row]) -> list[Row]:
@@ -134,6 +148,11 @@ def _left_out(plan: ExportPlan, person: Person, admitted: Collection[int]) -> Ma
 
 
 # --- Profiles: merged fragments and attached events ---
+
+
+def written_profile(plan: ExportPlan, person: Person) -> Profile:
+    """Write the profile of one person, whether or not an export would leave it out."""
+    return _profile(plan, person, _merged_record(plan, [record.value for record in person.records]))
 
 
 def _profile(plan: ExportPlan, person: Person, merged: Mapping[str, Any]) -> Profile:
@@ -190,8 +209,8 @@ def _whole(value: Any, kind: FieldType) -> Any:
             return _with_values({key: _whole(value[key], member) for key, member in kept.items() if member})
         case ArrayType(item):
             return [_whole(entry, item) for entry in value]
-        case DecimalType():
-            return Decimal(value)
+        case DecimalType(_, scale):
+            return _DECIMALS.quantize(Decimal(value), Decimal(1).scaleb(-scale))
         case _:
             return float(value) if kind == DOUBLE else value
 
@@ -254,10 +273,10 @@ def _time_series(plan: ExportPlan, selection: EventSelection, events: Iterable[R
     kept.sort(
         key=lambda event: (event.value[EVENT_TIME], event.value[EVENT_ID], event.dataset_id, event.place)
     )
-    return [_event(plan, selection, event) for event in kept]
+    return [written_event(plan, selection, event) for event in kept]
 
 
-def _event(plan: ExportPlan, selection: EventSelection, event: Row) -> Profile | None:
+def written_event(plan: ExportPlan, selection: EventSelection, event: Row) -> Profile | None:
     """Write one event, its namespaces in the registered spelling too (S2); None if no selected field has a value."""
     segments = _merged_segments(plan, plan.event_fields, [event.value])
     value = {**event.value, SEGMENT_MEMBERSHIP: segments}

@@ -49,7 +49,7 @@ class PageRequest:
             InvalidArgumentError: It is none: the token was made up.
         """
         if not self.cursor.isdecimal() or len(self.cursor) > _LONGEST_NUMBER:
-            raise _refused()
+            raise refused_token()
         return int(self.cursor)
 
     @property
@@ -90,11 +90,12 @@ def _read_token(token: str, arguments: str) -> str:
     except (ValueError, TypeError, RecursionError):  # no Base64, no JSON, no pair, nested without end
         cursor, bound_to = None, None
     if not isinstance(cursor, str) or bound_to != arguments:
-        raise _refused()
+        raise refused_token()
     return cursor
 
 
-def _refused() -> InvalidArgumentError:
+def refused_token() -> InvalidArgumentError:
+    """Return the error of a page token that is not one of ours, or holds no key of the list it is for."""
     return InvalidArgumentError.of_field(
         "page_token",
         "must be empty or the next_page_token of a call with the same other arguments.",

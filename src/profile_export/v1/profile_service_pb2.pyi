@@ -400,7 +400,7 @@ class ListProfileEventsRequest(_message.Message):
 
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Field paths within an event. Empty: all."""
+        """Optional. Field paths within an event, as in EventList.fields. Empty: all."""
 
     @_builtins.property
     def merge_policy(self) -> _merge_policy_pb2.MergePolicyRef:

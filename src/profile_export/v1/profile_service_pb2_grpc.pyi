@@ -90,23 +90,31 @@ class ProfileServiceStub:
      - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: the built-in policy stays.
     """
     GetProfile: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.GetProfileRequest, _profile_service_pb2.GetProfileResponse]
-    """GetProfile merges the one profile that an identity belongs to, as an export at this moment would.
+    """GetProfile merges the one profile that an identity belongs to, as an export at this moment would. One that
+    has events only is found too, though an export takes it along only if asked to: all it has is its
+    `identityMap`.
 
     Returns the profile.
     Repeated, it returns what is true then.
     Errors:
-     - NOT_FOUND PROFILE_NOT_FOUND: nothing is known of the identity under this policy. With graph `none` only
-       primary identities are found.
+     - NOT_FOUND PROFILE_NOT_FOUND: no dataset that takes part under this policy has a record or an event of the
+       profile. With graph `none` only primary identities are found.
      - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id, the version and the tenant.
      - INVALID_ARGUMENT UNKNOWN_FIELD: no source has the path; metadata has path and nearest.
-     - FAILED_PRECONDITION TOO_MANY_IDENTITIES: the profile has more than 50.
+     - FAILED_PRECONDITION TOO_MANY_IDENTITIES: the profile has more than 50, and exports leave it out; metadata
+       has how many identities.
+     - UNAVAILABLE RESOLUTION_FAILED: the engine broke while it found out who is one person; try again after the
+       time in RetryInfo.
     """
     ListProfileEvents: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.ListProfileEventsRequest, _profile_service_pb2.ListProfileEventsResponse]
-    """ListProfileEvents lists the experience events of the one profile that an identity belongs to.
+    """ListProfileEvents lists the experience events of the one profile that an identity belongs to. Events of one
+    dataset and primary identity with the same `_id` are one, the latest ingested; of those at the same time
+    that of the smaller `_id` comes first, then that of the smaller dataset id.
 
-    Returns a page of events, by default oldest first.
+    Returns a page of events, by default oldest first. A profile without events has an empty page.
     Repeated, it returns what is true then.
     Errors: as in GetProfile, and
+     - INVALID_ARGUMENT TIME_WINDOW_INVALID: start_time is later than end_time.
      - INVALID_ARGUMENT PAGE_TOKEN_INVALID: start again without page_token.
     """
     DeleteProfile: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.DeleteProfileRequest, _profile_service_pb2.DeleteProfileResponse]
@@ -230,16 +238,21 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _profile_service_pb2.GetProfileRequest,
         context: _aio.ServicerContext[_profile_service_pb2.GetProfileRequest, _abc.Awaitable[_profile_service_pb2.GetProfileResponse]],
     ) -> _abc.Awaitable[_profile_service_pb2.GetProfileResponse]:
-        """GetProfile merges the one profile that an identity belongs to, as an export at this moment would.
+        """GetProfile merges the one profile that an identity belongs to, as an export at this moment would. One that
+        has events only is found too, though an export takes it along only if asked to: all it has is its
+        `identityMap`.
 
         Returns the profile.
         Repeated, it returns what is true then.
         Errors:
-         - NOT_FOUND PROFILE_NOT_FOUND: nothing is known of the identity under this policy. With graph `none` only
-           primary identities are found.
+         - NOT_FOUND PROFILE_NOT_FOUND: no dataset that takes part under this policy has a record or an event of the
+           profile. With graph `none` only primary identities are found.
          - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id, the version and the tenant.
          - INVALID_ARGUMENT UNKNOWN_FIELD: no source has the path; metadata has path and nearest.
-         - FAILED_PRECONDITION TOO_MANY_IDENTITIES: the profile has more than 50.
+         - FAILED_PRECONDITION TOO_MANY_IDENTITIES: the profile has more than 50, and exports leave it out; metadata
+           has how many identities.
+         - UNAVAILABLE RESOLUTION_FAILED: the engine broke while it found out who is one person; try again after the
+           time in RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -248,11 +261,14 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _profile_service_pb2.ListProfileEventsRequest,
         context: _aio.ServicerContext[_profile_service_pb2.ListProfileEventsRequest, _abc.Awaitable[_profile_service_pb2.ListProfileEventsResponse]],
     ) -> _abc.Awaitable[_profile_service_pb2.ListProfileEventsResponse]:
-        """ListProfileEvents lists the experience events of the one profile that an identity belongs to.
+        """ListProfileEvents lists the experience events of the one profile that an identity belongs to. Events of one
+        dataset and primary identity with the same `_id` are one, the latest ingested; of those at the same time
+        that of the smaller `_id` comes first, then that of the smaller dataset id.
 
-        Returns a page of events, by default oldest first.
+        Returns a page of events, by default oldest first. A profile without events has an empty page.
         Repeated, it returns what is true then.
         Errors: as in GetProfile, and
+         - INVALID_ARGUMENT TIME_WINDOW_INVALID: start_time is later than end_time.
          - INVALID_ARGUMENT PAGE_TOKEN_INVALID: start again without page_token.
         """
 

@@ -1,0 +1,102 @@
+"""Profiles and their events as messages, and what is asked of them. Pure."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from google.protobuf.struct_pb2 import Struct
+
+from profile_export.api.convert import instant, required, timestamp
+from profile_export.api.values import plain
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.event_listing import EventListing, FoundEvent
+from profile_export.domain.identity import Identity
+from profile_export.domain.lookup import FoundProfile
+from profile_export.domain.merge import Profile
+from profile_export.domain.paging import PageRequest
+from profile_export.domain.policy import MergePolicy
+from profile_export.v1 import merge_policy_pb2, profile_pb2
+from profile_export.v1 import profile_service_pb2 as pb
+
+_LONGEST_ID = 1_000_000
+"""Far beyond the records that are taken by default, which have no other limit for an id."""
+Request: TypeAlias = pb.GetProfileRequest | pb.ListProfileEventsRequest
+
+
+def identity(request: Request) -> Identity:
+    """Read whom a request asks for.
+
+    Raises:
+        InvalidArgumentError: The identity, or a part of it, is missing.
+    """
+    if not request.HasField("identity"):
+        raise InvalidArgumentError.of_field("identity", "is required.", "FIELD_REQUIRED")
+    return Identity(
+        required(request.identity.namespace, "identity.namespace"),
+        required(request.identity.id, "identity.id", _LONGEST_ID),
+    )
+
+
+def policy_ref(request: Request) -> tuple[str, int | None]:
+    """Read id and version of a merge policy; an empty id where none is named, None for the latest version.
+
+    Raises:
+        InvalidArgumentError: The reference has no id.
+    """
+    if not request.HasField("merge_policy"):
+        return "", None
+    named = request.merge_policy
+    return required(named.id, "merge_policy.id"), named.version if named.HasField("version") else None
+
+
+def event_listing(request: pb.ListProfileEventsRequest) -> EventListing:
+    """Read which events are asked for.
+
+    Raises:
+        InvalidArgumentError: A time, the filter or the order is wrong.
+    """
+    return EventListing.of(
+        instant(request, "start_time"), instant(request, "end_time"), request.filter, request.order_by
+    )
+
+
+def events_page(request: pb.ListProfileEventsRequest) -> PageRequest:
+    """Read which page is asked for; its token holds for the same request only.
+
+    Raises:
+        InvalidArgumentError: As `PageRequest.of`.
+    """
+    arguments = pb.ListProfileEventsRequest()
+    arguments.CopyFrom(request)
+    arguments.ClearField("page_size")
+    arguments.ClearField("page_token")
+    digested = arguments.SerializeToString(deterministic=True).hex()
+    return PageRequest.of(request.page_size, request.page_token, digested)
+
+
+def profile(found: FoundProfile, policy: MergePolicy) -> profile_pb2.Profile:
+    """Write a profile and the policy that it was merged under."""
+    return profile_pb2.Profile(
+        values=_struct(found.values),
+        identities=[profile_pb2.Identity(namespace=one.namespace, id=one.id) for one in found.identities],
+        dataset_ids=found.dataset_ids,
+        merge_policy=merge_policy_pb2.MergePolicyRef(id=policy.id, version=policy.version),
+        ingest_time=timestamp(found.ingest_time),
+    )
+
+
+def event(found: FoundEvent) -> profile_pb2.ProfileEvent:
+    """Write an experience event."""
+    return profile_pb2.ProfileEvent(
+        id=found.id,
+        event_time=timestamp(found.event_time),
+        ingest_time=timestamp(found.ingest_time),
+        dataset_id=found.dataset_id,
+        values=_struct(found.values),
+    )
+
+
+def _struct(values: Profile) -> Struct:
+    written = Struct()
+    written.update(plain(values))
+    return written

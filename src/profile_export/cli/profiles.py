@@ -1,0 +1,128 @@
+"""Single profiles: look one up by any of its identities, with its events."""
+
+from contextlib import aclosing
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+
+from profile_export.cli.command import AsJson, command, instant
+from profile_export.cli.output import (
+    console,
+    fact_table,
+    moment,
+    one_line,
+    print_json,
+    print_rows,
+    values_by_path,
+)
+from profile_export.client import PAGE, Client, EventQuery, Profile, ProfileEvent, as_json
+
+group = typer.Typer(
+    no_args_is_help=True, help="Single profiles, merged as an export at this moment would merge them."
+)
+
+Who = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAMESPACE:ID",
+        help="Any identity of the profile; with graph `none` its primary one. Such as Email:ada@example.com",
+    ),
+]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field",
+        metavar="PATH",
+        help="A field to show, such as person.name. May be given again. Default: all.",
+    ),
+]
+Policy = Annotated[str, typer.Option(metavar="ID", help="Merge policy. Default: the default one.")]
+
+
+@command(group, "show")
+async def show(
+    client: Client,
+    who: Who,
+    field: Fields = None,
+    policy: Policy = "",
+    as_data: AsJson = False,
+) -> None:
+    """Show one profile: its identities, where it comes from, and its merged fields.
+
+    Example: `profile-export profiles show CRM:C-1 --policy 3a1b…`
+    """
+    profile = await client.get_profile(*_identity(who), fields=field or (), policy_id=policy)
+    if as_data:
+        print_json(as_json(profile))
+    else:
+        _show(profile)
+
+
+@command(group, "events")
+async def events(
+    client: Client,
+    *,
+    who: Who,
+    field: Fields = None,
+    policy: Policy = "",
+    since: Annotated[str, typer.Option("--from", metavar="TIME", help="Only events of then or later.")] = "",
+    until: Annotated[str, typer.Option("--to", metavar="TIME", help="Only events before then.")] = "",
+    condition: Annotated[
+        str,
+        typer.Option(
+            "--filter",
+            metavar="TEXT",
+            help='Such as `dataset_id = 5f0c… AND ingest_time > "2026-01-31T00:00:00Z"`; also id.',
+        ),
+    ] = "",
+    latest_first: Annotated[bool, typer.Option("--latest-first", help="The reverse order.")] = False,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at most.")] = 100,
+    as_data: AsJson = False,
+) -> None:
+    """List the experience events of one profile by their own time, the oldest first.
+
+    Example: `profile-export profiles events CRM:C-1 --policy 3a1b… --latest-first --limit 10`
+    """
+    query = EventQuery(
+        instant("--from", since), instant("--to", until), condition, latest_first, min(limit, PAGE)
+    )
+    listed = client.list_profile_events(*_identity(who), fields=field or (), policy_id=policy, query=query)
+    found: list[ProfileEvent] = []
+    async with aclosing(listed):
+        async for event in listed:
+            found.append(event)
+            if len(found) == limit:
+                break
+    if as_data:
+        print_json([as_json(event) for event in found])
+        return
+    lines = [
+        (
+            *((moment(event.event_time.ToDatetime()), one_line(event.id)) if place == 0 else ("", "")),
+            path,
+            value,
+        )
+        for event in found
+        for place, (path, value) in enumerate(values_by_path(as_json(event.values)))
+    ]
+    print_rows(("time", "id", "field", "value"), lines, empty="No events.")
+
+
+def _show(profile: Profile) -> None:
+    facts: list[tuple[str, RenderableType]] = [
+        ("identities", "\n".join(one_line(f"{one.namespace}:{one.id}") for one in profile.identities)),
+        ("datasets", "\n".join(profile.dataset_ids)),
+        ("policy", f"{profile.merge_policy.id} version {profile.merge_policy.version}"),
+        ("ingested", moment(profile.ingest_time.ToDatetime())),
+    ]
+    console().print(fact_table(facts))
+    typer.echo()
+    print_rows(("field", "value"), list(values_by_path(as_json(profile.values))), empty="No fields.")
+
+
+def _identity(text: str) -> tuple[str, str]:
+    namespace, colon, identity_id = text.partition(":")
+    if not (namespace and colon and identity_id):
+        raise typer.BadParameter(f"{text!r} is no identity: write it as Email:ada@example.com.")
+    return namespace, identity_id

@@ -1,0 +1,161 @@
+"""Looking people up in a data directory: what is read, what is kept between look-ups, and what breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import pytest_asyncio
+
+from profile_export.api.lookups import Asked, Lookups
+from profile_export.domain.batch import BatchState
+from profile_export.domain.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from profile_export.domain.identity import Identity
+from profile_export.domain.lookup import FoundProfile
+from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
+from profile_export.engines import mappings as engine_mappings
+from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.engines.mappings import Mappings, together
+from profile_export.engines.resolution import Keys, Resolution, write_mapping
+from profile_export.lake.children import Children
+from tests.contract.house import TENANT, House, opened, pinned
+
+PDG = replace(BUILT_IN_POLICY, graph=IdentityGraph.PDG)
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[Children]:
+    started = Children(niceness=1)
+    yield started
+    started.close()
+
+
+@pytest_asyncio.fixture
+async def house(tmp_path: Path, children: Children) -> AsyncIterator[House]:
+    async with opened(House(tmp_path, children)) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def engine() -> AsyncIterator[DuckDbEngine]:
+    started = DuckDbEngine(memory_limit_mb=256, threads=1)
+    yield started
+    await started.close()
+
+
+def lookups(house: House, engine: DuckDbEngine) -> Lookups:
+    mappings = Mappings(engine, house.lake.root, house.lake.folder("mappings"), house.new_id)
+    return Lookups(house.snapshots, mappings, house.lake.root)
+
+
+async def profile(people: Lookups, identity: str) -> FoundProfile:
+    namespace, _, identity_id = identity.partition(":")
+    return await people.profile(Asked(TENANT, Identity(namespace, identity_id), PDG, ()))
+
+
+async def test_who_is_looked_up_is_told_the_same_after_a_compaction(
+    house: House, engine: DuckDbEngine
+) -> None:
+    await house.people(await house.dataset(), *range(12))
+    people = lookups(house, engine)
+    before = [await profile(people, f"CRM:C{number}") for number in range(12)]
+
+    assert await house.compact() == 1
+    assert len(pinned(await house.plan())) == 1
+
+    assert [await profile(people, f"CRM:C{number}") for number in range(12)] == before
+    assert [len(found.identities) for found in before] == [3] * 12
+
+
+async def test_who_is_who_is_found_out_once_until_a_batch_comes_or_goes(
+    house: House, engine: DuckDbEngine
+) -> None:
+    # given people of whom one has been looked up, and an engine that has been closed since
+    crm = await house.dataset()
+    await house.people(crm, 0, 1)
+    people = lookups(house, engine)
+    await profile(people, "CRM:C0")
+    await engine.close()
+
+    # when the same is asked for by many at once
+    found = await asyncio.gather(*(profile(people, "Email:e0") for _ in range(8)))
+
+    # then one answer serves them all, and nothing lies about
+    assert {one.ingest_time for one in found} == {found[0].ingest_time}
+    assert engine.children == ()
+    assert not any(house.lake.folder("mappings").iterdir())
+    # and a batch that comes or goes shows at once
+    await house.upload(crm, "more", {"crmId": "C9", "email": "e0"})
+    assert len((await profile(people, "CRM:C9")).identities) == 4
+    await house.ended("more", BatchState.REVERTED)
+    assert len((await profile(people, "Email:e0")).identities) == 3
+
+
+async def test_of_many_mappings_those_asked_for_last_are_kept(
+    house: House, engine: DuckDbEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_mappings, "_MOST_KEPT", 1)
+    crm = await house.dataset()
+    await house.people(crm, 0, 1)
+    people = lookups(house, engine)
+
+    for batch_id in ("x", "y"):
+        await profile(people, "CRM:C0")
+        await house.upload(crm, batch_id, {"crmId": batch_id, "email": "e0"})
+        assert len((await profile(people, "CRM:C0")).identities) == 4
+        await house.ended(batch_id, BatchState.REVERTED)
+
+
+async def test_an_engine_that_breaks_is_told_as_worth_another_try(house: House) -> None:
+    crm = await house.dataset()
+    await house.upload(crm, "p", {"crmId": "C0", "email": "e0", "note": "x" * 90_000})
+    tight = DuckDbEngine(memory_limit_mb=1, threads=1)
+
+    with pytest.raises(UnavailableError) as refused:
+        await profile(lookups(house, tight), "CRM:C0")
+    await tight.close()
+
+    assert refused.value.reason == "RESOLUTION_FAILED"
+    assert refused.value.retry_after is not None
+
+
+async def test_a_file_that_cannot_be_read_is_told_by_the_engine(house: House, engine: DuckDbEngine) -> None:
+    await house.people(await house.dataset(), 0)
+    for path in pinned(await house.plan()):
+        (house.lake.root / path).write_bytes(b"no Parquet")
+
+    with pytest.raises(FailedPreconditionError) as refused:
+        await profile(lookups(house, engine), "CRM:C0")
+
+    assert refused.value.reason.startswith("ENGINE_")
+
+
+async def test_without_any_link_everybody_is_alone(house: House, engine: DuckDbEngine) -> None:
+    await house.upload(await house.dataset(), "p", {"crmId": "C0", "name": "Ann"})
+    people = lookups(house, engine)
+
+    assert len((await profile(people, "CRM:C0")).identities) == 1
+    with pytest.raises(NotFoundError):
+        await profile(people, "CRM:C1")
+
+
+def test_keys_that_share_a_half_are_told_apart(tmp_path: Path) -> None:
+    # given two profiles of two identities besides their own each, whose keys share halves
+    def keys(*pairs: tuple[int, int]) -> Keys:
+        high, low = np.array(pairs, dtype=np.int64).T
+        return Keys(high, low)
+
+    mapping = tmp_path / "mapping.parquet"
+    identities, profiles = keys((5, 1), (5, 2), (6, 1), (7, 3)), keys((0, 0), (0, 9), (0, 0), (0, 9))
+    write_mapping(Resolution(identities, profiles, 6, 2), mapping)
+    opened_file = pa.memory_map(str(mapping))
+
+    assert together(opened_file, (5, 1)) == {(0, 0), (5, 1), (6, 1)}
+    assert together(opened_file, (0, 9)) == {(0, 9), (5, 2), (7, 3)}
+    assert together(opened_file, (5, 3)) == {(5, 3)}
+    assert together(opened_file, (-8, 3)) == {(-8, 3)}
