@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +22,9 @@ from profile_export.domain.lookup import FoundProfile
 from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.engines import mappings as engine_mappings
 from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.engines.keys import Keys, key_records
+from profile_export.engines.mapping import MappingWriter
 from profile_export.engines.mappings import Mappings, together
-from profile_export.engines.resolution import Keys, Resolution, write_mapping
 from profile_export.lake.children import Children
 from tests.contract.house import TENANT, House, opened, pinned
 
@@ -111,15 +114,22 @@ async def test_of_many_mappings_those_asked_for_last_are_kept(
         await house.ended(batch_id, BatchState.REVERTED)
 
 
-async def test_an_engine_that_breaks_is_told_as_worth_another_try(house: House) -> None:
-    crm = await house.dataset()
-    await house.upload(crm, "p", {"crmId": "C0", "email": "e0", "note": "x" * 90_000})
-    tight = DuckDbEngine(memory_limit_mb=1, threads=1)
+async def test_an_engine_that_breaks_is_told_as_worth_another_try(house: House, engine: DuckDbEngine) -> None:
+    # given a data file that is a pipe: whoever opens it waits until killed
+    await house.people(await house.dataset(), 0)
+    (path,) = pinned(await house.plan())
+    (house.lake.root / path).unlink()
+    os.mkfifo(house.lake.root / path)
+
+    looking = asyncio.create_task(profile(lookups(house, engine), "CRM:C0"))
+    # This waits until the engine's process has opened its end.
+    pipe = await asyncio.to_thread(os.open, house.lake.root / path, os.O_WRONLY)
+    for child in engine.children:
+        os.kill(child, signal.SIGKILL)
 
     with pytest.raises(UnavailableError) as refused:
-        await profile(lookups(house, tight), "CRM:C0")
-    await tight.close()
-
+        await looking
+    os.close(pipe)
     assert refused.value.reason == "RESOLUTION_FAILED"
     assert refused.value.retry_after is not None
 
@@ -148,11 +158,13 @@ def test_keys_that_share_a_half_are_told_apart(tmp_path: Path) -> None:
     # given two profiles of two identities besides their own each, whose keys share halves
     def keys(*pairs: tuple[int, int]) -> Keys:
         high, low = np.array(pairs, dtype=np.int64).T
-        return Keys(high, low)
+        return key_records(high, low)
 
     mapping = tmp_path / "mapping.parquet"
     identities, profiles = keys((5, 1), (5, 2), (6, 1), (7, 3)), keys((0, 0), (0, 9), (0, 0), (0, 9))
-    write_mapping(Resolution(identities, profiles, 6, 2), mapping)
+    with MappingWriter(mapping) as writer:
+        writer.write(identities, profiles)
+        writer.finish(2, {})
     opened_file = pa.memory_map(str(mapping))
 
     assert together(opened_file, (5, 1)) == {(0, 0), (5, 1), (6, 1)}

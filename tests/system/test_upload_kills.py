@@ -260,6 +260,7 @@ def check_disk(data_dir: Path, source: str, uploads: Sequence[Upload]) -> None:
     assert batches == {upload.batch_id: ("succeeded", len(upload.ids)) for upload in uploads}
     files = store.execute("SELECT path, rows, sha256 FROM files").fetchall()
     rejected = store.execute("SELECT folder FROM uploads WHERE rejected_rows > 0").fetchall()
+    exported = store.execute("SELECT folder FROM batches JOIN receipts ON batch_key = key").fetchall()
     compacted = store.execute("SELECT path FROM compactions").fetchall()
     # What nothing needs any more stays for a while, for those who may still be reading it.
     dropped = {folder for (folder,) in store.execute("SELECT folder FROM drops")}
@@ -270,6 +271,7 @@ def check_disk(data_dir: Path, source: str, uploads: Sequence[Upload]) -> None:
         assert pq.read_metadata(data_dir / "lake" / path).num_rows == rows
     named = {path for path, _, _ in files} | {path for (path,) in compacted}
     named |= {f"{folder}/rejected.parquet" for (folder,) in rejected}
+    named |= {f"{folder}/receipt.json" for (folder,) in exported}
     lake = data_dir / "lake"
     found = {str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file()}
     assert {path for path in found - named if not dropped & set(map(str, Path(path).parents))} == set()

@@ -21,7 +21,19 @@ import duckdb
 
 from profile_export.engines import memory
 from profile_export.engines.duckdb_session import DuckDbSession
-from profile_export.engines.protocol import LENGTH, Close, Failed, Open, Ready, Resolve, Run, decode, encode
+from profile_export.engines.protocol import (
+    LENGTH,
+    Close,
+    Failed,
+    FindMapping,
+    MappingFound,
+    Open,
+    Ready,
+    Resolve,
+    Run,
+    decode,
+    encode,
+)
 from profile_export.engines.results import EngineProgress
 
 _RESET_PEAK = "5"
@@ -87,6 +99,8 @@ def main() -> None:
                 case Resolve() if session is not None:
                     _reset_peak_memory()
                     answer = replace(session.resolve(), peak_memory_bytes=_peak_memory())
+                case FindMapping() if session is not None:
+                    answer = MappingFound(session.mapping())
                 case Run(key_range) if session is not None:
                     _reset_peak_memory()
                     answer = replace(session.run(key_range), peak_memory_bytes=_peak_memory())

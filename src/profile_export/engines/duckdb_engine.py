@@ -13,7 +13,18 @@ from typing import Any
 
 from profile_export.domain.plan import ExportPlan, KeyRange
 from profile_export.engines import memory
-from profile_export.engines.protocol import LENGTH, Close, Failed, Open, Resolve, Run, decode, encode
+from profile_export.engines.protocol import (
+    LENGTH,
+    Close,
+    Failed,
+    FindMapping,
+    MappingFound,
+    Open,
+    Resolve,
+    Run,
+    decode,
+    encode,
+)
 from profile_export.engines.results import (
     EngineDiedError,
     EngineFailedError,
@@ -116,8 +127,20 @@ class EngineAttempt:
     def __init__(self, child: _Child, on_progress: OnProgress) -> None:
         self._child, self._on_progress = child, on_progress
 
+    async def mapping(self) -> Path | None:
+        """Return the file that says which identities have a profile of another key than theirs, see `engines.mapping`.
+
+        It lies in the attempt's folder. None where every identity is a profile of its own.
+
+        Raises:
+            EngineDiedError: As `resolve`.
+            EngineFailedError: As `resolve`.
+        """
+        found: MappingFound = await self._child.ask(FindMapping(), self._on_progress)
+        return found.path
+
     async def resolve(self) -> ResolutionFacts:
-        """Find out which identities are one person; to be called once, before `run`.
+        """Find out which identities are one person, and bring together what is theirs; once, before `run`.
 
         Leaves its files below `resolution/` in the attempt's folder.
 

@@ -52,7 +52,7 @@ class Mappings:
         return frozenset({key}) if mapping is None else await asyncio.to_thread(together, mapping, key)
 
     async def _mapping(self, plan: ExportPlan) -> pa.NativeFile | None:
-        """Return the file that `resolution.write_mapping` writes, open; None if nobody has two identities."""
+        """Return the file of the mapping, open; None if nobody has two identities."""
         made_of = _made_of(plan)
         if made_of not in self._kept:
             # One at a time: resolving takes all cores, and who comes meanwhile most often wants the same.
@@ -71,10 +71,9 @@ class Mappings:
         bare = replace(plan, fields=EMPTY, events=None)
         try:
             async with self._engine.attempt(bare, self._lake_root, folder, _ignore) as attempt:
-                facts = await attempt.resolve()
-            mapping = folder / "resolution" / "mapping.parquet"
-            # It stays readable for as long as it is open, and needs nobody to remove it.
-            return await asyncio.to_thread(pa.memory_map, str(mapping)) if facts.identities else None
+                mapping = await attempt.mapping()
+                # It stays readable for as long as it is open, and needs nobody to remove it.
+                return await asyncio.to_thread(pa.memory_map, str(mapping)) if mapping else None
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

@@ -34,6 +34,18 @@ class Resolve:
 
 
 @dataclass(frozen=True, slots=True)
+class FindMapping:
+    """Find out which identities have a profile of another key than theirs; answered by `MappingFound`."""
+
+
+@dataclass(frozen=True, slots=True)
+class MappingFound:
+    """The file of the mapping; None where every identity is a profile of its own."""
+
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Export a range; answered by `RangeResult`."""
 
