@@ -14,14 +14,17 @@ from pathlib import Path
 from benchmarks.batches import measure_batches
 from benchmarks.data import FOLDER
 from benchmarks.exports import EXPORTS, Setting, measure
+from benchmarks.graph import measure_graph
 from benchmarks.ingestion import measure_ingestion
+from benchmarks.limit import measure_limit
 from benchmarks.report import Line, machine, megabytes, seconds, show
 from benchmarks.server import ServerDiedError, running
 from benchmarks.tiny import measure_lines, measure_tiny
 from profile_export.client import ClientError
 
-_NAMES = (*(export.name for export in EXPORTS), "tiny", "batches", "lines", "ingestion")
+_NAMES = (*(export.name for export in EXPORTS), "tiny", "batches", "lines", "ingestion", "graph", "limit")
 _MEMORY_LIMIT_MB = 4096
+_TIGHT_LIMIT_MB = 512
 _MEGABYTE = 10**6
 
 
@@ -48,6 +51,16 @@ def main() -> int:
         )
         try:
             lines = _ingestion(setting, short=options.short) if "ingestion" in names else []
+            if "graph" in names:
+                sizes = (10_000,) if options.short else (1_000_000, 10_000_000)
+                lines += measure_graph(setting.folder, sizes, setting.memory_limit_mb)
+            if "limit" in names:
+                place = setting.folder / "limit"
+                place.mkdir()
+                persons = 2_000 if options.short else 1_000_000
+                lines += asyncio.run(
+                    measure_limit(place, threads=setting.threads, limit_mb=_TIGHT_LIMIT_MB, persons=persons)
+                )
             lines += asyncio.run(_measure(names, setting, short=options.short))
         except (ServerDiedError, ClientError) as error:
             print(f"The server failed: {error}", file=sys.stderr)

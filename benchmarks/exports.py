@@ -33,6 +33,7 @@ class Export:
     leaves: tuple[str, ...]
     event_leaves: tuple[str, ...] = ()
     linked: bool = False
+    ordered: bool = False
     memory_to_hold: str = ""
 
     @property
@@ -45,6 +46,15 @@ EXPORTS = (
     Export("merge9", "9 fields", plain_sample, NARROW_PATHS),
     Export(
         "merge31", "31 fields", plain_sample, tuple(leaf.path for leaf in WIDE), memory_to_hold="≤ 1024 MiB"
+    ),
+    Export("order9", "9 fields, dataSetPrecedence", plain_sample, NARROW_PATHS, ordered=True),
+    Export(
+        "order31",
+        "31 fields, dataSetPrecedence",
+        plain_sample,
+        tuple(leaf.path for leaf in WIDE),
+        ordered=True,
+        memory_to_hold="≤ 1024 MiB",
     ),
     Export(
         "linked",
@@ -113,7 +123,8 @@ async def measure(server: Server, names: Sequence[str], setting: Setting) -> lis
 async def _measure_export(
     client: Client, server: Server, export: Export, loaded: ours.Loaded, setting: Setting
 ) -> list[Line]:
-    policy = await ours.linking_policy(client) if export.linked else ""
+    order = _order(loaded) if export.ordered else ()
+    policy = await ours.policy(client, linking=export.linked, order=order)
     events = Events(fields=export.event_leaves) if export.event_leaves else None
     task = await _task(client, export, loaded, setting)
     jobs: list[ours.Finished] = []
@@ -192,6 +203,16 @@ def _upload_line(sample: Sample, loaded: ours.Loaded) -> Line:
 async def _task(client: Client, export: Export, loaded: ours.Loaded, setting: Setting) -> Task:
     # Events of one instant and id are ordered by dataset id (S17).
     ranks = {dataset: rank for rank, dataset in enumerate(sorted(dataset.id for dataset in loaded.datasets))}
+    stored = [
+        (dataset, batch)
+        for dataset in loaded.datasets
+        for batch in await ours.stored_batches(client, dataset.id)
+    ]
+    order = _order(loaded)
+    if export.ordered:
+        # What stands later wins, so a stronger dataset's batches get the greater numbers.
+        stored.sort(key=lambda one: (-order.index(one[0].id), one[1].number))
+        stored = [(dataset, replace(batch, number=index)) for index, (dataset, batch) in enumerate(stored, 1)]
     batches: list[dict[str, Any]] = [
         {
             "dataset": ranks[dataset.id],
@@ -199,8 +220,7 @@ async def _task(client: Client, export: Export, loaded: ours.Loaded, setting: Se
             "files": batch.files,
             "is_event": dataset.kind == DatasetKind.DATASET_KIND_EVENT,
         }
-        for dataset in loaded.datasets
-        for batch in await ours.stored_batches(client, dataset.id)
+        for dataset, batch in stored
     ]
     return Task(
         what="export",
@@ -213,6 +233,11 @@ async def _task(client: Client, export: Export, loaded: ours.Loaded, setting: Se
         threads=setting.threads,
         memory_limit=f"{setting.memory_limit_mb}MB",
     )
+
+
+def _order(loaded: ours.Loaded) -> list[str]:
+    """Rank the datasets otherwise than by time: the one that was uploaded first is the strongest."""
+    return [dataset.id for dataset in loaded.datasets]
 
 
 async def _run(task: Task, folder: Path) -> _Measured:

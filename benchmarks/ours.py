@@ -68,9 +68,10 @@ async def destination(client: Client) -> str:
     return (await client.create_dataset("exports", DatasetKind.DATASET_KIND_UNION)).id
 
 
-async def linking_policy(client: Client) -> str:
-    """Make a policy with graph `pdg`, and return its id."""
-    return (await client.create_policy("linking", IdentityGraph.IDENTITY_GRAPH_PDG)).id
+async def policy(client: Client, *, linking: bool, order: Sequence[str] = ()) -> str:
+    """Make a policy with graph `pdg` or none, ranking datasets if there is an order, and return its id."""
+    graph = IdentityGraph.IDENTITY_GRAPH_PDG if linking else IdentityGraph.IDENTITY_GRAPH_NONE
+    return (await client.create_policy("benchmark", graph, order=order)).id
 
 
 async def run_job(
