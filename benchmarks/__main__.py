@@ -51,16 +51,9 @@ def main() -> int:
         )
         try:
             lines = _ingestion(setting, short=options.short) if "ingestion" in names else []
-            if "graph" in names:
-                sizes = (10_000,) if options.short else (1_000_000, 10_000_000)
-                lines += measure_graph(setting.folder, sizes, setting.memory_limit_mb)
+            lines += _graph(setting, short=options.short) if "graph" in names else []
             if "limit" in names:
-                place = setting.folder / "limit"
-                place.mkdir()
-                persons = 2_000 if options.short else 1_000_000
-                lines += asyncio.run(
-                    measure_limit(place, threads=setting.threads, limit_mb=_TIGHT_LIMIT_MB, persons=persons)
-                )
+                lines += asyncio.run(_limit(setting, short=options.short))
             lines += asyncio.run(_measure(names, setting, short=options.short))
         except (ServerDiedError, ClientError) as error:
             print(f"The server failed: {error}", file=sys.stderr)
@@ -76,6 +69,22 @@ def _ingestion(setting: Setting, *, short: bool) -> list[Line]:
     return measure_ingestion(
         setting.folder, rows=rows, runs=setting.runs, sizes=[size * _MEGABYTE for size in sizes]
     )
+
+
+def _graph(setting: Setting, *, short: bool) -> list[Line]:
+    sizes, more = ((20_000, 200_000), 1_000) if short else ((1_000_000, 10_000_000), 10_000)
+    return [
+        line
+        for edges in sizes
+        for line in measure_graph(setting.folder, edges=edges, more=more, runs=setting.runs)
+    ]
+
+
+async def _limit(setting: Setting, *, short: bool) -> list[Line]:
+    place = setting.folder / "limit"
+    place.mkdir()
+    persons = 2_000 if short else 1_000_000
+    return await measure_limit(place, threads=setting.threads, limit_mb=_TIGHT_LIMIT_MB, persons=persons)
 
 
 async def _measure(names: Sequence[str], setting: Setting, *, short: bool) -> list[Line]:

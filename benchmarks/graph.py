@@ -1,170 +1,205 @@
-"""Identity resolution at some sizes, beside scipy's connected components on numbers that are ready."""
+"""What identity resolution costs beside no more than the components of a graph that is numbered and in memory.
+
+The graph is random: about half of its identities are one component, the others make small ones.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
-import time
+import shutil
+import statistics
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from benchmarks.process import Cost, cost_of, in_child
 from benchmarks.report import Line, megabytes
-from profile_export.domain import columns
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.plan import ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
 from profile_export.domain.policy import IdentityGraph
 from profile_export.domain.schema import EMPTY
 from profile_export.domain.selection import IdentitySelection
+from profile_export.engines.components import Components
 from profile_export.engines.duckdb_session import DuckDbSession
-from profile_export.engines.mapping import mapping_rows
 
-_NEW_EDGES = 10_000
-_ROWS_PER_GROUP = 100_000
-_LINK = pa.struct(
-    [
-        ("namespace", pa.string()),
-        ("id", pa.string()),
-        ("authenticated_state", pa.string()),
-        ("key_high", pa.int64()),
-        ("key_low", pa.int64()),
+_ROWS_PER_FILE = 1_000_000
+_IDENTITIES_PER_EDGE = 1.3
+_EDGES_AT_ONCE = 2**20
+_MEMORY_LIMIT_MB = 1024
+_KEY = "(hash({i}, {half})::HUGEINT - 9223372036854775808)::BIGINT"
+_LAST = "more"
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Edges as data files of one batch each, the last one with few, and as numbers."""
+
+    lake: Path
+    edges: int
+    batches: tuple[tuple[str, int], ...]
+
+    @property
+    def numbers(self) -> Path:
+        return self.lake / "numbers.parquet"
+
+
+def measure_graph(folder: Path, *, edges: int, more: int, runs: int) -> list[Line]:
+    """Measure resolution from files to the mapping, its components alone, and its extension.
+
+    Args:
+        folder: For the files.
+        edges: How many, apart from those of the extension.
+        more: Edges of the extension.
+        runs: Of each; the median counts.
+    """
+    print(f"graph: {edges:,} edges …", file=sys.stderr)
+    lake = folder / f"graph-{edges}"
+    in_child(partial(cost_of, partial(_make, lake, edges, more)))
+    starts = range(0, edges, _ROWS_PER_FILE)
+    sizes = [(f"b{start}", min(_ROWS_PER_FILE, edges - start)) for start in starts]
+    sample = _Sample(lake, edges, (*sizes, (_LAST, more)))
+    anew = _runs(partial(_resolved, sample, extended=False), runs)
+    again = _runs(partial(_resolved, sample, extended=True), runs)
+    alone, scipys = _runs(partial(_joined, sample), runs), _runs(partial(_by_scipy, sample), runs)
+    shutil.rmtree(lake)
+    what = f"graph of {edges:,} edges"
+    return [
+        Line.timed(
+            f"{what}: files to mapping / components of numbers by scipy", _time(anew), _time(scipys), "report"
+        ),
+        Line.timed("  components of numbers in chunks / by scipy", _time(alone), _time(scipys), "report"),
+        Line.timed(
+            f"  a kept graph extended by {more:,} edges / made anew", _time(again), _time(anew), "report"
+        ),
+        Line(
+            f"  peak memory, files to mapping, limit {_MEMORY_LIMIT_MB} MB / of scipy",
+            megabytes(_peak(anew)),
+            megabytes(_peak(scipys)),
+            f"{_peak(anew) / _peak(scipys):.2f}x",
+            "≤ the limit",
+        ),
+        Line("  peak memory of the extension", megabytes(_peak(again)), hold="≤ the limit"),
     ]
-)
-Longs = npt.NDArray[np.int64]
 
 
-def measure_graph(folder: Path, sizes: Sequence[int], memory_limit_mb: int) -> list[Line]:
-    """Measure the resolution of graphs of so many edges, from files to the mapping, and what 10,000 more cost."""
-    lines: list[Line] = []
-    for size in sizes:
-        place = folder / f"graph-{size}"
-        edges = _edges(size)
-        path = place / "first.parquet"
-        _write(path, edges, "first")
-        _write(place / "more.parquet", _edges(_NEW_EDGES, size), "more")
-        whole, peak, profiles = _apart(_ours, place, ("first",), memory_limit_mb)
-        extended, _, _ = _apart(_ours, place, ("first", "more"), memory_limit_mb)
-        other, other_peak, components = _apart(_scipy, edges)
-        same = "same components" if profiles == components else "!!! MISMATCH !!!"
-        lines += [
-            Line(f"graph of {size:,} edges: {profiles:,} profiles of several identities", same, hold="same"),
-            Line.timed("  files to mapping / scipy on ready numbers", whole, other, "report"),
-            Line.timed(
-                f"  {_NEW_EDGES:,} more edges, with a kept graph / all anew", extended, whole, "report"
-            ),
-            Line("  peak memory of the process", megabytes(peak), megabytes(other_peak), hold="report"),
-        ]
-    return lines
+def _runs(work: Callable[[], Cost], runs: int) -> list[Cost]:
+    return [in_child(work) for _ in range(runs)]
 
 
-def _edges(count: int, among: int = 0) -> Longs:
-    """Pairs of numbered identities: most in small components, one in a hundred in a long chain."""
-    dice = np.random.default_rng(count)
-    people = among or count
-    ones = dice.integers(0, people, count)
-    others = people + (ones * 2654435761 % people) // 2 * 2 + dice.integers(0, 2, count)
-    chain = np.arange(0, count, 100)
-    ones[chain], others[chain] = 2 * people + chain, 2 * people + chain + 100
-    return np.stack([ones, others])
+def _time(costs: Sequence[Cost]) -> float:
+    return statistics.median(cost.seconds for cost in costs)
 
 
-def _keys(numbers: Longs) -> tuple[Longs, Longs]:
-    """Spread numbers over the key space as hashes are."""
-    mixed = numbers.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return (mixed ^ (mixed >> np.uint64(31))).view(np.int64), numbers
+def _peak(costs: Sequence[Cost]) -> int:
+    return max(cost.peak_bytes for cost in costs)
 
 
-def _write(path: Path, edges: Longs, batch: str) -> None:
-    """Write a data file whose rows have one link each, sorted by identity key as ingestion does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (high, low), (other_high, other_low) = (_keys(side) for side in edges)
-    order = np.argsort(high)
-    count = len(order)
-    empty = pa.nulls(count, pa.string())
-    structs = pa.StructArray.from_arrays(
-        [empty, empty, empty, pa.array(other_high[order]), pa.array(other_low[order])], fields=list(_LINK)
-    )
-    links = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32)), structs)
-    text = pa.repeat(pa.scalar("x"), count)
-    system: dict[str, Any] = {
-        columns.BATCH_ID: pa.repeat(pa.scalar(batch), count),
-        columns.ROW: np.arange(count),
-        columns.NAMESPACE: text,
-        columns.IDENTITY: text,
-        columns.AUTHENTICATED_STATE: empty,
-        columns.KEY_HIGH: high[order],
-        columns.KEY_LOW: low[order],
-        columns.LINKS: links,
-    }
-    pq.write_table(pa.table(system), path, row_group_size=_ROWS_PER_GROUP)
+# --- In a process of their own ---
 
 
-def _apart(work: Callable[..., tuple[float, int]], *arguments: Any) -> tuple[float, int, int]:
-    """Do a piece of work in a process of its own; return its seconds, its peak memory and what it found."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
-        seconds, found = child.submit(work, *arguments).result()
-        return seconds, child.submit(_peak_bytes).result(), found
+def _resolved(sample: _Sample, *, extended: bool) -> Cost:
+    """Resolve all batches but the last; or do so first, and measure only what the last one takes."""
+    graphs = "graphs/1" if extended else ""
+    shutil.rmtree(sample.lake / "graphs", ignore_errors=True)
+    first = partial(_mapping, _plan(sample, sample.batches[:-1], graphs), sample.lake)
+    if not extended:
+        return cost_of(first)
+    in_child(partial(cost_of, first))
+    return cost_of(partial(_mapping, _plan(sample, sample.batches, graphs), sample.lake))
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _ours(place: Path, batches: Sequence[str], memory_limit_mb: int) -> tuple[float, int]:
-    plan = _plan(place, batches)
-    folder = place / "-".join(batches)
-    session = DuckDbSession(plan, place, folder, {"memory_limit": f"{memory_limit_mb}MB"}, _ignore)
-    begin = time.perf_counter()
-    mapping = session.mapping()
-    took = time.perf_counter() - begin
+def _mapping(plan: ExportPlan, lake: Path) -> None:
+    scratch = lake / "attempt"
+    session = DuckDbSession(plan, lake, scratch, {"memory_limit": f"{_MEMORY_LIMIT_MB}MB"}, lambda *_: None)
+    session.mapping()
     session.close()
-    found: set[int] = set()
-    for _, profiles in mapping_rows(mapping) if mapping else ():
-        found.update(np.unique(profiles["low"]).tolist())
-    return took, len(found)
+    shutil.rmtree(scratch)
 
 
-def _plan(place: Path, batches: Sequence[str]) -> ExportPlan:
+def _joined(sample: _Sample) -> Cost:
+    numbers, size = _numbers(sample)
+
+    def join() -> None:
+        components = Components(size)
+        for start in range(0, len(numbers), _EDGES_AT_ONCE):
+            components.join(numbers[start : start + _EDGES_AT_ONCE])
+
+    return cost_of(join)
+
+
+def _by_scipy(sample: _Sample) -> Cost:
+    numbers, size = _numbers(sample)
+
+    def find() -> None:
+        pairs = (np.ones(len(numbers), dtype=np.int8), (numbers[:, 0], numbers[:, 1]))
+        connected_components(coo_array(pairs, shape=(size, size)), directed=False)
+
+    return cost_of(find)
+
+
+def _numbers(sample: _Sample) -> tuple[npt.NDArray[np.int32], int]:
+    ends = pq.read_table(sample.numbers)
+    return np.column_stack([column.to_numpy() for column in ends.columns]), round(
+        sample.edges * _IDENTITIES_PER_EDGE
+    )
+
+
+# --- The files ---
+
+
+def _plan(sample: _Sample, batches: Sequence[tuple[str, int]], graph_folder: str) -> ExportPlan:
     files = tuple(
-        PinnedFile(path.name, pq.read_metadata(path).num_rows, path.stat().st_size)
-        for path in (place / f"{batch}.parquet" for batch in batches)
+        PinnedFile(f"{batch}.parquet", rows, (sample.lake / f"{batch}.parquet").stat().st_size)
+        for batch, rows in batches
     )
-    plan = ExportPlan(
-        "export",
-        IdentityGraph.PDG,
-        (Source("crm", DatasetKind.RECORD, (SourcePart(EMPTY, files),)),),
-        tuple(PinnedBatch(batch, number, datetime.now(UTC)) for number, batch in enumerate(batches, 1)),
-        {},
-        {},
-        EMPTY,
-        EMPTY,
-        EMPTY,
-        IdentitySelection(),
-        None,
+    return ExportPlan(
+        batch_id="export",
+        graph=IdentityGraph.PDG,
+        sources=(Source("crm", DatasetKind.RECORD, (SourcePart(EMPTY, files),)),),
+        batches=tuple(
+            PinnedBatch(batch, number, datetime(2024, 1, 1, tzinfo=UTC))
+            for number, (batch, _) in enumerate(batches, start=1)
+        ),
+        namespaces={},
+        segment_namespaces={},
+        record_fields=EMPTY,
+        event_fields=EMPTY,
+        fields=EMPTY,
+        identities=IdentitySelection(),
+        events=None,
+        graph_folder=graph_folder,
     )
-    return replace(plan, graph_folder="graphs")
 
 
-def _scipy(edges: Longs) -> tuple[float, int]:
-    size = int(edges.max()) + 1
-    begin = time.perf_counter()
-    pairs = (np.ones(edges.shape[1], dtype=np.int8), (edges[0], edges[1]))
-    _, labels = connected_components(coo_array(pairs, shape=(size, size)), directed=False)
-    took = time.perf_counter() - begin
-    return took, int(np.count_nonzero(np.bincount(labels) > 1))
-
-
-def _ignore(_done: int, _estimated: int) -> None:
-    pass
+def _make(lake: Path, edges: int, more: int) -> None:
+    """Write the data files as ingestion does, sorted by key, and the numbers."""
+    lake.mkdir()
+    identities = round(edges * _IDENTITIES_PER_EDGE)
+    ends = f"(hash(j, 3) % {identities})::INTEGER AS one, (hash(j, 4) % {identities})::INTEGER AS other"
+    parts = [(start, min(edges, start + _ROWS_PER_FILE)) for start in range(0, edges, _ROWS_PER_FILE)]
+    batches = {f"b{first}": (first, end) for first, end in parts} | {_LAST: (edges, edges + more)}
+    with duckdb.connect(config={"temp_directory": str(lake / "spill")}) as connection:
+        for batch, (first, end) in batches.items():
+            connection.execute(f"""
+                COPY (
+                    SELECT '{batch}' AS _batch_id, j - {first} AS _row, 'Email' AS _namespace,
+                        'user' || one || '@example.com' AS _identity, NULL::VARCHAR AS _authenticated_state,
+                        {_KEY.format(i="one", half=1)} AS _key_high, {_KEY.format(i="one", half=2)} AS _key_low,
+                        [{{namespace: 'Email', id: 'user' || other || '@example.com',
+                            authenticated_state: NULL::VARCHAR, key_high: {_KEY.format(i="other", half=1)},
+                            key_low: {_KEY.format(i="other", half=2)}}}] AS _links
+                    FROM (SELECT j, {ends} FROM range({first}, {end}) AS numbers(j))
+                    ORDER BY _key_high, _key_low, _row
+                ) TO '{lake / batch}.parquet' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 65536)""")
+        connection.execute(
+            f"COPY (SELECT {ends} FROM range({edges}) AS numbers(j)) TO '{lake}/numbers.parquet' (FORMAT parquet)"
+        )

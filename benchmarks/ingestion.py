@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from benchmarks.data import plain_sample
+from benchmarks.process import Cost, cost_of, in_child
 from benchmarks.report import Line, megabytes
 from benchmarks.tiny import write_lines
 from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, IdentityField, initial_fields
@@ -33,14 +30,6 @@ _FIELDS = initial_fields(_SCHEMA, [_CRM])
 _NAMES = {"json_lines": "JSON lines", "json_array": "a JSON array", "csv": "CSV", "parquet": "Parquet"}
 _NO_READER = {"json_array"}
 _ROWS_AT_ONCE = 20_000
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Processor time, and the most memory that the process has held."""
-
-    cpu_seconds: float
-    peak_bytes: int
 
 
 def measure_ingestion(folder: Path, *, rows: int, runs: int, sizes: Sequence[int]) -> list[Line]:
@@ -63,7 +52,7 @@ def measure_ingestion(folder: Path, *, rows: int, runs: int, sizes: Sequence[int
         peaks = []
         for times in repetitions:
             repeated = _repeated(kind, files[kind], times, folder / "repeated")
-            peaks.append(_in_child(partial(_ingested, kind, repeated, _FIELDS, folder / "out")).peak_bytes)
+            peaks.append(in_child(partial(_ingested, kind, repeated, _FIELDS, folder / "out")).peak_bytes)
             repeated.unlink()
         told = " against ".join(megabytes(times * count * bytes_per_row) for times in reversed(repetitions))
         lines.append(
@@ -99,18 +88,11 @@ def _line(kind: str, file: Path, known: ObjectType, count: int, runs: int, folde
 
 
 def _median(work: Callable[[], Cost], runs: int) -> float:
-    return statistics.median(_in_child(work).cpu_seconds for _ in range(runs))
-
-
-def _in_child(work: Callable[[], Cost]) -> Cost:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
-        return child.submit(work).result()
+    return statistics.median(in_child(work).cpu_seconds for _ in range(runs))
 
 
 def _ingested(kind: str, file: Path, fields: ObjectType, folder: Path) -> Cost:
-    begin = time.process_time()
-    _ingest(kind, file, fields, folder)
-    return _cost_since(begin)
+    return cost_of(partial(_ingest, kind, file, fields, folder))
 
 
 def _ingest(kind: str, file: Path, fields: ObjectType, folder: Path) -> ObjectType:
@@ -137,16 +119,7 @@ def _copied(kind: str, file: Path, output: Path) -> Cost:
         "csv": pyarrow.csv.read_csv,
         "parquet": pq.read_table,
     }
-    begin = time.process_time()
-    pq.write_table(readers[kind](file), output, compression="zstd")
-    return _cost_since(begin)
-
-
-def _cost_since(begin: float) -> Cost:
-    spent = time.process_time() - begin
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
-    return Cost(spent, peak)
+    return cost_of(lambda: pq.write_table(readers[kind](file), output, compression="zstd"))
 
 
 # --- The files ---

@@ -95,7 +95,8 @@ def mapping_facts(path: Path) -> MappingFacts:
 
 def mapping_rows(path: Path) -> Iterator[tuple[Keys, Keys]]:
     """Yield identities and the keys of their profiles, some ten thousands at once, in the order of the file."""
-    with pq.ParquetFile(path) as file:
+    # Read ahead, a file is held until its end.
+    with pq.ParquetFile(path, pre_buffer=False) as file:
         for batch in file.iter_batches(_ROWS_PER_GROUP, use_threads=False):
             key_high, key_low, high, low = (column.to_numpy() for column in batch.columns)
             yield key_records(key_high, key_low), key_records(high, low)
