@@ -190,8 +190,9 @@ async def test_an_order_names_datasets_of_the_tenant_that_are_there(caller: Call
     refusals = [await refusal_of(call) for call in calls]
 
     # then they are not there
-    assert {(refusal.code, refusal.reason) for refusal in refusals} == {(NOT_FOUND, "DATASET_NOT_FOUND")}
-    assert [refusal.metadata["id"] for refusal in refusals] == ["nowhere", gone, theirs, theirs]
+    assert {(refusal.code, refusal.reason) for refusal in refusals} == {(INVALID, "ORDER_INVALID")}
+    assert {tuple(refusal.fields) for refusal in refusals} == {("attribute_merge.order[0]",)}
+    assert all(one in refusal.message for one, refusal in zip([gone, theirs], refusals[1:3], strict=True))
 
 
 async def test_an_order_stays_as_it_is_where_a_dataset_has_gone_since(caller: Caller) -> None:

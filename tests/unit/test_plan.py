@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.plan import (
+    BYTES_OF_A_VALUE,
     HIGHEST_KEY,
     LOWEST_KEY,
     VALUES_OF_A_ROW,
@@ -211,3 +212,17 @@ def test_s21_a_segment_that_nobody_has_an_entry_for_is_worth_a_note() -> None:
 
 def test_an_export_without_segments_has_the_notes_of_its_plan() -> None:
     assert notes_of(replace(plan_of([]), notes=("Of the plan.",)), ExportCounts()) == ("Of the plan.",)
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**6))
+def test_the_rows_of_all_ranges_are_those_of_all_sources(rows: int, values_per_range: int) -> None:
+    plan = replace(plan_over(source_of((rows,))), values_per_range=max(values_per_range, rows // 100 + 1))
+
+    assert sum(plan.rows_in(key_range) for key_range in plan.ranges()) == plan.rows == rows
+
+
+def test_long_texts_are_cut_finer_than_short_ones() -> None:
+    part = SourcePart(EMPTY, (PinnedFile("long", 1_000, 100 * VALUES_PER_RANGE * BYTES_OF_A_VALUE),))
+    plan = plan_over(Source("crm", DatasetKind.RECORD, (part,)))
+
+    assert len(plan.ranges()) == 100

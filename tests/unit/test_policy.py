@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
 from profile_export.domain.policy import (
     BUILT_IN_POLICY,
     AttributeMerge,
@@ -109,8 +109,11 @@ def test_an_order_that_cannot_be_is_told_by_its_place(
     assert [violation.field for violation in refused.value.violations] == [field]
 
 
-def test_an_order_that_names_what_is_not_there_is_told_by_id() -> None:
-    with pytest.raises(NotFoundError) as refused:
+def test_s10_an_order_that_names_what_is_not_there_is_refused_at_its_place() -> None:
+    with pytest.raises(InvalidArgumentError, match="no dataset 'nowhere'") as refused:
         check_order(RANKED, ("crm", "nowhere"), IS_SOURCE)
 
-    assert (refused.value.reason, refused.value.metadata) == ("DATASET_NOT_FOUND", {"id": "nowhere"})
+    assert (refused.value.reason, refused.value.metadata["field"]) == (
+        "ORDER_INVALID",
+        "attribute_merge.order[1]",
+    )

@@ -75,11 +75,6 @@ class Source:
         """All bytes of its files."""
         return sum(file.bytes for part in self.parts for file in part.files)
 
-    @property
-    def file_count(self) -> int:
-        """How many files it has."""
-        return sum(len(part.files) for part in self.parts)
-
 
 @dataclass(frozen=True, slots=True)
 class PinnedBatch:

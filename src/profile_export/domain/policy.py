@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from profile_export.domain.catalog import PROFILE_CLASS
-from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
 
 
 class IdentityGraph(StrEnum):
@@ -102,7 +102,6 @@ def check_order(attribute_merge: AttributeMerge, order: Sequence[str], is_source
 
     Raises:
         InvalidArgumentError: It is missing or given in vain, or names a dataset twice or one that is no source.
-        NotFoundError: It names a dataset that is not there.
     """
     ranks = attribute_merge is AttributeMerge.DATASET_PRECEDENCE
     if ranks and not order:
@@ -114,7 +113,7 @@ def check_order(attribute_merge: AttributeMerge, order: Sequence[str], is_source
     for place, dataset_id in enumerate(order):
         field = f"attribute_merge.order[{place}]"
         if dataset_id not in is_source:
-            raise NotFoundError.of("dataset", dataset_id)
+            raise _order_invalid(field, f"there is no dataset '{dataset_id}'.")
         if not is_source[dataset_id]:
             raise _order_invalid(
                 field,

@@ -40,7 +40,6 @@ class Policies:
         """Store the first version of a merge policy; its times are set here.
 
         Raises:
-            NotFoundError: Its order names a dataset that is not there.
             InvalidArgumentError: Its order ranks anything but source datasets.
         """
         async with self.database.write() as connection:
@@ -101,7 +100,7 @@ class Policies:
         An order that stays as it is may name what has gone since.
 
         Raises:
-            NotFoundError: There is no such policy, or its new order names a dataset that is not there.
+            NotFoundError: There is no such policy.
             InvalidArgumentError: Its new order ranks anything but source datasets.
             FailedPreconditionError: The policy is built in.
         """

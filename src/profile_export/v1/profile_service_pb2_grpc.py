@@ -133,9 +133,8 @@ class ProfileServiceServicer:
         Returns the policy.
         Repeated, it makes another one: look with ListMergePolicies first.
         Errors:
-        - NOT_FOUND DATASET_NOT_FOUND: `order` names a dataset that is not there.
-        - INVALID_ARGUMENT ORDER_INVALID: `order` names a dataset twice or one that is no source, is missing for
-        DATA_SET_PRECEDENCE, or is given for TIMESTAMP_ORDERED.
+        - INVALID_ARGUMENT ORDER_INVALID: `order` names a dataset twice, or one that is not there or no source, is
+        missing for DATA_SET_PRECEDENCE, or is given for TIMESTAMP_ORDERED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,8 +173,7 @@ class ProfileServiceServicer:
         Repeated, it leaves policy and version as they are.
         Errors:
         - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant.
-        - NOT_FOUND DATASET_NOT_FOUND and INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where
-        attribute_merge changes.
+        - INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where attribute_merge changes.
         - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: make a policy of your own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

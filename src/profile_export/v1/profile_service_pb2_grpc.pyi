@@ -46,9 +46,8 @@ class ProfileServiceStub:
     Returns the policy.
     Repeated, it makes another one: look with ListMergePolicies first.
     Errors:
-     - NOT_FOUND DATASET_NOT_FOUND: `order` names a dataset that is not there.
-     - INVALID_ARGUMENT ORDER_INVALID: `order` names a dataset twice or one that is no source, is missing for
-       DATA_SET_PRECEDENCE, or is given for TIMESTAMP_ORDERED.
+     - INVALID_ARGUMENT ORDER_INVALID: `order` names a dataset twice, or one that is not there or no source, is
+       missing for DATA_SET_PRECEDENCE, or is given for TIMESTAMP_ORDERED.
     """
     GetMergePolicy: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.GetMergePolicyRequest, _profile_service_pb2.GetMergePolicyResponse]
     """GetMergePolicy looks one policy up.
@@ -75,8 +74,7 @@ class ProfileServiceStub:
     Repeated, it leaves policy and version as they are.
     Errors:
      - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant.
-     - NOT_FOUND DATASET_NOT_FOUND and INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where
-       attribute_merge changes.
+     - INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where attribute_merge changes.
      - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: make a policy of your own.
     """
     DeleteMergePolicy: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.DeleteMergePolicyRequest, _profile_service_pb2.DeleteMergePolicyResponse]
@@ -164,9 +162,8 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         Returns the policy.
         Repeated, it makes another one: look with ListMergePolicies first.
         Errors:
-         - NOT_FOUND DATASET_NOT_FOUND: `order` names a dataset that is not there.
-         - INVALID_ARGUMENT ORDER_INVALID: `order` names a dataset twice or one that is no source, is missing for
-           DATA_SET_PRECEDENCE, or is given for TIMESTAMP_ORDERED.
+         - INVALID_ARGUMENT ORDER_INVALID: `order` names a dataset twice, or one that is not there or no source, is
+           missing for DATA_SET_PRECEDENCE, or is given for TIMESTAMP_ORDERED.
         """
 
     @_abc_1.abstractmethod
@@ -211,8 +208,7 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         Repeated, it leaves policy and version as they are.
         Errors:
          - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant.
-         - NOT_FOUND DATASET_NOT_FOUND and INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where
-           attribute_merge changes.
+         - INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where attribute_merge changes.
          - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: make a policy of your own.
         """
 
