@@ -235,7 +235,8 @@ class DuckDbSession:
         self._connection.execute(
             f"CREATE TEMP VIEW {_MAPPING} AS SELECT * FROM {scan([mapping])} WHERE {in_range('key_high')}"
         )
-        # Sorted so that a range reads its own row groups only; splitting into a file per range takes more time.
+        # Sorted so that a range reads its own row groups only. Files per slice of keys take a tenth less time to write,
+        # but the ranges measured gained nothing by it.
         order = " ORDER BY 1" if len(self._plan.ranges()) > 1 else ""
         moved, rows = {}, 0
         for table, query in self._flattened.items():
