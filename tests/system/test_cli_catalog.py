@@ -252,7 +252,7 @@ def test_a_wrong_option_is_one_line_and_exit_2(terminal: Terminal, words: list[s
         (["batches", "show", "none"], "BATCH_NOT_FOUND"),
         (["batches", "abort", "none"], "BATCH_NOT_FOUND"),
         (["policies", "show", "none"], "MERGE_POLICY_NOT_FOUND"),
-        (["policies", "create", "--graph", "pdg", "--order", "none"], "DATASET_NOT_FOUND"),
+        (["policies", "create", "--graph", "pdg", "--order", "none"], "ORDER_INVALID"),
         (["policies", "update", "timestampOrdered-none-mp", "--name", "x"], "MERGE_POLICY_BUILT_IN"),
         (["policies", "delete", "timestampOrdered-none-mp"], "MERGE_POLICY_BUILT_IN"),
         (["schemas", "show", "https://example.com/none"], "SCHEMA_NOT_FOUND"),
