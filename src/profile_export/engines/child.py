@@ -97,12 +97,10 @@ def main() -> None:
                     session = _opened(request, channel)
                     answer: Any = Ready()
                 case Resolve() if session is not None:
-                    _reset_peak_memory()
                     answer = replace(session.resolve(), peak_memory_bytes=_peak_memory())
                 case FindMapping() if session is not None:
                     answer = MappingFound(session.mapping())
                 case Run(key_range) if session is not None:
-                    _reset_peak_memory()
                     answer = replace(session.run(key_range), peak_memory_bytes=_peak_memory())
                 case Close():
                     if session is not None:
