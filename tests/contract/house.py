@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
+import pytest_asyncio
 from sqlalchemy import update
 
 from profile_export.domain.batch import BatchState, DataFile, UploadStart
@@ -155,3 +157,18 @@ async def opened(house: House) -> AsyncIterator[House]:
         yield house
     finally:
         await house.database.close()
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[Children]:
+    """Processes for everything that runs in one, shared by the tests of a module."""
+    started = Children(niceness=1)
+    yield started
+    started.close()
+
+
+@pytest_asyncio.fixture
+async def house(tmp_path: Path, children: Children) -> AsyncIterator[House]:
+    """An open data directory of its own for each test."""
+    async with opened(House(tmp_path, children)) as made:
+        yield made

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from sqlalchemy import update
 
 from profile_export.domain.batch import BatchState
@@ -20,20 +19,9 @@ from profile_export.lake.children import Children
 from profile_export.lake.compaction import CompactTask, compact
 from profile_export.store.jobs import NewJob
 from profile_export.store.tables import batches, files
-from tests.contract.house import EVENT, TENANT, UNION, House, opened, pinned
+from tests.contract.house import EVENT, TENANT, UNION, House, children, house, opened, pinned
 
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[Children]:
-    started = Children(niceness=1)
-    yield started
-    started.close()
-
-
-@pytest_asyncio.fixture
-async def house(tmp_path: Path, children: Children) -> AsyncIterator[House]:
-    async with opened(House(tmp_path, children)) as made:
-        yield made
+__all__ = ["children", "house"]  # fixtures
 
 
 @pytest.mark.parametrize("graph", IdentityGraph)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,23 +25,11 @@ from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.engines.keys import Keys, key_records
 from profile_export.engines.mapping import MappingWriter
 from profile_export.engines.mappings import Mappings, together
-from profile_export.lake.children import Children
-from tests.contract.house import TENANT, House, opened, pinned
+from tests.contract.house import TENANT, House, children, house, pinned
+
+__all__ = ["children", "house"]  # fixtures
 
 PDG = replace(BUILT_IN_POLICY, graph=IdentityGraph.PDG)
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[Children]:
-    started = Children(niceness=1)
-    yield started
-    started.close()
-
-
-@pytest_asyncio.fixture
-async def house(tmp_path: Path, children: Children) -> AsyncIterator[House]:
-    async with opened(House(tmp_path, children)) as made:
-        yield made
 
 
 @pytest_asyncio.fixture

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-
-from google.protobuf.struct_pb2 import Struct
+from collections.abc import Mapping
 
 from profile_export.api.convert import required, timestamp
-from profile_export.api.values import plain
 from profile_export.domain.batch import MOST_ERRORS, Batch, DataFile, RejectedRow, UploadStart, UploadState
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.v1 import batch_pb2, dataset_service_pb2
 
 DEFAULT_FILE_NAME = "1"
-_MOST_ROW_BYTES = 3 * 1024 * 1024
 _FORMATS = {
     dataset_service_pb2.UPLOAD_FORMAT_JSON_LINES: "json_lines",
     dataset_service_pb2.UPLOAD_FORMAT_JSON_ARRAY: "json_array",
@@ -97,22 +93,3 @@ def data_file(value: DataFile, location: str) -> batch_pb2.DataFile:
     return batch_pb2.DataFile(
         name=value.name, rows=value.rows, bytes=value.bytes, sha256=value.sha256, location=location
     )
-
-
-def rows_that_fit(values: Iterable[Mapping[str, object]]) -> Sequence[Struct]:
-    """Write rows as objects, as many as a client takes in one message."""
-    written: list[Struct] = []
-    room = _MOST_ROW_BYTES
-    for value in values:
-        written.append(row(value))
-        room -= written[-1].ByteSize()
-        if room < 0:
-            break
-    return written
-
-
-def row(value: Mapping[str, object]) -> Struct:
-    """Write a row as an object; what it does not have is left out."""
-    message = Struct()
-    message.update(plain(value))
-    return message

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from profile_export.api.convert_batches import rows_that_fit
 from profile_export.api.convert_jobs import export_spec
 from profile_export.api.estimates import Estimated
+from profile_export.api.values import rows_that_fit
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.estimate import Figure
 from profile_export.domain.request import BoundRequest

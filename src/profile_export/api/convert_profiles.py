@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from google.protobuf.struct_pb2 import Struct
-
 from profile_export.api.convert import instant, required, timestamp
-from profile_export.api.values import plain
+from profile_export.api.values import row
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.event_listing import EventListing, FoundEvent
 from profile_export.domain.identity import Identity
 from profile_export.domain.lookup import FoundProfile
-from profile_export.domain.merge import Profile
 from profile_export.domain.paging import PageRequest
 from profile_export.domain.policy import MergePolicy
 from profile_export.v1 import merge_policy_pb2, profile_pb2
@@ -77,7 +74,7 @@ def events_page(request: pb.ListProfileEventsRequest) -> PageRequest:
 def profile(found: FoundProfile, policy: MergePolicy) -> profile_pb2.Profile:
     """Write a profile and the policy that it was merged under."""
     return profile_pb2.Profile(
-        values=_struct(found.values),
+        values=row(found.values),
         identities=[profile_pb2.Identity(namespace=one.namespace, id=one.id) for one in found.identities],
         dataset_ids=found.dataset_ids,
         merge_policy=merge_policy_pb2.MergePolicyRef(id=policy.id, version=policy.version),
@@ -92,11 +89,5 @@ def event(found: FoundEvent) -> profile_pb2.ProfileEvent:
         event_time=timestamp(found.event_time),
         ingest_time=timestamp(found.ingest_time),
         dataset_id=found.dataset_id,
-        values=_struct(found.values),
+        values=row(found.values),
     )
-
-
-def _struct(values: Profile) -> Struct:
-    written = Struct()
-    written.update(plain(values))
-    return written

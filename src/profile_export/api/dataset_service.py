@@ -14,6 +14,7 @@ from profile_export.api import convert_batches, convert_datasets, convert_receip
 from profile_export.api.convert import optional, page_request
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.transfer import first_message, receive, stretch
+from profile_export.api.values import rows_that_fit
 from profile_export.domain.batch import Batch, UploadState, check_batch_id
 from profile_export.domain.catalog import Dataset
 from profile_export.domain.errors import InvalidArgumentError
@@ -214,4 +215,4 @@ class DatasetService(DatasetServiceServicer):
 
 
 def _preview(rows: Iterable[Mapping[str, object]]) -> pb.PreviewDatasetResponse:
-    return pb.PreviewDatasetResponse(rows=convert_batches.rows_that_fit(rows))
+    return pb.PreviewDatasetResponse(rows=rows_that_fit(rows))

@@ -82,7 +82,7 @@ class Estimates:
         plan = plan_export(
             bound,
             await self._snapshots.take(tenant),
-            "" if batches else _FOLDER,
+            "" if batches else "estimate",
             of_segments,
             self._engine.values_per_range,
         )
@@ -101,9 +101,10 @@ class Estimates:
 
     async def _counted(self, plan: ExportPlan, folder: Path, sample_rows: int) -> Estimated:
         sample = sample_of(plan)
-        folders = {batch_id: folder / (batch_id or "rows") for batch_id in plan.batch_ids}
-        of_segments = tuple(folders.values()) if plan.segment_batches else ()
-        async with self._engine.attempt(plan, self._lake.root, folder, _ignore, of_segments) as attempt:
+        of_segments = {batch_id: folder / batch_id for batch_id in plan.segment_batches}
+        async with self._engine.attempt(
+            plan, self._lake.root, folder, _ignore, tuple(of_segments.values())
+        ) as attempt:
             await attempt.resolve()
             results = [await attempt.run(key_range) for key_range in sample.ranges]
         files = [file for result in results for file in result.files]
@@ -113,7 +114,7 @@ class Estimates:
             bytes=sum(file.bytes for file in files),
             files=len(files),
         )
-        paths = [(folders[file.batch_id] if of_segments else folder) / file.name for file in files]
+        paths = [of_segments.get(file.batch_id, folder) / file.name for file in files]
         rows = await asyncio.to_thread(lambda: list(islice(first_rows(paths), sample_rows)))
         return Estimated(estimate(plan, sample, counted), _notes(plan, sample, counted), rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ from profile_export.api.watch import Watches, WatchOptions
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.errors import UnimplementedError
 from profile_export.domain.request import BoundRequest, ExportRequest, bind, without_unknown_fields
+from profile_export.domain.schema import ObjectType
 from profile_export.store.catalog import Catalog
 from profile_export.store.jobs import Jobs, NewJob
 from profile_export.store.policies import Policies
@@ -54,9 +55,8 @@ class ExportService(ExportServiceServicer):
             return pb.CreateJobResponse(job=convert_jobs.export_job(before), replayed=True)
         batches = len(asked.segments) if asked.segment_per_batch else 1
         folders = {self._new_id(): f"{asked.destination_id}/{self._new_id()}" for _ in range(batches)}
-        view, replayed = await self._jobs.create(
-            tenant, NewJob(await self._bound(asked), request_id, folders)
-        )
+        bound = await self._bound(asked, await self._catalog.union_fields(tenant))
+        view, replayed = await self._jobs.create(tenant, NewJob(bound, request_id, folders))
         return pb.CreateJobResponse(job=convert_jobs.export_job(view), replayed=replayed)
 
     async def EstimateJob(self, request: pb.EstimateJobRequest, context: _Context) -> pb.EstimateJobResponse:
@@ -65,15 +65,14 @@ class ExportService(ExportServiceServicer):
         tenant = current_tenant()
         unions = await self._catalog.union_fields(tenant)
         known, unknown = without_unknown_fields(asked, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
-        bound = await self._bound(known)
+        bound = await self._bound(known, unions)
         found = await self._estimates.estimate(tenant, bound, rows)
         return convert_estimates.estimate_job(replace(bound, request=asked), found, unknown)
 
-    async def _bound(self, asked: ExportRequest) -> BoundRequest:
+    async def _bound(self, asked: ExportRequest, unions: Mapping[DatasetKind, ObjectType]) -> BoundRequest:
         tenant = current_tenant()
         destination = await self._catalog.get_dataset(tenant, asked.destination_id)
         policy = await self._policies.find_policy(tenant, asked.policy_id, asked.policy_version)
-        unions = await self._catalog.union_fields(tenant)
         return bind(asked, destination, policy, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
 
     async def GetJob(self, request: pb.GetJobRequest, context: _Context) -> pb.GetJobResponse:

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
+from google.protobuf.struct_pb2 import Struct
+
 from profile_export.domain.schema import EXACT_IN_A_DOUBLE
+
+_MOST_ROW_BYTES = 3 * 1024 * 1024
+
+
+def rows_that_fit(values: Iterable[Mapping[str, object]]) -> Sequence[Struct]:
+    """Write rows as objects, as many as a client takes in one message."""
+    written: list[Struct] = []
+    room = _MOST_ROW_BYTES
+    for value in values:
+        written.append(row(value))
+        room -= written[-1].ByteSize()
+        if room < 0:
+            break
+    return written
+
+
+def row(value: Mapping[str, object]) -> Struct:
+    """Write a row as an object; what it does not have is left out."""
+    message = Struct()
+    message.update(plain(value))
+    return message
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,6 @@ from profile_export.client import Client, ExportJob, JobMetrics, JobPhase, JobPr
 
 _PROGRESS_INTERVAL = timedelta(milliseconds=100)
 _BAR_WIDTH = 40
-_FINAL = {"SUCCEEDED", "FAILED", "CANCELLED"}
 PHASE_STYLES = {
     "queue": "bright_black",
     "plan": "cyan",

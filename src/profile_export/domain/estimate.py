@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportCounts, ExportPlan, KeyRange
+from profile_export.domain.plan import (
+    HIGHEST_KEY,
+    LEFT_OUT_REASONS,
+    LOWEST_KEY,
+    ExportCounts,
+    ExportPlan,
+    KeyRange,
+)
 
-LEFT_OUT_REASONS = ("not_listed", "too_many_identities", "events_only", "not_newer", "not_in_segments")
-"""The figures of `ExportCounts` that say why profiles are left out, in the order in which they apply (S22)."""
 _SLICES = 8
 
 

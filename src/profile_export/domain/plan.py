@@ -213,6 +213,10 @@ class WrittenFile:
     batch_id: str = ""
 
 
+LEFT_OUT_REASONS = ("not_listed", "too_many_identities", "events_only", "not_newer", "not_in_segments")
+"""The figures of `ExportCounts` that say why profiles are left out, in the order in which they apply (S22)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExportCounts:
     """What was read, kept and left out; sums over ranges. Each left-out profile is in exactly one figure (S22).

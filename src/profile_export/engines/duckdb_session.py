@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from profile_export.domain import columns
-from profile_export.domain.plan import ExportCounts, ExportPlan, KeyRange, WrittenFile
+from profile_export.domain.plan import LEFT_OUT_REASONS, ExportCounts, ExportPlan, KeyRange, WrittenFile
 from profile_export.domain.policy import IdentityGraph
 from profile_export.engines import inputs
 from profile_export.engines.binding import (
@@ -52,10 +52,7 @@ _COUNTS = {
     "events_exported": f"sum(attached) {_KEPT}",
     "identities_left_out": "sum(identities) FILTER (WHERE left_out = 'too_many_identities')",
     "fragments_left_out": "sum(fragments) FILTER (WHERE left_out = 'too_many_identities')",
-    **{
-        reason: _LEFT_OUT.format(reason)
-        for reason in ("not_listed", "too_many_identities", "events_only", "not_newer", "not_in_segments")
-    },
+    **{reason: _LEFT_OUT.format(reason) for reason in LEFT_OUT_REASONS},
 }
 _BY_NAMESPACE = """
 SELECT found, count(*) FROM (
