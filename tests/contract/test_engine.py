@@ -345,15 +345,6 @@ async def test_resolution_says_what_it_found(engine: DuckDbEngine, tmp_path: Pat
 # --- Failures ---
 
 
-def slow_plan(lake: Path) -> ExportPlan:
-    """A plan whose first file is a pipe that nobody writes into: whoever opens it waits until killed."""
-    plan = plan_of([records("crm", {}, row("crm", "CRMID:1"))], lake=lake)
-    (file,) = plan.sources[0].parts[0].files
-    (lake / file.path).unlink()
-    os.mkfifo(lake / file.path)
-    return plan
-
-
 def child_of(engine: DuckDbEngine) -> int:
     (child,) = engine.children
     return child
@@ -379,23 +370,22 @@ async def test_a_killed_child_ends_the_attempt_and_the_next_one_works(
 async def test_an_attempt_that_is_cancelled_while_it_works_kills_its_child(
     own_engine: DuckDbEngine, tmp_path: Path
 ) -> None:
-    plan = slow_plan(tmp_path)
+    plan = plan_of([records("crm", {}, row("crm", "CRMID:1"))], lake=tmp_path)
     child = child_of(own_engine)
     working = asyncio.Event()
 
     async def attempt_it() -> None:
         async with own_engine.attempt(plan, tmp_path, tmp_path / "attempt", lambda _: None) as attempt:
+            # Stopped before it is asked, it works for as long as nobody kills it.
+            os.kill(child, signal.SIGSTOP)
             working.set()
             await attempt.resolve()
 
     task = asyncio.create_task(attempt_it())
     await working.wait()
-    # This waits until the child has opened its end. Closed any earlier, it would read an empty file and go on.
-    pipe = await asyncio.to_thread(os.open, tmp_path / plan.sources[0].parts[0].files[0].path, os.O_WRONLY)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    os.close(pipe)
 
     # Not os.kill(child, 0): by now another process may have the number.
     with pytest.raises(ChildProcessError):
