@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,13 @@ async def measure_limit(folder: Path, *, threads: int, limit_mb: int, persons: i
             uploaded = await client.upload(dataset, path, ours.PARQUET)
             source_bytes += uploaded.batch.bytes
         destination = await ours.destination(client)
-        limited = await _run(client, destination)
+        try:
+            limited = await _run(client, destination)
+        except ours.JobFailedError as error:
+            print(f"limit FAILED: {error}", file=sys.stderr)
+            return [
+                Line(f"data of {source_bytes / (limit_mb * 10**6):.1f} times {limit_mb} MB", "!!! FAILED !!!")
+            ]
     async with (
         running(folder, threads, _UNLIMITED_MB) as server,
         Client(server.address, sandbox="limit") as client,
