@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from profile_export.domain import columns
 from profile_export.domain.plan import ExportPlan, PinnedFile, SourcePart
 from profile_export.lake import compaction as lake_compaction
+from profile_export.lake import data_file
 from profile_export.lake.compaction import CompactTask, compact
 from profile_export.store.column_types import digest_of
 from tests.builders import plan_of
@@ -72,7 +74,7 @@ def test_a_merged_file_holds_the_rows_of_its_sources_sorted_by_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small slices and little read ahead, so that sources are cut within and between what is read.
-    monkeypatch.setattr(lake_compaction, "_ROWS_PER_SLICE", 70)
+    monkeypatch.setattr(lake_compaction, "ROWS_PER_GROUP", 78)
     monkeypatch.setattr(lake_compaction, "_ROWS_READ_AHEAD", 32)
     people = [{"crmId": f"{number % 150}", "tags": ["x"], "n": number} for number in range(500)]
     sources = [path for part in range(5) for path in written(tmp_path, part, people[part::5])]
@@ -89,6 +91,22 @@ def test_a_merged_file_holds_the_rows_of_its_sources_sorted_by_key(
     assert (file.name, file.rows) == ("0.parquet", 500)
     assert pq.ParquetFile(tmp_path / "new" / "0.parquet").num_row_groups == 8
     assert merged.schema == pq.read_schema(sources[0])
+
+
+def test_long_rows_are_in_row_groups_of_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (data_file, lake_compaction):
+        monkeypatch.setattr(module, "BYTES_PER_GROUP", 100_000)
+    chance = random.Random(0)
+    people = [{"crmId": f"{number}", "note": chance.randbytes(500).hex()} for number in range(1_000)]
+    sources = [path for part in range(2) for path in written(tmp_path, part, people[part::2])]
+
+    compact(CompactTask(tuple(sources), tmp_path / "new" / "0.parquet"))
+
+    for path in (*sources, tmp_path / "new" / "0.parquet"):
+        found = pq.read_metadata(path)
+        groups = [found.row_group(number) for number in range(found.num_row_groups)]
+        assert max(group.total_byte_size for group in groups) < 110_000
+        assert found.num_row_groups <= found.num_rows * 1_200 / 100_000 + 3
 
 
 def test_files_of_different_columns_are_not_merged(tmp_path: Path) -> None:

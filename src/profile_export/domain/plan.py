@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -98,6 +98,16 @@ class KeyRange:
     index: int
     low: int
     high: int
+
+    @property
+    def width(self) -> int:
+        """How many keys it holds."""
+        return self.high - self.low + 1
+
+    def halves(self) -> tuple[KeyRange, KeyRange]:
+        """Return its lower and its upper half, of the same index; its width must be 2 at least."""
+        middle = self.low + self.width // 2
+        return replace(self, high=middle - 1), replace(self, low=middle)
 
 
 @dataclass(frozen=True, slots=True)

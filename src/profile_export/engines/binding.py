@@ -159,22 +159,22 @@ def _links() -> str:
     return f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links"
 
 
-def view(rows: str, *, mapping: str | None, moved: Path | None) -> str:
+def in_place(rows: str, *, mapping: str | None = None, moved: Sequence[Path] = ()) -> str:
     """Select of `rows` those that belong to the bound range, with the key of their profile.
 
     Args:
         rows: A query of `Binding.tables`.
         mapping: The table of identities whose profile has another key than they; None if there are none.
-        moved: The file with the rows of those identities, by profile key; None if there are none.
+        moved: Files that have the rows of those identities.
     """
     stay = f"SELECT key_high AS profile_high, key_low AS profile_low, * FROM ({rows}) AS rows"
     stay += f" WHERE {in_range('key_high')}"
     if mapping is not None:
         same = "moved.key_high = rows.key_high AND moved.key_low = rows.key_low"
         stay += f" AND NOT EXISTS (SELECT 1 FROM {mapping} AS moved WHERE {same})"
-    if moved is None:
+    if not moved:
         return stay
-    return f"{stay} UNION ALL SELECT * FROM {scan([moved])} WHERE {in_range('profile_high')}"
+    return f"{stay} UNION ALL SELECT * FROM {scan(moved)} WHERE {in_range('profile_high')}"
 
 
 def _leaf(leaf: Leaf, fields: ObjectType) -> str:

@@ -12,23 +12,32 @@ from typing import Any
 import duckdb
 
 from profile_export.domain import columns
-from profile_export.domain.plan import LEFT_OUT_REASONS, ExportCounts, ExportPlan, KeyRange, WrittenFile
+from profile_export.domain.plan import (
+    HIGHEST_KEY,
+    LEFT_OUT_REASONS,
+    LOWEST_KEY,
+    ExportCounts,
+    ExportPlan,
+    KeyRange,
+    WrittenFile,
+)
 from profile_export.domain.policy import IdentityGraph
 from profile_export.engines import inputs
 from profile_export.engines.binding import (
     Binding,
+    in_place,
     in_range,
     name,
     range_statements,
     scan,
     text,
-    view,
 )
 from profile_export.engines.duckdb_compiler import compiled
 from profile_export.engines.expression import output_columns
 from profile_export.engines.graph import half_of_memory, mapping_of
 from profile_export.engines.links import Links, links_in_files, links_in_tables
 from profile_export.engines.mapping import MappingFacts
+from profile_export.engines.moved_rows import MovedRows
 from profile_export.engines.progress import ProgressMeter
 from profile_export.engines.resolution import Space
 from profile_export.engines.results import RangeResult, ResolutionFacts
@@ -38,7 +47,8 @@ BYTES_PER_FILE = 128 * 2**20
 _BYTES_PER_ROW_GROUP = 64 * 2**20
 """As DuckDB holds it while it is filled, by each thread; rows of a few fields come to their number before."""
 _ROWS_READ_AT_ONCE = 100_000
-_IN_RANGE = "{}_in_range"
+_FEWEST_ROWS = 16
+"""A slice of so few rows that takes too much memory is not halved any more."""
 _ALL = "all_{}"
 _MAPPING = "mapping"
 _KEPT = "FILTER (WHERE left_out IS NULL)"
@@ -92,9 +102,11 @@ class DuckDbSession:
         )
         self._connection.execute("SET parquet_metadata_cache = true")
         self._meter = ProgressMeter(self._connection, plan.rows, report)
+        self._widest = HIGHEST_KEY - LOWEST_KEY + 1
         self._shape: Shape | None = None
         self._tables: tuple[str, ...] = ()
         self._mapping: tuple[Path, MappingFacts] | None = None
+        self._moved: MovedRows | None = None
 
     def close(self) -> None:
         """Give everything back."""
@@ -117,13 +129,15 @@ class DuckDbSession:
 
         Leaves `resolution/` in the folder: the mapping, and the rows that move for it.
         """
-        facts, moved = ResolutionFacts(), None
-        self.mapping()
+        facts = ResolutionFacts()
+        with self._meter.measuring(self._plan.rows // 2):
+            self.mapping()
         if self._mapping is not None:
             mapping, found = self._mapping
-            moved, rows = self._shuffle(mapping)
-            facts = ResolutionFacts(found.identities, found.components, found.moved, rows)
-        self._bind(shape_of(self._plan, linked=self._links.at_most() > 0), moved)
+            moved = self._move(mapping)
+            facts = ResolutionFacts(found.identities, found.components, found.moved, moved)
+        self._bind(shape_of(self._plan, linked=self._links.at_most() > 0))
+        self._meter.begin()
         return facts
 
     def run(self, key_range: KeyRange) -> RangeResult:
@@ -133,25 +147,65 @@ class DuckDbSession:
         shape = self._shape
         if shape is None or not self._tables:
             return RangeResult()
-        for statement in range_statements(key_range):
-            self._connection.execute(statement)
-        # About what the steps cost: rows that are merged but not written are not done.
-        rows = self._plan.rows_in(key_range)
-        quarter = rows // 4
-        if shape.linked:
-            with self._meter.measuring(quarter):
-                self._materialise()
-        merging = rows - quarter * (2 if shape.linked else 1)
-        with self._meter.measuring(merging):
-            self._connection.execute(f"CREATE OR REPLACE TEMP TABLE profiles AS {compiled(shape)}")
+        self._merge(shape, key_range)
         counts = self._counts()
-        with self._meter.measuring(quarter):
+        with self._meter.measuring(self._quarter(key_range)):
             files = self._write(shape, key_range.index) if counts.profiles_exported else ()
         self._connection.execute("DROP TABLE profiles")
+        return RangeResult(files, counts)
+
+    def _move(self, mapping: Path) -> int:
+        """Bring the rows of identities to their profiles; return how many."""
+        self._connection.execute(
+            f"CREATE TEMP VIEW {_MAPPING} AS SELECT * FROM {scan([mapping])} WHERE {in_range('key_high')}"
+        )
+        self._moved = MovedRows(mapping.parent, len(self._plan.ranges()))
+        rows = 0
+        for table, query in self._flattened.items():
+            with self._meter.measuring(self._plan.rows // 2 // len(self._flattened)):
+                rows += self._moved.write(self._connection, table, query, mapping)
+        return rows
+
+    # --- Merging ---
+
+    def _merge(self, shape: Shape, key_range: KeyRange) -> None:
+        """Fill the table `profiles`: at once, or in slices where memory is too small for all of the range.
+
+        How much memory a slice takes depends on values that nobody has looked at before. So it is tried, and a slice
+        that does not fit is halved, as are those that come after it; what is merged already may wait on the disk.
+        """
+        self._connection.execute("DROP TABLE IF EXISTS profiles")
+        into, waiting = "CREATE TEMP TABLE profiles AS", [key_range]
+        while waiting:
+            key_slice = waiting.pop()
+            if key_slice.width > self._widest:
+                waiting += reversed(key_slice.halves())
+                continue
+            try:
+                self._merge_slice(shape, key_slice, into)
+                into = "INSERT INTO profiles"
+            except duckdb.OutOfMemoryException:
+                if self._plan.rows_in(key_slice) <= _FEWEST_ROWS:
+                    raise
+                self._widest = key_slice.width - 1
+                waiting.append(key_slice)
+
+    def _merge_slice(self, shape: Shape, key_slice: KeyRange, into: str) -> None:
+        for statement in range_statements(key_slice):
+            self._connection.execute(statement)
+        quarter = self._quarter(key_slice)
+        if shape.linked:
+            with self._meter.measuring(quarter):
+                self._materialise(key_slice)
+        with self._meter.measuring(self._plan.rows_in(key_slice) - quarter * (2 if shape.linked else 1)):
+            self._connection.execute(f"{into} {compiled(shape)}")
         if shape.linked:
             for table in self._tables:
                 self._connection.execute(f"DROP TABLE {table}")
-        return RangeResult(files, counts)
+
+    def _quarter(self, key_range: KeyRange) -> int:
+        """About what it costs to materialise a range, and to write it, in rows: what is merged only is not done."""
+        return self._plan.rows_in(key_range) // 4
 
     # --- Binding ---
 
@@ -180,7 +234,7 @@ class DuckDbSession:
         sources = [source for source in self._plan.sources if by_graph or source.takes_part]
         return links_in_files(self._connection, sources, self._root)
 
-    def _bind(self, shape: Shape, moved: dict[str, Path] | None) -> None:
+    def _bind(self, shape: Shape) -> None:
         plan = self._plan
         self._table(
             inputs.BATCHES,
@@ -200,21 +254,21 @@ class DuckDbSession:
         ):
             if spellings:
                 self._table(table, "sent VARCHAR, registered VARCHAR", spellings.items())
-        mapping = None if moved is None else _MAPPING
-        for table, rows in self._flattened.items():
-            in_place = view(rows, mapping=mapping, moved=None if moved is None else moved[table])
-            bound = _IN_RANGE.format(table) if shape.linked else table
-            self._connection.execute(f"CREATE TEMP VIEW {bound} AS {in_place}")
+        if not shape.linked:
+            for table, rows in self._flattened.items():
+                self._connection.execute(f"CREATE TEMP VIEW {table} AS {in_place(rows)}")
         self._shape, self._tables = shape, tuple(self._flattened)
 
-    def _materialise(self) -> None:
-        """Keep the rows of the bound range: with links, the expression mentions them up to 23 times.
+    def _materialise(self, key_slice: KeyRange) -> None:
+        """Keep the rows of the bound slice: with links, the expression mentions them up to 23 times.
 
         Without links, it is faster to read the few columns that each of fewer mentions needs.
         """
-        for table in self._tables:
+        mapping = _MAPPING if self._moved else None
+        for table, rows in self._flattened.items():
+            moved = self._moved.files(table, key_slice) if self._moved else ()
             self._connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE {table} AS FROM {_IN_RANGE.format(table)}"
+                f"CREATE OR REPLACE TEMP TABLE {table} AS {in_place(rows, mapping=mapping, moved=moved)}"
             )
 
     def _table(self, table: str, schema: str, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -224,31 +278,6 @@ class DuckDbSession:
         if held:
             marks = ", ".join("unnest(?)" for _ in held)
             self._connection.execute(f"INSERT INTO {table} SELECT {marks}", held)
-
-    # --- Resolution ---
-
-    def _shuffle(self, mapping: Path) -> tuple[dict[str, Path], int]:
-        """Write the rows of identities whose profile has another key, by the key of their profile."""
-        self._connection.execute(
-            f"CREATE TEMP VIEW {_MAPPING} AS SELECT * FROM {scan([mapping])} WHERE {in_range('key_high')}"
-        )
-        # Sorted so that a range reads its own row groups only. Files per slice of keys take a tenth less time to write,
-        # but the ranges measured gained nothing by it.
-        order = " ORDER BY 1" if len(self._plan.ranges()) > 1 else ""
-        moved, rows = {}, 0
-        for table, query in self._flattened.items():
-            path = mapping.with_name(f"{table}.parquet")
-            moving = (
-                f"SELECT found.profile_high, found.profile_low, rows.* FROM ({query}) AS rows"
-                f" JOIN {scan([mapping])} AS found"
-                f" ON found.key_high = rows.key_high AND found.key_low = rows.key_low{order}"
-            )
-            copied = self._connection.execute(
-                f"COPY ({moving}) TO {text(str(path))} (FORMAT parquet)"
-            ).fetchall()
-            rows += copied[0][0]
-            moved[table] = path
-        return moved, rows
 
     # --- Output ---
 

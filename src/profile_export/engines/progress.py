@@ -21,7 +21,11 @@ class ProgressMeter:
         connection.execute("SET enable_progress_bar = true")
         connection.execute("SET enable_progress_bar_print = false")
         self._connection, self._rows, self._report = connection, rows, report
-        self._done = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a phase: nothing of its rows is done."""
+        self._done = self._reported = 0
 
     @contextmanager
     def measuring(self, rows: int) -> Iterator[None]:
@@ -35,13 +39,16 @@ class ProgressMeter:
             finished.set()
             watcher.join()
         self._done = min(self._rows, self._done + rows)
-        self._report(self._done, self._rows)
+        self._reach(self._done)
 
     def _watch(self, rows: int, finished: Event) -> None:
-        highest = 0
         while not finished.wait(_POLL_SECONDS):
             # -1 until the query has begun.
             reached = round(max(0.0, self._connection.query_progress()) / 100 * rows)
-            if reached > highest:
-                highest = reached
-                self._report(min(self._rows, self._done + reached), self._rows)
+            self._reach(min(self._rows, self._done + reached))
+
+    def _reach(self, done: int) -> None:
+        """Report what is more than before: a query may have been given up and done again in parts."""
+        if done > self._reported:
+            self._reported = done
+            self._report(done, self._rows)

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from profile_export.domain import columns
 from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, WrittenFile
-from profile_export.lake.data_file import ROWS_PER_GROUP, sync, write_data_file
+from profile_export.lake.data_file import BYTES_PER_GROUP, ROWS_PER_GROUP, sync, write_data_file
 
-_ROWS_PER_SLICE = ROWS_PER_GROUP * 9 // 10
+_OF_A_GROUP = 0.9
 """Keys spread evenly, but not exactly so: what is a little above the average must still be one row group."""
 _ROWS_READ_AHEAD = 1024
 
@@ -45,13 +45,21 @@ def compact(task: CompactTask) -> WrittenFile:
     with ExitStack() as opened:
         files = [opened.enter_context(pq.ParquetFile(path)) for path in task.sources]
         schema = files[0].schema_arrow
-        slices = math.ceil(sum(file.metadata.num_rows for file in files) / _ROWS_PER_SLICE)
+        rows = sum(file.metadata.num_rows for file in files)
+        groups = max(rows / ROWS_PER_GROUP, sum(map(_bytes, files)) / BYTES_PER_GROUP)
+        slices = max(1, math.ceil(groups / _OF_A_GROUP))
         sources = [_Rows(file) for file in files]
         written = write_data_file(task.target, schema, _in_slices(sources, schema, slices))
     sync(task.target.parent)
     # The child may wait long for its next merge.
     pa.default_memory_pool().release_unused()
     return written
+
+
+def _bytes(file: pq.ParquetFile) -> int:
+    """Return how many bytes a file's rows take, before compression."""
+    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+    return sum(group.total_byte_size for group in groups)
 
 
 def _in_slices(sources: Sequence[_Rows], schema: pa.Schema, count: int) -> Iterator[pa.Table]:

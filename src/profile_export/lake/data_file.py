@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,8 @@ from profile_export.domain import columns
 from profile_export.domain.plan import WrittenFile
 
 ROWS_PER_GROUP = 65_536
+BYTES_PER_GROUP = 32 * 2**20
+"""As Arrow holds them. A reader holds the whole column of a row group at once, in each of its threads."""
 _SORTED_BY = [(name, "ascending") for name in (columns.KEY_HIGH, columns.KEY_LOW, columns.ROW)]
 
 
@@ -30,12 +33,18 @@ def write_data_file(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -
         path, schema, compression="zstd", write_statistics=True, store_schema=False
     ) as writer:
         for table in tables:
-            writer.write_table(table.sort_by(_SORTED_BY), row_group_size=ROWS_PER_GROUP)
+            writer.write_table(table.sort_by(_SORTED_BY), row_group_size=_rows_per_group(table))
             rows += table.num_rows
     sync(path)
     with path.open("rb") as written:
         sha256 = hashlib.file_digest(written, "sha256").hexdigest()
     return WrittenFile(path.name, rows, path.stat().st_size, sha256)
+
+
+def _rows_per_group(table: pa.Table) -> int:
+    """Return how many rows make a row group, all groups alike."""
+    groups = max(math.ceil(table.num_rows / ROWS_PER_GROUP), math.ceil(table.nbytes / BYTES_PER_GROUP), 1)
+    return max(1, math.ceil(table.num_rows / groups))
 
 
 def sync(path: Path) -> None:
