@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import Tenant
-from profile_export.domain.identity import Identity, identity_key
+from profile_export.domain.identity import Identity, IdentityKey, identity_key
 from profile_export.domain.plan import ExportPlan
 from profile_export.domain.policy import IdentityGraph
 from profile_export.engines import duckdb_session
@@ -91,8 +92,13 @@ def made_from(lake: Path) -> list[set[str]]:
 
 def joined(*pairs: str) -> Rows:
     """The mapping of identities of which each two are one person, and no three."""
-    both = [sorted(identity_key(Identity("Id", name)) for name in pair) for pair in pairs]
-    return sorted((*greater, *smaller) for smaller, greater in both)
+    both = [sorted((identity_key(Identity("Id", name)) for name in pair), key=low_first) for pair in pairs]
+    return sorted((*moved, *profile) for profile, moved in both)
+
+
+def low_first(key: IdentityKey) -> IdentityKey:
+    high, low = key
+    return low, high
 
 
 def plant(lake: Path, pair: str, **batches: int) -> None:
@@ -230,6 +236,15 @@ def another_file(file: Path) -> None:
     pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
 
 
+def of_before(file: Path) -> None:
+    """A mapping whose profiles have the keys whose high half is the smallest, as it was kept then."""
+    metadata = pq.read_metadata(file).metadata
+    batches = metadata[b"profile_export.batches.2"]
+    former = {b"profile_export.batches": batches, b"profile_export.components": b"1"}
+    pq.write_table(pq.read_table(file).replace_schema_metadata(former), file)
+    file.rename(file.with_name(f"{hashlib.sha256(file.read_bytes()).hexdigest()}.parquet"))
+
+
 @pytest.mark.parametrize("damage", [cut_off, emptied, changed_inside, another_file])
 def test_a_damaged_graph_is_made_anew(lake: Path, damage: object) -> None:
     current = plan(lake, [1], [3])
@@ -243,6 +258,14 @@ def test_a_damaged_graph_is_made_anew(lake: Path, damage: object) -> None:
 
     assert found == joined("ab", "de")
     assert file.read_bytes() == content
+
+
+def test_a_graph_of_before_is_not_used(lake: Path) -> None:
+    plant(lake, "pq", b1=1, b3=3)
+    (file,) = kept(lake)
+    of_before(file)
+
+    assert resolved(plan(lake, [1], [3]), lake) == joined("ab", "de")
 
 
 def test_behind_a_damaged_graph_a_smaller_one_is_extended(lake: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +32,7 @@ PAIRS = st.lists(st.tuples(st.tuples(HALVES, HALVES), st.tuples(HALVES, HALVES))
 
 
 def by_union_find(pairs: Iterable[Pair]) -> dict[Key, Key]:
-    """The smallest key of everybody's component, where it is another one."""
+    """The key of everybody's component whose low half is the smallest, where it is another one."""
     parents: dict[Key, Key] = {}
 
     def root(key: Key) -> Key:
@@ -40,9 +42,14 @@ def by_union_find(pairs: Iterable[Pair]) -> dict[Key, Key]:
         return key
 
     for one, other in pairs:
-        low, high = sorted((root(one), root(other)))
-        parents[high] = low
+        first, second = sorted((root(one), root(other)), key=low_first)
+        parents[second] = first
     return {key: root(key) for key in sorted(parents) if root(key) != key}
+
+
+def low_first(key: Key) -> Key:
+    high, low = key
+    return low, high
 
 
 def keys(some: Sequence[Key]) -> Keys:
@@ -98,21 +105,27 @@ def spread(number: int) -> Key:
     return (mixed >> 64) - 2**63, mixed % 2**64 - 2**63
 
 
+def one_profile(everybody: Iterable[Key]) -> list[tuple[Key, Key]]:
+    """The mapping of identities that all are one person."""
+    first, *others = sorted(everybody, key=low_first)
+    return [(key, first) for key in sorted(others)]
+
+
 # --- Components ---
 
 
-def test_everybody_of_a_chain_belongs_to_the_smallest_key() -> None:
-    found, facts = resolved([((5, 5), (1, 1)), ((1, 1), (-3, 0)), ((9, 0), (8, 0))])
+def test_everybody_of_a_chain_belongs_to_the_key_whose_low_half_is_the_smallest() -> None:
+    found, facts = resolved([((-3, 5), (1, 1)), ((1, 1), (5, 0)), ((9, 0), (8, 0))])
 
-    assert found == [((1, 1), (-3, 0)), ((5, 5), (-3, 0)), ((9, 0), (8, 0))]
+    assert found == [((-3, 5), (5, 0)), ((1, 1), (5, 0)), ((9, 0), (8, 0))]
     assert (facts.moved, facts.components, facts.identities) == (3, 2, 5)
 
 
 def test_identities_that_share_half_of_their_key_are_two() -> None:
-    found, facts = resolved([((1, 1), (2, 5)), ((1, 2), (3, -5))])
+    found, facts = resolved([((1, 1), (2, 5)), ((1, 2), (3, -5)), ((4, 7), (5, 7)), ((6, 7), (7, 8))])
 
-    assert found == [((2, 5), (1, 1)), ((3, -5), (1, 2))]
-    assert facts.components == 2
+    assert found == [((1, 2), (3, -5)), ((2, 5), (1, 1)), ((5, 7), (4, 7)), ((7, 8), (6, 7))]
+    assert facts.components == 4
 
 
 def test_without_pairs_there_is_an_empty_mapping() -> None:
@@ -146,9 +159,8 @@ def test_a_chain_of_200000_identities_is_one_profile(memory: int) -> None:
 
     found, facts = resolved(pairs, memory, chunk=50_000)
 
-    everybody = sorted(spread(number) for number in range(200_001))
     assert facts.components == 1
-    assert found == [(key, everybody[0]) for key in everybody[1:]]
+    assert found == one_profile(spread(number) for number in range(200_001))
 
 
 @pytest.mark.parametrize("memory", [SMALL, PLENTY])
@@ -157,19 +169,35 @@ def test_an_identity_that_200000_others_share_makes_one_profile_of_all(memory: i
 
     found, facts = resolved(pairs, memory, chunk=50_000)
 
-    everybody = sorted(spread(number) for number in range(200_000))
     assert (facts.moved, facts.components) == (199_999, 1)
-    assert found == [(key, everybody[0]) for key in everybody[1:]]
+    assert found == one_profile(spread(number) for number in range(200_000))
 
 
 @pytest.mark.parametrize("memory", [SMALL, PLENTY])
-def test_many_keys_may_share_their_high_half(memory: int) -> None:
-    pairs = [((7, number), (7, number + 3)) for number in range(-20_000, 20_000)]
+@pytest.mark.parametrize("key", [lambda number: (7, number), lambda number: (number, 7)], ids=["high", "low"])
+def test_many_keys_may_share_a_half(key: Callable[[int], Key], memory: int) -> None:
+    pairs = [(key(number), key(number + 3)) for number in range(-20_000, 20_000)]
 
     found, facts = resolved(pairs, memory, chunk=9_000)
 
     assert facts.components == 3
     assert found == list(by_union_find(pairs).items())
+
+
+@pytest.mark.parametrize("memory", [SMALL, PLENTY])
+def test_profiles_are_spread_evenly_over_equal_ranges(memory: int) -> None:
+    chance = random.Random(2)
+    people = [
+        [(chance.randrange(-(2**63), 2**63), chance.randrange(-(2**63), 2**63)) for _ in range(5)]
+        for _ in range(20_000)
+    ]
+
+    found, _ = resolved([pair for person in people for pair in pairwise(person)], memory, chunk=9_000)
+
+    profiles = {profile for _, profile in found}
+    in_quarters = Counter(high >> 62 for high, _ in profiles)
+    assert len(profiles) == 20_000
+    assert all(4_600 < in_quarters[quarter] < 5_400 for quarter in (-2, -1, 0, 1))
 
 
 # --- Extension ---

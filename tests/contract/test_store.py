@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
 from profile_export.domain.batch import BatchState, DataFile, UploadStart
 from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
@@ -21,10 +23,11 @@ from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.domain.schema import TEXT, ArrayType, ObjectType
 from profile_export.domain.segments import SegmentFilter
+from profile_export.store import tables
 from profile_export.store.attempts import Attempts, Claim, LeaseLostError, RangeDone
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog, NewDataset
-from profile_export.store.database import Database, DataDirectoryInUseError
+from profile_export.store.database import Database, DataDirectoryInUseError, migrate
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import NamespaceUse, UploadFacts
@@ -251,6 +254,79 @@ async def test_a_released_job_keeps_the_ranges_it_recorded(store: Store) -> None
     assert again
     assert (again.recorded, again.fence.attempt) == (frozenset({4}), 2)
     assert await store.attempts.commit(again.fence) == [FILE]
+
+
+def test_what_was_written_for_unfinished_jobs_by_the_former_keys_is_made_anew(tmp_path: Path) -> None:
+    # given a store of before, with a job that has recorded a range and one that has succeeded
+    engine = create_engine(f"sqlite:///{tmp_path / 'store.sqlite'}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(tables.__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0007")
+        for number, state in enumerate(("new", "succeeded")):
+            for table, values in {
+                "jobs": {
+                    "id": number,
+                    "tenant_id": 1,
+                    "bound": "{}",
+                    "destination_id": "d",
+                    "batch_id": state,
+                    "state": state,
+                    "revision": 1,
+                    "attempt": 1,
+                    "create_time": 0,
+                    "update_time": 0,
+                    "errors": "[]",
+                    "metrics": "{}",
+                    "notes": "[]",
+                    "plan": "pinned",
+                },
+                "batches": {
+                    "key": number,
+                    "tenant_id": 1,
+                    "id": state,
+                    "dataset_id": "d",
+                    "job_id": number,
+                    "state": "loading",
+                    "create_time": 0,
+                    "rows": 1,
+                    "bytes": 1,
+                    "file_count": 1,
+                    "folder": state,
+                    "several_files": False,
+                    "state_reason": "",
+                },
+                "files": {
+                    "batch_key": number,
+                    "name": state,
+                    "path": state,
+                    "rows": 1,
+                    "bytes": 1,
+                    "sha256": "",
+                },
+                "job_ranges": {
+                    "job_id": number,
+                    "range_index": 0,
+                    "attempt": 1,
+                    "counts": "{}",
+                    "peak_memory_bytes": 1,
+                },
+            }.items():
+                places = ", ".join(f":{column}" for column in values)
+                connection.execute(
+                    text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})"), values
+                )
+
+    # when it is brought up to date
+    migrate(tmp_path / "store.sqlite")
+
+    # then only what the finished one has written is left, and the other still reads what it had pinned
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT job_id FROM job_ranges")).scalars().all() == [1]
+        assert connection.execute(text("SELECT name FROM files")).scalars().all() == ["succeeded"]
+        assert connection.execute(text("SELECT plan FROM jobs")).scalars().all() == ["pinned"] * 2
+    engine.dispose()
 
 
 async def test_jobs_of_a_former_process_go_on_and_cancelled_ones_end(store: Store) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import FailedPreconditionError, UnavailableError
-from profile_export.domain.estimate import Counted, Estimate, KeySample, estimate, sample_of
-from profile_export.domain.plan import ExportCounts, ExportPlan, KeyRange, notes_of
+from profile_export.domain.estimate import Counted, Estimate, estimate, sample_of
+from profile_export.domain.plan import ExportPlan, KeyRange, notes_of
 from profile_export.domain.planning import plan_export
 from profile_export.domain.request import BoundRequest
 from profile_export.engines.results import (
@@ -106,22 +106,21 @@ class Estimates:
             plan, self._lake.root, folder, _ignore, tuple(of_segments.values())
         ) as attempt:
             await attempt.resolve()
-            results = [await attempt.run(key_range) for key_range in sample.ranges]
-        files = [file for result in results for file in result.files]
+            result = await attempt.run(sample)
         counted = Counted(
-            counts=sum((result.counts for result in results), ExportCounts()),
-            rows=sum(file.rows for file in files),
-            bytes=sum(file.bytes for file in files),
-            files=len(files),
+            counts=result.counts,
+            rows=sum(file.rows for file in result.files),
+            bytes=sum(file.bytes for file in result.files),
+            files=len(result.files),
         )
-        paths = [of_segments.get(file.batch_id, folder) / file.name for file in files]
+        paths = [of_segments.get(file.batch_id, folder) / file.name for file in result.files]
         rows = await asyncio.to_thread(lambda: list(islice(first_rows(paths), sample_rows)))
         return Estimated(estimate(plan, sample, counted), _notes(plan, sample, counted), rows)
 
 
-def _notes(plan: ExportPlan, sample: KeySample, counted: Counted) -> tuple[str, ...]:
+def _notes(plan: ExportPlan, sample: KeyRange, counted: Counted) -> tuple[str, ...]:
     """Only who has looked at every profile knows that nobody is in a segment."""
-    return notes_of(plan, counted.counts) if sample.is_whole else plan.notes
+    return notes_of(plan, counted.counts) if sample.share == 1 else plan.notes
 
 
 def _ignore(_progress: EngineProgress) -> None:

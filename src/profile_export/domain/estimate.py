@@ -1,4 +1,4 @@
-"""What a job would do, from counting all of it or a sample of the key space."""
+"""What a job would do, from counting all of it or one of its ranges."""
 
 from __future__ import annotations
 
@@ -6,16 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.plan import (
-    HIGHEST_KEY,
-    LEFT_OUT_REASONS,
-    LOWEST_KEY,
-    ExportCounts,
-    ExportPlan,
-    KeyRange,
-)
-
-_SLICES = 8
+from profile_export.domain.plan import LEFT_OUT_REASONS, ExportCounts, ExportPlan, KeyRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +20,8 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class KeySample:
-    """The ranges to count, and which share of all keys they are; 1 if that is all of them."""
-
-    ranges: tuple[KeyRange, ...]
-    share: float
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing is left to estimate."""
-        return self.share == 1
-
-
-@dataclass(frozen=True, slots=True)
 class Counted:
-    """What came of the ranges of a sample."""
+    """What came of a sample."""
 
     counts: ExportCounts
     rows: int
@@ -63,34 +41,24 @@ class Estimate:
     left_out: Mapping[str, Figure]
 
 
-def sample_of(plan: ExportPlan) -> KeySample:
-    """Choose what to count: everything that one range can hold, else slices that together are as wide as one.
-
-    The slices lie in the middle of equal stretches of the key space. Keys are hashes, but the key of a profile is the
-    smallest of its identities': linked profiles are denser where keys are small, and each stretch stands for its own.
-    """
+def sample_of(plan: ExportPlan) -> KeyRange:
+    """Choose what to count: the middle one of the job's ranges, which hold about the same. It may be the only one."""
     ranges = plan.ranges()
-    if len(ranges) == 1:
-        return KeySample(ranges, 1)
-    stretch = (HIGHEST_KEY - LOWEST_KEY + 1) // _SLICES
-    width = max(1, stretch // len(ranges))
-    starts = [LOWEST_KEY + index * stretch + (stretch - width) // 2 for index in range(_SLICES)]
-    slices = tuple(KeyRange(index, start, start + width - 1) for index, start in enumerate(starts))
-    return KeySample(slices, width * _SLICES / 2**64)
+    return ranges[len(ranges) // 2]
 
 
-def estimate(plan: ExportPlan, sample: KeySample, counted: Counted) -> Estimate:
+def estimate(plan: ExportPlan, sample: KeyRange, counted: Counted) -> Estimate:
     """Make figures of what was counted; those of a sample are scaled up.
 
     Bytes and files are never exact: they depend on how rows happen to be spread over threads.
     """
-    counts = counted.counts
+    counts, is_whole = counted.counts, sample.share == 1
     known = {kind: _rows(plan, kind) for kind in (DatasetKind.RECORD, DatasetKind.EVENT)}
     # Every exported profile has a record, or an event if those are enough.
     most = known[DatasetKind.RECORD] + (known[DatasetKind.EVENT] if plan.empty_profiles else 0)
 
     def figure(value: int, at_most: int | None) -> Figure:
-        if sample.is_whole:
+        if is_whole:
             return Figure(value, exact=True, at_least=value, at_most=value)
         scaled = round(value / sample.share)
         return Figure(
@@ -99,7 +67,7 @@ def estimate(plan: ExportPlan, sample: KeySample, counted: Counted) -> Estimate:
 
     written = round(counted.bytes / sample.share)
     # A range that has rows for a batch gives it a file of its own.
-    files = counted.files if sample.is_whole else len(plan.ranges()) * len(plan.batch_ids)
+    files = counted.files if is_whole else len(plan.ranges()) * len(plan.batch_ids)
     return Estimate(
         profiles=figure(counts.profiles_exported, most),
         events=figure(counts.events_exported, known[DatasetKind.EVENT] if plan.events else 0),

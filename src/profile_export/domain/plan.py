@@ -104,6 +104,11 @@ class KeyRange:
         """How many keys it holds."""
         return self.high - self.low + 1
 
+    @property
+    def share(self) -> float:
+        """Which share of all keys it is, 1 if it is all of them."""
+        return self.width / _KEYS
+
     def halves(self) -> tuple[KeyRange, KeyRange]:
         """Return its lower and its upper half, of the same index; its width must be 2 at least."""
         middle = self.low + self.width // 2
@@ -172,9 +177,10 @@ class ExportPlan:
         return ObjectType({name: written(member) for name, member in kept.items()})
 
     def ranges(self) -> tuple[KeyRange, ...]:
-        """Cut the work into ranges of the identity key; the same for every attempt.
+        """Cut the work into ranges of the profile key; the same for every attempt.
 
-        Keys are hashes and so spread evenly: ranges of equal width hold about equally many profiles.
+        Ranges of equal width hold about equally many profiles: keys are hashes, and the half that ranges are of has no
+        say in which of a profile's identities gives it its key.
         """
         kept = {
             DatasetKind.RECORD: self.fields,

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.identity import Identity, identity_key
+from profile_export.domain.identity import Identity, IdentityKey, identity_key
 from profile_export.domain.plan import ExportPlan, PinnedBatch
 from profile_export.domain.policy import IdentityGraph
 
@@ -197,7 +197,7 @@ def _states(identities: Iterable[Identity], rows: Iterable[Row]) -> Mapping[Iden
 
 
 def resolve(links: Iterable[Iterable[Identity]]) -> Mapping[Identity, Identity]:
-    """Return for every identity the first identity of its person: the one with the smallest key of its component.
+    """Return for every identity the first of its person: that of its component with the smallest low half of its key.
 
     Args:
         links: Groups of identities that occur together (S4), with namespaces in one spelling. A chain of groups of
@@ -206,9 +206,15 @@ def resolve(links: Iterable[Iterable[Identity]]) -> Mapping[Identity, Identity]:
     parents: dict[Identity, Identity] = {}
     for group in links:
         roots = {_root(parents, identity) for identity in group}
-        first = min(roots, key=identity_key)
+        first = min(roots, key=_low_first)
         parents.update(dict.fromkeys(roots, first))
     return {identity: _root(parents, identity) for identity in parents}
+
+
+def _low_first(identity: Identity) -> IdentityKey:
+    """Rank by the half of the key that work is not cut by, so that profiles lie as evenly in ranges as identities."""
+    high, low = identity_key(identity)
+    return low, high
 
 
 def _root(parents: dict[Identity, Identity], identity: Identity) -> Identity:

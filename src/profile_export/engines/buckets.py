@@ -42,7 +42,8 @@ class Buckets:
         # Stable, for the order within each; and linear, since numpy sorts numbers of 16 bits or fewer by radix.
         order = np.argsort(buckets, kind="stable")
         cuts = np.searchsorted(buckets[order], np.arange(len(self._held) + 1))
-        self.put_cut(records[order], cuts)
+        # Not records[order]: of records in records that takes tens of times as long.
+        self.put_cut(records.take(order), cuts)
 
     def put_cut(self, records: Records, cuts: npt.NDArray[Any]) -> None:
         """Add records that lie in the order of their buckets, of which each has those from its cut to the next."""

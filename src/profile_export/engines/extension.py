@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from profile_export.engines.components import Components
-from profile_export.engines.keys import KEY, Keys, find, numbered
+from profile_export.engines.keys import KEY, Keys, find, numbered, swapped
 from profile_export.engines.mapping import MappingFacts, MappingWriter, mapping_facts, mapping_rows
 from profile_export.engines.resolution import Pairs, Space, resolve
 
@@ -56,9 +56,11 @@ class _Extension:
         self._kept = kept
         known, numbers = numbered(ends.ravel())
         self.roots, root_numbers = numbered(_profiles_of(known, kept))
-        components = Components(len(self.roots))
-        components.join(root_numbers[numbers].reshape(2, -1).T)
-        self.labels = components.labels
+        # Of roots that come together the one with the smallest low half is the profile's.
+        _, ranks = numbered(swapped(self.roots))
+        components = Components(len(ranks))
+        components.join(ranks[root_numbers[numbers]].reshape(2, -1).T)
+        self.labels = np.argsort(ranks)[components.labels[ranks]]
 
     def write(self, batches: Mapping[str, int], mapping: Path) -> MappingFacts:
         """Write the new mapping."""

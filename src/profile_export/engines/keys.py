@@ -20,16 +20,26 @@ def key_records(high: npt.NDArray[np.int64], low: npt.NDArray[np.int64]) -> Keys
     return keys
 
 
-def numbered(keys: Keys) -> tuple[Keys, Places]:
-    """Return the distinct keys in order, and for each key given its number among them."""
+def swapped(keys: Keys) -> Keys:
+    """Return the keys with their halves the other way round: sorted, they lie in the order of the low one."""
+    return key_records(keys["low"], keys["high"])
+
+
+def in_order(keys: Keys) -> tuple[Keys, Places]:
+    """Return the keys in order, and the place of each among those given."""
     order = np.argsort(keys["high"])
     ordered = keys[order]
-    new = _differs(ordered["high"])
     # Two identities may share 64 bits: only where none do, sorting by one half is enough, and several times as fast.
-    if np.any(_differs(ordered["low"]) & ~new):
+    if np.any(_differs(ordered["low"]) & ~_differs(ordered["high"])):
         order = np.lexsort((keys["low"], keys["high"]))
         ordered = keys[order]
-        new = _differs(ordered["high"]) | _differs(ordered["low"])
+    return ordered, order
+
+
+def numbered(keys: Keys) -> tuple[Keys, Places]:
+    """Return the distinct keys in order, and for each key given its number among them."""
+    ordered, order = in_order(keys)
+    new = _differs(ordered["high"]) | _differs(ordered["low"])
     numbers = np.empty(len(order), dtype=np.int64)
     numbers[order] = np.cumsum(new) - 1
     return ordered[new], numbers

@@ -1,7 +1,8 @@
 """The mapping: a file that says which identity key belongs to which profile key, only where they differ.
 
 Columns `key_high`, `key_low`, `profile_high`, `profile_low`, sorted by identity key, which are compared as two signed
-integers. Its key-value metadata says from which batches it was made and how many profiles have several identities.
+integers, the high half first. A profile's key is that of its identities whose low half is the smallest. The file's
+key-value metadata says from which batches it was made and how many profiles have several identities.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from profile_export.engines.keys import Keys, key_records
 _COLUMNS = ("key_high", "key_low", "profile_high", "profile_low")
 _SCHEMA = pa.schema([pa.field(column, pa.int64(), nullable=False) for column in _COLUMNS])
 _ROWS_PER_GROUP = 65_536
-_BATCHES, _COMPONENTS = b"profile_export.batches", b"profile_export.components"
+# The 2: in mappings of before, which are none any more, the high half chose a profile's key.
+_BATCHES, _COMPONENTS = b"profile_export.batches.2", b"profile_export.components"
 
 
 @dataclass(frozen=True, slots=True)

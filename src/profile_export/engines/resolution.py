@@ -3,6 +3,9 @@
 A step before the expression, which cannot iterate. Exact at any size within little memory: identities are numbered in
 parts, cut by key; components come of chunks of pairs; what does not fit waits on disk. Beside one part or one chunk,
 memory holds two small numbers for each identity.
+
+Work is cut into ranges by the high half of profiles' keys, so what chooses among the keys of a profile is the low half,
+which knows nothing of the other: the smallest by the high half would crowd profiles where keys are small.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy.typing as npt
 
 from profile_export.engines.buckets import Buckets
 from profile_export.engines.components import BYTES_PER_EDGE, Components, number_type
-from profile_export.engines.keys import KEY, Keys, numbered
+from profile_export.engines.keys import KEY, Keys, in_order, numbered, swapped
 from profile_export.engines.mapping import MappingFacts, MappingWriter
 
 Pairs = tuple[Keys, Keys]
@@ -43,7 +46,8 @@ def resolve(
 ) -> MappingFacts:
     """Find the connected components of pairs of identities and write their mapping.
 
-    A profile's key is the smallest of its component, so that whoever has only one identity stays where they are.
+    A profile's key is the one of its component with the smallest low half (of equals, with the smallest high half).
+    Whoever has only one identity stays where they are.
 
     Args:
         pairs: Identities that occur together, in chunks.
@@ -54,7 +58,7 @@ def resolve(
     """
     numbering = _Numbering(at_most, space)
     for ones, others in pairs:
-        numbering.add(ones, others)
+        numbering.add(swapped(ones), swapped(others))
     edges = numbering.number()
     components = Components(numbering.size)
     for chunk in range(edges.count):
@@ -111,9 +115,7 @@ class _Numbering:
         ends["key"][0::2], ends["key"][1::2] = ones, others
         ends["place"] = np.arange(self._count, self._count + len(ends))
         self._count += len(ends)
-        # Keys are hashes, so the parts get about equally many.
-        highest_bits = (ends["key"]["high"] >> 56) + 128
-        self._ends.put_each(ends, (highest_bits * self.parts >> 8).astype(np.uint8))
+        self._ends.put_each(ends, _part_by_key(ends["key"], self.parts))
 
     def number(self) -> _Edges:
         """Number all identities; return the pairs as numbers."""
@@ -132,36 +134,42 @@ class _Numbering:
 def _write(numbering: _Numbering, components: Components, writer: MappingWriter) -> int:
     """Write which identities have another profile; return how many profiles have several identities.
 
-    A part's profiles may have their keys in any part: their numbers go there, and the keys come back.
+    Numbers follow the low half of keys and the mapping follows the high one. So identities go with their keys to the
+    part that has the key of their profile, and from there, with that key, to where they lie in the mapping.
     """
     parts, starts, labels, folder = numbering.parts, numbering.starts, components.labels, numbering.folder
-    asked = Buckets("asked", [("identity", labels.dtype), ("profile", labels.dtype)], parts, folder)
+    asked = Buckets("asked", [("identity", KEY), ("profile", labels.dtype)], parts, folder)
     for part in range(parts):
-        own = np.arange(starts[part], starts[part + 1], dtype=labels.dtype)
         found = labels[starts[part] : starts[part + 1]]
-        moved = found != own
+        moved = found != np.arange(starts[part], starts[part + 1], dtype=labels.dtype)
         questions = np.empty(np.count_nonzero(moved), asked.kind)
-        questions["identity"], questions["profile"] = own[moved], found[moved]
-        asked.put_each(questions, _part_of(questions["profile"], starts))
-    answered = Buckets("answered", [("identity", labels.dtype), ("profile", KEY)], parts, folder)
+        questions["identity"], questions["profile"] = numbering.keys.look(part).compress(moved), found[moved]
+        asked.put_each(questions, _part_by_number(questions["profile"], starts))
+    answered = Buckets("answered", [("identity", KEY), ("profile", KEY)], parts, folder)
     profiles = 0
     for part in range(parts):
-        keys = numbering.keys.look(part)
+        keys = swapped(numbering.keys.take(part))
         named = np.zeros(len(keys), dtype=np.bool_)
-        # In pieces, since the small keys are the profiles of most, and one profile may have all identities.
+        # In pieces, since the small numbers are the profiles of most, and one profile may have all identities.
         for questions in asked.take_pieces(part):
             places = questions["profile"] - starts[part]
             named[places] = True
             answers = np.empty(len(questions), answered.kind)
-            answers["identity"], answers["profile"] = questions["identity"], keys[places]
-            answered.put_cut(answers, np.searchsorted(answers["identity"], starts))
+            answers["identity"], answers["profile"] = swapped(questions["identity"]), keys[places]
+            answered.put_each(answers, _part_by_key(answers["identity"], parts))
         profiles += int(np.count_nonzero(named))
     for part in range(parts):
-        answers, keys = answered.take(part), numbering.keys.take(part)
-        answers = answers[np.argsort(answers["identity"])]
-        writer.write(keys[answers["identity"] - starts[part]], answers["profile"])
+        answers = answered.take(part)
+        identities, order = in_order(answers["identity"])
+        writer.write(identities, answers["profile"][order])
     return profiles
 
 
-def _part_of(numbers: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+def _part_by_key(keys: Keys, parts: int) -> npt.NDArray[np.uint8]:
+    """Return the part of each key by its highest bits. Keys are hashes, so the parts get about equally many."""
+    highest_bits = (keys["high"] >> 56) + 128
+    return (highest_bits * parts >> 8).astype(np.uint8)
+
+
+def _part_by_number(numbers: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     return (np.searchsorted(starts, numbers, side="right") - 1).astype(np.uint8)
