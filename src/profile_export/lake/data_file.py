@@ -43,7 +43,9 @@ def write_data_file(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -
 
 def _rows_per_group(table: pa.Table) -> int:
     """Return how many rows make a row group, all groups alike."""
-    groups: int = max(math.ceil(table.num_rows / ROWS_PER_GROUP), math.ceil(table.nbytes / BYTES_PER_GROUP), 1)
+    groups: int = max(
+        math.ceil(table.num_rows / ROWS_PER_GROUP), math.ceil(table.nbytes / BYTES_PER_GROUP), 1
+    )
     return max(1, -(-table.num_rows // groups))
 
 
