@@ -33,8 +33,8 @@ def serve(
         typer.Option(
             metavar="MB",
             help="The most memory that a process of the engine holds, within a tenth; 512 or more. A job has one "
-            "process, an estimate another. Larger data is cut finer and spilled to the disk; linked profiles "
-            "and long rows may need more. Default: no limit.",
+            "process, an estimate another. Larger data is cut finer and spilled to the disk; profiles of far "
+            "more than 10 KB need more than 512. Default: no limit.",
         ),
     ] = None,
     threads: Annotated[

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +9,11 @@ from typing import Any
 
 import duckdb
 
-from profile_export.domain import columns
 from profile_export.domain.plan import (
     HIGHEST_KEY,
-    LEFT_OUT_REASONS,
     LOWEST_KEY,
-    ExportCounts,
     ExportPlan,
     KeyRange,
-    WrittenFile,
 )
 from profile_export.domain.policy import IdentityGraph
 from profile_export.engines import inputs
@@ -27,52 +21,25 @@ from profile_export.engines.binding import (
     Binding,
     in_place,
     in_range,
-    name,
     range_statements,
     scan,
-    text,
 )
 from profile_export.engines.duckdb_compiler import compiled
-from profile_export.engines.expression import output_columns
 from profile_export.engines.graph import half_of_memory, mapping_of
 from profile_export.engines.links import Links, links_in_files, links_in_tables
 from profile_export.engines.mapping import MappingFacts
 from profile_export.engines.moved_rows import MovedRows
+from profile_export.engines.output import Output
 from profile_export.engines.progress import ProgressMeter
 from profile_export.engines.resolution import Space
 from profile_export.engines.results import RangeResult, ResolutionFacts
 from profile_export.engines.shape import Shape, shape_of
 
-BYTES_PER_FILE = 128 * 2**20
-_BYTES_PER_ROW_GROUP = 64 * 2**20
-"""As DuckDB holds it while it is filled, by each thread; rows of a few fields come to their number before."""
 _ROWS_READ_AT_ONCE = 100_000
-_FEWEST_ROWS = 16
-"""A slice of so few rows that takes too much memory is not halved any more."""
+_FEW_ROWS, _FEWEST_ROWS = 4_096, 16
+"""A slice of a few rows takes its memory for what each thread reads at once; one of the fewest cannot be halved."""
 _ALL = "all_{}"
 _MAPPING = "mapping"
-_KEPT = "FILTER (WHERE left_out IS NULL)"
-_LEFT_OUT = "count(*) FILTER (WHERE left_out = '{}')"
-_COUNTS = {
-    "fragments_read": "sum(fragments)",
-    "events_read": "sum(events)",
-    "profiles_read": "count(*)",
-    "profiles_exported": f"count(*) {_KEPT}",
-    "profiles_merged": "count(*) FILTER (WHERE left_out IS NULL AND fragments > 1)",
-    "events_exported": f"sum(attached) {_KEPT}",
-    "identities_left_out": "sum(identities) FILTER (WHERE left_out = 'too_many_identities')",
-    "fragments_left_out": "sum(fragments) FILTER (WHERE left_out = 'too_many_identities')",
-    **{reason: _LEFT_OUT.format(reason) for reason in LEFT_OUT_REASONS},
-}
-_BY_NAMESPACE = """
-SELECT found, count(*) FROM (
-    SELECT namespace AS found FROM profiles WHERE namespace IS NOT NULL AND left_out IS NULL
-    UNION ALL
-    SELECT unnest(namespaces) FROM profiles WHERE left_out IS NULL
-) GROUP BY found ORDER BY found"""
-_SEGMENT_MEMBERS = """
-SELECT position, count(*) FROM (SELECT unnest(members) AS position FROM profiles)
-GROUP BY position ORDER BY position"""
 
 
 class DuckDbSession:
@@ -90,7 +57,6 @@ class DuckDbSession:
         for place in (folder, *segment_folders):
             place.mkdir(parents=True, exist_ok=True)
         self._plan, self._root, self._folder = plan, lake_root, folder
-        self._segment_folders = segment_folders
         self._is_small = plan.rows <= _ROWS_READ_AT_ONCE and len(plan.ranges()) == 1
         self._connection = duckdb.connect(
             ":memory:",
@@ -101,7 +67,9 @@ class DuckDbSession:
             },
         )
         self._connection.execute("SET parquet_metadata_cache = true")
+        self._output = Output(self._connection, plan, folder, segment_folders)
         self._meter = ProgressMeter(self._connection, plan.rows, report)
+        ((self._threads,),) = self._connection.execute("SELECT current_setting('threads')").fetchall()
         self._widest = HIGHEST_KEY - LOWEST_KEY + 1
         self._shape: Shape | None = None
         self._tables: tuple[str, ...] = ()
@@ -148,9 +116,9 @@ class DuckDbSession:
         if shape is None or not self._tables:
             return RangeResult()
         self._merge(shape, key_range)
-        counts = self._counts()
+        counts = self._output.count()
         with self._meter.measuring(self._quarter(key_range)):
-            files = self._write(shape, key_range.index) if counts.profiles_exported else ()
+            files = self._output.write(shape, key_range.index) if counts.profiles_exported else ()
         self._connection.execute("DROP TABLE profiles")
         return RangeResult(files, counts)
 
@@ -185,9 +153,14 @@ class DuckDbSession:
                 self._merge_slice(shape, key_slice, into)
                 into = "INSERT INTO profiles"
             except duckdb.OutOfMemoryException:
-                if self._plan.rows_in(key_slice) <= _FEWEST_ROWS:
+                rows = self._plan.rows_in(key_slice)
+                if rows <= _FEWEST_ROWS:
                     raise
-                self._widest = key_slice.width - 1
+                if rows <= _FEW_ROWS and self._threads > 1:
+                    self._threads = 1
+                    self._connection.execute("SET threads = 1")
+                else:
+                    self._widest = key_slice.width - 1
                 waiting.append(key_slice)
 
     def _merge_slice(self, shape: Shape, key_slice: KeyRange, into: str) -> None:
@@ -278,65 +251,3 @@ class DuckDbSession:
         if held:
             marks = ", ".join("unnest(?)" for _ in held)
             self._connection.execute(f"INSERT INTO {table} SELECT {marks}", held)
-
-    # --- Output ---
-
-    def _counts(self) -> ExportCounts:
-        ((*figures,),) = self._connection.execute(
-            f"SELECT {', '.join(_COUNTS.values())} FROM profiles"
-        ).fetchall()
-        names = dict(self._connection.execute(_BY_NAMESPACE).fetchall())
-        members = dict(self._connection.execute(_SEGMENT_MEMBERS).fetchall()) if self._plan.segments else {}
-        found: dict[str, Any] = {
-            count: int(figure or 0) for count, figure in zip(_COUNTS, figures, strict=True)
-        }
-        return ExportCounts(**found, by_namespace=names, segment_members=members)
-
-    def _write(self, shape: Shape, index: int) -> tuple[WrittenFile, ...]:
-        """Write the files of a range: all rows, or for each segment those that are in it."""
-        # DuckDB marks columns it knows to be without nulls as required, and readers take that for the table's schema:
-        # a row of nulls, which no file gets, and a condition it cannot see through keep all of them optional.
-        self._connection.execute("INSERT INTO profiles (left_out) VALUES ('no profile')")
-        batches = self._plan.segment_batches
-        if not batches:
-            return self._write_batch(shape, index, self._folder, self._plan.batch_id, "left_out IS NULL")
-        admitted = "left_out IS NULL AND list_contains(admitted, {})"
-        return tuple(
-            file
-            for position, (folder, batch_id) in enumerate(zip(self._segment_folders, batches, strict=True))
-            for file in self._write_batch(shape, index, folder, batch_id, admitted.format(position))
-        )
-
-    def _write_batch(
-        self, shape: Shape, index: int, folder: Path, batch_id: str, kept: str
-    ) -> tuple[WrittenFile, ...]:
-        outgoing = folder / f"range-{index}"
-        self._connection.execute(f"SET VARIABLE batch_id = {text(batch_id)}")
-        out = [f"{column} AS {name(field)}" for field, column in output_columns(shape).items()]
-        out.append(
-            f"CASE WHEN profile_high IS NOT NULL THEN getvariable('batch_id') END AS {name(columns.BATCH_ID)}"
-        )
-        query = f"SELECT {', '.join(out)} FROM profiles WHERE {kept}"
-        written = self._connection.execute(
-            f"COPY ({query}) TO {text(str(outgoing))}"
-            f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {BYTES_PER_FILE},"
-            f" ROW_GROUP_SIZE_BYTES {_BYTES_PER_ROW_GROUP}, RETURN_STATS)"
-        ).fetchall()
-        files = []
-        for number, (path, rows, size, *_) in enumerate(sorted(written)):
-            if rows == 0:
-                # Nobody of this range is in the segment.
-                Path(path).unlink()
-                continue
-            final = folder / f"{index}-{number}.parquet"
-            Path(path).rename(final)
-            files.append(WrittenFile(final.name, rows, size, _digest_on_disk(final), batch_id))
-        outgoing.rmdir()
-        return tuple(files)
-
-
-def _digest_on_disk(path: Path) -> str:
-    """Return a file's SHA-256 once the file is safe on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,22 +13,19 @@ from profile_export.engines.extension import extend
 from profile_export.engines.kept_graphs import KeptGraphs
 from profile_export.engines.links import Links
 from profile_export.engines.mapping import MappingFacts, mapping_facts
+from profile_export.engines.memory import memory_of
 from profile_export.engines.resolution import Space, resolve
-
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 @contextmanager
 def half_of_memory(connection: duckdb.DuckDBPyConnection) -> Iterator[int]:
     """Leave a database half of the memory that it may take while this lasts; yields the other half, in bytes."""
-    ((limit,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
-    number, unit = limit.split(" ")
-    half = int(float(number) * 1024 ** _UNITS.index(unit)) // 2
-    connection.execute(f"SET memory_limit = '{half}B'")
+    limit = memory_of(connection)
+    connection.execute(f"SET memory_limit = '{limit // 2}B'")
     try:
-        yield half
+        yield limit // 2
     finally:
-        connection.execute(f"SET memory_limit = '{limit}'")
+        connection.execute(f"SET memory_limit = '{limit}B'")
 
 
 def mapping_of(plan: ExportPlan, links: Links, lake_root: Path, space: Space) -> tuple[Path, MappingFacts]:

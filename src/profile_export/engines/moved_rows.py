@@ -14,6 +14,7 @@ from profile_export.engines.binding import scan, text
 
 _MOST_BUCKETS = 128
 _BUCKET = "bucket"
+_BYTES_PER_ROW_GROUP = 8 * 2**20
 
 
 class MovedRows:
@@ -38,7 +39,8 @@ class MovedRows:
             " ON found.key_high = rows.key_high AND found.key_low = rows.key_low"
         )
         ((copied, *_),) = connection.execute(
-            f"COPY ({moving}) TO {text(str(self._folder / table))} (FORMAT parquet, PARTITION_BY ({_BUCKET}))"
+            f"COPY ({moving}) TO {text(str(self._folder / table))}"
+            f" (FORMAT parquet, PARTITION_BY ({_BUCKET}), ROW_GROUP_SIZE_BYTES {_BYTES_PER_ROW_GROUP})"
         ).fetchall()
         return int(copied)
 

@@ -17,6 +17,9 @@ from profile_export.domain.plan import WrittenFile
 ROWS_PER_GROUP = 65_536
 BYTES_PER_GROUP = 32 * 2**20
 """As Arrow holds them. A reader holds the whole column of a row group at once, in each of its threads."""
+_ROWS_READ_AT_ONCE = 2_048
+_BYTES_READ_AT_ONCE = 8 * 2**20
+"""So many rows, but none of the next row group, and several times over: rows too long for that get smaller groups."""
 _SORTED_BY = [(name, "ascending") for name in (columns.KEY_HIGH, columns.KEY_LOW, columns.ROW)]
 
 
@@ -43,10 +46,11 @@ def write_data_file(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -
 
 def _rows_per_group(table: pa.Table) -> int:
     """Return how many rows make a row group, all groups alike."""
-    groups: int = max(
-        math.ceil(table.num_rows / ROWS_PER_GROUP), math.ceil(table.nbytes / BYTES_PER_GROUP), 1
-    )
-    return max(1, -(-table.num_rows // groups))
+    rows, size = int(table.num_rows), int(table.nbytes)
+    is_long = size / max(rows, 1) * _ROWS_READ_AT_ONCE > _BYTES_READ_AT_ONCE
+    most = _BYTES_READ_AT_ONCE if is_long else BYTES_PER_GROUP
+    groups = max(math.ceil(rows / ROWS_PER_GROUP), math.ceil(size / most), 1)
+    return max(1, math.ceil(rows / groups))
 
 
 def sync(path: Path) -> None:
