@@ -39,7 +39,7 @@ from profile_export.store.attempts import Attempts
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
 from profile_export.store.compactions import Compactions
-from profile_export.store.database import Database, DataDirectoryInUseError
+from profile_export.store.database import Database
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
@@ -50,6 +50,7 @@ from profile_export.store.policies import Policies
 from profile_export.store.receipts import Receipts
 from profile_export.store.schemas import Schemas
 from profile_export.store.snapshots import Snapshots
+from profile_export.store.sqlite import DataDirectoryInUseError
 from profile_export.store.uploads import Uploads
 
 _STAND_BACK = 10

@@ -7,11 +7,10 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 
 from sqlalchemy import ColumnElement, delete, exists, select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import FINAL_STATES
-from profile_export.store.database import Database, database_time, whole
+from profile_export.store.database import Database, database_time, insert_new, whole
 from profile_export.store.mirrors import named_by_mirror
 from profile_export.store.tables import batches, drops, jobs, mirrored_batches
 
@@ -55,7 +54,7 @@ async def drop(connection: AsyncConnection, folders: Collection[str]) -> None:
     now = await database_time(connection)
     rows = [{"folder": folder, "drop_time": now} for folder in folders]
     if rows:
-        await connection.execute(insert(drops).on_conflict_do_nothing(), rows)
+        await connection.execute(insert_new(connection, drops), rows)
 
 
 def _named_by_mirror() -> ColumnElement[bool]:
