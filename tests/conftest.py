@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,11 +20,10 @@ BOTH = ("sqlite", "postgresql")
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Postgres:
+def postgres(testrun_uid: str, worker_id: str) -> Postgres:
     """One server for all processes of a test run."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    base = tmp_path_factory.getbasetemp()
-    return Postgres((base.parent if worker else base) / "postgres", worker or "main")
+    # Not in pytest's own folder, which it closes to the user that PostgreSQL becomes where the tests are root.
+    return Postgres(Path(tempfile.gettempdir()) / f"profile-export-{testrun_uid}", worker_id)
 
 
 @pytest_asyncio.fixture(params=BOTH)

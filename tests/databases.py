@@ -26,14 +26,14 @@ Place = Path | str
 _NAMES = count()
 _WITH_TABLES = "with_tables"
 # Nothing here has to outlive a power cut.
-_CARELESS = ("fsync = off", "synchronous_commit = off", "full_page_writes = off", "max_connections = 200")
+_CARELESS = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
 
 
 class Postgres:
-    """A PostgreSQL server, the same for all processes that give the same folder; the last of them stops it."""
+    """A PostgreSQL server, the same for all processes that give the same folder; the last of them removes it."""
 
     def __init__(self, folder: Path, worker: str) -> None:
-        self._server = get_server(folder)
+        self._server = get_server(folder, cleanup_mode="delete")
         self._worker = worker
 
     def url(self, database: str) -> str:
