@@ -9,6 +9,7 @@ visible, and each statement of a writing transaction sees all that is.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -36,18 +37,28 @@ class MissingDriverError(Exception):
     """The driver of PostgreSQL is not installed."""
 
 
+def connector(url: str) -> Callable[[], Coroutine[Any, Any, Any]]:
+    """Return what opens a connection of the driver's to the database that a URL names, as libpq reads it.
+
+    Raises:
+        MissingDriverError: The driver is not installed.
+    """
+    try:
+        import asyncpg  # noqa: PLC0415 - an extra; an embedded server does without it
+    except ImportError:
+        message = "PostgreSQL needs a driver: pip install 'profile-export[postgres]'."
+        raise MissingDriverError(message) from None
+    connect: Callable[[], Coroutine[Any, Any, Any]] = partial(asyncpg.connect, url, server_settings=_SETTINGS)
+    return connect
+
+
 class PostgresDatabase:
-    """The database that a URL such as `postgresql://user@host/name` names, as libpq reads it."""
+    """The database that a URL such as `postgresql://user@host/name` names."""
 
     is_shared = True
 
     def __init__(self, url: str) -> None:
-        try:
-            import asyncpg  # noqa: PLC0415 - an extra; an embedded server does without it
-        except ImportError:
-            message = "PostgreSQL needs a driver: pip install 'profile-export[postgres]'."
-            raise MissingDriverError(message) from None
-        self._connect = partial(asyncpg.connect, url, server_settings=_SETTINGS)
+        self._connect = connector(url)
         # One, since a second one would only wait for it.
         self.writer = self._engine("READ COMMITTED", _ALONE, pool_size=1)
         self.writer_beside = self._engine("READ COMMITTED", _BESIDE, pool_size=_WRITERS_BESIDE)
