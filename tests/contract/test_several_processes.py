@@ -146,7 +146,7 @@ async def test_a_process_that_stops_within_a_transaction_holds_the_others_up_for
     async with asyncio.timeout(30):
         await pair[1].dataset()
 
-    with pytest.raises(Exception, match="closed|terminat"):
+    with pytest.raises(Exception, match="closed"):
         await stopped.__aexit__(None, None, None)
 
 
@@ -184,27 +184,27 @@ async def listening(admin: Any, count: int) -> list[int]:
     return [row["pid"] for row in found]
 
 
-async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(
-    ears: list[Ear], url: str
-) -> None:
+async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(ears: list[Ear], url: str) -> None:
     here, there = (ear.wakeups for ear in ears)
     admin: Any = await asyncpg.connect(url)
     await listening(admin, 2)
-    with there.of_job(7) as job, there.of_any_job() as any_job, there.of_batches() as batches:
-        with there.of_job(8) as other_job:
-            here.job_changed(7)
-            await heard(job)
-            await heard(any_job)
-            assert not batches.is_set()
-            here.batches_changed()
-            await heard(batches)
-            assert not other_job.is_set()
+    with (
+        there.of_job(7) as job,
+        there.of_job(8) as other_job,
+        there.of_any_job() as any_job,
+        there.of_batches() as batches,
+    ):
+        here.job_changed(7)
+        await heard(job)
+        await heard(any_job)
+        assert not batches.is_set()
+        here.batches_changed()
+        await heard(batches)
+        assert not other_job.is_set()
     await admin.close()
 
 
-async def test_after_a_cut_connection_everybody_is_woken_and_notices_go_on(
-    ears: list[Ear], url: str
-) -> None:
+async def test_after_a_cut_connection_everybody_is_woken_and_notices_go_on(ears: list[Ear], url: str) -> None:
     here, there = (ear.wakeups for ear in ears)
     admin: Any = await asyncpg.connect(url)
     cut = await listening(admin, 2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
@@ -30,8 +31,8 @@ from profile_export.store.events import Wakeups
 from profile_export.store.facts import NamespaceUse, UploadFacts
 from profile_export.store.jobs import Jobs, NewJob
 from profile_export.store.loading import FieldsGrewError, LoadingBatches
+from profile_export.store.opening import CannotOpenError
 from profile_export.store.snapshots import Snapshots
-from profile_export.store.sqlite import DataDirectoryInUseError
 from profile_export.store.tables import metadata
 from profile_export.store.uploads import Uploads
 from tests.databases import Place, engine_of, make_former_tables
@@ -135,11 +136,35 @@ async def test_a_second_process_is_refused_with_a_sentence(tmp_path: Path) -> No
     first, second = Database(tmp_path), Database(tmp_path)
     await first.open()
 
-    with pytest.raises(DataDirectoryInUseError, match="is in use by another process"):
+    with pytest.raises(CannotOpenError, match="is in use by another process"):
         await second.open()
 
     await second.close()
     await first.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://nobody@localhost:1/none",
+        "postgresql://nobody@/none?host=/nowhere",
+        "postgresql://a@b/c?sslmode=perhaps",
+    ],
+)
+async def test_a_database_that_cannot_be_reached_is_told_in_a_sentence(url: str) -> None:
+    database = Database(url)
+
+    with pytest.raises(CannotOpenError, match=r"PostgreSQL cannot be reached: .+"):
+        await database.open()
+
+    await database.close()
+
+
+def test_a_missing_driver_is_told_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+
+    with pytest.raises(CannotOpenError, match=r"pip install 'profile-export\[postgres\]'"):
+        Database("postgresql://localhost/x")
 
 
 async def test_what_is_committed_is_on_the_disk_in_full(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The database behind everything, a SQLite file or a PostgreSQL database: migrated at start-up, and its transactions."""
+"""The database behind everything, a SQLite file or a PostgreSQL database: its migrations and its transactions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ _NOW = {
     "sqlite": text("SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"),
     "postgresql": text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"),
 }
-_INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 _Result = TypeVar("_Result")
@@ -48,7 +47,7 @@ class Database:
         """Make one for a file in a data directory, or for the PostgreSQL database that a URL names.
 
         Raises:
-            MissingDriverError: The driver of PostgreSQL is not installed.
+            CannotOpenError: The driver of PostgreSQL is not installed.
         """
         self._place = SqliteFile(place) if isinstance(place, Path) else PostgresDatabase(place)
         self._running: set[asyncio.Task[Any]] = set()
@@ -62,9 +61,9 @@ class Database:
         """Keep others out unless it is shared, and bring the schema up to date.
 
         Raises:
-            DataDirectoryInUseError: Another process holds the lock.
+            CannotOpenError: Another process has it, or it cannot be reached.
         """
-        self._place.take()
+        await self._place.take()
         await migrate(self._place.migrator)
 
     async def close(self) -> None:
@@ -134,7 +133,8 @@ async def database_time(connection: AsyncConnection) -> datetime:
 
 def insert_new(connection: AsyncConnection, table: Table) -> Any:
     """Insert rows, but for those whose key or other unique value is there already."""
-    return _INSERTS[connection.dialect.name](table).on_conflict_do_nothing()
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    return insert(table).on_conflict_do_nothing()
 
 
 async def migrate(engine: AsyncEngine) -> None:

@@ -23,7 +23,7 @@ class Notices:
         """Make those of the PostgreSQL database that a URL names.
 
         Raises:
-            MissingDriverError: The driver is not installed.
+            CannotOpenError: The driver is not installed.
         """
         self._connect = connector(url)
         self._wakeups = wakeups

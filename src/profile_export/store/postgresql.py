@@ -10,11 +10,12 @@ visible, and each statement of a writing transaction sees all that is.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from sqlalchemy import NullPool, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from profile_export.store.opening import CannotOpenError
 
 _WAIT_FOR_CONNECTION_SECONDS = 60
 _READERS = 4
@@ -33,22 +34,27 @@ _SETTINGS = {
 }
 
 
-class MissingDriverError(Exception):
-    """The driver of PostgreSQL is not installed."""
-
-
 def connector(url: str) -> Callable[[], Coroutine[Any, Any, Any]]:
     """Return what opens a connection of the driver's to the database that a URL names, as libpq reads it.
 
+    It raises `CannotOpenError` where there is no such database, or none that lets this process in.
+
     Raises:
-        MissingDriverError: The driver is not installed.
+        CannotOpenError: The driver is not installed.
     """
     try:
         import asyncpg  # noqa: PLC0415 - an extra; an embedded server does without it
     except ImportError:
         message = "PostgreSQL needs a driver: pip install 'profile-export[postgres]'."
-        raise MissingDriverError(message) from None
-    connect: Callable[[], Coroutine[Any, Any, Any]] = partial(asyncpg.connect, url, server_settings=_SETTINGS)
+        raise CannotOpenError(message) from None
+
+    async def connect() -> Any:
+        try:
+            return await asyncpg.connect(url, server_settings=_SETTINGS)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            message = f"PostgreSQL cannot be reached: {error or type(error).__name__}"
+            raise CannotOpenError(message) from error
+
     return connect
 
 
@@ -65,7 +71,8 @@ class PostgresDatabase:
         self.reader = self._engine("REPEATABLE READ", None, pool_size=_READERS)
         # It writes alone as well: servers that start together wait for the one that migrates.
         self.migrator = _at_begin(
-            create_async_engine("postgresql+asyncpg://", async_creator=self._connect, poolclass=NullPool), _ALONE
+            create_async_engine("postgresql+asyncpg://", async_creator=self._connect, poolclass=NullPool),
+            _ALONE,
         )
 
     def _engine(self, isolation: Any, begin: str | None, pool_size: int) -> AsyncEngine:
@@ -80,8 +87,13 @@ class PostgresDatabase:
         )
         return _at_begin(engine, begin) if begin else engine
 
-    def take(self) -> None:
-        """Nothing to lock: others may have it open."""
+    async def take(self) -> None:
+        """See that it is there. There is nothing to lock: others may have it open.
+
+        Raises:
+            CannotOpenError: It is not.
+        """
+        await (await self._connect()).close()
 
     def let_go(self) -> None:
         """Nothing to unlock."""

@@ -9,12 +9,10 @@ from typing import Any, TextIO
 from sqlalchemy import NullPool, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from profile_export.store.opening import CannotOpenError
+
 _WAIT_FOR_WRITER_SECONDS = 60
 _READERS = 4
-
-
-class DataDirectoryInUseError(Exception):
-    """Another process has the data directory open."""
 
 
 class SqliteFile:
@@ -34,11 +32,11 @@ class SqliteFile:
         # Without the settings of the others: where a migration makes a table anew, foreign keys have to wait.
         self.migrator = create_async_engine(url, poolclass=NullPool)
 
-    def take(self) -> None:
+    async def take(self) -> None:
         """Lock the data directory, making it if need be.
 
         Raises:
-            DataDirectoryInUseError: Another process holds the lock.
+            CannotOpenError: Another process holds the lock.
         """
         self._data_dir.mkdir(parents=True, exist_ok=True)
         self._lock = (self._data_dir / "lock").open("w")
@@ -49,7 +47,7 @@ class SqliteFile:
             message = (
                 f"{self._data_dir} is in use by another process: give this one a data directory of its own."
             )
-            raise DataDirectoryInUseError(message) from None
+            raise CannotOpenError(message) from None
 
     def let_go(self) -> None:
         """Unlock the data directory."""

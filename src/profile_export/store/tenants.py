@@ -30,9 +30,7 @@ def id_of(tenant: Tenant) -> ScalarSelect[Any]:
 
 async def ensure_tenant(connection: AsyncConnection, tenant: Tenant) -> int:
     """Return the tenant's key, making its row at the first write."""
-    await connection.execute(
-        insert_new(connection, tenants).values(org=tenant.org, sandbox=tenant.sandbox)
-    )
+    await connection.execute(insert_new(connection, tenants).values(org=tenant.org, sandbox=tenant.sandbox))
     tenant_id: int = (await connection.execute(select(id_of(tenant)))).scalar_one()
     return tenant_id
 
