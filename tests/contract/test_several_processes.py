@@ -13,6 +13,7 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from profile_export.domain.batch import DataFile
+from profile_export.domain.errors import UnavailableError
 from profile_export.domain.job import JobState
 from profile_export.domain.paging import PageRequest
 from profile_export.domain.plan import ExportCounts
@@ -146,8 +147,28 @@ async def test_a_process_that_stops_within_a_transaction_holds_the_others_up_for
     async with asyncio.timeout(30):
         await pair[1].dataset()
 
-    with pytest.raises(Exception, match="closed"):
+    with pytest.raises(UnavailableError):
         await stopped.__aexit__(None, None, None)
+
+
+async def test_a_cut_connection_costs_the_call_that_it_interrupts_and_no_other(
+    pair: list[Store], url: str
+) -> None:
+    admin: Any = await asyncpg.connect(url)
+
+    async def interrupted() -> None:
+        async with pair[0].database.write() as connection:
+            cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            await admin.execute(f"{cut} AND pid <> pg_backend_pid()")
+            await connection.execute(text("SELECT 1"))
+
+    with pytest.raises(UnavailableError):
+        await interrupted()
+
+    await admin.close()
+    for store in pair:
+        await store.dataset()
+        assert await store.succeeded() == []
 
 
 # --- Notices ---

@@ -13,7 +13,7 @@ from profile_export.config import load
 from profile_export.v1 import job_pb2
 from tests.databases import Postgres
 from tests.service.conftest import settings_for
-from tests.service.harness import Caller
+from tests.service.harness import Caller, refusal_of
 
 
 @pytest_asyncio.fixture
@@ -40,3 +40,9 @@ async def test_a_profile_is_exported_and_only_files_are_in_the_data_directory(
     assert job.state == job_pb2.JOB_STATE_SUCCEEDED
     assert {row["city"] for row in await on_postgresql.rows(job.batch_id)} >= {"Bergen"}
     assert not (tmp_path / "store.sqlite").exists()
+
+
+async def test_text_that_a_database_cannot_hold_is_the_callers_error(on_postgresql: Caller) -> None:
+    refusal = await refusal_of(on_postgresql.dataset("record", {"crmId": "CRMID"}, name="a\0b"))
+
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TEXT_INVALID")

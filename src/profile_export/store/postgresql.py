@@ -10,11 +10,13 @@ visible, and each statement of a writing transaction sees all that is.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import NullPool, event
+from sqlalchemy import ExceptionContext, NullPool, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from profile_export.domain.errors import InvalidArgumentError, UnavailableError
 from profile_export.store.opening import CannotOpenError
 
 _WAIT_FOR_CONNECTION_SECONDS = 60
@@ -24,6 +26,9 @@ _WRITERS_BESIDE = 4
 _LOCK = 0x70726F66_65787072
 _ALONE = f"SELECT pg_advisory_xact_lock({_LOCK})"
 _BESIDE = f"SELECT pg_advisory_xact_lock_shared({_LOCK})"
+_NO_CHARACTER = (
+    "22021"  # SQLSTATE: all that gets here as text is Unicode, of which PostgreSQL refuses NUL alone
+)
 _SETTINGS = {
     "application_name": "profile-export",
     # What is asked here takes less time than its compilation would.
@@ -37,7 +42,7 @@ _SETTINGS = {
 def connector(url: str) -> Callable[[], Coroutine[Any, Any, Any]]:
     """Return what opens a connection of the driver's to the database that a URL names, as libpq reads it.
 
-    It raises `CannotOpenError` where there is no such database, or none that lets this process in.
+    It raises `UnavailableError` where there is no such database, or none that lets this process in.
 
     Raises:
         CannotOpenError: The driver is not installed.
@@ -52,8 +57,7 @@ def connector(url: str) -> Callable[[], Coroutine[Any, Any, Any]]:
         try:
             return await asyncpg.connect(url, server_settings=_SETTINGS)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            message = f"PostgreSQL cannot be reached: {error or type(error).__name__}"
-            raise CannotOpenError(message) from error
+            raise _unavailable() from error
 
     return connect
 
@@ -85,6 +89,7 @@ class PostgresDatabase:
             pool_timeout=_WAIT_FOR_CONNECTION_SECONDS,
             pool_pre_ping=True,  # a restart of PostgreSQL costs the calls that it interrupts, and no others
         )
+        event.listen(engine.sync_engine, "handle_error", _tell_the_caller)
         return _at_begin(engine, begin) if begin else engine
 
     async def take(self) -> None:
@@ -93,10 +98,33 @@ class PostgresDatabase:
         Raises:
             CannotOpenError: It is not.
         """
-        await (await self._connect()).close()
+        try:
+            connection = await self._connect()
+        except UnavailableError as error:
+            message = f"PostgreSQL cannot be reached: {error.__cause__ or type(error.__cause__).__name__}"
+            raise CannotOpenError(message) from error
+        await connection.close()
 
     def let_go(self) -> None:
         """Nothing to unlock."""
+
+
+def _unavailable() -> UnavailableError:
+    return UnavailableError(
+        "DATABASE_UNAVAILABLE",
+        "The database cannot be reached, or broke the connection off; a call that changes something may have had its "
+        "effect. Repeat it.",
+        retry_after=timedelta(seconds=1),
+    )
+
+
+def _tell_the_caller(context: ExceptionContext) -> None:
+    """Turn errors that a caller can do something about into ours."""
+    if context.is_disconnect:
+        raise _unavailable()
+    if getattr(context.original_exception, "sqlstate", None) == _NO_CHARACTER:
+        message = "No text may contain a NUL character."
+        raise InvalidArgumentError("TEXT_INVALID", message)
 
 
 def _at_begin(engine: AsyncEngine, statement: str) -> AsyncEngine:
