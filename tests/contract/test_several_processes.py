@@ -28,6 +28,10 @@ from tests.contract.test_store import RUNNING, TENANT, UNION, Store, facts
 from tests.databases import Place, Postgres
 
 JOBS = 24
+CUT_OTHERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
 
 
 async def open_stores(*places: Place) -> list[Store]:
@@ -158,8 +162,7 @@ async def test_a_cut_connection_costs_the_call_that_it_interrupts_and_no_other(
 
     async def interrupted() -> None:
         async with pair[0].database.write() as connection:
-            cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-            await admin.execute(f"{cut} AND pid <> pg_backend_pid()")
+            await admin.execute(CUT_OTHERS)
             await connection.execute(text("SELECT 1"))
 
     with pytest.raises(UnavailableError):
@@ -177,38 +180,40 @@ async def test_a_cut_connection_costs_the_call_that_it_interrupts_and_no_other(
 class Ear:
     """What a process hears of others, and the task that makes it hear."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self) -> None:
         self.wakeups = Wakeups()
-        self.task = asyncio.create_task(Notices(url, self.wakeups).run())
+        self.task: asyncio.Task[None] | None = None
+
+    async def listen(self, url: str) -> None:
+        """Begin; everybody is woken once it hears."""
+        with self.wakeups.of_batches() as listens:
+            self.task = asyncio.create_task(Notices(url, self.wakeups).run())
+            await woken(listens)
+
+    async def close(self) -> None:
+        if self.task:
+            self.task.cancel()
+            await asyncio.wait([self.task])
 
 
-@pytest_asyncio.fixture
-async def ears(url: str) -> AsyncIterator[list[Ear]]:
-    made = [Ear(url), Ear(url)]
-    yield made
-    for ear in made:
-        ear.task.cancel()
-    await asyncio.gather(*(ear.task for ear in made), return_exceptions=True)
-
-
-async def heard(flag: asyncio.Event) -> None:
+async def woken(flag: asyncio.Event) -> None:
     async with asyncio.timeout(30):
         await flag.wait()
     flag.clear()
 
 
-async def listening(admin: Any, count: int) -> list[int]:
-    """Wait until so many connections listen; return their processes."""
-    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'"
-    while len(found := await admin.fetch(query)) < count:
-        pass
-    return [row["pid"] for row in found]
+@pytest_asyncio.fixture
+async def ears(url: str) -> AsyncIterator[list[Ear]]:
+    made = [Ear(), Ear()]
+    for ear in made:
+        await ear.listen(url)
+    yield made
+    for ear in made:
+        await ear.close()
 
 
-async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(ears: list[Ear], url: str) -> None:
+async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(ears: list[Ear]) -> None:
     here, there = (ear.wakeups for ear in ears)
-    admin: Any = await asyncpg.connect(url)
-    await listening(admin, 2)
     with (
         there.of_job(7) as job,
         there.of_job(8) as other_job,
@@ -216,26 +221,23 @@ async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(ears:
         there.of_batches() as batches,
     ):
         here.job_changed(7)
-        await heard(job)
-        await heard(any_job)
+        await woken(job)
+        await woken(any_job)
         assert not batches.is_set()
         here.batches_changed()
-        await heard(batches)
+        await woken(batches)
         assert not other_job.is_set()
-    await admin.close()
 
 
 async def test_after_a_cut_connection_everybody_is_woken_and_notices_go_on(ears: list[Ear], url: str) -> None:
     here, there = (ear.wakeups for ear in ears)
     admin: Any = await asyncpg.connect(url)
-    cut = await listening(admin, 2)
     with there.of_job(7) as job, here.of_batches() as batches:
-        for process in cut:
-            await admin.execute(f"SELECT pg_terminate_backend({process})")
-        await heard(job)
-        await heard(batches)
+        await admin.execute(CUT_OTHERS)
+        await woken(job)
+        await woken(batches)
 
         here.job_changed(7)
 
-        await heard(job)
+        await woken(job)
     await admin.close()
