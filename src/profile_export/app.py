@@ -30,6 +30,7 @@ from profile_export.lake.children import Children
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake
 from profile_export.runner.compactor import Compactor
+from profile_export.runner.lapses import LapseSweeper
 from profile_export.runner.mirror import Mirror
 from profile_export.runner.ports import Engine
 from profile_export.runner.receipts import ReceiptWriter
@@ -43,6 +44,7 @@ from profile_export.store.database import Database, DataDirectoryInUseError
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
+from profile_export.store.lapses import Lapses
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import Mirrors
@@ -158,6 +160,7 @@ class Application:
         grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(self._compactions, wakeups, self._lake, self._compacting, _new_id)
         self._sweeper = Sweeper(self._drops, self._lake, grace)
+        self._lapses = LapseSweeper(Lapses(self._database, wakeups))
         self._background: list[asyncio.Task[None]] = []
         self._worker_task: asyncio.Task[None] | None = None
         self._server: GrpcServer | None = None
@@ -197,7 +200,9 @@ class Application:
         await self._duckdb.start()
         self._worker_task = asyncio.create_task(self._worker.run())
         self._mirror_task = asyncio.create_task(self._mirror.run())
-        self._background = [asyncio.create_task(work.run()) for work in (self._compactor, self._sweeper)]
+        self._background = [
+            asyncio.create_task(work.run()) for work in (self._compactor, self._sweeper, self._lapses)
+        ]
         await self._server.start()
 
     async def stop(self) -> None:

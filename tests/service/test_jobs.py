@@ -4,7 +4,9 @@ import asyncio
 import os
 import secrets
 import signal
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from google.protobuf.duration_pb2 import Duration
 
 from profile_export.app import Application
 from profile_export.config import load
@@ -357,6 +360,40 @@ async def test_a_lake_that_refuses_once_is_tried_again(held: Held) -> None:
     assert [(error.code, error.message) for error in ended.errors] == [
         ("LAKE_FAILED", "The lake refused: No space left on device.")
     ]
+
+
+async def test_a_job_with_an_engine_that_hangs_fails_when_its_run_time_is_used_up(held: Held) -> None:
+    # given a job whose engine stands still
+    hanging = asyncio.Event()
+    stopped = list[int]()
+
+    async def hang() -> None:
+        stopped.extend(held.engine.engine.children)
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        hanging.set()
+
+    held.engine.before_run = hang
+    job = await held.caller.job(held.destination, max_run_time=Duration(seconds=3600))
+    await hanging.wait()
+
+    # when its hour has passed
+    with closing(sqlite3.connect(held.data_dir / "store.sqlite")) as store, store:
+        store.execute(
+            "UPDATE jobs SET create_time = create_time - 3600000000, deadline = deadline - 3600000000 WHERE id = ?",
+            [job.id],
+        )
+    ended = await held.caller.finished(job.id)
+
+    # then it has failed, nothing of it is visible, and its engine does not go on
+    assert ended.state == FAILED
+    assert [(error.code, error.component, error.retryable) for error in ended.errors] == [
+        ("RUN_TIME_EXCEEDED", "runner", False)
+    ]
+    assert ended.spec.max_run_time.seconds == 3600
+    assert await held.listed() == []
+    for process in stopped:
+        await asyncio.to_thread(until_gone, process)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from profile_export.cli.command import AsJson, RequestId, command
+from profile_export.cli.command import AsJson, RequestId, command, length
 from profile_export.cli.estimates import show_estimate
 from profile_export.cli.export_options import ExportOptions
 from profile_export.cli.output import console, count, moment, print_json, print_rows, span, state
@@ -22,6 +22,13 @@ async def create(
     *,
     wanted: ExportOptions,
     request_id: RequestId = "",
+    max_run_time: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="The longest time from now to its end, such as 90s or 12h; then it has FAILED. Default: no limit.",
+        ),
+    ] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_data: AsJson = False,
 ) -> int | None:
@@ -29,7 +36,8 @@ async def create(
 
     Example: `profile-export jobs create --to 5f0c… --policy 3a1b… --segment gold --events --watch`
     """
-    answer = await client.create_job(wanted.spec(), request_id)
+    spec = wanted.spec(length("--max-run-time", max_run_time))
+    answer = await client.create_job(spec, request_id)
     if watch:
         return await _watch(client, answer.job.id, as_data=as_data)
     if as_data:

@@ -97,6 +97,11 @@ class Job:
         """Whether nothing will change any more."""
         return self.state in FINAL_STATES
 
+    @property
+    def deadline(self) -> datetime | None:
+        """When its run time is used up; None if it has no limit."""
+        return self.bound.request.deadline(self.create_time)
+
 
 @dataclass(frozen=True, slots=True)
 class Transition:

@@ -91,8 +91,10 @@ class Attempts:
         """Take the oldest job that is due; None if there is none."""
         async with self.database.write() as connection:
             now = await database_time(connection)
-            due = (jobs.c.state == JobState.NEW.value) & (
-                jobs.c.not_before.is_(None) | (jobs.c.not_before <= now)
+            due = (
+                (jobs.c.state == JobState.NEW.value)
+                & (jobs.c.not_before.is_(None) | (jobs.c.not_before <= now))
+                & (jobs.c.deadline.is_(None) | (jobs.c.deadline > now))
             )
             row = (await connection.execute(select(jobs).where(due).order_by(jobs.c.id).limit(1))).first()
             if row is None:
@@ -185,7 +187,7 @@ class Attempts:
         """
         async with self.database.write() as connection:
             row = await _held(connection, fence)
-            metrics = await _metrics(connection, row)
+            metrics = await metrics_of(connection, row)
             moved = await move_job(connection, row, SUCCEED, metrics=metrics)
             files: list[DataFile] = []
             filled: list[tuple[Row[Any], FilledBatch]] = []
@@ -201,7 +203,7 @@ class Attempts:
                 await add_receipts(connection, replace(job_from(moved), notes=notes), row.plan, filled)
                 if files:
                     await _list_fields(connection, row)
-            await _end(connection, fence)
+            await end_attempt(connection, fence.job_id)
         self._wakeups.job_changed(fence.job_id)
         self._wakeups.batches_changed()
         return files
@@ -217,9 +219,9 @@ class Attempts:
         async with self.database.write() as connection:
             row = await _held(connection, fence)
             move, not_before = after_error(job_from(row), error, await database_time(connection))
-            metrics = await _metrics(connection, row)
+            metrics = await metrics_of(connection, row)
             row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
-            await _end(connection, fence, keep_ranges=move.target is JobState.NEW)
+            await end_attempt(connection, fence.job_id, keep_ranges=move.target is JobState.NEW)
         self._wakeups.job_changed(fence.job_id)
         return job_from(row)
 
@@ -232,8 +234,8 @@ class Attempts:
         """
         async with self.database.write() as connection:
             row = await _held(connection, fence)
-            await move_job(connection, row, LET_GO, metrics=await _metrics(connection, row))
-            await _end(connection, fence)
+            await move_job(connection, row, LET_GO, metrics=await metrics_of(connection, row))
+            await end_attempt(connection, fence.job_id)
         self._wakeups.job_changed(fence.job_id)
 
     @whole
@@ -271,9 +273,9 @@ async def _carry(connection: AsyncConnection, fence: Fence, **values: Any) -> No
 
 async def _release(connection: AsyncConnection, row: Row[Any], fence: Fence) -> None:
     cancelling = row.state == JobState.CANCELLING
-    metrics = await _metrics(connection, row)
+    metrics = await metrics_of(connection, row)
     await move_job(connection, row, LET_GO if cancelling else RELEASE, metrics=metrics)
-    await _end(connection, fence, keep_ranges=not cancelling)
+    await end_attempt(connection, fence.job_id, keep_ranges=not cancelling)
 
 
 async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Claim:
@@ -308,13 +310,14 @@ async def _held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
     return row
 
 
-async def _end(connection: AsyncConnection, fence: Fence, *, keep_ranges: bool = False) -> None:
-    await connection.execute(delete(leases).where(leases.c.job_id == fence.job_id))
+async def end_attempt(connection: AsyncConnection, job_id: int, *, keep_ranges: bool = False) -> None:
+    """End the running attempt at a job, if one runs, after the move that ends it."""
+    await connection.execute(delete(leases).where(leases.c.job_id == job_id))
     if not keep_ranges:
-        await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == fence.job_id))
+        await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == job_id))
 
 
-async def _metrics(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
+async def metrics_of(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
     """Add up what the job has recorded, over all its attempts."""
     files = [
         file

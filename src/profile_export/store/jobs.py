@@ -258,6 +258,7 @@ async def _insert_job(
         "attempt": 0,
         "create_time": now,
         "update_time": now,
+        "deadline": request.deadline(now),
         "errors": (),
         "metrics": JobMetrics(),
         "notes": (),

@@ -241,6 +241,8 @@ jobs = Table(
     Column("update_time", Instant, nullable=False),
     Column("end_time", Instant),
     Column("not_before", Instant),
+    # When its run time is used up; null: it has no limit.
+    Column("deadline", Instant),
     Column("cancellation", Json(Cancellation)),
     Column("errors", Json(tuple[JobError, ...]), nullable=False),
     Column("metrics", Json(JobMetrics), nullable=False),

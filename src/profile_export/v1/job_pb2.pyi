@@ -149,7 +149,7 @@ Global___JobPhase: _TypeAlias = JobPhase  # noqa: Y015
 @_typing.final
 class ExportSpec(_message.Message):
     """ExportSpec says what to export and where to. Set by the caller; in an ExportJob it is as resolved, with the
-    policy version, engine, run time limit and schema name filled in.
+    policy version, engine and schema name filled in.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -197,8 +197,9 @@ class ExportSpec(_message.Message):
 
     @_builtins.property
     def max_run_time(self) -> _duration_pb2.Duration:
-        """Optional. Longest time from creation to end, back-off and attempts included; then the job ends FAILED.
-        More than zero. Absent: the server's limit, on output filled in.
+        """Optional. Longest time from creation to end, queue, back-off and all attempts included. Then the job ends
+        FAILED with the error RUN_TIME_EXCEEDED, and nothing of it is visible; servers look every two seconds.
+        More than zero, at most 366 days. Absent: no limit.
         """
 
     def __init__(
