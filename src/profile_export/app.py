@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from profile_export.api.dataset_service import DatasetRooms, DatasetService
@@ -90,7 +90,8 @@ async def _serve(settings: ServeSettings) -> None:
     sys.stdout.write(f"listening on {shown}:{application.port}\n")
     sys.stdout.flush()
     await asyncio.wait(
-        [asyncio.ensure_future(told_to_stop.wait()), application.worker], return_when=asyncio.FIRST_COMPLETED
+        [asyncio.ensure_future(told_to_stop.wait()), *application.workers],
+        return_when=asyncio.FIRST_COMPLETED,
     )
     await application.stop()
 
@@ -104,12 +105,12 @@ class Application:
         self._settings = settings
         self._database = Database(settings.data_dir)
         self._lake = lake or LocalLake(settings.data_dir)
-        self._duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads)
+        self._duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads, max(1, settings.workers))
         self._ingesting = Children(warm_for=ingest)
         self._compacting = Children(niceness=_STAND_BACK)
         wakeups = Wakeups()
         self._batches = Batches(self._database, wakeups)
-        self._attempts = Attempts(self._database, wakeups)
+        attempts = Attempts(self._database, wakeups)
         catalog, policies = Catalog(self._database), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database)
         opened, receipts = LoadingBatches(self._database, wakeups), Receipts(self._database)
@@ -147,22 +148,18 @@ class Application:
         self._mirrors = Mirrors(self._database)
         self._mirror = Mirror(name, self._mirrors, IcebergMirror(settings.data_dir, keep), wakeups, keep)
         self._mirror_task: asyncio.Task[None] | None = None
-        self._worker = Worker(
-            name,
-            self._attempts,
-            snapshots,
-            wakeups,
-            runs,
-            self._lake,
-            self._receipts,
-        )
+        self._workers = [
+            Worker(f"{name}-{number}", attempts, snapshots, wakeups, runs, self._lake, self._receipts)
+            for number in range(settings.workers)
+        ]
         self._compactions, self._drops = Compactions(self._database), Drops(self._database)
         grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(self._compactions, wakeups, self._lake, self._compacting, _new_id)
         self._sweeper = Sweeper(self._drops, self._lake, grace)
-        self._lapses = LapseSweeper(Lapses(self._database, wakeups))
+        self._lapses = Lapses(self._database, wakeups)
+        self._lapse_sweeper = LapseSweeper(self._lapses)
         self._background: list[asyncio.Task[None]] = []
-        self._worker_task: asyncio.Task[None] | None = None
+        self._working: list[asyncio.Task[None]] = []
         self._server: GrpcServer | None = None
 
     @property
@@ -173,11 +170,9 @@ class Application:
         return self._server.port
 
     @property
-    def worker(self) -> asyncio.Task[None]:
-        """The worker, once started. It ends before the server is stopped only if it cannot go on."""
-        if self._worker_task is None:
-            raise StartError("The server has not started.")
-        return self._worker_task
+    def workers(self) -> Sequence[asyncio.Task[None]]:
+        """The workers, once started. One ends before the server is stopped only if it cannot go on."""
+        return self._working
 
     async def start(self) -> None:
         """Open everything, settle what a former process left, and answer calls.
@@ -193,29 +188,30 @@ class Application:
             await self._close()
             raise StartError(str(error)) from error
         await asyncio.to_thread(self._lake.open)
-        await self._attempts.release_all()
+        await self._lapses.lose_all()
         await self._mirrors.release_all()
         await self._sweep_what_was_left()
         await self._receipts.write_all()
         await self._duckdb.start()
-        self._worker_task = asyncio.create_task(self._worker.run())
+        self._working = [asyncio.create_task(worker.run()) for worker in self._workers]
         self._mirror_task = asyncio.create_task(self._mirror.run())
         self._background = [
-            asyncio.create_task(work.run()) for work in (self._compactor, self._sweeper, self._lapses)
+            asyncio.create_task(work.run()) for work in (self._compactor, self._sweeper, self._lapse_sweeper)
         ]
         await self._server.start()
 
     async def stop(self) -> None:
-        """Drain: no new job, watches end, calls finish, the job that runs is given back."""
+        """Drain: no new job, watches end, calls finish, the jobs that run are given back."""
         if self._server:
             await self._server.drain(
-                stop_claiming=self._stop_worker,
+                stop_claiming=self._stop_workers,
                 end_watches=self._watches.end_all,
                 grace=timedelta(seconds=self._settings.drain_seconds),
             )
         await self._close()
         # What ended a worker that nobody told to stop ends the server too, loudly: a supervisor starts it anew.
-        self.worker.result()
+        for ended in self._working:
+            ended.result()
 
     async def _sweep_what_was_left(self) -> None:
         kept = {
@@ -236,10 +232,12 @@ class Application:
         await asyncio.to_thread(self._compacting.kill)
         await self._database.close()
 
-    async def _stop_worker(self) -> None:
-        self._worker.stop_claiming()
+    async def _stop_workers(self) -> None:
+        for worker in self._workers:
+            worker.stop_claiming()
         self._mirror.stop()
-        await asyncio.wait([self.worker, *([self._mirror_task] if self._mirror_task else [])])
+        stopping = [*self._working, *([self._mirror_task] if self._mirror_task else [])]
+        await asyncio.gather(*stopping, return_exceptions=True)
 
 
 def _new_id() -> str:

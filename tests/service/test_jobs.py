@@ -378,11 +378,7 @@ async def test_a_job_with_an_engine_that_hangs_fails_when_its_run_time_is_used_u
     await hanging.wait()
 
     # when its hour has passed
-    with closing(sqlite3.connect(held.data_dir / "store.sqlite")) as store, store:
-        store.execute(
-            "UPDATE jobs SET create_time = create_time - 3600000000, deadline = deadline - 3600000000 WHERE id = ?",
-            [job.id],
-        )
+    await asyncio.to_thread(an_hour_passes, held.data_dir, job.id)
     ended = await held.caller.finished(job.id)
 
     # then it has failed, nothing of it is visible, and its engine does not go on
@@ -394,6 +390,15 @@ async def test_a_job_with_an_engine_that_hangs_fails_when_its_run_time_is_used_u
     assert await held.listed() == []
     for process in stopped:
         await asyncio.to_thread(until_gone, process)
+
+
+def an_hour_passes(data_dir: Path, job_id: int) -> None:
+    hour = 3_600_000_000
+    with closing(sqlite3.connect(data_dir / "store.sqlite")) as store, store:
+        store.execute(
+            "UPDATE jobs SET create_time = create_time - ?, deadline = deadline - ? WHERE id = ?",
+            [hour, hour, job_id],
+        )
 
 
 @pytest.mark.parametrize(

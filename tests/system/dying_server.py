@@ -29,7 +29,7 @@ async def serve(data_dir: str) -> None:
     await application.start()
     sys.stdout.write(f"listening on 127.0.0.1:{application.port}\n")
     sys.stdout.flush()
-    await application.worker
+    await asyncio.wait(application.workers)
 
 
 if __name__ == "__main__":

@@ -163,18 +163,19 @@ class EngineAttempt:
 
 
 class DuckDbEngine:
-    """Runs plans with DuckDB, in child processes of which one is kept warm.
+    """Runs plans with DuckDB, in child processes of which some are kept warm.
 
     Args:
         memory_limit_mb: How much memory a child's process may hold, see `memory`; None leaves it to DuckDB, whose
             database then takes up to 80 % of the machine's.
         threads: How many threads it uses, fewer where the limit feeds no more; None means one per core.
+        warm: How many children wait for work when nothing is to be done, at most.
     """
 
     name = "duckdb"
 
-    def __init__(self, memory_limit_mb: int | None, threads: int | None) -> None:
-        self._memory_limit_mb, self._threads = memory_limit_mb, threads
+    def __init__(self, memory_limit_mb: int | None, threads: int | None, warm: int = 1) -> None:
+        self._memory_limit_mb, self._threads, self._warm_children = memory_limit_mb, threads, warm
         self._idle: list[_Child] = []
         self._children: set[_Child] = set()
         self._warming: asyncio.Task[None] | None = None
@@ -250,7 +251,7 @@ class DuckDbEngine:
         if not child.busy:
             with suppress(EngineDiedError, EngineFailedError):
                 await child.ask(Close(), _ignore)
-                if not self._idle and not self._closed:
+                if len(self._idle) < self._warm_children and not self._closed:
                     self._idle.append(child)
                     return
         await child.kill()

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.batch import DataFile
+from profile_export.domain.batch import DataFile, attempt_folder
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.job import (
     CLAIM,
+    LEASE_TTL,
     LET_GO,
     RELEASE,
     SUCCEED,
@@ -31,13 +31,12 @@ from profile_export.domain.schema import TypeConflictError, union_objects
 from profile_export.store.batches import add_files, batches_of_job, files_of, succeed_batch
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
+from profile_export.store.drops import drop
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import job_from, move_job, stamp
 from profile_export.store.receipts import add_receipts
 from profile_export.store.tables import datasets, job_ranges, jobs, leases, tenants
 from profile_export.store.tenants import next_place
-
-LEASE_TTL = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +202,7 @@ class Attempts:
                 await add_receipts(connection, replace(job_from(moved), notes=notes), row.plan, filled)
                 if files:
                     await _list_fields(connection, row)
-            await end_attempt(connection, fence.job_id)
+            await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
         self._wakeups.batches_changed()
         return files
@@ -221,7 +220,7 @@ class Attempts:
             move, not_before = after_error(job_from(row), error, await database_time(connection))
             metrics = await metrics_of(connection, row)
             row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
-            await end_attempt(connection, fence.job_id, keep_ranges=move.target is JobState.NEW)
+            await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
         return job_from(row)
 
@@ -235,7 +234,7 @@ class Attempts:
         async with self.database.write() as connection:
             row = await _held(connection, fence)
             await move_job(connection, row, LET_GO, metrics=await metrics_of(connection, row))
-            await end_attempt(connection, fence.job_id)
+            await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
 
     @whole
@@ -244,18 +243,22 @@ class Attempts:
 
         Raises:
             LeaseLostError: The fence does not hold.
+            FailedPreconditionError: A cancel came first; let go instead.
         """
         async with self.database.write() as connection:
-            await _release(connection, await _held(connection, fence), fence)
+            row = await _held(connection, fence)
+            await move_job(connection, row, RELEASE, metrics=await metrics_of(connection, row))
+            await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
 
     @whole
-    async def release_all(self) -> None:
-        """Release the jobs of a former process; only one that has just locked the data directory may say so."""
+    async def leave(self, fence: Fence) -> None:
+        """Have the sweeper look again where an attempt has written that ended without this worker's doing.
+
+        The worker may have lived on after the last look, and written until it noticed.
+        """
         async with self.database.write() as connection:
-            for lease in (await connection.execute(select(leases))).all():
-                fence = Fence(lease.job_id, lease.attempt, lease.worker)
-                await _release(connection, await _held(connection, fence), fence)
+            await _drop_attempt(connection, fence)
 
 
 async def _list_fields(connection: AsyncConnection, row: Row[Any]) -> None:
@@ -269,13 +272,6 @@ async def _list_fields(connection: AsyncConnection, row: Row[Any]) -> None:
 
 async def _carry(connection: AsyncConnection, fence: Fence, **values: Any) -> None:
     await connection.execute(update(leases).where(leases.c.job_id == fence.job_id).values(values))
-
-
-async def _release(connection: AsyncConnection, row: Row[Any], fence: Fence) -> None:
-    cancelling = row.state == JobState.CANCELLING
-    metrics = await metrics_of(connection, row)
-    await move_job(connection, row, LET_GO if cancelling else RELEASE, metrics=metrics)
-    await end_attempt(connection, fence.job_id, keep_ranges=not cancelling)
 
 
 async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Claim:
@@ -310,11 +306,15 @@ async def _held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
     return row
 
 
-async def end_attempt(connection: AsyncConnection, job_id: int, *, keep_ranges: bool = False) -> None:
-    """End the running attempt at a job, if one runs, after the move that ends it."""
-    await connection.execute(delete(leases).where(leases.c.job_id == job_id))
-    if not keep_ranges:
-        await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == job_id))
+async def end_attempt(connection: AsyncConnection, fence: Fence) -> None:
+    """Take the lease of an attempt away, after the move that ends it, and have the sweeper look where it wrote."""
+    await connection.execute(delete(leases).where(leases.c.job_id == fence.job_id))
+    await _drop_attempt(connection, fence)
+
+
+async def _drop_attempt(connection: AsyncConnection, fence: Fence) -> None:
+    for batch in await batches_of_job(connection, fence.job_id):
+        await drop(connection, [attempt_folder(batch.folder, fence.attempt)], batch.key)
 
 
 async def metrics_of(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:

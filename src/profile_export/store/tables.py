@@ -219,6 +219,8 @@ drops = Table(
     metadata,
     Column("folder", Text, primary_key=True),
     Column("drop_time", Instant, nullable=False),
+    # Of a folder in which an attempt at an export has written: its batch, whose files stay.
+    Column("batch_key", BigInteger),
 )
 
 jobs = Table(
