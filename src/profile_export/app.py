@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from profile_export.api.dataset_service import DatasetRooms, DatasetService
 from profile_export.api.estimates import Estimates
@@ -20,12 +21,14 @@ from profile_export.api.schema_service import SchemaService
 from profile_export.api.server import BindError, GrpcServer, contract, create_server
 from profile_export.api.watch import Watches
 from profile_export.config import ServeSettings, SettingsError, load
+from profile_export.domain.verification import Verification
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.engines.mappings import Mappings
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
 from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
+from profile_export.lake import verification
 from profile_export.lake.children import Children
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake
@@ -77,6 +80,11 @@ def serve(options: Mapping[str, str | bool | None]) -> None:
         raise StartError(str(error)) from error
     configure_logs(settings.log_level)
     asyncio.run(_serve(settings))
+
+
+def verify(receipt: Path) -> Verification:
+    """Check a receipt against the files beside it, as `lake.verification` does; no server is needed."""
+    return verification.verify(receipt)
 
 
 async def _serve(settings: ServeSettings) -> None:

@@ -17,9 +17,7 @@ PEOPLE = 5_000
 
 
 async def finished(client: Client, job_id: int) -> ExportJob:
-    async for message in client.watch_job(job_id):
-        last = message
-    return last.job
+    return [message async for message in client.watch_job(job_id)][-1].job
 
 
 async def test_the_next_server_goes_on_from_the_last_range_that_was_recorded(tmp_path: Path) -> None:
