@@ -38,14 +38,15 @@ class Lapses:
 
     @whole
     async def _due(self) -> Sequence[int]:
-        final = [state.value for state in FINAL_STATES]
+        # Named one by one, so that an index finds the few among all that have ended: this is asked every second.
+        unfinished = [state.value for state in JobState if state not in FINAL_STATES]
         async with self.database.read() as connection:
             now = await database_time(connection)
             over = or_(jobs.c.deadline <= now, leases.c.expire_time <= now)
             query = (
                 select(jobs.c.id)
                 .outerjoin(leases, leases.c.job_id == jobs.c.id)
-                .where(jobs.c.state.not_in(final), over)
+                .where(jobs.c.state.in_(unfinished), over)
             )
             return (await connection.execute(query.order_by(jobs.c.id))).scalars().all()
 

@@ -64,7 +64,7 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     """
     JOB_STATE_PROCESSING: _JobState.ValueType  # 2
     """An attempt runs. Moved next by its worker (to SUCCEEDED, FAILED, or back to NEW for another attempt), by
-    CancelJob, or by the sweeper when the worker has died.
+    CancelJob, or by the sweeper when the worker has died or the run time is used up.
     """
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 3
     """The batch is visible, whole. Final: nobody moves it."""
@@ -88,7 +88,7 @@ sweeper when its run time is used up.
 """
 JOB_STATE_PROCESSING: JobState.ValueType  # 2
 """An attempt runs. Moved next by its worker (to SUCCEEDED, FAILED, or back to NEW for another attempt), by
-CancelJob, or by the sweeper when the worker has died.
+CancelJob, or by the sweeper when the worker has died or the run time is used up.
 """
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 3
 """The batch is visible, whole. Final: nobody moves it."""
@@ -123,7 +123,9 @@ class _JobPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobPhase.Val
     JOB_PHASE_CANCEL: _JobPhase.ValueType  # 6
     """Stopping, from CancelJob to the end."""
     JOB_PHASE_LOST: _JobPhase.ValueType  # 7
-    """The time of a dead attempt, from its last sign of life to the take-over."""
+    """The time of a dead attempt, from its worker's last sign of life until that was noticed. The wait for another
+    worker, back-off included, is QUEUE.
+    """
 
 class JobPhase(_JobPhase, metaclass=_JobPhaseEnumTypeWrapper):
     """JobPhase says what a job spends its time on."""
@@ -143,7 +145,9 @@ JOB_PHASE_COMMIT: JobPhase.ValueType  # 5
 JOB_PHASE_CANCEL: JobPhase.ValueType  # 6
 """Stopping, from CancelJob to the end."""
 JOB_PHASE_LOST: JobPhase.ValueType  # 7
-"""The time of a dead attempt, from its last sign of life to the take-over."""
+"""The time of a dead attempt, from its worker's last sign of life until that was noticed. The wait for another
+worker, back-off included, is QUEUE.
+"""
 Global___JobPhase: _TypeAlias = JobPhase  # noqa: Y015
 
 @_typing.final
