@@ -128,13 +128,13 @@ async def test_a_job_that_backs_off_when_its_run_time_is_used_up_keeps_the_error
     await store.limited()
     claim = await store.attempts.claim("worker")
     assert claim
-    error = JobError("ENGINE_DIED", "It died.", "engine", retryable=True, attempt=1)
+    error = JobError("ENGINE_CRASHED", "It died.", "engine", retryable=True, attempt=1)
     await store.attempts.end_with_error(claim.fence, error)
     await store.an_hour_passes()
 
     [job] = await store.lapses.end()
 
-    assert [error.code for error in job.errors] == ["ENGINE_DIED", "RUN_TIME_EXCEEDED"]
+    assert [error.code for error in job.errors] == ["ENGINE_CRASHED", "RUN_TIME_EXCEEDED"]
     phases = (await store.jobs.get(TENANT, job.id)).phases
     assert [phase.phase for phase in phases] == [Phase.QUEUE, Phase.PLAN, Phase.QUEUE]
 

@@ -331,7 +331,7 @@ def test_what_was_written_for_unfinished_jobs_by_the_former_keys_is_made_anew(tm
 
 async def test_a_job_that_backs_off_is_not_due_yet(store: Store) -> None:
     claim = await store.claimed()
-    error = JobError("ENGINE_DIED", "It died.", "engine", retryable=True, attempt=1)
+    error = JobError("ENGINE_CRASHED", "It died.", "engine", retryable=True, attempt=1)
 
     job = await store.attempts.end_with_error(claim.fence, error)
 

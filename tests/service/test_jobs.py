@@ -279,7 +279,7 @@ async def test_a_killed_engine_ends_the_attempt_and_not_the_server(held: Held) -
     assert ended.state == SUCCEEDED
     assert ended.attempt == 2
     assert [(error.code, error.attempt, error.retryable) for error in ended.errors] == [
-        ("ENGINE_DIED", 1, True)
+        ("ENGINE_CRASHED", 1, True)
     ]
     assert len(await held.caller.rows(ended.batch_id)) == 10
 
@@ -325,8 +325,9 @@ async def test_a_source_that_cannot_be_read_fails_the_job_with_a_reason(held: He
     ended = await held.caller.finished(await held.create())
 
     assert ended.state == FAILED
-    assert ended.errors[-1].code.startswith("ENGINE_")
-    assert ended.errors[-1].component == "engine"
+    [error] = ended.errors
+    assert (error.code, error.component, error.retryable) == ("SOURCE_UNREADABLE", "engine", False)
+    assert f"/{held.source}/" in error.message
     assert await held.listed() == []
 
 
@@ -358,7 +359,7 @@ async def test_a_lake_that_refuses_once_is_tried_again(held: Held) -> None:
 
     assert (ended.state, ended.attempt) == (SUCCEEDED, 2)
     assert [(error.code, error.message) for error in ended.errors] == [
-        ("LAKE_FAILED", "The lake refused: No space left on device.")
+        ("DISK_FULL", "The lake refused: No space left on device.")
     ]
 
 

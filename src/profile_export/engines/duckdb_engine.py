@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -83,7 +84,7 @@ class _Child:
         self.busy = False
         if isinstance(answer, Failed):
             if answer.died:
-                raise EngineDiedError(answer.message)
+                raise EngineDiedError(answer.code, answer.message)
             raise EngineFailedError(answer.code, answer.message, retryable=answer.retryable)
         return answer
 
@@ -111,7 +112,9 @@ class _Child:
             except asyncio.IncompleteReadError:
                 code = await self._process.wait()
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                raise EngineDiedError(f"The engine's process {how}.") from None
+                if -code == signal.SIGKILL:
+                    how += ", which is what a system does that runs out of memory"
+                raise EngineDiedError("ENGINE_CRASHED", f"The engine's process {how}.") from None
             if not isinstance(message, EngineProgress):
                 return message
             on_progress(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
@@ -235,14 +236,15 @@ class _Attempt:
         phase, number = self.progress.phase.value, self.claim.fence.attempt
         match error:
             case EngineDiedError():
-                return JobError("ENGINE_DIED", str(error), "engine", retryable=True, attempt=number)
+                return JobError(error.code, str(error), "engine", retryable=True, attempt=number)
             case EngineFailedError():
                 return JobError(error.code, str(error), "engine", retryable=error.retryable, attempt=number)
             case DomainError():
                 return JobError(error.reason, error.message, phase, retryable=False, attempt=number)
             case OSError():
+                code = "DISK_FULL" if error.errno == errno.ENOSPC else "LAKE_FAILED"
                 message = f"The lake refused: {error.strerror}."
-                return JobError("LAKE_FAILED", message, "lake", retryable=True, attempt=number)
+                return JobError(code, message, "lake", retryable=True, attempt=number)
             case _:
                 _log.error("attempt_failed", job_id=self.claim.job.id, attempt=number, exc_info=error)
                 message = "An internal error ended the attempt; the server's log has it."

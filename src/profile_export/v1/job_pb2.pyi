@@ -825,8 +825,8 @@ class JobError(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """Output only. Stable upper-case word: SOURCE_UNREADABLE, DISK_FULL, OUT_OF_MEMORY, ENGINE_CRASHED,
-    LEASE_LOST, RUN_TIME_EXCEEDED, ATTEMPTS_EXHAUSTED, INTERNAL. More may come.
+    """Output only. Stable upper-case word: SOURCE_UNREADABLE, DISK_FULL, OUT_OF_MEMORY, ENGINE_CRASHED, ENGINE_IO,
+    ENGINE_QUERY, LAKE_FAILED, LEASE_LOST, RUN_TIME_EXCEEDED, INTERNAL. More may come.
     """
     message: _builtins.str
     """Output only. A sentence for people, with advice. Never a stack trace."""
