@@ -27,6 +27,7 @@ from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import LEASE_TTL, Mirrors
 from profile_export.store.uploads import Uploads
+from tests.databases import Place
 
 TENANT = Tenant()
 RECORD = SchemaRef("https://ns.adobe.com/xdm/context/profile")
@@ -34,11 +35,17 @@ HOUR = timedelta(hours=1)
 
 
 class World:
-    """One data directory. `keep` and `lease` are those of the mirrors that it makes."""
+    """One data directory, with the store in it or elsewhere. `keep` and `lease` are those of its mirrors."""
 
-    def __init__(self, data_dir: Path, keep: timedelta = HOUR, lease: timedelta = LEASE_TTL) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        place: Place | None = None,
+        keep: timedelta = HOUR,
+        lease: timedelta = LEASE_TTL,
+    ) -> None:
         self.data_dir = data_dir
-        self.database = Database(data_dir)
+        self.database = Database(place or data_dir)
         self.keep = keep
         self.tables = IcebergMirror(data_dir, keep)
         self.mirrors = Mirrors(self.database, lease)

@@ -43,7 +43,7 @@ from profile_export.store.attempts import Attempts
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
 from profile_export.store.compactions import Compactions
-from profile_export.store.database import Database, DataDirectoryInUseError
+from profile_export.store.database import Database
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
@@ -51,6 +51,8 @@ from profile_export.store.lapses import Lapses
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import Mirrors
+from profile_export.store.notices import Notices
+from profile_export.store.opening import CannotOpenError
 from profile_export.store.policies import Policies
 from profile_export.store.receipts import Receipts
 from profile_export.store.schemas import Schemas
@@ -72,7 +74,7 @@ def serve(options: Mapping[str, str | bool | None]) -> None:
         options: As `config.load` takes them; variables come from the environment.
 
     Raises:
-        StartError: A setting, the address or the data directory cannot be used.
+        StartError: A setting, the address or the database cannot be used.
     """
     try:
         settings = load(options, os.environ)
@@ -91,7 +93,10 @@ async def _serve(settings: ServeSettings) -> None:
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    application = Application(settings)
+    try:
+        application = Application(settings)
+    except CannotOpenError as error:
+        raise StartError(str(error)) from error
     await application.start()
     host = settings.grpc_address[0]
     shown = f"[{host}]" if ":" in host else host
@@ -111,12 +116,13 @@ class Application:
         self, settings: ServeSettings, engine: Engine | None = None, lake: LocalLake | None = None
     ) -> None:
         self._settings = settings
-        self._database = Database(settings.data_dir)
+        self._database = Database(settings.database_url or settings.data_dir)
         self._lake = lake or LocalLake(settings.data_dir)
         self._duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads, max(1, settings.workers))
         self._ingesting = Children(warm_for=ingest)
         self._compacting = Children(niceness=_STAND_BACK)
         wakeups = Wakeups()
+        self._notices = [Notices(settings.database_url, wakeups)] if settings.database_url else []
         self._batches = Batches(self._database, wakeups)
         attempts = Attempts(self._database, wakeups)
         catalog, policies = Catalog(self._database), Policies(self._database)
@@ -186,26 +192,28 @@ class Application:
         """Open everything, settle what a former process left, and answer calls.
 
         Raises:
-            StartError: The address or the data directory cannot be used.
+            StartError: The address or the database cannot be used.
         """
         host, port = self._settings.grpc_address
         try:
             await self._database.open()
             self._server = await create_server(self._services, host=host, port=port, new_request_id=_new_id)
-        except (DataDirectoryInUseError, BindError, OSError) as error:
+        except (CannotOpenError, BindError, OSError) as error:
             await self._close()
             raise StartError(str(error)) from error
         await asyncio.to_thread(self._lake.open)
-        await self._lapses.lose_all()
-        await self._mirrors.release_all()
-        await self._sweep_what_was_left()
+        if not self._database.is_shared:
+            # Else what is unfinished may be another server's, and leases that nobody renews expire.
+            await self._lapses.lose_all()
+            await self._mirrors.release_all()
+            await self._sweep_what_was_left()
         await self._receipts.write_all()
         await self._duckdb.start()
         self._working = [asyncio.create_task(worker.run()) for worker in self._workers]
         self._mirror_task = asyncio.create_task(self._mirror.run())
-        self._background = [
-            asyncio.create_task(work.run()) for work in (self._compactor, self._sweeper, self._lapse_sweeper)
-        ]
+        in_the_background = [self._compactor.run(), self._sweeper.run(), self._lapse_sweeper.run()]
+        in_the_background += [notices.run() for notices in self._notices]
+        self._background = [asyncio.create_task(work) for work in in_the_background]
         await self._server.start()
 
     async def stop(self) -> None:

@@ -37,6 +37,7 @@ class SettingsError(Exception):
 class ServeSettings:
     """How one server runs.
 
+    `database_url` names a PostgreSQL database for the store, None: it is a file in `data_dir`, as all else is.
     `workers` is how many jobs run at once; 0 only serves. `memory_limit_mb` is what a process of the engine may
     hold at most (peak RSS, in 10^6 bytes, within a tenth); a job has one such process, an estimate another. None
     bounds DuckDB alone, by its own default. `threads` bounds the engine's threads, None: one per core; a small
@@ -47,6 +48,7 @@ class ServeSettings:
     """
 
     data_dir: Path
+    database_url: str | None
     grpc_address: tuple[str, int]
     insecure: bool
     workers: int
@@ -73,6 +75,9 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
     source = _Source(options, environ)
     settings = ServeSettings(
         data_dir=source.required("data_dir", _path, "give a folder, such as --data-dir .data"),
+        database_url=source.read(
+            "database_url", _postgresql_url, None, "give postgresql://USER@HOST/DATABASE, or leave it out"
+        ),
         grpc_address=source.read(
             "grpc_address",
             _address,
@@ -149,6 +154,12 @@ def _path(text: str) -> Path:
     if not text or "\0" in text:
         raise ValueError(text)
     return Path(text)
+
+
+def _postgresql_url(text: str) -> str:
+    if not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError(text)
+    return text
 
 
 def _address(text: str) -> tuple[str, int]:

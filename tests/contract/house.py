@@ -42,6 +42,7 @@ from profile_export.store.uploads import Uploads
 from tests.builders import read_export
 from tests.contract.ingesting import CRM, Uploader
 from tests.contract.test_engine_against_merge import lines
+from tests.databases import Place
 
 TENANT = Tenant()
 XDM = "https://ns.adobe.com/xdm/context"
@@ -58,9 +59,12 @@ class House:
 
     folder: Path
     children: Children
+    place: Place | None = None
+    """Where the store is, if not in the folder."""
 
     def __post_init__(self) -> None:
-        self.database, self.lake, self.wakeups = Database(self.folder), LocalLake(self.folder), Wakeups()
+        self.database = Database(self.place or self.folder)
+        self.lake, self.wakeups = LocalLake(self.folder), Wakeups()
         self.numbers = count()
         self.when_named: Callable[[], None] = lambda: None
         self.catalog = Catalog(self.database)

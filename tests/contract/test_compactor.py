@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from sqlalchemy import update
 
 from profile_export.domain.batch import BatchState
@@ -19,9 +20,20 @@ from profile_export.lake.children import Children
 from profile_export.lake.compaction import CompactTask, compact
 from profile_export.store.jobs import NewJob
 from profile_export.store.tables import batches, files
-from tests.contract.house import EVENT, TENANT, UNION, House, children, house, opened, pinned
+from tests.contract.house import EVENT, TENANT, UNION, House, children, opened, pinned
+from tests.databases import Place
 
-__all__ = ["children", "house"]  # fixtures
+__all__ = ["children"]  # a fixture
+
+
+@pytest_asyncio.fixture
+async def house(
+    tmp_path: Path,
+    children: Children,
+    place: Place,
+) -> AsyncIterator[House]:
+    async with opened(House(tmp_path, children, place)) as made:
+        yield made
 
 
 @pytest.mark.parametrize("graph", IdentityGraph)

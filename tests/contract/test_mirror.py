@@ -9,24 +9,22 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import create_engine, select, text, update
+from sqlalchemy import select, text, update
 
 from profile_export.domain.mirror import MirroredBatch, MirrorStatus, TableState
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.runner.mirror import Mirror
-from profile_export.store import tables
 from profile_export.store.database import migrate
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import MirrorLostError, Mirrors, ask_drop
 from profile_export.store.tables import datasets, mirrors
+from tests.databases import Place, engine_of, make_former_tables
 from tests.mirroring import HOUR, World
 
 
 @pytest_asyncio.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
+async def world(place: Place, tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path, place)
     await made.database.open()
     yield made
     await made.database.close()
@@ -286,29 +284,25 @@ async def test_a_deleted_datasets_table_is_dropped_and_forgotten(world: World) -
         assert (await connection.execute(select(mirrors))).all() == []
 
 
-def test_datasets_made_before_there_were_mirrors_are_mirrored_if_exports_write_to_them(
-    tmp_path: Path,
+async def test_datasets_made_before_there_were_mirrors_are_mirrored_if_exports_write_to_them(
+    empty_place: Place,
 ) -> None:
     # given a store of before
-    store = tmp_path / "store.sqlite"
-    engine = create_engine(f"sqlite:///{store}")
-    config = Config()
-    config.set_main_option("script_location", str(Path(tables.__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.execute(text("INSERT INTO tenants VALUES (1, 'o', 's', 0, NULL)"))
+    await make_former_tables(empty_place, "0001")
+    engine = engine_of(empty_place)
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO tenants VALUES (1, 'o', 's', 0, NULL)"))
         for kind in ("record", "event", "union"):
             row = f"('{kind}', 1, 'n', '', 's', '', '{kind}', '{{}}', '[]', '{{}}', 0, 0, NULL, NULL)"
-            connection.execute(text(f"INSERT INTO datasets VALUES {row}"))
+            await connection.execute(text(f"INSERT INTO datasets VALUES {row}"))
 
     # when the store is brought up to date
-    migrate(store)
+    await migrate(engine)
 
     # then
-    with engine.connect() as connection:
-        found = connection.execute(select(datasets.c.kind).where(datasets.c.iceberg)).scalars().all()
-    engine.dispose()
+    async with engine.connect() as connection:
+        query = select(datasets.c.kind).where(datasets.c.iceberg)
+        found = (await connection.execute(query)).scalars().all()
     assert found == ["union"]
 
 

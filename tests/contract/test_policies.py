@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.paging import PageRequest
 from profile_export.domain.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, PolicyChange
-from profile_export.store import policy_tables
 from profile_export.store.database import Database
 from profile_export.store.policies import Policies
+from tests.databases import Place, engine_of, make_former_tables
 
 
-async def test_policies_made_before_there_were_versions_are_there_and_change(tmp_path: Path) -> None:
+async def test_policies_made_before_there_were_versions_are_there_and_change(empty_place: Place) -> None:
     # given a store of before
-    engine = create_engine(f"sqlite:///{tmp_path / 'store.sqlite'}")
-    config = Config()
-    config.set_main_option("script_location", str(Path(policy_tables.__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0005")
-        connection.execute(text("INSERT INTO tenants VALUES (1, 'default', 'prod', 0, NULL)"))
+    await make_former_tables(empty_place, "0005")
+    async with engine_of(empty_place).begin() as connection:
+        await connection.execute(text("INSERT INTO tenants VALUES (1, 'default', 'prod', 0, NULL)"))
         row = "(1, 'p', 1, 'Home', 'pdg', 'timestampOrdered', '_xdm.context.profile', 7)"
-        connection.execute(text(f"INSERT INTO merge_policies VALUES {row}"))
-    engine.dispose()
+        await connection.execute(text(f"INSERT INTO merge_policies VALUES {row}"))
 
     # when it is opened
-    database = Database(tmp_path)
+    database = Database(empty_place)
     await database.open()
     policies, tenant = Policies(database), Tenant()
 

@@ -29,6 +29,7 @@ from profile_export.store.jobs import NewJob
 from profile_export.store.receipt_table import receipts
 from profile_export.store.receipts import Receipts
 from tests.contract.test_store import TENANT, UNION, Store, facts
+from tests.databases import Place
 
 COMMITTING = Progress(Phase.COMMIT, 1, 1, 1)
 SEGMENTS = (SegmentFilter("gold"), SegmentFilter("silver"))
@@ -37,8 +38,8 @@ SEGMENTS = (SegmentFilter("gold"), SegmentFilter("silver"))
 class Exports:
     """A store with a source of one batch, whose jobs are carried out without an engine."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self.store = Store(data_dir)
+    def __init__(self, data_dir: Path, place: Place) -> None:
+        self.store = Store(place)
         self.receipts = Receipts(self.store.database)
         self.lake = LocalLake(data_dir)
         self.writer = ReceiptWriter(self.receipts, self.lake)
@@ -76,8 +77,8 @@ class Exports:
 
 
 @pytest_asyncio.fixture
-async def exports(tmp_path: Path) -> AsyncIterator[Exports]:
-    opened = Exports(tmp_path)
+async def exports(tmp_path: Path, place: Place) -> AsyncIterator[Exports]:
+    opened = Exports(tmp_path, place)
     await opened.store.database.open()
     opened.lake.open()
     opened.source = await opened.store.dataset()

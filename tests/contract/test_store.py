@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from profile_export.domain.batch import BatchState, DataFile, UploadStart
 from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
@@ -23,19 +22,20 @@ from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.domain.schema import TEXT, ArrayType, ObjectType
 from profile_export.domain.segments import SegmentFilter
-from profile_export.store import tables
 from profile_export.store.attempts import Attempts, Claim, LeaseLostError, RangeDone
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog, NewDataset
-from profile_export.store.database import Database, DataDirectoryInUseError, migrate
+from profile_export.store.database import Database, migrate
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import NamespaceUse, UploadFacts
 from profile_export.store.jobs import Jobs, NewJob
 from profile_export.store.loading import FieldsGrewError, LoadingBatches
+from profile_export.store.opening import CannotOpenError
 from profile_export.store.snapshots import Snapshots
 from profile_export.store.tables import metadata
 from profile_export.store.uploads import Uploads
+from tests.databases import Place, engine_of, make_former_tables
 
 NUMBERS = count()
 TENANT = Tenant()
@@ -52,9 +52,8 @@ def range_done(claim: Claim, index: int) -> RangeDone:
 
 
 class Store:
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        self.database = Database(data_dir)
+    def __init__(self, place: Place) -> None:
+        self.database = Database(place)
         wakeups = Wakeups()
         self.catalog = Catalog(self.database)
         self.uploads, self.batches = Uploads(self.database), Batches(self.database, wakeups)
@@ -114,37 +113,69 @@ def facts(
 
 
 @pytest_asyncio.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store(tmp_path)
+async def store(place: Place) -> AsyncIterator[Store]:
+    opened = Store(place)
     await opened.database.open()
     yield opened
     await opened.database.close()
 
 
-async def test_the_migrations_make_the_tables_that_the_code_uses(store: Store) -> None:
-    engine = create_engine(f"sqlite:///{store.data_dir / 'store.sqlite'}")
+async def test_the_migrations_make_the_tables_that_the_code_uses(empty_place: Place) -> None:
+    engine = engine_of(empty_place)
+    await migrate(engine)
 
-    with engine.connect() as connection:
-        differences = compare_metadata(MigrationContext.configure(connection), metadata)
-    engine.dispose()
+    async with engine.connect() as connection:
+        differences = await connection.run_sync(
+            lambda found: compare_metadata(MigrationContext.configure(found), metadata)
+        )
 
     assert differences == []
 
 
-async def test_a_second_process_is_refused_with_a_sentence(store: Store) -> None:
-    second = Database(store.data_dir)
+async def test_a_second_process_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    first, second = Database(tmp_path), Database(tmp_path)
+    await first.open()
 
-    with pytest.raises(DataDirectoryInUseError, match="is in use by another process"):
+    with pytest.raises(CannotOpenError, match="is in use by another process"):
         await second.open()
 
     await second.close()
+    await first.close()
 
 
-async def test_what_is_committed_is_on_the_disk_in_full(store: Store) -> None:
-    async with store.database.write() as writer:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://nobody@localhost:1/none",
+        "postgresql://nobody@/none?host=/nowhere",
+        "postgresql://a@b/c?sslmode=perhaps",
+    ],
+)
+async def test_a_database_that_cannot_be_reached_is_told_in_a_sentence(url: str) -> None:
+    database = Database(url)
+
+    with pytest.raises(CannotOpenError, match=r"PostgreSQL cannot be reached: .+"):
+        await database.open()
+
+    await database.close()
+
+
+def test_a_missing_driver_is_told_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+
+    with pytest.raises(CannotOpenError, match=r"pip install 'profile-export\[postgres\]'"):
+        Database("postgresql://localhost/x")
+
+
+async def test_what_is_committed_is_on_the_disk_in_full(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    await database.open()
+
+    async with database.write() as writer:
         mode = (await writer.exec_driver_sql("PRAGMA journal_mode")).scalar_one()
         synchronous = (await writer.exec_driver_sql("PRAGMA synchronous")).scalar_one()
 
+    await database.close()
     assert (mode, synchronous) == ("wal", 2)
 
 
@@ -256,21 +287,36 @@ async def test_a_released_job_keeps_the_ranges_it_recorded(store: Store) -> None
     assert await store.attempts.commit(again.fence) == [FILE]
 
 
-def test_what_was_written_for_unfinished_jobs_by_the_former_keys_is_made_anew(tmp_path: Path) -> None:
+async def test_what_was_written_for_unfinished_jobs_by_the_former_keys_is_made_anew(
+    empty_place: Place,
+) -> None:
     # given a store of before, with a job that has recorded a range and one that has succeeded
-    engine = create_engine(f"sqlite:///{tmp_path / 'store.sqlite'}")
-    config = Config()
-    config.set_main_option("script_location", str(Path(tables.__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0007")
-        for number, state in enumerate(("new", "succeeded")):
+    await make_former_tables(empty_place, "0007")
+    engine = engine_of(empty_place)
+    async with engine.begin() as connection:
+        for number, state in ((1, "new"), (2, "succeeded")):
             for table, values in {
+                "tenants": {"id": number, "org": state, "sandbox": "s", "last_batch_number": 0},
+                "datasets": {
+                    "id": state,
+                    "tenant_id": number,
+                    "name": "",
+                    "description": "",
+                    "schema_id": "",
+                    "content_type": "",
+                    "kind": "union",
+                    "tags": "{}",
+                    "identity_fields": "[]",
+                    "fields": "{}",
+                    "iceberg": False,
+                    "create_time": 0,
+                    "update_time": 0,
+                },
                 "jobs": {
                     "id": number,
-                    "tenant_id": 1,
+                    "tenant_id": number,
                     "bound": "{}",
-                    "destination_id": "d",
+                    "destination_id": state,
                     "batch_id": state,
                     "state": state,
                     "revision": 1,
@@ -284,9 +330,9 @@ def test_what_was_written_for_unfinished_jobs_by_the_former_keys_is_made_anew(tm
                 },
                 "batches": {
                     "key": number,
-                    "tenant_id": 1,
+                    "tenant_id": number,
                     "id": state,
-                    "dataset_id": "d",
+                    "dataset_id": state,
                     "job_id": number,
                     "state": "loading",
                     "create_time": 0,
@@ -314,19 +360,21 @@ def test_what_was_written_for_unfinished_jobs_by_the_former_keys_is_made_anew(tm
                 },
             }.items():
                 places = ", ".join(f":{column}" for column in values)
-                connection.execute(
+                await connection.execute(
                     text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})"), values
                 )
 
     # when it is brought up to date
-    migrate(tmp_path / "store.sqlite")
+    await migrate(engine)
 
     # then only what the finished one has written is left, and the other still reads what it had pinned
-    with engine.connect() as connection:
-        assert connection.execute(text("SELECT job_id FROM job_ranges")).scalars().all() == [1]
-        assert connection.execute(text("SELECT name FROM files")).scalars().all() == ["succeeded"]
-        assert connection.execute(text("SELECT plan FROM jobs")).scalars().all() == ["pinned"] * 2
-    engine.dispose()
+    async with engine.connect() as connection:
+        for query, left in (
+            ("SELECT job_id FROM job_ranges", [2]),
+            ("SELECT name FROM files", ["succeeded"]),
+            ("SELECT plan FROM jobs", ["pinned"] * 2),
+        ):
+            assert (await connection.execute(text(query))).scalars().all() == left
 
 
 async def test_a_job_that_backs_off_is_not_due_yet(store: Store) -> None:

@@ -22,11 +22,12 @@ from profile_export.store.drops import drop
 from profile_export.store.jobs import NewJob
 from profile_export.store.tables import batches, drops, mirrored_batches, mirrors
 from tests.contract.house import TENANT, UNION, House, opened
+from tests.databases import Place
 
 
 @pytest_asyncio.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with opened(House(tmp_path, Children())) as made:
+async def house(tmp_path: Path, place: Place) -> AsyncIterator[House]:
+    async with opened(House(tmp_path, Children(), place)) as made:
         yield made
 
 

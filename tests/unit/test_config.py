@@ -10,6 +10,7 @@ FOLDER = {"data_dir": ".data"}
 BAD = [
     ("data_dir", ""),
     ("data_dir", "a\0b"),
+    ("database_url", "sqlite:///x"),
     ("grpc_address", ""),
     ("grpc_address", "50051"),
     ("grpc_address", ":50051"),
@@ -61,6 +62,7 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
 
     assert settings == ServeSettings(
         data_dir=Path(".data"),
+        database_url=None,
         grpc_address=("127.0.0.1", 50_051),
         insecure=False,
         workers=1,
@@ -80,6 +82,7 @@ def test_every_option_has_its_variable() -> None:
         {},
         {
             "PROFILE_EXPORT_DATA_DIR": "/srv/data",
+            "PROFILE_EXPORT_DATABASE_URL": "postgresql://me@there/x",
             "PROFILE_EXPORT_GRPC_ADDRESS": "0.0.0.0:9000",
             "PROFILE_EXPORT_INSECURE": "Yes",
             "PROFILE_EXPORT_WORKERS": "0",
@@ -96,6 +99,7 @@ def test_every_option_has_its_variable() -> None:
 
     assert settings == ServeSettings(
         data_dir=Path("/srv/data"),
+        database_url="postgresql://me@there/x",
         grpc_address=("0.0.0.0", 9_000),
         insecure=True,
         workers=0,

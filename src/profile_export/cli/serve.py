@@ -15,6 +15,14 @@ def serve(
     data_dir: Annotated[
         Text, typer.Option(metavar="DIR", help="Folder that keeps everything; made if missing. Required.")
     ] = None,
+    database_url: Annotated[
+        Text,
+        typer.Option(
+            metavar="URL",
+            help="A PostgreSQL database for the store, such as postgresql://user@host/name. Default: a file in "
+            "the data directory.",
+        ),
+    ] = None,
     grpc_address: Annotated[
         Text,
         typer.Option(
@@ -85,6 +93,7 @@ def serve(
 
     options = {
         "data_dir": data_dir,
+        "database_url": database_url,
         "grpc_address": grpc_address,
         "insecure": insecure,
         "workers": workers,

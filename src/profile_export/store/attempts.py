@@ -79,7 +79,11 @@ class LeaseLostError(Exception):
 
 
 class Attempts:
-    """Attempts of all jobs, as workers drive them."""
+    """Attempts of all jobs, as workers drive them.
+
+    Workers write beside one another until an attempt ends: a claim locks the job that it takes, and all that the others
+    decide by, which is the lease and the job's state, is changed only by what writes alone.
+    """
 
     def __init__(self, database: Database, wakeups: Wakeups) -> None:
         self.database = database
@@ -88,14 +92,15 @@ class Attempts:
     @whole
     async def claim(self, worker: str) -> Claim | None:
         """Take the oldest job that is due; None if there is none."""
-        async with self.database.write() as connection:
+        async with self.database.write_beside() as connection:
             now = await database_time(connection)
             due = (
                 (jobs.c.state == JobState.NEW.value)
                 & (jobs.c.not_before.is_(None) | (jobs.c.not_before <= now))
                 & (jobs.c.deadline.is_(None) | (jobs.c.deadline > now))
             )
-            row = (await connection.execute(select(jobs).where(due).order_by(jobs.c.id).limit(1))).first()
+            oldest = select(jobs).where(due).order_by(jobs.c.id).limit(1).with_for_update(skip_locked=True)
+            row = (await connection.execute(oldest)).first()
             if row is None:
                 return None
             row = await move_job(connection, row, CLAIM)
@@ -118,7 +123,7 @@ class Attempts:
         Raises:
             LeaseLostError: The fence does not hold.
         """
-        async with self.database.write() as connection:
+        async with self.database.write_beside() as connection:
             await _held(connection, fence)
             if plan:
                 values = {"plan": plan, "notes": plan.notes}
@@ -135,7 +140,7 @@ class Attempts:
         Raises:
             LeaseLostError: The fence does not hold.
         """
-        async with self.database.write() as connection:
+        async with self.database.write_beside() as connection:
             row = await _held(connection, fence)
             expire_time = await database_time(connection) + LEASE_TTL
             await _carry(connection, fence, progress=progress, expire_time=expire_time)
@@ -159,7 +164,7 @@ class Attempts:
         Raises:
             LeaseLostError: The fence does not hold.
         """
-        async with self.database.write() as connection:
+        async with self.database.write_beside() as connection:
             await _held(connection, fence)
             values = {
                 "job_id": fence.job_id,

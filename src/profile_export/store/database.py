@@ -1,28 +1,32 @@
-"""The SQLite file behind everything: opened by one process, migrated at start-up, one writer and many readers."""
+"""The database behind everything, a SQLite file or a PostgreSQL database: its migrations and its transactions."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TextIO, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine, event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Connection, Table, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from profile_export.store.column_types import from_micros
+from profile_export.store.postgresql import PostgresDatabase
+from profile_export.store.sqlite import SqliteFile
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_WAIT_FOR_WRITER_SECONDS = 60
-_READERS = 4
-# Database time only: every instant that is written comes from here. SQLite's clock has milliseconds.
-_NOW = text("SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)")
+# Database time only: every instant that is written comes from here. SQLite's clock has milliseconds. PostgreSQL's
+# `now()` would be when the transaction began, which may be long before it got the lock.
+_NOW = {
+    "sqlite": text("SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"),
+    "postgresql": text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"),
+}
 
 
 _Result = TypeVar("_Result")
@@ -36,52 +40,44 @@ class HasDatabase(Protocol):
     database: Database
 
 
-class DataDirectoryInUseError(Exception):
-    """Another process has the data directory open."""
-
-
 class Database:
-    """The store's file. Between `open` and `close`, transactions are `read()` and `write()`."""
+    """The store's database. Between `open` and `close`, transactions are `read()`, `write()` and `write_beside()`."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
-        self._path = data_dir / "store.sqlite"
-        self._lock: TextIO | None = None
-        self._running: set[asyncio.Task[Any]] = set()
-        self._writer = _engine(self._path, "BEGIN IMMEDIATE", pool_size=1)
-        self._reader = _engine(self._path, "BEGIN", pool_size=_READERS)
-
-    async def open(self) -> None:
-        """Lock the data directory, making it if need be, and bring the schema up to date.
+    def __init__(self, place: Path | str) -> None:
+        """Make one for a file in a data directory, or for the PostgreSQL database that a URL names.
 
         Raises:
-            DataDirectoryInUseError: Another process holds the lock.
+            CannotOpenError: The driver of PostgreSQL is not installed.
         """
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._data_dir / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            message = (
-                f"{self._data_dir} is in use by another process: give this one a data directory of its own."
-            )
-            raise DataDirectoryInUseError(message) from None
-        await asyncio.to_thread(migrate, self._path)
+        self._place = SqliteFile(place) if isinstance(place, Path) else PostgresDatabase(place)
+        self._running: set[asyncio.Task[Any]] = set()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may have it open."""
+        return self._place.is_shared
+
+    async def open(self) -> None:
+        """Keep others out unless it is shared, and bring the schema up to date.
+
+        Raises:
+            CannotOpenError: Another process has it, or it cannot be reached.
+        """
+        await self._place.take()
+        await migrate(self._place.migrator)
 
     async def close(self) -> None:
-        """Wait for what still runs, close the connections and let go of the data directory."""
+        """Wait for what still runs, close the connections and let others in."""
         if self._running:
             await asyncio.wait(self._running)
-        await self._writer.dispose()
-        await self._reader.dispose()
-        if self._lock:
-            self._lock.close()
+        for engine in (self._place.writer, self._place.writer_beside, self._place.reader):
+            await engine.dispose()
+        self._place.let_go()
 
     async def to_its_end(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Run work that a cancelled caller leaves behind, but never interrupts.
 
-        A statement that is given up half-way leaves its connection, and with it SQLite's write lock, to nobody.
+        A statement that is given up half-way leaves its connection, and with it the write lock, to nobody.
         """
         task = asyncio.create_task(work)
         self._running.add(task)
@@ -97,16 +93,24 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """Open the one writing transaction; it commits when the block ends and rolls back when it raises.
 
-        It takes the write lock at once: a transaction that reads first and writes later can fail with "database is
-        locked" whatever the busy timeout.
+        Nothing else is written meanwhile, by no process.
         """
-        async with self._writer.begin() as connection:
+        async with self._place.writer.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write_beside(self) -> AsyncIterator[AsyncConnection]:
+        """Open a writing transaction beside others of this kind, where the database can; else as `write`.
+
+        For what decides only by rows that it has locked, or that nothing but `write` changes.
+        """
+        async with self._place.writer_beside.begin() as connection:
             yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a reading transaction: everything in it sees one moment."""
-        async with self._reader.begin() as connection:
+        async with self._place.reader.begin() as connection:
             yield connection
 
 
@@ -124,38 +128,23 @@ def whole(
 
 async def database_time(connection: AsyncConnection) -> datetime:
     """Return the database's present time."""
-    return from_micros((await connection.execute(_NOW)).scalar_one())
+    return from_micros((await connection.execute(_NOW[connection.dialect.name])).scalar_one())
 
 
-def migrate(path: Path) -> None:
-    """Bring the schema of the file up to date, making the file if need be. Blocks."""
+def insert_new(connection: AsyncConnection, table: Table) -> Any:
+    """Insert rows, but for those whose key or other unique value is there already."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    return insert(table).on_conflict_do_nothing()
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Bring a schema up to date."""
+    async with engine.begin() as connection:
+        await connection.run_sync(_upgrade)
+
+
+def _upgrade(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-    engine.dispose()
-
-
-def _engine(path: Path, begin: str, pool_size: int) -> AsyncEngine:
-    engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=_WAIT_FOR_WRITER_SECONDS,
-        connect_args={"isolation_level": None},  # transactions begin as said below, not as the driver guesses
-    )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def set_up(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin_as_said(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Row, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Dataset, DatasetKind, SchemaRef
@@ -13,6 +12,7 @@ from profile_export.domain.errors import NotFoundError
 from profile_export.domain.schema import ObjectType, union_objects
 from profile_export.domain.unions import union_by_kind
 from profile_export.store.column_types import digest_of
+from profile_export.store.database import insert_new
 from profile_export.store.tables import datasets, field_sets
 
 
@@ -88,7 +88,7 @@ async def field_set_of(connection: AsyncConnection, dataset_id: str, fields: Obj
     """Return the key of the fields that files of a dataset were written with, each different set kept once."""
     digest = digest_of(fields)
     row = {"dataset_id": dataset_id, "digest": digest, "fields": fields}
-    await connection.execute(upsert(field_sets).values(row).on_conflict_do_nothing())
+    await connection.execute(insert_new(connection, field_sets).values(row))
     query = select(field_sets.c.id).where(
         field_sets.c.dataset_id == dataset_id, field_sets.c.digest == digest
     )

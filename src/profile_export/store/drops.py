@@ -8,11 +8,10 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 
 from sqlalchemy import ColumnElement, delete, exists, select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import FINAL_STATES, LEASE_TTL
-from profile_export.store.database import Database, database_time, whole
+from profile_export.store.database import Database, database_time, insert_new, whole
 from profile_export.store.mirrors import named_by_mirror
 from profile_export.store.tables import batches, drops, files, jobs, mirrored_batches
 
@@ -91,7 +90,7 @@ async def drop(connection: AsyncConnection, folders: Collection[str], batch_key:
     now = await database_time(connection)
     rows = [{"folder": folder, "drop_time": now, "batch_key": batch_key} for folder in folders]
     if rows:
-        await connection.execute(insert(drops).on_conflict_do_nothing(), rows)
+        await connection.execute(insert_new(connection, drops), rows)
 
 
 def _named_by_mirror() -> ColumnElement[bool]:

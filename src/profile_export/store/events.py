@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 
 class Wakeups:
-    """Wake-ups between the tasks of one process."""
+    """Wake-ups between the tasks of one process; `Notices` carries them to others.
+
+    `pass_on` is told of each change made here: the job's id, or None for batches.
+    """
 
     def __init__(self) -> None:
+        self.pass_on: Callable[[int | None], None] = lambda _: None
         self._of_job: dict[int, set[asyncio.Event]] = defaultdict(set)
         self._of_any: set[asyncio.Event] = set()
         self._of_batches: set[asyncio.Event] = set()
@@ -38,13 +42,25 @@ class Wakeups:
 
     def job_changed(self, job_id: int) -> None:
         """Wake whoever waits for this job, after the transaction that changed it has committed."""
-        for flag in (*self._of_job.get(job_id, ()), *self._of_any):
-            flag.set()
+        self.wake(job_id)
+        self.pass_on(job_id)
 
     def batches_changed(self) -> None:
         """Wake whoever waits for batches, after the transaction that made some count, or cease to, has committed."""
-        for flag in self._of_batches:
+        self.wake(None)
+        self.pass_on(None)
+
+    def wake(self, changed: int | None) -> None:
+        """Wake those here who wait for a job or, for None, for batches."""
+        flags = self._of_batches if changed is None else {*self._of_job.get(changed, ()), *self._of_any}
+        for flag in flags:
             flag.set()
+
+    def wake_all(self) -> None:
+        """Wake everybody here: anything may have changed."""
+        for flags in (*self._of_job.values(), self._of_any, self._of_batches):
+            for flag in flags:
+                flag.set()
 
 
 @contextmanager

@@ -172,8 +172,8 @@ class Jobs:
 async def move_job(connection: AsyncConnection, row: Row[Any], move: Move, **changes: Any) -> Row[Any]:
     """Make a move and its log entry, and what follows from the state it leads to; return the job's new row.
 
-    `changes` are those of `Move.apply`. The update is a compare-and-set on the revision; within SQLite's one writing
-    transaction it always meets its row.
+    `changes` are those of `Move.apply`. The update is a compare-and-set on the revision; it always meets its row, since
+    whoever moves a job writes alone or has locked the row.
 
     Raises:
         FailedPreconditionError: The job is not in a state that the move starts from.

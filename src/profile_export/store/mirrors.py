@@ -7,12 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import BatchState
 from profile_export.domain.mirror import MirroredBatch, TableState
-from profile_export.store.database import Database, database_time, whole
+from profile_export.store.database import Database, database_time, insert_new, whole
 from profile_export.store.tables import batches, datasets, files, mirrored_batches, mirrors
 
 LEASE_TTL = timedelta(seconds=60)
@@ -70,7 +69,7 @@ class Mirrors:
             dataset_id = await _due(connection)
             if dataset_id is None:
                 return None
-            await connection.execute(upsert(mirrors).values(dataset_id=dataset_id).on_conflict_do_nothing())
+            await connection.execute(insert_new(connection, mirrors).values(dataset_id=dataset_id))
             now = await database_time(connection)
             row = (
                 await connection.execute(
@@ -256,7 +255,7 @@ async def _filled(connection: AsyncConnection, work: MirrorWork, after: int, mos
             paths.append(row.path)
     if added:
         intents = [{"batch_key": key, "dataset_id": work.dataset_id} for key in added]
-        await connection.execute(upsert(mirrored_batches).on_conflict_do_nothing(), intents)
+        await connection.execute(insert_new(connection, mirrored_batches), intents)
     removed = (
         await connection.execute(
             select(batches.c.key, batches.c.id)

@@ -25,6 +25,7 @@ merge_policies = Table(
         "schema_name",
         unique=True,
         sqlite_where=text("is_default"),
+        postgresql_where=text("is_default"),
     ),
 )
 

@@ -37,6 +37,8 @@ metadata = MetaData(
 )
 # SQLite counts up by itself only where the key is spelled INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
+# What is listed in its order: by code points, as SQLite has it, and not as PostgreSQL's database was made for.
+_Ordered = Text().with_variant(Text(collation="C"), "postgresql")
 
 tenants = Table(
     "tenants",
@@ -136,7 +138,7 @@ uploads = Table(
     metadata,
     Column("key", _Serial, primary_key=True),
     Column("batch_key", ForeignKey("batches.key"), nullable=False),
-    Column("file_name", Text, nullable=False),
+    Column("file_name", _Ordered, nullable=False),
     Column("format", Text, nullable=False),
     Column("max_bad_records", BigInteger, nullable=False, default=0),
     Column("state", Text, nullable=False),
@@ -161,7 +163,7 @@ schemas = Table(
     "schemas",
     metadata,
     Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
-    Column("id", Text, primary_key=True),
+    Column("id", _Ordered, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("title", Text, nullable=False),
     Column("kind", Text),
@@ -190,7 +192,7 @@ files = Table(
     metadata,
     Column("key", _Serial, primary_key=True),
     Column("batch_key", ForeignKey("batches.key"), nullable=False),
-    Column("name", Text, nullable=False),
+    Column("name", _Ordered, nullable=False),
     Column("path", Text, nullable=False),
     Column("rows", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),

@@ -8,12 +8,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ScalarSelect, select, update
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.identity import fold_namespace
-from profile_export.store.database import database_time
+from profile_export.store.database import database_time, insert_new
 from profile_export.store.tables import namespace_spellings, namespaces, tenants
 
 IDENTITY = "identity"
@@ -31,9 +30,7 @@ def id_of(tenant: Tenant) -> ScalarSelect[Any]:
 
 async def ensure_tenant(connection: AsyncConnection, tenant: Tenant) -> int:
     """Return the tenant's key, making its row at the first write."""
-    await connection.execute(
-        insert(tenants).values(org=tenant.org, sandbox=tenant.sandbox).on_conflict_do_nothing()
-    )
+    await connection.execute(insert_new(connection, tenants).values(org=tenant.org, sandbox=tenant.sandbox))
     tenant_id: int = (await connection.execute(select(id_of(tenant)))).scalar_one()
     return tenant_id
 
@@ -88,10 +85,10 @@ async def register_namespaces(
             "folded": fold_namespace(spelling),
             "registered": spelling,
         }
-        await connection.execute(insert(namespaces).values(row).on_conflict_do_nothing())
+        await connection.execute(insert_new(connection, namespaces).values(row))
     for spelling in all_spellings:
         row = {"tenant_id": tenant_id, "kind": kind, "spelling": spelling, "folded": fold_namespace(spelling)}
-        await connection.execute(insert(namespace_spellings).values(row).on_conflict_do_nothing())
+        await connection.execute(insert_new(connection, namespace_spellings).values(row))
 
 
 async def registered_namespaces(connection: AsyncConnection, tenant_id: Any, kind: str) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Row, cast, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import (
@@ -160,7 +160,8 @@ class Uploads:
             batches.c.key == uploads.c.batch_key,
             uploads.c.state == UploadState.COMPLETE.value,
         )
-        before = select(func.coalesce(func.sum(uploads.c.rows), 0)).where(
+        # PostgreSQL adds 64-bit integers up to a decimal.
+        before = select(cast(func.coalesce(func.sum(uploads.c.rows), 0), BigInteger)).where(
             *complete, uploads.c.file_name < file_name
         )
         known = select(field_sets.c.fields).where(

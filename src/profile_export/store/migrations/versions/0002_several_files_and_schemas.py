@@ -9,6 +9,7 @@ revision = "0002"
 down_revision = "0001"
 
 _KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_ORDERED = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
@@ -16,7 +17,7 @@ def upgrade() -> None:
         "uploads",
         sa.Column("key", _KEY, nullable=False),
         sa.Column("batch_key", _KEY, nullable=False),
-        sa.Column("file_name", sa.Text(), nullable=False),
+        sa.Column("file_name", _ORDERED, nullable=False),
         sa.Column("format", sa.Text(), nullable=False),
         sa.Column("max_bad_records", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
@@ -48,7 +49,7 @@ def upgrade() -> None:
     op.create_table(
         "schemas",
         sa.Column("tenant_id", _KEY, nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("id", _ORDERED, nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("title", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=True),

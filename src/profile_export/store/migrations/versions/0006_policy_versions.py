@@ -10,7 +10,9 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    op.rename_table("merge_policies", "first_merge_policies")
+    # A renamed table would keep its key's name, which no other may have.
+    op.execute("CREATE TABLE first_merge_policies AS SELECT * FROM merge_policies")
+    op.drop_table("merge_policies")
     op.create_table(
         "merge_policies",
         sa.Column("id", sa.Text(), nullable=False),
@@ -34,6 +36,7 @@ def upgrade() -> None:
         ["tenant_id", "schema_name"],
         unique=True,
         sqlite_where=sa.text("is_default"),
+        postgresql_where=sa.text("is_default"),
     )
     op.create_table(
         "merge_policy_versions",

