@@ -7,8 +7,9 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from profile_export.api.dataset_service import DatasetRooms, DatasetService
 from profile_export.api.estimates import Estimates
@@ -20,16 +21,19 @@ from profile_export.api.schema_service import SchemaService
 from profile_export.api.server import BindError, GrpcServer, contract, create_server
 from profile_export.api.watch import Watches
 from profile_export.config import ServeSettings, SettingsError, load
+from profile_export.domain.verification import Verification
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.engines.mappings import Mappings
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
 from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
+from profile_export.lake import verification
 from profile_export.lake.children import Children
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake
 from profile_export.runner.compactor import Compactor
+from profile_export.runner.lapses import LapseSweeper
 from profile_export.runner.mirror import Mirror
 from profile_export.runner.ports import Engine
 from profile_export.runner.receipts import ReceiptWriter
@@ -43,6 +47,7 @@ from profile_export.store.database import Database
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
+from profile_export.store.lapses import Lapses
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import Mirrors
@@ -79,6 +84,11 @@ def serve(options: Mapping[str, str | bool | None]) -> None:
     asyncio.run(_serve(settings))
 
 
+def verify(receipt: Path) -> Verification:
+    """Check a receipt against the files beside it, as `lake.verification` does; no server is needed."""
+    return verification.verify(receipt)
+
+
 async def _serve(settings: ServeSettings) -> None:
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -93,7 +103,8 @@ async def _serve(settings: ServeSettings) -> None:
     sys.stdout.write(f"listening on {shown}:{application.port}\n")
     sys.stdout.flush()
     await asyncio.wait(
-        [asyncio.ensure_future(told_to_stop.wait()), application.worker], return_when=asyncio.FIRST_COMPLETED
+        [asyncio.ensure_future(told_to_stop.wait()), *application.workers],
+        return_when=asyncio.FIRST_COMPLETED,
     )
     await application.stop()
 
@@ -107,13 +118,13 @@ class Application:
         self._settings = settings
         self._database = Database(settings.database_url or settings.data_dir)
         self._lake = lake or LocalLake(settings.data_dir)
-        self._duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads)
+        self._duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads, max(1, settings.workers))
         self._ingesting = Children(warm_for=ingest)
         self._compacting = Children(niceness=_STAND_BACK)
         wakeups = Wakeups()
         self._notices = [Notices(settings.database_url, wakeups)] if settings.database_url else []
         self._batches = Batches(self._database, wakeups)
-        self._attempts = Attempts(self._database, wakeups)
+        attempts = Attempts(self._database, wakeups)
         catalog, policies = Catalog(self._database), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database)
         opened, receipts = LoadingBatches(self._database, wakeups), Receipts(self._database)
@@ -151,21 +162,18 @@ class Application:
         self._mirrors = Mirrors(self._database)
         self._mirror = Mirror(name, self._mirrors, IcebergMirror(settings.data_dir, keep), wakeups, keep)
         self._mirror_task: asyncio.Task[None] | None = None
-        self._worker = Worker(
-            name,
-            self._attempts,
-            snapshots,
-            wakeups,
-            runs,
-            self._lake,
-            self._receipts,
-        )
+        self._workers = [
+            Worker(f"{name}-{number}", attempts, snapshots, wakeups, runs, self._lake, self._receipts)
+            for number in range(settings.workers)
+        ]
         self._compactions, self._drops = Compactions(self._database), Drops(self._database)
         grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(self._compactions, wakeups, self._lake, self._compacting, _new_id)
         self._sweeper = Sweeper(self._drops, self._lake, grace)
+        self._lapses = Lapses(self._database, wakeups)
+        self._lapse_sweeper = LapseSweeper(self._lapses)
         self._background: list[asyncio.Task[None]] = []
-        self._worker_task: asyncio.Task[None] | None = None
+        self._working: list[asyncio.Task[None]] = []
         self._server: GrpcServer | None = None
 
     @property
@@ -176,11 +184,9 @@ class Application:
         return self._server.port
 
     @property
-    def worker(self) -> asyncio.Task[None]:
-        """The worker, once started. It ends before the server is stopped only if it cannot go on."""
-        if self._worker_task is None:
-            raise StartError("The server has not started.")
-        return self._worker_task
+    def workers(self) -> Sequence[asyncio.Task[None]]:
+        """The workers, once started. One ends before the server is stopped only if it cannot go on."""
+        return self._working
 
     async def start(self) -> None:
         """Open everything, settle what a former process left, and answer calls.
@@ -198,29 +204,30 @@ class Application:
         await asyncio.to_thread(self._lake.open)
         if not self._database.is_shared:
             # Else what is unfinished may be another server's, and leases that nobody renews expire.
-            await self._attempts.release_all()
+            await self._lapses.lose_all()
             await self._mirrors.release_all()
             await self._sweep_what_was_left()
         await self._receipts.write_all()
         await self._duckdb.start()
-        self._worker_task = asyncio.create_task(self._worker.run())
+        self._working = [asyncio.create_task(worker.run()) for worker in self._workers]
         self._mirror_task = asyncio.create_task(self._mirror.run())
-        in_the_background = [self._compactor.run(), self._sweeper.run()]
+        in_the_background = [self._compactor.run(), self._sweeper.run(), self._lapse_sweeper.run()]
         in_the_background += [notices.run() for notices in self._notices]
         self._background = [asyncio.create_task(work) for work in in_the_background]
         await self._server.start()
 
     async def stop(self) -> None:
-        """Drain: no new job, watches end, calls finish, the job that runs is given back."""
+        """Drain: no new job, watches end, calls finish, the jobs that run are given back."""
         if self._server:
             await self._server.drain(
-                stop_claiming=self._stop_worker,
+                stop_claiming=self._stop_workers,
                 end_watches=self._watches.end_all,
                 grace=timedelta(seconds=self._settings.drain_seconds),
             )
         await self._close()
         # What ended a worker that nobody told to stop ends the server too, loudly: a supervisor starts it anew.
-        self.worker.result()
+        for ended in self._working:
+            ended.result()
 
     async def _sweep_what_was_left(self) -> None:
         kept = {
@@ -241,10 +248,12 @@ class Application:
         await asyncio.to_thread(self._compacting.kill)
         await self._database.close()
 
-    async def _stop_worker(self) -> None:
-        self._worker.stop_claiming()
+    async def _stop_workers(self) -> None:
+        for worker in self._workers:
+            worker.stop_claiming()
         self._mirror.stop()
-        await asyncio.wait([self.worker, *([self._mirror_task] if self._mirror_task else [])])
+        stopping = [*self._working, *([self._mirror_task] if self._mirror_task else [])]
+        await asyncio.gather(*stopping, return_exceptions=True)
 
 
 def _new_id() -> str:

@@ -38,18 +38,20 @@ class ServeSettings:
     """How one server runs.
 
     `database_url` names a PostgreSQL database for the store, None: it is a file in `data_dir`, as all else is.
-    `memory_limit_mb` is what a process of the engine may hold at most (peak RSS, in 10^6 bytes, within a tenth); a job
-    has one such process, an estimate another. None bounds DuckDB alone, by its own default. `threads` bounds the
-    engine's threads, None: one per core; a small memory limit allows fewer. `drain_seconds` is how long calls may
-    take to finish after the server was told to stop; `download_grace_seconds` how long files that nothing needs any
-    more stay for those who may still be reading them, `mirror_keep_minutes` how long a snapshot of an Iceberg table
-    after it was the newest. A record or event with more than `max_record_bytes` or `max_event_bytes` is rejected.
+    `workers` is how many jobs run at once; 0 only serves. `memory_limit_mb` is what a process of the engine may
+    hold at most (peak RSS, in 10^6 bytes, within a tenth); a job has one such process, an estimate another. None
+    bounds DuckDB alone, by its own default. `threads` bounds the engine's threads, None: one per core; a small
+    memory limit allows fewer. `drain_seconds` is how long calls may take to finish after the server was told to
+    stop; `download_grace_seconds` how long files that nothing needs any more stay for those who may still be
+    reading them, `mirror_keep_minutes` how long a snapshot of an Iceberg table after it was the newest. A record or
+    event with more than `max_record_bytes` or `max_event_bytes` is rejected.
     """
 
     data_dir: Path
     database_url: str | None
     grpc_address: tuple[str, int]
     insecure: bool
+    workers: int
     memory_limit_mb: int | None
     threads: int | None
     log_level: str
@@ -83,6 +85,7 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
             "give HOST:PORT, such as 127.0.0.1:50051 or [::1]:0 (port 0: any free one)",
         ),
         insecure=source.read("insecure", _flag, default=False, advice="give true or false"),
+        workers=source.read("workers", _whole(0), 1, "give a whole number of jobs, 0 or more"),
         memory_limit_mb=source.read(
             "memory_limit_mb",
             _whole(_LEAST_MEMORY_MB),

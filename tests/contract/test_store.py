@@ -377,20 +377,9 @@ async def test_what_was_written_for_unfinished_jobs_by_the_former_keys_is_made_a
             assert (await connection.execute(text(query))).scalars().all() == left
 
 
-async def test_jobs_of_a_former_process_go_on_and_cancelled_ones_end(store: Store) -> None:
-    going = await store.claimed()
-    cancelling = await store.claimed()
-    await store.jobs.cancel(TENANT, cancelling.job.id, "me", "")
-
-    await store.attempts.release_all()
-
-    assert (await store.jobs.get(TENANT, going.job.id)).job.state is JobState.NEW
-    assert (await store.jobs.get(TENANT, cancelling.job.id)).job.state is JobState.CANCELLED
-
-
 async def test_a_job_that_backs_off_is_not_due_yet(store: Store) -> None:
     claim = await store.claimed()
-    error = JobError("ENGINE_DIED", "It died.", "engine", retryable=True, attempt=1)
+    error = JobError("ENGINE_CRASHED", "It died.", "engine", retryable=True, attempt=1)
 
     job = await store.attempts.end_with_error(claim.fence, error)
 

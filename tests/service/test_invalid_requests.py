@@ -152,9 +152,17 @@ CASES: dict[str, tuple[dict[str, Any], Refused]] = {
         {"engine": "polars"},
         invalid("ENGINE_UNKNOWN", "spec.engine"),
     ),
-    "a run time limit": (
-        {"max_run_time": "60s"},
-        Refused(UNBUILT, "NOT_BUILT", metadata=(("field", "spec.max_run_time"),)),
+    "no run time at all": (
+        {"max_run_time": "0s"},
+        invalid("FIELD_INVALID", "spec.max_run_time"),
+    ),
+    "a run time that ends before it begins": (
+        {"max_run_time": "-0.5s"},
+        invalid("FIELD_INVALID", "spec.max_run_time"),
+    ),
+    "a run time of more than a year": (
+        {"max_run_time": "31622401s"},
+        invalid("FIELD_INVALID", "spec.max_run_time"),
     ),
     "segments to evaluate": (
         {"evaluate_segments": True},
@@ -218,6 +226,15 @@ async def test_a_time_that_no_calendar_has_is_refused_wherever_it_stands(caller:
     refusal = await refusal_of(create(caller, spec))
 
     assert (refusal.code, refusal.reason, refusal.fields) == (INVALID, "FIELD_INVALID", [field])
+
+
+async def test_a_run_time_that_no_clock_has_is_refused(caller: Caller) -> None:
+    spec = await spec_of(caller, {})
+    spec.max_run_time.seconds = 10**15
+
+    refusal = await refusal_of(create(caller, spec))
+
+    assert (refusal.code, refusal.fields) == (INVALID, ["spec.max_run_time"])
 
 
 async def test_a_request_without_any_member_needs_a_destination_first(caller: Caller) -> None:

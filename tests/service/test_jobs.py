@@ -4,7 +4,9 @@ import asyncio
 import os
 import secrets
 import signal
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from google.protobuf.duration_pb2 import Duration
 
 from profile_export.app import Application
 from profile_export.config import load
@@ -276,7 +279,7 @@ async def test_a_killed_engine_ends_the_attempt_and_not_the_server(held: Held) -
     assert ended.state == SUCCEEDED
     assert ended.attempt == 2
     assert [(error.code, error.attempt, error.retryable) for error in ended.errors] == [
-        ("ENGINE_DIED", 1, True)
+        ("ENGINE_CRASHED", 1, True)
     ]
     assert len(await held.caller.rows(ended.batch_id)) == 10
 
@@ -322,8 +325,9 @@ async def test_a_source_that_cannot_be_read_fails_the_job_with_a_reason(held: He
     ended = await held.caller.finished(await held.create())
 
     assert ended.state == FAILED
-    assert ended.errors[-1].code.startswith("ENGINE_")
-    assert ended.errors[-1].component == "engine"
+    [error] = ended.errors
+    assert (error.code, error.component, error.retryable) == ("SOURCE_UNREADABLE", "engine", False)
+    assert f"/{held.source}/" in error.message
     assert await held.listed() == []
 
 
@@ -355,8 +359,47 @@ async def test_a_lake_that_refuses_once_is_tried_again(held: Held) -> None:
 
     assert (ended.state, ended.attempt) == (SUCCEEDED, 2)
     assert [(error.code, error.message) for error in ended.errors] == [
-        ("LAKE_FAILED", "The lake refused: No space left on device.")
+        ("DISK_FULL", "The lake refused: No space left on device.")
     ]
+
+
+async def test_a_job_with_an_engine_that_hangs_fails_when_its_run_time_is_used_up(held: Held) -> None:
+    # given a job whose engine stands still
+    hanging = asyncio.Event()
+    stopped = list[int]()
+
+    async def hang() -> None:
+        stopped.extend(held.engine.engine.children)
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        hanging.set()
+
+    held.engine.before_run = hang
+    job = await held.caller.job(held.destination, max_run_time=Duration(seconds=3600))
+    await hanging.wait()
+
+    # when its hour has passed
+    await asyncio.to_thread(an_hour_passes, held.data_dir, job.id)
+    ended = await held.caller.finished(job.id)
+
+    # then it has failed, nothing of it is visible, and its engine does not go on
+    assert ended.state == FAILED
+    assert [(error.code, error.component, error.retryable) for error in ended.errors] == [
+        ("RUN_TIME_EXCEEDED", "runner", False)
+    ]
+    assert ended.spec.max_run_time.seconds == 3600
+    assert await held.listed() == []
+    for process in stopped:
+        await asyncio.to_thread(until_gone, process)
+
+
+def an_hour_passes(data_dir: Path, job_id: int) -> None:
+    hour = 3_600_000_000
+    with closing(sqlite3.connect(data_dir / "store.sqlite")) as store, store:
+        store.execute(
+            "UPDATE jobs SET create_time = create_time - ?, deadline = deadline - ? WHERE id = ?",
+            [hour, hour, job_id],
+        )
 
 
 @pytest.mark.parametrize(

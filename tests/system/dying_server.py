@@ -1,7 +1,8 @@
-"""A server that dies at a receipt: the real one, with a lake that kills the process instead of writing it.
+"""A server that dies at a named point: the real one, with a lake or an engine that kills the process instead.
 
-    dying_server.py DATA_DIR
+    dying_server.py DATA_DIR receipt|range
 
+`receipt`: where it would write one. `range`: when the second range of a job has been written and is not recorded yet.
 Like `profile-export serve` it prints `listening on HOST:PORT`.
 """
 
@@ -16,21 +17,47 @@ from pathlib import Path
 from profile_export.app import Application
 from profile_export.config import load
 from profile_export.lake.local import LocalLake
+from tests.service.engines import GatedEngine, real_engine
 
 
 class DyingLake(LocalLake):
     def write(self, path: str, content: bytes) -> None:  # noqa: ARG002 - the lake's signature
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
 
 
-async def serve(data_dir: str) -> None:
+class DyingEngine(GatedEngine):
+    """It cuts finely, so that there are several ranges of few rows."""
+
+    def __init__(self) -> None:
+        super().__init__(real_engine())
+        self.after_run = self._count
+        self._ranges = 0
+
+    @property
+    def values_per_range(self) -> int:
+        return 1_000
+
+    async def _count(self) -> None:
+        self._ranges += 1
+        if self._ranges == 2:
+            die()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def serve(data_dir: str, point: str) -> None:
     settings = load({"data_dir": data_dir, "grpc_address": "127.0.0.1:0", "threads": "1"}, {})
-    application = Application(settings, lake=DyingLake(Path(data_dir)))
+    if point == "receipt":
+        application = Application(settings, lake=DyingLake(Path(data_dir)))
+    else:
+        application = Application(settings, DyingEngine())
     await application.start()
     sys.stdout.write(f"listening on 127.0.0.1:{application.port}\n")
     sys.stdout.flush()
-    await application.worker
+    await asyncio.wait(application.workers)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1]))
+    asyncio.run(serve(*sys.argv[1:]))

@@ -44,7 +44,8 @@ class Terminal:
     sandbox: str
 
     def type(self, *words: str | Path, to: str = "") -> subprocess.CompletedProcess[str]:
-        server = ("--sandbox", self.sandbox) if words[0] != "serve" else ()
+        talks = words[0] != "serve" and words[:2] != ("jobs", "verify")
+        server = ("--sandbox", self.sandbox) if talks else ()
         return subprocess.run(
             [*COMMAND, *map(str, words), *server],
             env=environment(PROFILE_EXPORT_ADDRESS=to or self.address),

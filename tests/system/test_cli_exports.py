@@ -69,12 +69,19 @@ def test_an_estimate_says_what_would_come_and_how_exact_it_is(terminal: Terminal
     assert json.loads(terminal.get("jobs", "list", "--json")) == []
 
 
+def test_a_job_keeps_the_longest_time_it_may_take(terminal: Terminal, union: str) -> None:
+    created = json.loads(terminal.get("jobs", "create", "--to", union, "--max-run-time", "12h", "--json"))
+
+    assert created["spec"]["max_run_time"] == "43200s"
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
         (["--segment", "gold", "--status", "leaving"], "realized, existing, exited"),
         (["--status", "realized"], "--segment"),
         (["--segment", "gold", "--newer-than", "soon"], "--newer-than 'soon'"),
+        (["--max-run-time", "12 hours"], "--max-run-time '12 hours'"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_and_exit_2(terminal: Terminal, words: list[str], hint: str) -> None:

@@ -18,6 +18,7 @@ from profile_export.client import (
     Client,
     ClientError,
     DatasetKind,
+    ExportJob,
     IdentityField,
     UploadFormat,
     export_spec,
@@ -55,9 +56,9 @@ class Exported:
 
 
 @contextmanager
-def serving_until_it_dies(data_dir: Path) -> Iterator[str]:
-    """Run a server that dies at the first receipt; give its address."""
-    command = [sys.executable, "-m", "tests.system.dying_server", str(data_dir)]
+def serving_until_it_dies(data_dir: Path, point: str) -> Iterator[str]:
+    """Run a server that dies at a point, as `dying_server` names them; give its address."""
+    command = [sys.executable, "-m", "tests.system.dying_server", str(data_dir), point]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
@@ -69,19 +70,19 @@ def serving_until_it_dies(data_dir: Path) -> Iterator[str]:
             server.kill()
 
 
-async def export_until_it_dies(data_dir: Path, person: Path) -> str:
-    """Export by a server that dies at the receipt; return the batch."""
-    with serving_until_it_dies(data_dir) as address:
+async def export_until_it_dies(data_dir: Path, people: Path, point: str) -> ExportJob:
+    """Export by a server that dies at a point; return the job as it was created."""
+    with serving_until_it_dies(data_dir, point) as address:
         async with Client(address, patience=AT_ONCE) as client:
             crm = (await client.create_dataset("crm", DatasetKind.DATASET_KIND_RECORD, identities=[CRM])).id
             union = (await client.create_dataset("people", DatasetKind.DATASET_KIND_UNION)).id
-            await client.upload(crm, person, UploadFormat.UPLOAD_FORMAT_JSON_LINES)
+            await client.upload(crm, people, UploadFormat.UPLOAD_FORMAT_JSON_LINES)
             job = (await client.create_job(export_spec(union))).job
             # The last word still comes through, or is lost with the server.
             with suppress(ClientError):
                 async for _ in client.watch_job(job.id):
                     pass
-    return job.batch_id
+    return job
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -89,7 +90,8 @@ async def exported(tmp_path: Path) -> Exported:
     """A job that has succeeded, and whose server has died before there was a file of its receipt."""
     person = tmp_path / "crm.jsonl"
     person.write_text('{"crmId": "C-1"}\n')
-    made = Exported(tmp_path, await export_until_it_dies(tmp_path / "data", person))
+    job = await export_until_it_dies(tmp_path / "data", person, "receipt")
+    made = Exported(tmp_path, job.batch_id)
     assert len(list(made.lake.rglob("*.parquet"))) == 2
     assert made.receipts() == []
     return made

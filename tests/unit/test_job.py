@@ -84,7 +84,7 @@ def job(state: JobState = NEW, **changes: Any) -> Job:
 
 
 def went_wrong(*, retryable: bool = True, attempt: int = 1) -> JobError:
-    return JobError("ENGINE_DIED", "The engine was killed.", "engines", retryable, attempt)
+    return JobError("ENGINE_CRASHED", "The engine was killed.", "engines", retryable, attempt)
 
 
 def moved(some: Job, *moves: Move) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -85,6 +85,20 @@ def test_s18_a_window_may_be_open_at_either_end_or_be_empty(
     window = EventList(from_ingest_time=start, to_ingest_time=end)
 
     assert ExportRequest("d1", event_list=window).event_list is window
+
+
+@pytest.mark.parametrize("limit", [timedelta(microseconds=1), timedelta(days=366)])
+def test_a_run_time_counts_from_the_creation_of_the_job(limit: timedelta) -> None:
+    assert ExportRequest("d1", max_run_time=limit).deadline(at(0)) == at(0) + limit
+    assert ExportRequest("d1").deadline(at(0)) is None
+
+
+@pytest.mark.parametrize("limit", [timedelta(), timedelta(seconds=-1), timedelta(days=366, microseconds=1)])
+def test_a_run_time_of_nothing_or_of_more_than_a_year_is_refused(limit: timedelta) -> None:
+    with pytest.raises(InvalidArgumentError, match="more than zero and at most 366 days") as refused:
+        ExportRequest("d1", max_run_time=limit)
+
+    assert refused.value.metadata["field"] == "spec.max_run_time"
 
 
 # --- Segments ---

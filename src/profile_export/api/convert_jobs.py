@@ -31,7 +31,7 @@ def export_request(spec: job_pb2.ExportSpec) -> ExportRequest:
         InvalidArgumentError: A field is wrong.
         UnimplementedError: It asks for what is not built yet; the field is named.
     """
-    refuse_unbuilt(spec, "max_run_time", "evaluate_segments", prefix="spec.")
+    refuse_unbuilt(spec, "evaluate_segments", prefix="spec.")
     qualified = spec.filter.segment_qualification_time
     if spec.filter.HasField("segment_qualification_time") and not qualified.ListFields():
         raise InvalidArgumentError.of_field(_QUALIFIED, "needs start_time or end_time.", "FIELD_REQUIRED")
@@ -52,6 +52,9 @@ def export_request(spec: job_pb2.ExportSpec) -> ExportRequest:
         qualified_to=instant(qualified, "end_time", f"{_QUALIFIED}."),
         from_ingest_time=instant(spec.filter, "from_ingest_time", "spec.filter."),
         segment_per_batch=spec.destination.segment_per_batch,
+        max_run_time=(
+            _timedelta(spec.max_run_time, "spec.max_run_time") if spec.HasField("max_run_time") else None
+        ),
     )
 
 
@@ -88,6 +91,7 @@ def export_spec(bound: BoundRequest) -> job_pb2.ExportSpec:
         ),
         schema_name=request.schema_name,
         engine=request.engine,
+        max_run_time=None if request.max_run_time is None else _duration(request.max_run_time),
     )
     kept = _filter(request)
     if kept.ListFields():
@@ -268,10 +272,22 @@ def seconds_between(value: Duration, field: str, least: float, most: float) -> f
     Raises:
         InvalidArgumentError: It is not between `least` and `most` seconds.
     """
-    seconds = value.ToTimedelta().total_seconds()
+    seconds = _timedelta(value, field).total_seconds()
     if not least <= seconds <= most:
         raise InvalidArgumentError.of_field(field, f"must be between {least:g} and {most:g} seconds.")
     return seconds
+
+
+def _timedelta(value: Duration, field: str) -> timedelta:
+    """Read a Duration.
+
+    Raises:
+        InvalidArgumentError: It is longer than any clock runs.
+    """
+    try:
+        return value.ToTimedelta()
+    except (ValueError, OverflowError):
+        raise InvalidArgumentError.of_field(field, "is not a length of time.") from None
 
 
 def _duration(value: timedelta) -> Duration:

@@ -2,9 +2,10 @@
 
 import asyncio
 import inspect
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields, is_dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -33,6 +34,7 @@ class Server:
     sandbox: str
 
 
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _PANEL = "Server (also before the command)"
 _ADDRESS = typer.Option(
     "--address",
@@ -132,3 +134,17 @@ def instant(option: str, text: str) -> datetime | None:
     except ValueError:
         raise typer.BadParameter(f"{option} {text!r} is no time: write it as 2026-01-31T00:00:00Z.") from None
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def length(option: str, text: str) -> timedelta | None:
+    """Read the length of time of an option, such as 90s or 12h; None if it is not given.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    if not text:
+        return None
+    if not (found := re.fullmatch(r"([0-9]{1,9})([smhd])", text)):
+        raise typer.BadParameter(f"{option} {text!r} is no length of time: write it as 90s, 30m, 12h or 2d.")
+    number, unit = found.groups()
+    return timedelta(**{_UNITS[unit]: int(number)})

@@ -1,6 +1,7 @@
 """The options that say what to export: the same for a job and for its estimate."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
@@ -80,8 +81,8 @@ class ExportOptions:
     ] = ""
     events_to: Annotated[str, _of_events(metavar="TIME", help="Only events ingested until then.")] = ""
 
-    def spec(self) -> ExportSpec:
-        """Write it as a request says it.
+    def spec(self, max_run_time: timedelta | None = None) -> ExportSpec:
+        """Write it as a request says it; a job may have a limit beside it.
 
         Raises:
             typer.BadParameter: A time or a status cannot be read.
@@ -108,6 +109,7 @@ class ExportOptions:
             profiles=profiles if profiles != Profiles() else None,
             events=events if self.events or events != Events() else None,
             batch_per_segment=self.batch_per_segment,
+            max_run_time=max_run_time,
         )
 
 

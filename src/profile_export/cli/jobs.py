@@ -1,13 +1,24 @@
 """Export jobs: start, follow, stop."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from profile_export.cli.command import AsJson, RequestId, command
+from profile_export.cli.command import AsJson, RequestId, command, length
 from profile_export.cli.estimates import show_estimate
 from profile_export.cli.export_options import ExportOptions
-from profile_export.cli.output import console, count, moment, print_json, print_rows, span, state
+from profile_export.cli.output import (
+    console,
+    count,
+    moment,
+    one_line,
+    print_json,
+    print_rows,
+    size,
+    span,
+    state,
+)
 from profile_export.cli.watch import follow, summary
 from profile_export.client import Client, ExportJob, JobState, as_json
 
@@ -22,6 +33,13 @@ async def create(
     *,
     wanted: ExportOptions,
     request_id: RequestId = "",
+    max_run_time: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="The longest time from now to its end, such as 90s or 12h; then it has FAILED. Default: no limit.",
+        ),
+    ] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_data: AsJson = False,
 ) -> int | None:
@@ -29,7 +47,8 @@ async def create(
 
     Example: `profile-export jobs create --to 5f0c… --policy 3a1b… --segment gold --events --watch`
     """
-    answer = await client.create_job(wanted.spec(), request_id)
+    spec = wanted.spec(length("--max-run-time", max_run_time))
+    answer = await client.create_job(spec, request_id)
     if watch:
         return await _watch(client, answer.job.id, as_data=as_data)
     if as_data:
@@ -124,6 +143,30 @@ async def watch(client: Client, job_id: JobId, as_data: AsJson = False) -> int:
     Example: `profile-export jobs watch 7`
     """
     return await _watch(client, job_id, as_data=as_data)
+
+
+@group.command("verify")
+def verify(
+    receipt: Annotated[
+        Path, typer.Argument(metavar="RECEIPT", help="A receipt.json, with its files beside it.")
+    ],
+) -> None:
+    """Check the files of an export against their receipt, without a server: exit 0 if all is as it says, 1 if not.
+
+    Every file is read: its SHA-256, bytes and rows. Each finding is a line; so is a Parquet file that is not listed.
+
+    Example: `profile-export jobs verify data/lake/5f0c…/9a1e…/receipt.json`
+    """
+    from profile_export import app
+
+    checked = app.verify(receipt)
+    for finding in checked.findings:
+        typer.echo(one_line(finding))
+    sums = f"{count(checked.files)} files, {count(checked.rows)} rows, {size(checked.bytes)}"
+    verdict = f"findings: {len(checked.findings)}" if checked.findings else "all as the receipt says"
+    typer.echo(f"Checked {sums} of batch {one_line(checked.batch_id)}: {verdict}.")
+    if checked.findings:
+        raise typer.Exit(1)
 
 
 async def _watch(client: Client, job_id: int, *, as_data: bool) -> int:

@@ -36,6 +36,10 @@ def serve(
             help="Listen beyond loopback without TLS and tokens: whoever reaches the port may do all.",
         ),
     ] = None,
+    workers: Annotated[
+        Text,
+        typer.Option(metavar="N", help="How many jobs run at once; 0: it only answers calls. Default: 1."),
+    ] = None,
     memory_limit_mb: Annotated[
         Text,
         typer.Option(
@@ -92,6 +96,7 @@ def serve(
         "database_url": database_url,
         "grpc_address": grpc_address,
         "insecure": insecure,
+        "workers": workers,
         "memory_limit_mb": memory_limit_mb,
         "threads": threads,
         "log_level": log_level,

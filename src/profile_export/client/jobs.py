@@ -53,6 +53,7 @@ def export_spec(
     profiles: Profiles | None = None,
     events: Events | None = None,
     batch_per_segment: bool = False,
+    max_run_time: timedelta | None = None,
 ) -> jobs.ExportSpec:
     """Say what to export into a union dataset, for `create_job` and `estimate_job`.
 
@@ -63,6 +64,7 @@ def export_spec(
         profiles: Which profiles; None means all that have a record.
         events: Which events to take along; None means none.
         batch_per_segment: Whether each segment gets a batch of its own.
+        max_run_time: The longest time from creation to end, after which the job ends FAILED; None means no limit.
     """
     to = jobs.ExportDestination(dataset_id=dataset_id, segment_per_batch=batch_per_segment)
     spec = jobs.ExportSpec(fields=fields, destination=to)
@@ -72,6 +74,8 @@ def export_spec(
         spec.filter.CopyFrom(_filter(profiles))
     if events is not None:
         spec.event_list.CopyFrom(_event_list(events))
+    if max_run_time is not None:
+        spec.max_run_time.FromTimedelta(max_run_time)
     return spec
 
 

@@ -117,6 +117,11 @@ class Batch:
         return sum(upload.rejected_rows for upload in self.uploads)
 
 
+def attempt_folder(batch_folder: str, attempt: int) -> str:
+    """Return where an attempt at an export writes: apart from every other, so that none meets another's files."""
+    return f"{batch_folder}/{attempt}"
+
+
 @dataclass(frozen=True, slots=True)
 class DataFile:
     """One Parquet file. `path` is relative to the lake's root; `sha256` is in hex."""

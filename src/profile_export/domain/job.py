@@ -14,21 +14,24 @@ from profile_export.domain.request import BoundRequest
 
 MAX_ATTEMPTS = 3
 FIRST_BACK_OFF = timedelta(seconds=1)
+LEASE_TTL = timedelta(seconds=10)
+LEASE_MARGIN = timedelta(seconds=2)
+"""How much earlier than the store a worker takes its lease to be over, so that the two never hold a job at once."""
 
 
 class JobState(StrEnum):
     """Where a job stands; the comment says who moves it next."""
 
     NEW = "new"
-    """A worker claims it, or a caller cancels it."""
+    """A worker claims it, a caller cancels it, or the sweeper finds its run time used up."""
     PROCESSING = "processing"
-    """The worker that holds its lease ends it, or a caller asks to cancel it."""
+    """The worker that holds its lease ends it, a caller asks to cancel it, or the sweeper finds its time over."""
     SUCCEEDED = "succeeded"
     """Nobody: final. Its batch counts."""
     FAILED = "failed"
     """Nobody: final. Its errors say why; nothing of it is visible."""
     CANCELLING = "cancelling"
-    """The worker that holds its lease lets go of it."""
+    """The worker that holds its lease lets go of it, or the sweeper finds the lease over."""
     CANCELLED = "cancelled"
     """Nobody: final. Nothing of it is visible."""
 
@@ -96,6 +99,11 @@ class Job:
     def is_final(self) -> bool:
         """Whether nothing will change any more."""
         return self.state in FINAL_STATES
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When its run time is used up; None if it has no limit."""
+        return self.bound.request.deadline(self.create_time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +208,7 @@ def after_error(job: Job, error: JobError, now: datetime) -> tuple[Move, datetim
 
 
 class Phase(StrEnum):
-    """What a job's time went into."""
+    """What a job's time went into. The time of a dead attempt is LOST from its worker's last sign of life on."""
 
     QUEUE = "queue"
     PLAN = "plan"

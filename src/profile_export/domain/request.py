@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from profile_export.domain.catalog import PROFILE_CLASS, Dataset, DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
@@ -14,6 +14,8 @@ from profile_export.domain.segments import SegmentFilter, SegmentSelection, chec
 from profile_export.domain.selection import UnknownPath, select_fields, unknown_paths
 
 ENGINE = "duckdb"
+MAX_RUN_TIME = timedelta(days=366)
+"""The longest limit that a job can be given: what is never reached is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class ExportRequest:
     `policy_id` empty means the default policy, `policy_version` None the newest version. `event_list` None means no
     events. `empty_profiles` also takes profiles that have events only (S19). `segments` empty means no restriction;
     the qualification times, None for an open end, need some (S21). `from_ingest_time` None takes all (S20).
-    `schema_name` and `engine` may be empty.
+    `schema_name` and `engine` may be empty. `max_run_time` is the longest time from creation to end, None for no limit.
     """
 
     destination_id: str
@@ -48,6 +50,7 @@ class ExportRequest:
     qualified_to: datetime | None = None
     from_ingest_time: datetime | None = None
     segment_per_batch: bool = False
+    max_run_time: timedelta | None = None
 
     def __post_init__(self) -> None:
         if not self.destination_id:
@@ -60,6 +63,10 @@ class ExportRequest:
                 f"must be empty or '{ENGINE}'; this server has no '{self.engine}'.",
                 "ENGINE_UNKNOWN",
             )
+        if self.max_run_time is not None and not timedelta() < self.max_run_time <= MAX_RUN_TIME:
+            raise InvalidArgumentError.of_field(
+                "spec.max_run_time", f"must be more than zero and at most {MAX_RUN_TIME.days} days."
+            )
         window = self.event_list or EventList()
         _check_window(
             window.from_ingest_time,
@@ -68,6 +75,10 @@ class ExportRequest:
             "to_ingest_time",
         )
         self._check_segments()
+
+    def deadline(self, create_time: datetime) -> datetime | None:
+        """Say when the run time of a job created then is used up; None if it has no limit."""
+        return None if self.max_run_time is None else create_time + self.max_run_time
 
     def _check_segments(self) -> None:
         check_segments(self.segments, "spec.filter.segments")

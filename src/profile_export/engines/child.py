@@ -21,6 +21,7 @@ import duckdb
 
 from profile_export.engines import memory
 from profile_export.engines.duckdb_session import DuckDbSession
+from profile_export.engines.failures import failed, source_paths
 from profile_export.engines.protocol import (
     LENGTH,
     Close,
@@ -88,12 +89,14 @@ def main() -> None:
     channel = _Channel(FileIO(0, "rb", closefd=False), outgoing)
     channel.send(Ready())
     session: DuckDbSession | None = None
+    sources: frozenset[str] = frozenset()
     while True:
         request = channel.receive()
         try:
             match request:
                 case Open():
                     _reset_peak_memory()
+                    sources = source_paths(request.plan)
                     session = _opened(request, channel)
                     answer: Any = Ready()
                 case Resolve() if session is not None:
@@ -110,7 +113,7 @@ def main() -> None:
                     message = f"unexpected request: {request!r}"
                     raise RuntimeError(message)
         except (duckdb.Error, OSError, MemoryError) as error:
-            answer = _failure(error)
+            answer = failed(error, sources)
         channel.send(answer)
         if isinstance(answer, Failed) and answer.died:
             os._exit(1)
@@ -132,20 +135,6 @@ def _opened(request: Open, channel: _Channel) -> DuckDbSession:
         channel.progress,
         request.segment_folders,
     )
-
-
-def _failure(error: Exception) -> Failed:
-    sentence = str(error).split("\n", maxsplit=1)[0]
-    match error:
-        case MemoryError() | duckdb.OutOfMemoryException():
-            return Failed(
-                "OUT_OF_MEMORY", f"The engine ran out of memory: {sentence}", retryable=True, died=True
-            )
-        case duckdb.InternalException() | duckdb.FatalException():
-            return Failed("ENGINE_BROKEN", f"The engine broke: {sentence}", retryable=True, died=True)
-        case duckdb.IOException() | OSError():
-            return Failed("ENGINE_IO", f"A file could not be read or written: {sentence}", retryable=True)
-    return Failed("ENGINE_QUERY", f"A query failed: {sentence}", retryable=False)
 
 
 def _peak_memory() -> int:

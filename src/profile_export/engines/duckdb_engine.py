@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -83,7 +84,7 @@ class _Child:
         self.busy = False
         if isinstance(answer, Failed):
             if answer.died:
-                raise EngineDiedError(answer.message)
+                raise EngineDiedError(answer.code, answer.message)
             raise EngineFailedError(answer.code, answer.message, retryable=answer.retryable)
         return answer
 
@@ -111,7 +112,9 @@ class _Child:
             except asyncio.IncompleteReadError:
                 code = await self._process.wait()
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                raise EngineDiedError(f"The engine's process {how}.") from None
+                if -code == signal.SIGKILL:
+                    how += ", which is what a system does that runs out of memory"
+                raise EngineDiedError("ENGINE_CRASHED", f"The engine's process {how}.") from None
             if not isinstance(message, EngineProgress):
                 return message
             on_progress(message)
@@ -163,18 +166,19 @@ class EngineAttempt:
 
 
 class DuckDbEngine:
-    """Runs plans with DuckDB, in child processes of which one is kept warm.
+    """Runs plans with DuckDB, in child processes of which some are kept warm.
 
     Args:
         memory_limit_mb: How much memory a child's process may hold, see `memory`; None leaves it to DuckDB, whose
             database then takes up to 80 % of the machine's.
         threads: How many threads it uses, fewer where the limit feeds no more; None means one per core.
+        warm: How many children wait for work when nothing is to be done, at most.
     """
 
     name = "duckdb"
 
-    def __init__(self, memory_limit_mb: int | None, threads: int | None) -> None:
-        self._memory_limit_mb, self._threads = memory_limit_mb, threads
+    def __init__(self, memory_limit_mb: int | None, threads: int | None, warm: int = 1) -> None:
+        self._memory_limit_mb, self._threads, self._warm_children = memory_limit_mb, threads, warm
         self._idle: list[_Child] = []
         self._children: set[_Child] = set()
         self._warming: asyncio.Task[None] | None = None
@@ -250,7 +254,7 @@ class DuckDbEngine:
         if not child.busy:
             with suppress(EngineDiedError, EngineFailedError):
                 await child.ask(Close(), _ignore)
-                if not self._idle and not self._closed:
+                if len(self._idle) < self._warm_children and not self._closed:
                     self._idle.append(child)
                     return
         await child.kill()

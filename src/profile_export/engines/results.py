@@ -40,7 +40,14 @@ class RangeResult:
 
 
 class EngineDiedError(Exception):
-    """The engine's process ended or ran out of memory: another attempt may succeed. The text is a sentence."""
+    """The engine's process ended or ran out of memory: another attempt may succeed.
+
+    The text is a sentence; `code` is for programs.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class EngineFailedError(Exception):

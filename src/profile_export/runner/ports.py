@@ -76,7 +76,7 @@ class Lake(Protocol):
         ...
 
     def keep_only(self, folder: str, paths: Collection[str]) -> None:
-        """Remove from a batch's folder every file but these."""
+        """Remove from a batch's folder, or an attempt's in it, every file but these."""
         ...
 
 

@@ -18,6 +18,8 @@ class ReceiptWriter:
     def __init__(self, receipts: Receipts, lake: Lake) -> None:
         self._receipts = receipts
         self._lake = lake
+        # One at a time: two workers of one server would write the same file.
+        self._writing = asyncio.Lock()
 
     async def write_all(self) -> None:
         """Write what is to be written; what the lake refuses is logged, and tried again at the next call.
@@ -25,12 +27,13 @@ class ReceiptWriter:
         It is noted after it is safe on the disk: after a crash in between the same bytes are written once more.
         """
         written = []
-        for one in await self._receipts.unwritten():
-            try:
-                await asyncio.to_thread(self._lake.write, one.path, one.document)
-            except OSError:
-                _log.warning("receipt_not_written", path=one.path, exc_info=True)
-            else:
-                written.append(one.batch_key)
-        if written:
-            await self._receipts.note_written(written)
+        async with self._writing:
+            for one in await self._receipts.unwritten():
+                try:
+                    await asyncio.to_thread(self._lake.write, one.path, one.document)
+                except OSError:
+                    _log.warning("receipt_not_written", path=one.path, exc_info=True)
+                else:
+                    written.append(one.batch_key)
+            if written:
+                await self._receipts.note_written(written)

@@ -1,4 +1,4 @@
-"""The sweeper: removes dropped folders from the disk when nobody can be reading them any more."""
+"""The sweeper: removes from the disk what has been dropped, when nobody can be reading or writing it any more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from profile_export.runner.background import repeat
 from profile_export.runner.ports import Lake
 from profile_export.store.drops import Drops
 
-_POLL_SECONDS = 60.0
+_POLL_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -42,6 +42,13 @@ class Sweeper:
                 _log.warning("not_removed", folder=folder)
             else:
                 gone.append(folder)
+        for left in await self._drops.left_behind():
+            try:
+                await asyncio.to_thread(self._lake.keep_only, left.folder, left.kept)
+            except OSError:
+                _log.warning("not_removed", folder=left.folder, exc_info=True)
+            else:
+                gone.append(left.folder)
         if gone:
             await self._drops.forget(gone)
             _log.info("swept", folders=len(gone))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
-from profile_export.domain.batch import DataFile
+from profile_export.domain.batch import DataFile, attempt_folder
 from profile_export.domain.errors import DomainError, FailedPreconditionError
-from profile_export.domain.job import JobError, JobState, Phase, Progress
+from profile_export.domain.job import LEASE_MARGIN, LEASE_TTL, JobError, JobState, Phase, Progress
 from profile_export.domain.pace import Pace
 from profile_export.domain.plan import ExportPlan, WrittenFile
 from profile_export.domain.planning import plan_export
@@ -27,7 +29,9 @@ from profile_export.store.snapshots import Snapshots
 
 HEARTBEAT_SECONDS = 1.0
 POLL_SECONDS = 1.0
+TRUSTED_SECONDS = (LEASE_TTL - LEASE_MARGIN).total_seconds()
 _log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 
 class Worker:
@@ -61,51 +65,67 @@ class Worker:
         with self._wakeups.of_any_job() as changed:
             while not self._stopping.is_set():
                 changed.clear()
-                claim = await self._attempts.claim(self._name)
+                trusted_until = _trusted_from_now()
+                claim = await _answer(self._attempts.claim(self._name))
                 if claim:
-                    await self._carry_out(claim)
+                    await self._carry_out(claim, trusted_until)
                 else:
                     # Polling backs the wake-ups up, and finds jobs whose back-off is over.
                     await first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
 
-    async def _carry_out(self, claim: Claim) -> None:
-        """Run the attempt beside its heartbeat; whatever ends it, the job moves on or is given back."""
+    async def _carry_out(self, claim: Claim, trusted_until: float) -> None:
+        """Run the attempt beside its heartbeat; whatever ends it, the job moves on or is given back.
+
+        Where even that fails, the lease runs out, and whoever looks for lapses moves the job.
+        """
         attempt = _Attempt(claim, self._attempts, self._snapshots, self._engine, self._lake)
         log = _log.bind(job_id=claim.job.id, attempt=claim.fence.attempt)
         log.info("attempt_started")
         work = asyncio.create_task(attempt.run())
         try:
-            asked_to_end = await self._watch_over(work, attempt)
-        except LeaseLostError:
-            log.warning("lease_lost")
+            asked_to_end = await self._watch_over(work, attempt, trusted_until)
+        except (LeaseLostError, TimeoutError):
             asked_to_end = True
         if asked_to_end:
             work.cancel()
         await asyncio.wait([work])
         try:
-            await self._end(claim, attempt, work)
-        except LeaseLostError:
-            log.warning("lease_lost")
+            try:
+                await self._end(claim, attempt, work)
+            except LeaseLostError:
+                log.warning("lease_lost")
+                await self._attempts.leave(claim.fence)
+        except Exception:
+            log.exception("attempt_not_ended")
 
-    async def _watch_over(self, work: asyncio.Task[None], attempt: _Attempt) -> bool:
-        """Beat until the work is done; True if it has to end before, for a cancel or because this worker stops."""
+    async def _watch_over(self, work: asyncio.Task[None], attempt: _Attempt, trusted_until: float) -> bool:
+        """Beat until the work is done; True if it has to end before, for a cancel or because this worker stops.
+
+        Raises:
+            LeaseLostError: The job is not this worker's any more.
+            TimeoutError: It may not be any more: no heartbeat has come through for too long.
+        """
         fence = attempt.claim.fence
         loop = asyncio.get_running_loop()
         next_beat = loop.time() + HEARTBEAT_SECONDS
         with self._wakeups.of_job(fence.job_id) as changed:
-            while not work.done():
-                if self._stopping.is_set():
-                    return True
-                changed.clear()
-                if loop.time() >= next_beat:
-                    next_beat = loop.time() + HEARTBEAT_SECONDS
-                    state = await self._attempts.heartbeat(fence, attempt.progress)
-                else:
-                    state = await self._attempts.state_of(fence)
-                if state is JobState.CANCELLING:
-                    return True
-                remaining = max(0.0, next_beat - loop.time())
-                await first_of(changed.wait(), self._stopping.wait(), work, seconds=remaining)
+            async with asyncio.timeout_at(trusted_until) as trust:
+                while not work.done():
+                    if self._stopping.is_set():
+                        return True
+                    changed.clear()
+                    if loop.time() >= next_beat:
+                        next_beat = loop.time() + HEARTBEAT_SECONDS
+                        renewed = _trusted_from_now()
+                        state = await _answer(self._attempts.heartbeat(fence, attempt.progress))
+                        if state:
+                            trust.reschedule(renewed)
+                    else:
+                        state = await _answer(self._attempts.state_of(fence))
+                    if state is JobState.CANCELLING:
+                        return True
+                    remaining = max(0.0, next_beat - loop.time())
+                    await first_of(changed.wait(), self._stopping.wait(), work, seconds=remaining)
         return False
 
     async def _end(self, claim: Claim, attempt: _Attempt, work: asyncio.Task[None]) -> None:
@@ -164,7 +184,8 @@ class _Attempt:
             self._engine.values_per_range,
         )
         await self._begin(Phase.RESOLVE, plan)
-        folders = {batch: f"{folder}/{claim.fence.attempt}" for batch, folder in claim.folders.items()}
+        number = claim.fence.attempt
+        folders = {batch: attempt_folder(folder, number) for batch, folder in claim.folders.items()}
         places = [self._lake.folder(folder) for folder in folders.values()]
         of_segments = places if plan.segment_batches else ()
         async with self._engine.attempt(
@@ -215,14 +236,15 @@ class _Attempt:
         phase, number = self.progress.phase.value, self.claim.fence.attempt
         match error:
             case EngineDiedError():
-                return JobError("ENGINE_DIED", str(error), "engine", retryable=True, attempt=number)
+                return JobError(error.code, str(error), "engine", retryable=True, attempt=number)
             case EngineFailedError():
                 return JobError(error.code, str(error), "engine", retryable=error.retryable, attempt=number)
             case DomainError():
                 return JobError(error.reason, error.message, phase, retryable=False, attempt=number)
             case OSError():
+                code = "DISK_FULL" if error.errno == errno.ENOSPC else "LAKE_FAILED"
                 message = f"The lake refused: {error.strerror}."
-                return JobError("LAKE_FAILED", message, "lake", retryable=True, attempt=number)
+                return JobError(code, message, "lake", retryable=True, attempt=number)
             case _:
                 _log.error("attempt_failed", job_id=self.claim.job.id, attempt=number, exc_info=error)
                 message = "An internal error ended the attempt; the server's log has it."
@@ -231,3 +253,23 @@ class _Attempt:
 
 def _data_file(file: WrittenFile, folder: str) -> DataFile:
     return DataFile(Path(file.name).name, f"{folder}/{file.name}", file.rows, file.bytes, file.sha256)
+
+
+async def _answer(asked: Awaitable[_T]) -> _T | None:
+    """Return the store's answer; None where it has none just now: it may be back before a lease is over.
+
+    Raises:
+        LeaseLostError: The answer is that.
+    """
+    try:
+        return await asked
+    except LeaseLostError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever is the matter with the store, it is asked again
+        _log.exception("store_failed")
+        return None
+
+
+def _trusted_from_now() -> float:
+    """Say how long a lease that is asked for now may be trusted, by a clock that nobody sets."""
+    return asyncio.get_running_loop().time() + TRUSTED_SECONDS

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.batch import DataFile
+from profile_export.domain.batch import DataFile, attempt_folder
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.job import (
     CLAIM,
+    LEASE_TTL,
     LET_GO,
     RELEASE,
     SUCCEED,
@@ -31,13 +31,12 @@ from profile_export.domain.schema import TypeConflictError, union_objects
 from profile_export.store.batches import add_files, batches_of_job, files_of, succeed_batch
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
+from profile_export.store.drops import drop
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import job_from, move_job, stamp
 from profile_export.store.receipts import add_receipts
 from profile_export.store.tables import datasets, job_ranges, jobs, leases, tenants
 from profile_export.store.tenants import next_place
-
-LEASE_TTL = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +94,10 @@ class Attempts:
         """Take the oldest job that is due; None if there is none."""
         async with self.database.write_beside() as connection:
             now = await database_time(connection)
-            due = (jobs.c.state == JobState.NEW.value) & (
-                jobs.c.not_before.is_(None) | (jobs.c.not_before <= now)
+            due = (
+                (jobs.c.state == JobState.NEW.value)
+                & (jobs.c.not_before.is_(None) | (jobs.c.not_before <= now))
+                & (jobs.c.deadline.is_(None) | (jobs.c.deadline > now))
             )
             oldest = select(jobs).where(due).order_by(jobs.c.id).limit(1).with_for_update(skip_locked=True)
             row = (await connection.execute(oldest)).first()
@@ -190,7 +191,7 @@ class Attempts:
         """
         async with self.database.write() as connection:
             row = await _held(connection, fence)
-            metrics = await _metrics(connection, row)
+            metrics = await metrics_of(connection, row)
             moved = await move_job(connection, row, SUCCEED, metrics=metrics)
             files: list[DataFile] = []
             filled: list[tuple[Row[Any], FilledBatch]] = []
@@ -206,7 +207,7 @@ class Attempts:
                 await add_receipts(connection, replace(job_from(moved), notes=notes), row.plan, filled)
                 if files:
                     await _list_fields(connection, row)
-            await _end(connection, fence)
+            await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
         self._wakeups.batches_changed()
         return files
@@ -222,9 +223,9 @@ class Attempts:
         async with self.database.write() as connection:
             row = await _held(connection, fence)
             move, not_before = after_error(job_from(row), error, await database_time(connection))
-            metrics = await _metrics(connection, row)
+            metrics = await metrics_of(connection, row)
             row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
-            await _end(connection, fence, keep_ranges=move.target is JobState.NEW)
+            await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
         return job_from(row)
 
@@ -237,8 +238,8 @@ class Attempts:
         """
         async with self.database.write() as connection:
             row = await _held(connection, fence)
-            await move_job(connection, row, LET_GO, metrics=await _metrics(connection, row))
-            await _end(connection, fence)
+            await move_job(connection, row, LET_GO, metrics=await metrics_of(connection, row))
+            await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
 
     @whole
@@ -247,18 +248,22 @@ class Attempts:
 
         Raises:
             LeaseLostError: The fence does not hold.
+            FailedPreconditionError: A cancel came first; let go instead.
         """
         async with self.database.write() as connection:
-            await _release(connection, await _held(connection, fence), fence)
+            row = await _held(connection, fence)
+            await move_job(connection, row, RELEASE, metrics=await metrics_of(connection, row))
+            await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
 
     @whole
-    async def release_all(self) -> None:
-        """Release the jobs of a former process; only one that has just locked the data directory may say so."""
+    async def leave(self, fence: Fence) -> None:
+        """Have the sweeper look again where an attempt has written that ended without this worker's doing.
+
+        The worker may have lived on after the last look, and written until it noticed.
+        """
         async with self.database.write() as connection:
-            for lease in (await connection.execute(select(leases))).all():
-                fence = Fence(lease.job_id, lease.attempt, lease.worker)
-                await _release(connection, await _held(connection, fence), fence)
+            await _drop_attempt(connection, fence)
 
 
 async def _list_fields(connection: AsyncConnection, row: Row[Any]) -> None:
@@ -272,13 +277,6 @@ async def _list_fields(connection: AsyncConnection, row: Row[Any]) -> None:
 
 async def _carry(connection: AsyncConnection, fence: Fence, **values: Any) -> None:
     await connection.execute(update(leases).where(leases.c.job_id == fence.job_id).values(values))
-
-
-async def _release(connection: AsyncConnection, row: Row[Any], fence: Fence) -> None:
-    cancelling = row.state == JobState.CANCELLING
-    metrics = await _metrics(connection, row)
-    await move_job(connection, row, LET_GO if cancelling else RELEASE, metrics=metrics)
-    await _end(connection, fence, keep_ranges=not cancelling)
 
 
 async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Claim:
@@ -313,13 +311,18 @@ async def _held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
     return row
 
 
-async def _end(connection: AsyncConnection, fence: Fence, *, keep_ranges: bool = False) -> None:
+async def end_attempt(connection: AsyncConnection, fence: Fence) -> None:
+    """Take the lease of an attempt away, after the move that ends it, and have the sweeper look where it wrote."""
     await connection.execute(delete(leases).where(leases.c.job_id == fence.job_id))
-    if not keep_ranges:
-        await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == fence.job_id))
+    await _drop_attempt(connection, fence)
 
 
-async def _metrics(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
+async def _drop_attempt(connection: AsyncConnection, fence: Fence) -> None:
+    for batch in await batches_of_job(connection, fence.job_id):
+        await drop(connection, [attempt_folder(batch.folder, fence.attempt)], batch.key)
+
+
+async def metrics_of(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
     """Add up what the job has recorded, over all its attempts."""
     files = [
         file

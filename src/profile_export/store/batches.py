@@ -255,8 +255,9 @@ async def end_batch(connection: AsyncConnection, row: Row[Any], state: BatchStat
 
 
 async def drop_batch(connection: AsyncConnection, row: Row[Any], state: BatchState) -> None:
-    """End an export's batch without effect, and forget its files."""
+    """End an export's batch without effect, and give its files up."""
     await connection.execute(delete(files).where(files.c.batch_key == row.key))
+    await drop(connection, [row.folder], row.key)
     await end_batch(connection, row, state)
 
 

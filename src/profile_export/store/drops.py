@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import PurePosixPath
 
 from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.job import FINAL_STATES
+from profile_export.domain.job import FINAL_STATES, LEASE_TTL
 from profile_export.store.database import Database, database_time, insert_new, whole
 from profile_export.store.mirrors import named_by_mirror
-from profile_export.store.tables import batches, drops, jobs, mirrored_batches
+from profile_export.store.tables import batches, drops, files, jobs, mirrored_batches
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A folder in which an attempt at an export has written that has ended, and the files in it that stay."""
+
+    folder: str
+    kept: Sequence[str]
 
 
 class Drops:
@@ -23,19 +32,45 @@ class Drops:
 
     @whole
     async def due(self, grace: timedelta) -> Sequence[str]:
-        """Return the folders that may leave the disk now: dropped that long ago, and named by no one."""
+        """Return the folders that may leave the disk now: dropped that long ago, and named by no one.
+
+        Those of attempts are not among them, see `left_behind`.
+        """
         async with self.database.read() as connection:
             before = await database_time(connection) - grace
-            query = select(drops.c.folder).where(drops.c.drop_time <= before, ~_named_by_mirror())
+            query = select(drops.c.folder).where(
+                drops.c.batch_key.is_(None), drops.c.drop_time <= before, ~_named_by_mirror()
+            )
             folders = (await connection.execute(query.order_by(drops.c.drop_time))).scalars().all()
             pinned = await _pinned_folders(connection) if folders else set()
         return [folder for folder in folders if folder not in pinned]
 
     @whole
-    async def folders(self) -> Sequence[str]:
-        """Return all folders that have been dropped and may still be there."""
+    async def left_behind(self) -> Sequence[LeftBehind]:
+        """Return where attempts have written that ended a lease's time ago: by then every worker has stopped.
+
+        What the batch names stays: a later attempt goes on from the files of recorded ranges.
+        """
         async with self.database.read() as connection:
-            return (await connection.execute(select(drops.c.folder))).scalars().all()
+            before = await database_time(connection) - LEASE_TTL
+            query = select(drops).where(drops.c.batch_key.is_not(None), drops.c.drop_time <= before)
+            due = (await connection.execute(query.order_by(drops.c.drop_time))).all()
+            return [
+                LeftBehind(
+                    row.folder,
+                    (await connection.execute(select(files.c.path).where(files.c.batch_key == row.batch_key)))
+                    .scalars()
+                    .all(),
+                )
+                for row in due
+            ]
+
+    @whole
+    async def folders(self) -> Sequence[str]:
+        """Return all folders that have been dropped, that may still be there, and that somebody may be reading."""
+        async with self.database.read() as connection:
+            query = select(drops.c.folder).where(drops.c.batch_key.is_(None))
+            return (await connection.execute(query)).scalars().all()
 
     @whole
     async def forget(self, folders: Collection[str]) -> None:
@@ -44,15 +79,16 @@ class Drops:
             await connection.execute(delete(drops).where(drops.c.folder.in_(folders)))
 
 
-async def drop(connection: AsyncConnection, folders: Collection[str]) -> None:
+async def drop(connection: AsyncConnection, folders: Collection[str], batch_key: int | None = None) -> None:
     """Give folders up, in the transaction after which nothing new can come to need them.
 
     Args:
         connection: A writing transaction.
         folders: Of batches, of compacted files, or of whole datasets; relative to the lake's root, never used again.
+        batch_key: The batch of an export, if they are those of its attempts: nobody reads there but what it names.
     """
     now = await database_time(connection)
-    rows = [{"folder": folder, "drop_time": now} for folder in folders]
+    rows = [{"folder": folder, "drop_time": now, "batch_key": batch_key} for folder in folders]
     if rows:
         await connection.execute(insert_new(connection, drops), rows)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import BatchState
@@ -34,7 +34,7 @@ from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.events import Wakeups
-from profile_export.store.tables import batches, job_stamps, job_transitions, jobs, leases
+from profile_export.store.tables import batches, job_ranges, job_stamps, job_transitions, jobs, leases
 from profile_export.store.tenants import ensure_tenant, id_of
 
 
@@ -202,6 +202,8 @@ async def move_job(connection: AsyncConnection, row: Row[Any], move: Move, **cha
     phase = _PHASE_OF.get(job.state)
     if phase:
         await stamp(connection, job.id, job.attempt, phase, now)
+    if job.is_final:
+        await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == job.id))
     if job.state in _BATCH_ENDS:
         for batch in await batches_of_job(connection, job.id):
             await drop_batch(connection, batch, _BATCH_ENDS[job.state])
@@ -258,6 +260,7 @@ async def _insert_job(
         "attempt": 0,
         "create_time": now,
         "update_time": now,
+        "deadline": request.deadline(now),
         "errors": (),
         "metrics": JobMetrics(),
         "notes": (),

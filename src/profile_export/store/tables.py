@@ -221,6 +221,8 @@ drops = Table(
     metadata,
     Column("folder", Text, primary_key=True),
     Column("drop_time", Instant, nullable=False),
+    # Of a folder in which an attempt at an export has written: its batch, whose files stay.
+    Column("batch_key", BigInteger),
 )
 
 jobs = Table(
@@ -243,6 +245,8 @@ jobs = Table(
     Column("update_time", Instant, nullable=False),
     Column("end_time", Instant),
     Column("not_before", Instant),
+    # When its run time is used up; null: it has no limit.
+    Column("deadline", Instant),
     Column("cancellation", Json(Cancellation)),
     Column("errors", Json(tuple[JobError, ...]), nullable=False),
     Column("metrics", Json(JobMetrics), nullable=False),

@@ -64,7 +64,7 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     """
     JOB_STATE_PROCESSING: _JobState.ValueType  # 2
     """An attempt runs. Moved next by its worker (to SUCCEEDED, FAILED, or back to NEW for another attempt), by
-    CancelJob, or by the sweeper when the worker has died.
+    CancelJob, or by the sweeper when the worker has died or the run time is used up.
     """
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 3
     """The batch is visible, whole. Final: nobody moves it."""
@@ -88,7 +88,7 @@ sweeper when its run time is used up.
 """
 JOB_STATE_PROCESSING: JobState.ValueType  # 2
 """An attempt runs. Moved next by its worker (to SUCCEEDED, FAILED, or back to NEW for another attempt), by
-CancelJob, or by the sweeper when the worker has died.
+CancelJob, or by the sweeper when the worker has died or the run time is used up.
 """
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 3
 """The batch is visible, whole. Final: nobody moves it."""
@@ -123,7 +123,9 @@ class _JobPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobPhase.Val
     JOB_PHASE_CANCEL: _JobPhase.ValueType  # 6
     """Stopping, from CancelJob to the end."""
     JOB_PHASE_LOST: _JobPhase.ValueType  # 7
-    """The time of a dead attempt, from its last sign of life to the take-over."""
+    """The time of a dead attempt, from its worker's last sign of life until that was noticed. The wait for another
+    worker, back-off included, is QUEUE.
+    """
 
 class JobPhase(_JobPhase, metaclass=_JobPhaseEnumTypeWrapper):
     """JobPhase says what a job spends its time on."""
@@ -143,13 +145,15 @@ JOB_PHASE_COMMIT: JobPhase.ValueType  # 5
 JOB_PHASE_CANCEL: JobPhase.ValueType  # 6
 """Stopping, from CancelJob to the end."""
 JOB_PHASE_LOST: JobPhase.ValueType  # 7
-"""The time of a dead attempt, from its last sign of life to the take-over."""
+"""The time of a dead attempt, from its worker's last sign of life until that was noticed. The wait for another
+worker, back-off included, is QUEUE.
+"""
 Global___JobPhase: _TypeAlias = JobPhase  # noqa: Y015
 
 @_typing.final
 class ExportSpec(_message.Message):
     """ExportSpec says what to export and where to. Set by the caller; in an ExportJob it is as resolved, with the
-    policy version, engine, run time limit and schema name filled in.
+    policy version, engine and schema name filled in.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -197,8 +201,9 @@ class ExportSpec(_message.Message):
 
     @_builtins.property
     def max_run_time(self) -> _duration_pb2.Duration:
-        """Optional. Longest time from creation to end, back-off and attempts included; then the job ends FAILED.
-        More than zero. Absent: the server's limit, on output filled in.
+        """Optional. Longest time from creation to end, queue, back-off and all attempts included. Then the job ends
+        FAILED with the error RUN_TIME_EXCEEDED, and nothing of it is visible; servers look every two seconds.
+        More than zero, at most 366 days. Absent: no limit.
         """
 
     def __init__(
@@ -820,8 +825,8 @@ class JobError(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """Output only. Stable upper-case word: SOURCE_UNREADABLE, DISK_FULL, OUT_OF_MEMORY, ENGINE_CRASHED,
-    LEASE_LOST, RUN_TIME_EXCEEDED, ATTEMPTS_EXHAUSTED, INTERNAL. More may come.
+    """Output only. Stable upper-case word: SOURCE_UNREADABLE, DISK_FULL, OUT_OF_MEMORY, ENGINE_CRASHED, ENGINE_IO,
+    ENGINE_QUERY, LAKE_FAILED, LEASE_LOST, RUN_TIME_EXCEEDED, INTERNAL. More may come.
     """
     message: _builtins.str
     """Output only. A sentence for people, with advice. Never a stack trace."""

@@ -1,0 +1,100 @@
+"""What time ends: a job whose run time is used up, an attempt whose worker is silent."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from profile_export.domain.job import FAIL, LET_GO, MAX_ATTEMPTS, REFUSE, RETRY, Job, JobState, Move
+from profile_export.domain.lapse import Lapse, lapsed
+from profile_export.domain.policy import BUILT_IN_POLICY
+from profile_export.domain.request import BoundRequest, ExportRequest
+from tests.builders import at
+from tests.unit.test_job import job, went_wrong
+
+NEW, PROCESSING, CANCELLING = JobState.NEW, JobState.PROCESSING, JobState.CANCELLING
+
+
+def limited(state: JobState, *, attempt: int = 1) -> Job:
+    """A job that was created at noon and may take two minutes."""
+    request = ExportRequest("d1", max_run_time=timedelta(minutes=2))
+    return job(state, bound=BoundRequest(request, BUILT_IN_POLICY), create_time=at(0), attempt=attempt)
+
+
+@pytest.mark.parametrize(("state", "move"), [(NEW, REFUSE), (PROCESSING, FAIL)])
+def test_a_job_whose_run_time_is_used_up_fails_wherever_it_is(state: JobState, move: Move) -> None:
+    lapse = lapsed(limited(state), at(2))
+
+    assert lapse
+    assert lapse.error
+    assert (lapse.move, lapse.error.code, lapse.error.component) == (move, "RUN_TIME_EXCEEDED", "runner")
+    assert (lapse.error.retryable, lapse.error.attempt) == (False, 1)
+
+
+@pytest.mark.parametrize("state", [NEW, PROCESSING])
+def test_a_job_goes_on_until_its_run_time_is_used_up(state: JobState) -> None:
+    assert lapsed(limited(state), at(1.9)) is None
+    assert lapsed(job(state), at(10_000)) is None
+
+
+@pytest.mark.parametrize("state", [state for state in JobState if state not in {NEW, PROCESSING}])
+def test_a_job_that_ends_otherwise_has_no_deadline_any_more(state: JobState) -> None:
+    assert lapsed(limited(state), at(3)) is None
+
+
+@pytest.mark.parametrize(
+    ("some", "reached"),
+    [
+        (limited(NEW, attempt=0), "No worker had begun it."),
+        (limited(NEW, attempt=2), "It was waiting, after 2 attempts."),
+        (limited(PROCESSING), "Attempt 1 was running."),
+    ],
+)
+def test_the_error_says_how_long_the_job_took_what_it_had_reached_and_the_way_out(
+    some: Job, reached: str
+) -> None:
+    lapse = lapsed(some, at(2.01))
+
+    assert lapse
+    assert lapse.error
+    assert lapse.error.message == (
+        f"The job was created 120.6 s ago, and its max_run_time is 120 s. {reached} "
+        "Create it again with a longer max_run_time, or with none."
+    )
+
+
+def test_an_attempt_whose_worker_is_silent_is_tried_again_later() -> None:
+    lapse = lapsed(job(PROCESSING), at(2), silent_since=at(1))
+
+    assert lapse
+    assert lapse.error
+    assert (lapse.move, lapse.not_before) == (RETRY, at(2) + timedelta(seconds=1))
+    assert (lapse.error.code, lapse.error.retryable, lapse.error.attempt) == ("LEASE_LOST", True, 1)
+    assert "attempt 1 has given no sign of life for 60 s" in lapse.error.message
+
+
+def test_an_attempt_whose_worker_is_silent_fails_the_job_when_no_attempt_is_left() -> None:
+    before = tuple(went_wrong(attempt=attempt) for attempt in range(1, MAX_ATTEMPTS))
+
+    lapse = lapsed(job(PROCESSING, errors=before), at(2), silent_since=at(1))
+
+    assert lapse
+    assert (lapse.move, lapse.not_before) == (FAIL, None)
+
+
+def test_a_cancelled_job_whose_worker_is_silent_is_let_go_without_an_error() -> None:
+    assert lapsed(job(CANCELLING), at(2), silent_since=at(1)) == Lapse(LET_GO)
+
+
+def test_a_used_up_run_time_counts_before_a_silent_worker() -> None:
+    lapse = lapsed(limited(PROCESSING), at(2), silent_since=at(1))
+
+    assert lapse
+    assert lapse.error
+    assert (lapse.move, lapse.error.code) == (FAIL, "RUN_TIME_EXCEEDED")
+
+
+@pytest.mark.parametrize("state", [state for state in JobState if state not in {PROCESSING, CANCELLING}])
+def test_a_job_that_nobody_holds_misses_no_worker(state: JobState) -> None:
+    assert lapsed(job(state), at(2), silent_since=at(1)) is None
