@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -21,6 +20,7 @@ from profile_export.store.jobs import NewJob
 from profile_export.store.lapses import Lapses
 from profile_export.store.tables import job_ranges, job_stamps, jobs, leases
 from tests.contract.test_store import FILE, RUNNING, TENANT, UNION, Store, range_done
+from tests.databases import Place
 
 HOUR = timedelta(hours=1)
 
@@ -28,8 +28,8 @@ HOUR = timedelta(hours=1)
 class Timed(Store):
     """A store whose jobs may take an hour."""
 
-    def __init__(self, data_dir: Path) -> None:
-        super().__init__(data_dir)
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
         self.lapses = Lapses(self.database, Wakeups())
 
     async def limited(self) -> int:
@@ -81,8 +81,8 @@ class Timed(Store):
 
 
 @pytest_asyncio.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Timed]:
-    opened = Timed(tmp_path)
+async def store(place: Place) -> AsyncIterator[Timed]:
+    opened = Timed(place)
     await opened.database.open()
     yield opened
     await opened.database.close()
