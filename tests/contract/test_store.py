@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import pytest
 import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from profile_export.domain.batch import BatchState, DataFile, UploadStart
 from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
 from profile_export.domain.errors import FailedPreconditionError
-from profile_export.domain.job import JobError, JobState, Phase, Progress
+from profile_export.domain.job import FIRST_BACK_OFF, JobError, JobState, Phase, Progress
 from profile_export.domain.paging import PageRequest
 from profile_export.domain.plan import ExportCounts
 from profile_export.domain.policy import BUILT_IN_POLICY
@@ -25,7 +26,7 @@ from profile_export.domain.segments import SegmentFilter
 from profile_export.store.attempts import Attempts, Claim, LeaseLostError, RangeDone
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog, NewDataset
-from profile_export.store.database import Database, migrate
+from profile_export.store.database import Database, database_time, migrate
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import NamespaceUse, UploadFacts
@@ -33,7 +34,7 @@ from profile_export.store.jobs import Jobs, NewJob
 from profile_export.store.loading import FieldsGrewError, LoadingBatches
 from profile_export.store.opening import CannotOpenError
 from profile_export.store.snapshots import Snapshots
-from profile_export.store.tables import metadata
+from profile_export.store.tables import jobs, metadata
 from profile_export.store.uploads import Uploads
 from tests.databases import Place, engine_of, make_former_tables
 
@@ -385,7 +386,12 @@ async def test_a_job_that_backs_off_is_not_due_yet(store: Store) -> None:
 
     assert job.state is JobState.NEW
     assert job.not_before
-    assert await store.attempts.claim("worker") is None
+    assert timedelta() < job.not_before - job.update_time <= FIRST_BACK_OFF
+    for later, due in ((timedelta(hours=1), False), (timedelta(), True)):
+        async with store.database.write() as connection:
+            not_before = await database_time(connection) + later
+            await connection.execute(update(jobs).values(not_before=not_before))
+        assert bool(await store.attempts.claim("worker")) == due
 
 
 async def test_s2_a_namespace_is_written_as_it_was_registered_first(store: Store) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from structlog.testing import capture_logs
 
 from profile_export.app import Application
 from profile_export.config import load
@@ -74,6 +75,31 @@ async def test_a_server_without_workers_runs_no_job_and_still_ends_what_is_over(
 
         assert (ended.state, ended.attempt) == (job_pb2.JOB_STATE_FAILED, 0)
         assert [error.code for error in ended.errors] == ["RUN_TIME_EXCEEDED"]
+
+
+async def test_a_store_that_fails_for_less_than_a_lease_costs_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HEARTBEAT_SECONDS", 0.05)
+    async with serving(tmp_path, workers=1) as server:
+        gate = server.engine.before_run = Gate()
+        job = await server.caller.job(server.union)
+        await gate.reached.wait()
+
+        with capture_logs() as logs:
+            await asyncio.to_thread(change_store, tmp_path, "ALTER TABLE leases RENAME TO elsewhere")
+            while not any(entry["event"] == "store_failed" for entry in logs):  # noqa: ASYNC110 - logs wake nobody
+                await asyncio.sleep(0)  # a turn of the loop, for the heartbeat
+            await asyncio.to_thread(change_store, tmp_path, "ALTER TABLE elsewhere RENAME TO leases")
+        gate.passed.set()
+
+        ended = await server.caller.finished(job.id)
+        assert (ended.state, ended.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 1)
+
+
+def change_store(data_dir: Path, statement: str) -> None:
+    with closing(sqlite3.connect(data_dir / "store.sqlite")) as store:
+        store.execute(statement)
 
 
 async def test_a_worker_whose_heartbeats_do_not_come_through_stops_before_its_lease_is_over(

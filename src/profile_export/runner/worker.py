@@ -84,7 +84,10 @@ class Worker:
         work = asyncio.create_task(attempt.run())
         try:
             asked_to_end = await self._watch_over(work, attempt, trusted_until)
-        except (LeaseLostError, TimeoutError):
+        except (LeaseLostError, TimeoutError) as error:
+            log.warning(
+                "attempt_given_up", lease="lost" if isinstance(error, LeaseLostError) else "not renewed"
+            )
             asked_to_end = True
         if asked_to_end:
             work.cancel()

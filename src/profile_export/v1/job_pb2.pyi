@@ -481,7 +481,7 @@ class ExportJob(_message.Message):
 
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobError]:
-        """Output only. What went wrong, newest attempt first. A job can have errors and SUCCEEDED in a later attempt."""
+        """Output only. What went wrong, in the order of the attempts. A job can have errors and SUCCEEDED in a later attempt."""
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
