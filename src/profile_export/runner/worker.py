@@ -13,7 +13,7 @@ from typing import TypeVar
 import structlog
 
 from profile_export.domain.batch import DataFile, attempt_folder
-from profile_export.domain.errors import DomainError, FailedPreconditionError
+from profile_export.domain.errors import DomainError, FailedPreconditionError, UnavailableError
 from profile_export.domain.job import LEASE_MARGIN, LEASE_TTL, JobError, JobState, Phase, Progress
 from profile_export.domain.pace import Pace
 from profile_export.domain.plan import ExportPlan, WrittenFile
@@ -242,6 +242,8 @@ class _Attempt:
                 return JobError(error.code, str(error), "engine", retryable=True, attempt=number)
             case EngineFailedError():
                 return JobError(error.code, str(error), "engine", retryable=error.retryable, attempt=number)
+            case UnavailableError():
+                return JobError(error.reason, error.message, "store", retryable=True, attempt=number)
             case DomainError():
                 return JobError(error.reason, error.message, phase, retryable=False, attempt=number)
             case OSError():

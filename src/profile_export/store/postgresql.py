@@ -112,8 +112,7 @@ class PostgresDatabase:
 def _unavailable() -> UnavailableError:
     return UnavailableError(
         "DATABASE_UNAVAILABLE",
-        "The database cannot be reached, or broke the connection off; a call that changes something may have had its "
-        "effect. Repeat it.",
+        "The database cannot be reached, or broke the connection off. Try again.",
         retry_after=timedelta(seconds=1),
     )
 
