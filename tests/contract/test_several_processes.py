@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from itertools import cycle
 from typing import Any
@@ -172,6 +173,20 @@ async def test_a_cut_connection_costs_the_call_that_it_interrupts_and_no_other(
     for store in pair:
         await store.dataset()
         assert await store.succeeded() == []
+
+
+@pytest.mark.slow
+async def test_processes_that_open_an_empty_database_together_make_its_tables_once(
+    postgres: Postgres,
+) -> None:
+    code = "import asyncio, sys; from profile_export.store.database import Database"
+    code += "; asyncio.run(Database(sys.argv[1]).open())"
+
+    async with postgres.database(with_tables=False) as url:
+        started = [await asyncio.create_subprocess_exec(sys.executable, "-c", code, url) for _ in range(3)]
+        codes = [await process.wait() for process in started]
+
+    assert codes == [0, 0, 0]
 
 
 # --- Notices ---

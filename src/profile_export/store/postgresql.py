@@ -26,9 +26,8 @@ _WRITERS_BESIDE = 4
 _LOCK = 0x70726F66_65787072
 _ALONE = f"SELECT pg_advisory_xact_lock({_LOCK})"
 _BESIDE = f"SELECT pg_advisory_xact_lock_shared({_LOCK})"
-_NO_CHARACTER = (
-    "22021"  # SQLSTATE: all that gets here as text is Unicode, of which PostgreSQL refuses NUL alone
-)
+# SQLSTATE `character_not_in_repertoire`: what gets here as text is Unicode, of which PostgreSQL refuses NUL alone.
+_NO_CHARACTER = "22021"
 _SETTINGS = {
     "application_name": "profile-export",
     # What is asked here takes less time than its compilation would.
@@ -70,24 +69,19 @@ class PostgresDatabase:
     def __init__(self, url: str) -> None:
         self._connect = connector(url)
         # One, since a second one would only wait for it.
-        self.writer = self._engine("READ COMMITTED", _ALONE, pool_size=1)
-        self.writer_beside = self._engine("READ COMMITTED", _BESIDE, pool_size=_WRITERS_BESIDE)
-        self.reader = self._engine("REPEATABLE READ", None, pool_size=_READERS)
+        self.writer = self._engine("READ COMMITTED", _ALONE, **_pool(1))
+        self.writer_beside = self._engine("READ COMMITTED", _BESIDE, **_pool(_WRITERS_BESIDE))
+        self.reader = self._engine("REPEATABLE READ", None, **_pool(_READERS))
         # It writes alone as well: servers that start together wait for the one that migrates.
-        self.migrator = _at_begin(
-            create_async_engine("postgresql+asyncpg://", async_creator=self._connect, poolclass=NullPool),
-            _ALONE,
-        )
+        self.migrator = self._engine("READ COMMITTED", _ALONE, poolclass=NullPool)
 
-    def _engine(self, isolation: Any, begin: str | None, pool_size: int) -> AsyncEngine:
+    def _engine(self, isolation: Any, begin: str | None, **pool: Any) -> AsyncEngine:
         engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=self._connect,
             isolation_level=isolation,
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=_WAIT_FOR_CONNECTION_SECONDS,
             pool_pre_ping=True,  # a restart of PostgreSQL costs the calls that it interrupts, and no others
+            **pool,
         )
         event.listen(engine.sync_engine, "handle_error", _tell_the_caller)
         return _at_begin(engine, begin) if begin else engine
@@ -107,6 +101,10 @@ class PostgresDatabase:
 
     def let_go(self) -> None:
         """Nothing to unlock."""
+
+
+def _pool(size: int) -> dict[str, int]:
+    return {"pool_size": size, "max_overflow": 0, "pool_timeout": _WAIT_FOR_CONNECTION_SECONDS}
 
 
 def _unavailable() -> UnavailableError:
