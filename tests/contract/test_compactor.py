@@ -21,18 +21,13 @@ from profile_export.lake.compaction import CompactTask, compact
 from profile_export.store.jobs import NewJob
 from profile_export.store.tables import batches, files
 from tests.contract.house import EVENT, TENANT, UNION, House, children, opened, pinned
-from tests.databases import Place
 
 __all__ = ["children"]  # a fixture
 
 
 @pytest_asyncio.fixture
-async def house(
-    tmp_path: Path,
-    children: Children,
-    place: Place,
-) -> AsyncIterator[House]:
-    async with opened(House(tmp_path, children, place)) as made:
+async def house(tmp_path: Path, children: Children) -> AsyncIterator[House]:
+    async with opened(House(tmp_path, children)) as made:
         yield made
 
 

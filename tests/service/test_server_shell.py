@@ -316,8 +316,8 @@ async def test_an_unhandled_error_reaches_the_log_and_not_the_client(caller: Cal
     assert "secret" not in str(refusal)
     assert "ZeroDivision" not in str(refusal)
     assert (info.reason, dict(info.metadata)) == ("INTERNAL", {"request_id": "made-1"})
-    (line,) = lines
-    assert line["log_level"] == "error"
+    # Servers that other tests share may sweep meanwhile, and say so.
+    (line,) = (line for line in lines if line["log_level"] == "error")
     assert line["exc_info"] is caller.echo.error
 
 
