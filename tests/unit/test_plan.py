@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from profile_export.domain.catalog import DatasetKind
@@ -20,6 +20,7 @@ from profile_export.domain.plan import (
     EventSelection,
     ExportCounts,
     ExportPlan,
+    KeyRange,
     PinnedFile,
     Source,
     SourcePart,
@@ -77,6 +78,18 @@ def test_ranges_cover_the_whole_space_of_keys_without_gap_or_overlap(rows: int) 
     assert all(before.high + 1 == after.low for before, after in pairwise(ranges))
     assert all(one.low <= one.high for one in ranges)
     assert [one.index for one in ranges] == list(range(len(ranges)))
+
+
+@given(st.tuples(st.integers(LOWEST_KEY, HIGHEST_KEY), st.integers(LOWEST_KEY, HIGHEST_KEY)).map(sorted))
+def test_the_halves_of_a_range_are_all_of_it_and_as_wide_as_each_other(ends: list[int]) -> None:
+    low, high = ends
+    assume(low < high)
+
+    lower, upper = KeyRange(7, low, high).halves()
+
+    assert (lower.low, lower.high + 1, upper.high) == (low, upper.low, high)
+    assert 0 <= upper.width - lower.width <= 1
+    assert lower.index == upper.index == 7
 
 
 @given(st.integers(0, 2 * 10**10))
