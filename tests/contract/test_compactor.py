@@ -109,6 +109,7 @@ async def test_a_merge_that_a_revert_overtakes_is_void(house: House) -> None:
     assert await house.compactions.folders() == []
 
 
+@pytest.mark.slow
 async def test_a_merge_of_merged_files_is_void_when_one_of_them_is_gone(house: House) -> None:
     crm = await house.dataset()
     for first in range(0, 100, 10):
@@ -181,6 +182,7 @@ async def test_a_stop_in_the_middle_of_a_commit_takes_no_file_away(tmp_path: Pat
         assert await house.export() == rows
 
 
+@pytest.mark.slow
 async def test_a_file_that_has_been_merged_further_stays_for_the_job_that_pinned_it(house: House) -> None:
     crm, union = await house.dataset(), await house.dataset(UNION)
     for first in range(0, 90, 10):

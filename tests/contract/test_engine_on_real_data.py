@@ -220,6 +220,7 @@ SLOW = {"every user and session", "people with their clicks", "sessions only, an
         for name, options in EXPORTS.items()
     ],
 )
+@pytest.mark.slow
 def test_the_engine_exports_a_clickstream_as_the_reference_does(
     exporter: Exporter, options: dict[str, Any]
 ) -> None:

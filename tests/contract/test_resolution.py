@@ -205,6 +205,7 @@ def test_profiles_are_spread_evenly_over_equal_ranges(memory: int) -> None:
 
 @pytest.mark.parametrize("memory", [1, PLENTY], ids=["many new pairs", "few new pairs"])
 @given(PAIRS, PAIRS)
+@pytest.mark.slow
 def test_an_extended_mapping_is_the_one_that_all_pairs_give(
     memory: int, old: list[Pair], new: list[Pair]
 ) -> None:
