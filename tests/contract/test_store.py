@@ -52,6 +52,23 @@ def range_done(claim: Claim, index: int) -> RangeDone:
     return RangeDone(index, {claim.job.batch_id: [FILE]}, ExportCounts(profiles_exported=3), 1)
 
 
+async def check_that_nothing_is_written(store: Store, claim: Claim) -> None:
+    """Every write of an attempt is refused: the job is not its own any more."""
+    error = JobError("X", "x", "engine", retryable=True, attempt=1)
+
+    for write in (
+        store.attempts.begin_phase(claim.fence, RUNNING),
+        store.attempts.heartbeat(claim.fence, RUNNING),
+        store.attempts.record_range(claim.fence, range_done(claim, 0), RUNNING),
+        store.attempts.commit(claim.fence),
+        store.attempts.end_with_error(claim.fence, error),
+        store.attempts.let_go(claim.fence),
+        store.attempts.release(claim.fence),
+    ):
+        with pytest.raises(LeaseLostError):
+            await write
+
+
 class Store:
     def __init__(self, place: Place) -> None:
         self.database = Database(place)
@@ -258,19 +275,8 @@ async def test_s21_a_cancel_drops_the_batches_of_all_segments(store: Store) -> N
 async def test_a_lease_that_is_gone_refuses_every_write(store: Store) -> None:
     claim = await store.claimed()
     await store.attempts.release(claim.fence)
-    error = JobError("X", "x", "engine", retryable=True, attempt=1)
 
-    for write in (
-        store.attempts.begin_phase(claim.fence, RUNNING),
-        store.attempts.heartbeat(claim.fence, RUNNING),
-        store.attempts.record_range(claim.fence, range_done(claim, 0), RUNNING),
-        store.attempts.commit(claim.fence),
-        store.attempts.end_with_error(claim.fence, error),
-        store.attempts.let_go(claim.fence),
-        store.attempts.release(claim.fence),
-    ):
-        with pytest.raises(LeaseLostError):
-            await write
+    await check_that_nothing_is_written(store, claim)
 
     job = (await store.jobs.get(TENANT, claim.job.id)).job
     assert (job.state, job.revision) == (JobState.NEW, 3)
