@@ -119,11 +119,11 @@ def check_plan(exporter: Exporter, plan: ExportPlan, export: Export, lake: Path)
     return [profile for found in profiles.values() for profile in found]
 
 
-QUICK = settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+QUICK = settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @given(exports())
-@settings(QUICK, max_examples=25)
+@settings(QUICK, max_examples=10)
 def test_the_engine_exports_what_the_reference_says(exporter: Exporter, export: Export) -> None:
     check(exporter, export)
 
@@ -172,7 +172,7 @@ def test_the_engine_exports_what_the_reference_says_in_many_more_cases(
         }
     ),
 )
-@settings(QUICK, max_examples=10)
+@settings(QUICK, max_examples=5)
 def test_s7_the_engine_leaves_out_who_has_more_than_fifty_identities(
     exporter: Exporter, kind: DatasetKind, identities: int, on_one: int, options: dict[str, Any]
 ) -> None:

@@ -191,7 +191,7 @@ def test_nothing_is_kept_where_the_plan_names_no_folder_or_nothing_is_linked(lak
 # --- Rebuilt and extended are the same ---
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     steps=st.lists(NUMBERS, min_size=1, max_size=6),
     batches_per_file=st.integers(1, 3),

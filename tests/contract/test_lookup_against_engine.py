@@ -133,11 +133,11 @@ def on_the_wire(profiles: list[dict[str, Any]]) -> list[str]:
     return sorted(json.dumps(plain(profile), sort_keys=True) for profile in profiles)
 
 
-QUICK = settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+QUICK = settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @given(exports())
-@settings(QUICK, max_examples=15)
+@settings(QUICK, max_examples=6)
 def test_whoever_is_looked_up_is_told_what_an_export_writes(house: House, export: Export) -> None:
     check(house, export)
 

@@ -78,7 +78,7 @@ async def check_refusals(caller: Caller, evolving: str, beside: str, wrong: Cont
 
 
 @given(steps=evolutions(), data=st.data())
-@settings(max_examples=6, **OF_SECONDS)
+@settings(max_examples=3, **OF_SECONDS)
 async def test_what_ten_batches_taught_comes_back_as_it_was_sent(
     channel: grpc.aio.Channel, steps: list[Step], data: st.DataObject
 ) -> None:

@@ -54,6 +54,7 @@ def purchase_event(number: str, customer: str, day: datetime, price: float) -> R
     }
 
 
+@pytest.mark.slow
 async def test_every_purchase_of_cdnow_is_in_its_customers_row_to_the_cent(caller: Caller) -> None:
     # given a profile record per customer, and every row of the file as an event
     bought = purchases()

@@ -1,14 +1,22 @@
 """The command line and the server as processes."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from profile_export.cli import main
+
 COMMAND = (sys.executable, "-m", "profile_export")
+
+# A process for each command, but libraries are loaded once for all of them: that takes longer than most commands.
+_LOADED = multiprocessing.get_context("forkserver")
+_LOADED.set_forkserver_preload(["profile_export.__main__", "profile_export.app", __name__])
 
 
 @contextmanager
@@ -45,17 +53,29 @@ class Terminal:
 
     def type(self, *words: str | Path, to: str = "") -> subprocess.CompletedProcess[str]:
         talks = words[0] != "serve" and words[:2] != ("jobs", "verify")
-        server = ("--sandbox", self.sandbox) if talks else ()
-        return subprocess.run(
-            [*COMMAND, *map(str, words), *server],
-            env=environment(PROFILE_EXPORT_ADDRESS=to or self.address),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        typed = [*map(str, words), *(("--sandbox", self.sandbox) if talks else ())]
+        variables = environment(PROFILE_EXPORT_ADDRESS=to or self.address)
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            command = _LOADED.Process(target=_run, args=(typed, variables, out, err))
+            command.start()
+            command.join(60)
+            if command.exitcode is None:
+                command.kill()
+                raise TimeoutError(typed)
+            return subprocess.CompletedProcess(typed, command.exitcode, out.read_text(), err.read_text())
 
     def get(self, *words: str | Path) -> str:
         done = self.type(*words)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.strip()
+
+
+def _run(words: Sequence[str], variables: Mapping[str, str], out: Path, err: Path) -> None:
+    """Be the command, with what it writes in files, as after `>` and `2>` in a shell."""
+    for descriptor, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), descriptor)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv = ["profile-export", *words]
+    main()

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.parquet as pq
+import pytest
 
 from profile_export.client import Client, ExportJob, JobPhase, JobState
 from tests.system.terminal import served
@@ -20,6 +21,7 @@ async def finished(client: Client, job_id: int) -> ExportJob:
     return [message async for message in client.watch_job(job_id)][-1].job
 
 
+@pytest.mark.slow
 async def test_the_next_server_goes_on_from_the_last_range_that_was_recorded(tmp_path: Path) -> None:
     # given a server that was killed with one range of a job recorded, and another one only written
     people = tmp_path / "crm.jsonl"

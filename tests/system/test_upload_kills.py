@@ -300,12 +300,6 @@ async def upload_under_fire(folder: Path, count: int) -> Run:
     return run
 
 
-async def test_killed_uploads_leave_every_row_once(tmp_path: Path) -> None:
-    run = await upload_under_fire(tmp_path, count=5)
-
-    assert run.kills.total()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 async def test_a_hundred_uploads_killed_at_random_moments_leave_every_row_once(tmp_path: Path) -> None:
