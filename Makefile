@@ -8,6 +8,8 @@ SHELL := bash
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 WORKERS ?= 2
+KILLS ?= 200
+SEED ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -85,6 +87,10 @@ test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmar
 	$(BIN)/coverage report --include='*/profile_export/domain/*' --fail-under=100
 	$(BIN)/coverage report --omit='*/profile_export/domain/*,*/profile_export/v1/*' --fail-under=90
 	$(PY) -m benchmarks --short
+
+.PHONY: chaos
+chaos: $(READY) ## Kill processes at KILLS=200 random moments and all named points; SEED=… as before (an hour)
+	SEED=$(SEED) KILLS=$(KILLS) $(PY) -m pytest -s --timeout 14400 tests/chaos/test_chaos.py
 
 .PHONY: check
 check: lint types proto-check test ## What must hold before each commit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -11,6 +12,7 @@ from profile_export.domain.job import FINAL_STATES, MAX_ATTEMPTS, MOVES, JobStat
 from profile_export.domain.receipt import RECEIPT_FILE
 from profile_export.v1 import job_pb2
 from tests.chaos.ending import Ending, FencedWrite, StoredJob
+from tests.chaos.sources import Row
 
 _CLOCK = timedelta(milliseconds=2)
 """How far SQLite's clock, of milliseconds, may be behind that of a process."""
@@ -134,8 +136,9 @@ def succeeded_jobs_have_their_batches_with_their_rows(ending: Ending) -> Iterato
             if ending.visible.count(batch_id) != 1:
                 yield f"batch {batch_id} of job {job_id} is visible {ending.visible.count(batch_id)} times"
             elif not ending.damaged and ending.rows.get(batch_id) != rows:
-                found = ending.rows.get(batch_id, type(rows)())
-                yield f"batch {batch_id} of job {job_id} lacks {rows - found} and has too much {found - rows}"
+                found = ending.rows.get(batch_id, Counter[Row]())
+                lacks, extra = sum((rows - found).values()), sum((found - rows).values())
+                yield f"batch {batch_id} of job {job_id} lacks {lacks} rows and has {extra} that are not meant"
 
 
 def no_other_batch_is_visible(ending: Ending) -> Iterator[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +54,17 @@ class Harm:
     at_points: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     unexplained: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def tell(self, what: str) -> None:
+        """Say what happens as it happens: the way to what led to a fault."""
+        sys.stdout.write(f"{time.monotonic() - self.began:8.1f} s  {what}\n")
+        sys.stdout.flush()
+
+    def suspect(self, what: str) -> None:
+        """Note what nobody did."""
+        self.tell(what)
+        self.unexplained.append(what)
 
     @property
     def rarest(self) -> str:
@@ -92,10 +105,12 @@ class Fire:
             running = await place.start(fuse)
             if await self._burns(place, running, fuse):
                 self.harm.at_points[fuse.name] += 1
+                self.harm.tell(f"{place.name}: {fuse.name}")
             elif tries > 1:
                 queue.append((fuse, tries - 1))
+                self.harm.tell(f"{place.name} did not come to {fuse.point}")
             else:
-                self.harm.unexplained.append(f"{place.name} never came to {fuse.point}")
+                self.harm.suspect(f"{place.name} never came to {fuse.point}")
         # Others may still need somebody there to take their jobs over, or to answer.
         await place.start()
 
@@ -125,7 +140,7 @@ class Fire:
         running.send(signal.SIGTERM)
         await running.over.wait()
         if running.process.exitcode:
-            self.harm.unexplained.append(f"a process ended with exit code {running.process.exitcode}")
+            self.harm.suspect(f"a process ended with exit code {running.process.exitcode}")
 
     # --- Random moments ---
 
@@ -143,9 +158,8 @@ class Fire:
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.wait(keepers)
-        for place in self._places:
-            if place.running is None or place.running.over.is_set():
-                await place.start()
+        over = [place for place in self._places if place.running is None or place.running.over.is_set()]
+        await asyncio.gather(*(place.start() for place in over))
 
     async def _keep(self, place: Place) -> None:
         """Start a process whenever one is over."""
@@ -158,7 +172,7 @@ class Fire:
                 await self._count(place, running)
             elif running.process.exitcode:
                 what = "ended" if running.ready.is_set() else "did not start"
-                self.harm.unexplained.append(f"{place.name} {what}: exit code {running.process.exitcode}")
+                self.harm.suspect(f"{place.name} {what}: exit code {running.process.exitcode}")
             running.judged.set()
 
     async def _kill(self) -> None:
@@ -221,6 +235,7 @@ class Fire:
             ]
         name, harm = self._dice.choice(ways)
         self.harm.others[name] += 1
+        self.harm.tell(f"{place.name}: {name}")
         await harm()
 
     async def _stop(self, group: asyncio.TaskGroup, running: Running) -> None:
@@ -258,6 +273,7 @@ class Fire:
         if place.serves and seen.waiting:
             states.add(QUEUED)
         self.harm.by_state.update(states or {IDLE})
+        self.harm.tell(f"{place.name}: killed, jobs left: {', '.join(sorted(states)) or IDLE}")
 
     async def _holds(self, running: Running) -> bool:
         return running.over.is_set() or running.pid in (await self._view.look()).held

@@ -9,7 +9,8 @@ from datetime import timedelta
 from random import Random
 from typing import TypeVar
 
-from profile_export.client import Client, ClientError, ExportJob, JobTransition
+from profile_export.client import Client, ClientError, ExportJob, JobTransition, WatchJobResponse
+from tests.chaos.house import first
 from tests.chaos.sources import Kind, Sources, within
 
 _T = TypeVar("_T")
@@ -31,6 +32,16 @@ class Told:
     cancel_accepted: bool = False
     transitions: list[JobTransition] = field(default_factory=list)
     ended: ExportJob | None = None
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def hear(self, message: WatchJobResponse) -> None:
+        self.transitions += message.transitions
+        if self.transitions and self.transitions[-1].attempt:
+            self.begun.set()
+        if message.HasField("job"):
+            self.ended = message.job
+            self.over.set()
 
 
 class Load:
@@ -87,7 +98,10 @@ class Load:
                 await self._cancel_some_time(told, job_id, watch)
 
     async def _cancel_some_time(self, told: Told, job_id: int, watch: asyncio.Task[None]) -> None:
-        await asyncio.wait([watch], timeout=self._random.uniform(0, 2.5))
+        """Cancel at a random moment, as often as not one at which an attempt runs."""
+        if self._random.random() < 0.5:
+            await first(told.begun, told.over)
+        await asyncio.wait([watch], timeout=self._random.uniform(0, 0.5))
         told.cancel_asked = True
         try:
             await self._until_answered(told, lambda client: client.cancel_job(job_id))
@@ -103,9 +117,7 @@ class Load:
                 seen = told.transitions[-1].revision if told.transitions else 0
                 try:
                     async for message in client.watch_job(job_id, seen):
-                        told.transitions += message.transitions
-                        if message.HasField("job"):
-                            told.ended = message.job
+                        told.hear(message)
                 except ClientError as error:
                     # A server that was not there at the first call is not waited for.
                     if error.code not in _TRY_AGAIN:

@@ -1,19 +1,9 @@
-"""A run of chaos: a house on either database, a load, a fire, and the checker's word at the end.
-
-    python -m tests.chaos.run [sqlite|postgresql]
-
-`KILLS` says how many kills at random moments, `SEED` repeats the decisions of a run that failed, as far as the machine
-lets them hit the same moments.
-"""
+"""A run of chaos: a house on either database, a load, a fire, and the checker's word at the end."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import signal
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,7 +23,6 @@ from tests.chaos.load import Load
 from tests.chaos.points import OF_SERVERS, OF_WORKERS, Fuse
 from tests.chaos.sources import prepare
 from tests.chaos.view import STATES, View
-from tests.databases import Postgres
 from tests.system.line import Line
 
 SERVERS, WORKERS = 2, 3
@@ -149,11 +138,10 @@ async def no_survivors(places: Sequence[Place]) -> AsyncIterator[None]:
 async def burn(house: House, folder: Path, plan: Plan) -> Outcome:
     """Set a house on fire under load, wait until all is quiet again, and judge what is there."""
     dice = Random(plan.seed)
-    for place in house.places:
-        await place.start()
-    sources = await prepare(house.addresses[0], folder)
-    for place in house.places:
-        await place.end()
+    server = house.places[0]
+    await server.start()
+    sources = await prepare(server.address, folder)
+    await server.end()
     load = Load(sources, house.addresses, Random(dice.random()), plan.seed)
     fire = Fire(house.places, house.view, dice, house.cuts)
     async with asyncio.TaskGroup() as group:
@@ -161,12 +149,15 @@ async def burn(house: House, folder: Path, plan: Plan) -> Outcome:
         await fire.at_points(lambda place: [fuse for fuse in fuses_of(place) if plan.points(fuse)])
         await fire.at_random(plan.kills, until_even=plan.until_even)
         load.stop()
+        fire.harm.tell("the fire is out")
+    fire.harm.tell("every job has ended")
     async with asyncio.timeout(_QUIET_SECONDS):
         while not await house.view.is_quiet():
             await asyncio.sleep(0.1)
-    async with Client(house.addresses[0]) as client:
+    fire.harm.tell("all is swept")
+    async with Client(server.address) as client:
         listed, visible = await read_listed(client, sources.destination)
-    codes = [await place.end() for place in house.places]
+    codes = await asyncio.gather(*(place.end() for place in house.places))
     ending = await read_ending(house.view, house.data_dir, load.told, listed, visible, folder / "journal")
     wrong = [*faults(ending), *fire.harm.unexplained, *(f"exit code {code}" for code in codes if code)]
     return Outcome(fire.harm, ending, wrong)
@@ -212,26 +203,3 @@ def table(outcome: Outcome) -> str:
 
 def _counted(counts: Mapping[str, int]) -> list[str]:
     return [*(f"  {name:<40} {count:>5}" for name, count in counts.items()), ""]
-
-
-async def _main(database: str) -> int:
-    plan = Plan(os.environ.get("SEED") or secrets.token_hex(4), int(os.environ.get("KILLS") or 200))
-    sys.stdout.write(f"{database}: SEED={plan.seed} KILLS={plan.kills}\n")
-    sys.stdout.flush()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
-        folder, dice = Path(made), Random(plan.seed)
-        async with AsyncExitStack() as stack:
-            if database == "sqlite":
-                house = await stack.enter_async_context(embedded(folder, dice))
-            else:
-                # A server of its own beside the folder, which belongs to this user alone.
-                postgres = Postgres(Path(tempfile.gettempdir()) / f"chaos-{os.getpid()}", "chaos")
-                url = await stack.enter_async_context(postgres.database(with_tables=True))
-                house = await stack.enter_async_context(scaled_out(folder, dice, url))
-            outcome = await burn(house, folder, plan)
-    sys.stdout.write(table(outcome))
-    return 1 if outcome.faults else 0
-
-
-if __name__ == "__main__":
-    sys.exit(asyncio.run(_main(sys.argv[1])))

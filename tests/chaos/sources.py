@@ -31,6 +31,7 @@ Row = tuple[str | None, str | None, str | None]
 """Of a person: `crmId`, `email`, `city`."""
 COLUMNS = ("crmId", "email", "city")
 SEGMENTS = ("even", "third", "nobody")
+_MEMBER = {"status": "realized"}
 _BUILT_IN = "timestampOrdered-none-mp"
 
 
@@ -93,7 +94,7 @@ async def _prepare(client: Client, address: str, folder: Path) -> Sources:
             {
                 "crmId": crm,
                 "email": email,
-                "segmentMembership": {"ups": {name: {} for name in _segments(number)}},
+                "segmentMembership": {"ups": dict.fromkeys(_segments(number), _MEMBER)},
             }
             for number in _EVERYBODY
             for crm, email, _ in [_crm(number)]
