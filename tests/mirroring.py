@@ -47,12 +47,14 @@ class World:
         self.data_dir = data_dir
         self.database = Database(place or data_dir)
         self.keep = keep
-        self.tables = IcebergMirror(data_dir, keep)
+        self.catalog_url = place if isinstance(place, str) else None
+        self.tables = IcebergMirror(data_dir, keep, self.catalog_url)
         self.mirrors = Mirrors(self.database, lease)
         self.wakeups = Wakeups()
 
     def mirror(self, name: str = "mirror") -> Mirror:
-        return Mirror(name, self.mirrors, IcebergMirror(self.data_dir, self.keep), self.wakeups, HOUR)
+        tables = IcebergMirror(self.data_dir, self.keep, self.catalog_url)
+        return Mirror(name, self.mirrors, tables, self.wakeups, HOUR)
 
     async def follow(self) -> None:
         """Do all that is due."""

@@ -361,7 +361,7 @@ async def test_a_change_that_another_mirror_makes_first_is_decided_anew(world: W
     await world.batch("d1", "b1")
     await world.follow()
     await world.batch("d1", "b2")
-    overtaken = Overtaken(world.data_dir, HOUR)
+    overtaken = Overtaken(world.data_dir, HOUR, world.catalog_url)
     mirror = Mirror("slow", world.mirrors, overtaken, world.wakeups, HOUR)
 
     # when

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from profile_export.config import ServeSettings, SettingsError, load
+from profile_export.config import ServeSettings, SettingsError, WorkSettings, load, load_worker
 
 FOLDER = {"data_dir": ".data"}
 
@@ -179,3 +179,20 @@ def test_any_other_address_is_refused_unless_the_operator_accepts_it(text: str) 
     _assert_one_line_with_both_names(line, "grpc_address")
     assert "--insecure (PROFILE_EXPORT_INSECURE=true)" in line
     assert load({**FOLDER, "grpc_address": text, "insecure": True}, {}).insecure
+
+
+def test_a_worker_needs_the_folder_and_the_database_of_its_servers() -> None:
+    url = "postgresql://me@there/x"
+
+    assert load_worker({**FOLDER, "database_url": url, "workers": "3"}, {}) == WorkSettings(
+        data_dir=Path(".data"),
+        database_url=url,
+        workers=3,
+        memory_limit_mb=None,
+        threads=None,
+        log_level="info",
+    )
+    with pytest.raises(SettingsError, match=r"--database-url .* is required: give postgresql://"):
+        load_worker(FOLDER, {})
+    with pytest.raises(SettingsError, match="1 or more"):
+        load_worker({**FOLDER, "database_url": url, "workers": "0"}, {})
