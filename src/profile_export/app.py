@@ -33,6 +33,7 @@ from profile_export.lake.children import Children
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake
 from profile_export.runner.compactor import Compactor
+from profile_export.runner.expiries import ExpirySweeper
 from profile_export.runner.lapses import LapseSweeper
 from profile_export.runner.mirror import Mirror
 from profile_export.runner.ports import Engine
@@ -46,6 +47,7 @@ from profile_export.store.compactions import Compactions
 from profile_export.store.database import Database
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
+from profile_export.store.expiries import Expiries
 from profile_export.store.jobs import Jobs
 from profile_export.store.lapses import Lapses
 from profile_export.store.loading import LoadingBatches
@@ -172,6 +174,7 @@ class Application:
         self._sweeper = Sweeper(self._drops, self._lake, grace)
         self._lapses = Lapses(self._database, wakeups)
         self._lapse_sweeper = LapseSweeper(self._lapses)
+        self._expiry_sweeper = ExpirySweeper(Expiries(self._database, wakeups), settings.job_retention)
         self._background: list[asyncio.Task[None]] = []
         self._working: list[asyncio.Task[None]] = []
         self._server: GrpcServer | None = None
@@ -212,6 +215,7 @@ class Application:
         self._working = [asyncio.create_task(worker.run()) for worker in self._workers]
         self._mirror_task = asyncio.create_task(self._mirror.run())
         in_the_background = [self._compactor.run(), self._sweeper.run(), self._lapse_sweeper.run()]
+        in_the_background += [self._expiry_sweeper.run()]
         in_the_background += [notices.run() for notices in self._notices]
         self._background = [asyncio.create_task(work) for work in in_the_background]
         await self._server.start()

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import Tenant
-from profile_export.domain.errors import NotFoundError, PastEndError
+from profile_export.domain.errors import PastEndError
 from profile_export.domain.job import (
     Cancellation,
     Job,
@@ -34,6 +34,7 @@ from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.events import Wakeups
+from profile_export.store.expiries import missing_job
 from profile_export.store.tables import batches, job_ranges, job_stamps, job_transitions, jobs, leases
 from profile_export.store.tenants import ensure_tenant, id_of
 
@@ -312,7 +313,7 @@ async def _existing(connection: AsyncConnection, tenant: Tenant, job_id: int) ->
     query = select(jobs).where(jobs.c.id == job_id, jobs.c.tenant_id == id_of(tenant))
     row: Row[Any] | None = (await connection.execute(query)).first()
     if row is None:
-        raise NotFoundError.of("job", job_id)
+        raise await missing_job(connection, id_of(tenant), job_id)
     return row
 
 
