@@ -131,7 +131,7 @@ class Application:
         schemas, uploads = Schemas(self._database), Uploads(self._database)
         opened, receipts = LoadingBatches(self._database, wakeups), Receipts(self._database)
         self._receipts = ReceiptWriter(receipts, self._lake)
-        jobs = Jobs(self._database, wakeups)
+        jobs = Jobs(self._database, wakeups, settings.job_retention)
         self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)

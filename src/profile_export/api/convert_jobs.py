@@ -177,6 +177,7 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
         end_time=timestamp(job.end_time),
         not_before_time=timestamp(job.not_before),
         request_id=job.request_id,
+        expire_time=timestamp(view.expire_time),
     )
     if job.cancellation:
         message.cancellation.CopyFrom(

@@ -90,13 +90,21 @@ class Expiries:
         return ids
 
 
-async def missing_job(connection: AsyncConnection, tenant_id: Any, job_id: int) -> NotFoundError:
-    """Return the refusal of a job that is not there: it has expired, or the tenant never had one."""
-    query = select(expired_jobs.c.expire_time).where(
+async def existing_job(connection: AsyncConnection, tenant_id: Any, job_id: int) -> Row[Any]:
+    """Return the row of a job, within a transaction.
+
+    Raises:
+        NotFoundError: It has expired, or the tenant never had one of that id.
+    """
+    query = select(jobs).where(jobs.c.id == job_id, jobs.c.tenant_id == tenant_id)
+    row: Row[Any] | None = (await connection.execute(query)).first()
+    if row:
+        return row
+    remembered = select(expired_jobs.c.expire_time).where(
         expired_jobs.c.job_id == job_id, expired_jobs.c.tenant_id == tenant_id
     )
-    expire_time = (await connection.execute(query)).scalar_one_or_none()
-    return expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
+    expire_time = (await connection.execute(remembered)).scalar_one_or_none()
+    raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
 
 
 async def _due_batches(connection: AsyncConnection, now: datetime) -> Sequence[Row[*tuple[Any, ...]]]:
