@@ -42,7 +42,7 @@ class Instant(TypeDecorator[datetime]):
 
 
 class Span(TypeDecorator[timedelta]):
-    """A length of time, kept as microseconds, so that it can be taken from an `Instant` in SQL."""
+    """A length of time, kept as microseconds."""
 
     impl = BigInteger
     cache_ok = True

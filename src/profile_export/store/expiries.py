@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, literal, select, update
+from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import BatchState
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.retention import REMEMBERED, batch_expiry_reason, expired_job
-from profile_export.store.column_types import Instant
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.drops import drop
 from profile_export.store.events import Wakeups
@@ -44,19 +43,17 @@ class Expiries:
         async with self.database.write() as connection:
             now = await database_time(connection)
             due = await _due_batches(connection, now)
-            keys: dict[timedelta, list[int]] = defaultdict(list)
-            for row in due:
-                keys[row.batch_retention].append(row.key)
-            for kept_for, expiring in keys.items():
+            for kept_for, rows in due.items():
                 values = {
                     "state": BatchState.EXPIRED.value,
                     "state_reason": batch_expiry_reason(kept_for),
                     "expire_time": now,
                 }
-                await connection.execute(update(batches).where(batches.c.key.in_(expiring)).values(values))
-            await drop(connection, [row.folder for row in due])
+                expiring = batches.c.key.in_([row.key for row in rows])
+                await connection.execute(update(batches).where(expiring).values(values))
+                await drop(connection, [row.folder for row in rows])
         self._wakeups.batches_changed()
-        return [row.id for row in due]
+        return [row.id for rows in due.values() for row in rows]
 
     @whole
     async def expire_jobs(self, kept_for: timedelta) -> Sequence[int]:
@@ -107,20 +104,29 @@ async def existing_job(connection: AsyncConnection, tenant_id: Any, job_id: int)
     raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
 
 
-async def _due_batches(connection: AsyncConnection, now: datetime) -> Sequence[Row[*tuple[Any, ...]]]:
-    query = (
-        select(batches.c.key, batches.c.id, batches.c.folder, datasets.c.batch_retention)
-        .join(datasets, datasets.c.id == batches.c.dataset_id)
-        .where(
-            datasets.c.batch_retention.is_not(None),
-            datasets.c.delete_time.is_(None),
-            batches.c.state == BatchState.SUCCEEDED.value,
-            batches.c.ingest_time <= literal(now, Instant) - datasets.c.batch_retention,
-        )
-        .order_by(batches.c.ingest_time)
-        .limit(MOST_AT_ONCE)
+async def _due_batches(
+    connection: AsyncConnection, now: datetime
+) -> dict[timedelta, list[Row[*tuple[Any, ...]]]]:
+    """Return batches that are due, the oldest first, by how long their datasets keep them."""
+    keeping = select(datasets.c.id, datasets.c.batch_retention).where(
+        datasets.c.batch_retention.is_not(None), datasets.c.delete_time.is_(None)
     )
-    return (await connection.execute(query)).all()
+    due: dict[timedelta, list[Row[*tuple[Any, ...]]]] = defaultdict(list)
+    left = MOST_AT_ONCE
+    # One by one: joined, SQLite reads all batches there are to find those of the few datasets.
+    for dataset in (await connection.execute(keeping.order_by(datasets.c.id))).all():
+        query = select(batches.c.key, batches.c.id, batches.c.folder).where(
+            batches.c.dataset_id == dataset.id,
+            batches.c.state == BatchState.SUCCEEDED.value,
+            batches.c.ingest_time <= now - dataset.batch_retention,
+        )
+        rows = (await connection.execute(query.order_by(batches.c.ingest_time).limit(left))).all()
+        if rows:
+            due[dataset.batch_retention] += rows
+            left -= len(rows)
+        if not left:
+            break
+    return due
 
 
 async def _due_jobs(connection: AsyncConnection, before: datetime) -> Sequence[Row[*tuple[Any, ...]]]:
