@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ _SECONDS = "give whole seconds, 0 or more"
 _URL = "give postgresql://USER@HOST/DATABASE"
 _LEAST_MEMORY_MB = 512
 """Less, and exports of profiles with links fail: their merge needs that much for its operators alone."""
+_MOST_DAYS = 36_500
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -59,8 +61,8 @@ class ServeSettings(WorkSettings):
 
     `drain_seconds` is how long calls may take to finish after the server was told to stop; `download_grace_seconds`
     how long files that nothing needs any more stay for those who may still be reading them, `mirror_keep_minutes` how
-    long a snapshot of an Iceberg table after it was the newest. A record or event with more than `max_record_bytes`
-    or `max_event_bytes` is rejected.
+    long a snapshot of an Iceberg table after it was the newest, `job_retention_days` how long jobs after they ended,
+    None: for ever. A record or event with more than `max_record_bytes` or `max_event_bytes` is rejected.
     """
 
     grpc_address: tuple[str, int]
@@ -70,6 +72,12 @@ class ServeSettings(WorkSettings):
     max_event_bytes: int
     download_grace_seconds: int
     mirror_keep_minutes: int
+    job_retention_days: int | None
+
+    @property
+    def job_retention(self) -> timedelta | None:
+        """How long a job is kept after it ended; None: for ever."""
+        return None if self.job_retention_days is None else timedelta(days=self.job_retention_days)
 
 
 def load_worker(options: Options, environ: Mapping[str, str]) -> WorkSettings:
@@ -109,6 +117,12 @@ def load(options: Options, environ: Mapping[str, str]) -> ServeSettings:
         download_grace_seconds=source.read("download_grace_seconds", _whole(0), 3600, _SECONDS),
         mirror_keep_minutes=source.read(
             "mirror_keep_minutes", _whole(1), 60, "give whole minutes, 1 or more"
+        ),
+        job_retention_days=source.read(
+            "job_retention_days",
+            _whole(1, _MOST_DAYS),
+            None,
+            f"give whole days, 1 to {_MOST_DAYS}, or leave it out",
         ),
         # Adobe's guardrails.
         max_record_bytes=source.read("max_record_bytes", _whole(1), 100_000, _BYTES),
@@ -218,10 +232,10 @@ def _flag(text: str) -> bool:
         raise ValueError(text) from error
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _whole(least: int, most: int = 999_999_999) -> Callable[[str], int]:
     def parse(text: str) -> int:
         # int() also takes signs, underscores and other scripts' digits.
-        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
             raise ValueError(text)
         return int(text)
 

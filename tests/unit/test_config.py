@@ -74,6 +74,7 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         max_event_bytes=10_000,
         download_grace_seconds=3_600,
         mirror_keep_minutes=60,
+        job_retention_days=None,
     )
 
 
@@ -94,6 +95,7 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_MAX_EVENT_BYTES": "500",
             "PROFILE_EXPORT_DOWNLOAD_GRACE_SECONDS": "60",
             "PROFILE_EXPORT_MIRROR_KEEP_MINUTES": "5",
+            "PROFILE_EXPORT_JOB_RETENTION_DAYS": "90",
         },
     )
 
@@ -111,6 +113,7 @@ def test_every_option_has_its_variable() -> None:
         max_event_bytes=500,
         download_grace_seconds=60,
         mirror_keep_minutes=5,
+        job_retention_days=90,
     )
 
 

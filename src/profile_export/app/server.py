@@ -26,6 +26,7 @@ from profile_export.lake.children import Children
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake
 from profile_export.runner.compactor import Compactor
+from profile_export.runner.expiries import ExpirySweeper
 from profile_export.runner.leftovers import Leftovers
 from profile_export.runner.mirror import Mirror
 from profile_export.runner.ports import Engine
@@ -34,6 +35,7 @@ from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
 from profile_export.store.compactions import Compactions
 from profile_export.store.drops import Drops
+from profile_export.store.expiries import Expiries
 from profile_export.store.jobs import Jobs
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
@@ -71,7 +73,7 @@ class Application:
         catalog, policies = Catalog(self._database), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database)
         opened = LoadingBatches(self._database, wakeups)
-        jobs = Jobs(self._database, wakeups)
+        jobs = Jobs(self._database, wakeups, settings.job_retention)
         self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
@@ -107,6 +109,7 @@ class Application:
         grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(compactions, wakeups, self._lake, self._compacting, new_id)
         self._sweeper = Sweeper(drops, self._lake, grace)
+        self._expiry_sweeper = ExpirySweeper(Expiries(self._database, wakeups), settings.job_retention)
         self._leftovers = Leftovers(batches, compactions, drops, loading, self._lake)
         self._server: GrpcServer | None = None
 
@@ -144,6 +147,7 @@ class Application:
         self._mirror_task = asyncio.create_task(self._mirror.run())
         self._jobs.run_beside(self._compactor.run())
         self._jobs.run_beside(self._sweeper.run())
+        self._jobs.run_beside(self._expiry_sweeper.run())
         await self._server.start()
         shown = f"[{host}]" if ":" in host else host
         return f"listening on {shown}:{self.port}"

@@ -84,6 +84,14 @@ def serve(
             help="How long Iceberg snapshots, and the files of reverted batches in them, stay. Default: 60.",
         ),
     ] = None,
+    job_retention_days: Annotated[
+        Text,
+        typer.Option(
+            metavar="DAYS",
+            help="How long jobs stay after they ended. Then they are removed, and for 30 days more are told from "
+            "those that never were; their output stays. Default: for ever.",
+        ),
+    ] = None,
 ) -> None:
     """Run a server until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -108,6 +116,7 @@ def serve(
         "max_event_bytes": max_event_bytes,
         "download_grace_seconds": download_grace_seconds,
         "mirror_keep_minutes": mirror_keep_minutes,
+        "job_retention_days": job_retention_days,
     }
     _become(app.serve, options, app.StartError)
 
