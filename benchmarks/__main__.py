@@ -16,13 +16,23 @@ from benchmarks.data import FOLDER
 from benchmarks.exports import EXPORTS, Setting, measure
 from benchmarks.graph import measure_graph
 from benchmarks.ingestion import measure_ingestion
+from benchmarks.jobs import measure_jobs
 from benchmarks.limit import measure_limit
 from benchmarks.report import Line, machine, megabytes, seconds, show
 from benchmarks.server import ServerDiedError, running
 from benchmarks.tiny import measure_lines, measure_tiny
 from profile_export.client import ClientError
 
-_NAMES = (*(export.name for export in EXPORTS), "tiny", "batches", "lines", "ingestion", "graph", "limit")
+_NAMES = (
+    *(export.name for export in EXPORTS),
+    "tiny",
+    "jobs",
+    "batches",
+    "lines",
+    "ingestion",
+    "graph",
+    "limit",
+)
 _MEMORY_LIMIT_MB = 4096
 _TIGHT_LIMIT_MB = 512
 _MEGABYTE = 10**6
@@ -54,6 +64,9 @@ def main() -> int:
             lines += _graph(setting, short=options.short) if "graph" in names else []
             if "limit" in names:
                 lines += asyncio.run(_limit(setting, short=options.short))
+            if "jobs" in names:
+                jobs, kills = (12, 1) if options.short else (100, 3)
+                lines += asyncio.run(measure_jobs(setting.folder, jobs=jobs, kills=kills))
             lines += asyncio.run(_measure(names, setting, short=options.short))
         except (ServerDiedError, ClientError) as error:
             print(f"The server failed: {error}", file=sys.stderr)

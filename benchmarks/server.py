@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_READY = "listening on "
 _STOP_SECONDS = 20
 
 
@@ -54,34 +53,53 @@ def _cpu_seconds(process: int) -> float:
 
 
 @asynccontextmanager
-async def running(folder: Path, threads: int, memory_limit_mb: int) -> AsyncIterator[Server]:
+async def running(
+    folder: Path, threads: int, memory_limit_mb: int | None = None, *options: str
+) -> AsyncIterator[Server]:
     """Run a server with its data in a folder."""
     log = folder / "server.log"
+    command = ("serve", "--grpc-address", "127.0.0.1:0", *options)
+    async with _started(command, folder, log, threads, memory_limit_mb) as (process, line):
+        yield Server(line.removeprefix("listening on "), process, log, folder / "data")
+
+
+@asynccontextmanager
+async def working(folder: Path, threads: int, url: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a worker beside the servers of a folder and a database."""
+    command = ("worker", "--database-url", url)
+    async with _started(command, folder, folder / "worker.log", threads, None) as (process, _):
+        yield process
+
+
+@asynccontextmanager
+async def _started(
+    command: Sequence[str], folder: Path, log: Path, threads: int, memory_limit_mb: int | None
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """Start a process of the product, and give what it says when it is ready."""
     settings = {
+        "PROFILE_EXPORT_DATA_DIR": str(folder / "data"),
         "PROFILE_EXPORT_THREADS": str(threads),
-        "PROFILE_EXPORT_MEMORY_LIMIT_MB": str(memory_limit_mb),
         "PROFILE_EXPORT_LOG_LEVEL": "warning",
     }
+    if memory_limit_mb is not None:
+        settings["PROFILE_EXPORT_MEMORY_LIMIT_MB"] = str(memory_limit_mb)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PROFILE_EXPORT_")}
-    command = (
-        "-m",
-        "profile_export",
-        "serve",
-        "--data-dir",
-        str(folder / "data"),
-        "--grpc-address",
-        "127.0.0.1:0",
-    )
-    with log.open("wb") as errors:
+    with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=errors, env=kept | settings
+            sys.executable,
+            "-m",
+            "profile_export",
+            *command,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env=kept | settings,
         )
     try:
         assert process.stdout is not None
         line = (await process.stdout.readline()).decode().strip()
-        if not line.startswith(_READY):
+        if not line:
             raise ServerDiedError(f"did not start:\n{_last_words(log)}")
-        yield Server(line.removeprefix(_READY), process, log, folder / "data")
+        yield process, line
     finally:
         if process.returncode is None:
             process.terminate()

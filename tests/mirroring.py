@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.table import StaticTable
+from sqlalchemy import update
 
 from profile_export.domain.batch import DataFile, UploadStart
 from profile_export.domain.catalog import SchemaRef, Tenant
@@ -18,14 +19,16 @@ from profile_export.domain.schema import EMPTY
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.runner.mirror import Mirror
 from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog, NewDataset
-from profile_export.store.database import Database
+from profile_export.store.catalog import Catalog, DatasetChange, NewDataset
+from profile_export.store.database import Database, database_time
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
+from profile_export.store.expiries import Expiries
 from profile_export.store.facts import NamespaceUse, UploadFacts
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import LEASE_TTL, Mirrors
+from profile_export.store.tables import batches
 from profile_export.store.uploads import Uploads
 from tests.databases import Place
 
@@ -47,12 +50,14 @@ class World:
         self.data_dir = data_dir
         self.database = Database(place or data_dir)
         self.keep = keep
-        self.tables = IcebergMirror(data_dir, keep)
+        self.catalog_url = place if isinstance(place, str) else None
+        self.tables = IcebergMirror(data_dir, keep, self.catalog_url)
         self.mirrors = Mirrors(self.database, lease)
         self.wakeups = Wakeups()
 
     def mirror(self, name: str = "mirror") -> Mirror:
-        return Mirror(name, self.mirrors, IcebergMirror(self.data_dir, self.keep), self.wakeups, HOUR)
+        tables = IcebergMirror(self.data_dir, self.keep, self.catalog_url)
+        return Mirror(name, self.mirrors, tables, self.wakeups, HOUR)
 
     async def follow(self) -> None:
         """Do all that is due."""
@@ -84,6 +89,14 @@ class World:
 
     async def revert(self, batch_id: str) -> None:
         await Batches(self.database, self.wakeups).revert(TENANT, batch_id, "")
+
+    async def expire(self, dataset_id: str, batch_id: str) -> None:
+        """Let a batch become older than its dataset keeps them."""
+        await Catalog(self.database).update_dataset(TENANT, dataset_id, DatasetChange(batch_retention=HOUR))
+        async with self.database.write() as connection:
+            old = {"ingest_time": await database_time(connection) - HOUR}
+            await connection.execute(update(batches).where(batches.c.id == batch_id).values(old))
+        await Expiries(self.database, self.wakeups).expire_batches()
 
     async def status(self, dataset_id: str) -> MirrorStatus:
         return (await MirrorStatuses(self.database).of([dataset_id]))[dataset_id]

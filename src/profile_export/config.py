@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+Options = Mapping[str, str | bool | None]
 _T = TypeVar("_T")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]\s]+)):(?P<port>[0-9]{1,5})")
 _HIGHEST_PORT = 65_535
@@ -24,8 +26,10 @@ _YES = {
 }
 _BYTES = "give whole bytes, 1 or more"
 _SECONDS = "give whole seconds, 0 or more"
+_URL = "give postgresql://USER@HOST/DATABASE"
 _LEAST_MEMORY_MB = 512
 """Less, and exports of profiles with links fail: their merge needs that much for its operators alone."""
+_MOST_DAYS = 36_500
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -34,35 +38,62 @@ class SettingsError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ServeSettings:
-    """How one server runs.
+class WorkSettings:
+    """How jobs are run, by a server or by a worker process.
 
     `database_url` names a PostgreSQL database for the store, None: it is a file in `data_dir`, as all else is.
-    `workers` is how many jobs run at once; 0 only serves. `memory_limit_mb` is what a process of the engine may
-    hold at most (peak RSS, in 10^6 bytes, within a tenth); a job has one such process, an estimate another. None
-    bounds DuckDB alone, by its own default. `threads` bounds the engine's threads, None: one per core; a small
-    memory limit allows fewer. `drain_seconds` is how long calls may take to finish after the server was told to
-    stop; `download_grace_seconds` how long files that nothing needs any more stay for those who may still be
-    reading them, `mirror_keep_minutes` how long a snapshot of an Iceberg table after it was the newest. A record or
-    event with more than `max_record_bytes` or `max_event_bytes` is rejected.
+    `workers` is how many jobs run at once. `memory_limit_mb` is what a process of the engine may hold at most (peak
+    RSS, in 10^6 bytes, within a tenth); a job has one such process, an estimate another. None bounds DuckDB alone, by
+    its own default. `threads` bounds the engine's threads, None: one per core; a small memory limit allows fewer.
     """
 
     data_dir: Path
     database_url: str | None
-    grpc_address: tuple[str, int]
-    insecure: bool
     workers: int
     memory_limit_mb: int | None
     threads: int | None
     log_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings(WorkSettings):
+    """How one server runs. With 0 `workers` it only serves.
+
+    `drain_seconds` is how long calls may take to finish after the server was told to stop; `download_grace_seconds`
+    how long files that nothing needs any more stay for those who may still be reading them, `mirror_keep_minutes` how
+    long a snapshot of an Iceberg table after it was the newest, `job_retention_days` how long jobs after they ended,
+    None: for ever. A record or event with more than `max_record_bytes` or `max_event_bytes` is rejected.
+    """
+
+    grpc_address: tuple[str, int]
+    insecure: bool
     drain_seconds: int
     max_record_bytes: int
     max_event_bytes: int
     download_grace_seconds: int
     mirror_keep_minutes: int
+    job_retention_days: int | None
+
+    @property
+    def job_retention(self) -> timedelta | None:
+        """How long a job is kept after it ended; None: for ever."""
+        return None if self.job_retention_days is None else timedelta(days=self.job_retention_days)
 
 
-def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -> ServeSettings:
+def load_worker(options: Options, environ: Mapping[str, str]) -> WorkSettings:
+    """Read the settings of a worker process, as `load` does those of a server.
+
+    Raises:
+        SettingsError: A value is missing or cannot be used.
+    """
+    source = _Source(options, environ)
+    source.required(
+        "database_url", _postgresql_url, f"{_URL}: only servers over one PostgreSQL database share jobs"
+    )
+    return _work_settings(source, least_workers=1)
+
+
+def load(options: Options, environ: Mapping[str, str]) -> ServeSettings:
     """Read the settings of a server. Pure: it looks at nothing but its arguments.
 
     Args:
@@ -74,10 +105,7 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
     """
     source = _Source(options, environ)
     settings = ServeSettings(
-        data_dir=source.required("data_dir", _path, "give a folder, such as --data-dir .data"),
-        database_url=source.read(
-            "database_url", _postgresql_url, None, "give postgresql://USER@HOST/DATABASE, or leave it out"
-        ),
+        **asdict(_work_settings(source, least_workers=0)),
         grpc_address=source.read(
             "grpc_address",
             _address,
@@ -85,19 +113,16 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
             "give HOST:PORT, such as 127.0.0.1:50051 or [::1]:0 (port 0: any free one)",
         ),
         insecure=source.read("insecure", _flag, default=False, advice="give true or false"),
-        workers=source.read("workers", _whole(0), 1, "give a whole number of jobs, 0 or more"),
-        memory_limit_mb=source.read(
-            "memory_limit_mb",
-            _whole(_LEAST_MEMORY_MB),
-            None,
-            f"give whole megabytes, {_LEAST_MEMORY_MB} or more, since an export needs as much, or leave it out",
-        ),
-        threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
-        log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
         drain_seconds=source.read("drain_seconds", _whole(0), 10, _SECONDS),
         download_grace_seconds=source.read("download_grace_seconds", _whole(0), 3600, _SECONDS),
         mirror_keep_minutes=source.read(
             "mirror_keep_minutes", _whole(1), 60, "give whole minutes, 1 or more"
+        ),
+        job_retention_days=source.read(
+            "job_retention_days",
+            _whole(1, _MOST_DAYS),
+            None,
+            f"give whole days, 1 to {_MOST_DAYS}, or leave it out",
         ),
         # Adobe's guardrails.
         max_record_bytes=source.read("max_record_bytes", _whole(1), 100_000, _BYTES),
@@ -112,9 +137,27 @@ def load(options: Mapping[str, str | bool | None], environ: Mapping[str, str]) -
     return settings
 
 
+def _work_settings(source: _Source, *, least_workers: int) -> WorkSettings:
+    return WorkSettings(
+        data_dir=source.required("data_dir", _path, "give a folder, such as --data-dir .data"),
+        database_url=source.read("database_url", _postgresql_url, None, f"{_URL}, or leave it out"),
+        workers=source.read(
+            "workers", _whole(least_workers), 1, f"give a whole number of jobs, {least_workers} or more"
+        ),
+        memory_limit_mb=source.read(
+            "memory_limit_mb",
+            _whole(_LEAST_MEMORY_MB),
+            None,
+            f"give whole megabytes, {_LEAST_MEMORY_MB} or more, since an export needs as much, or leave it out",
+        ),
+        threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
+        log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
-    options: Mapping[str, str | bool | None]
+    options: Options
     environ: Mapping[str, str]
 
     def given(self, name: str) -> str | None:
@@ -125,17 +168,19 @@ class _Source:
 
     def read(self, name: str, parse: Callable[[str], _T], default: _T, advice: str) -> _T:
         text = self.given(name)
+        return default if text is None else self._parsed(name, text, parse, advice)
+
+    def required(self, name: str, parse: Callable[[str], _T], advice: str) -> _T:
+        text = self.given(name)
         if text is None:
-            return default
+            raise SettingsError(f"{_names(name)} is required: {advice}.")
+        return self._parsed(name, text, parse, advice)
+
+    def _parsed(self, name: str, text: str, parse: Callable[[str], _T], advice: str) -> _T:
         try:
             return parse(text)
         except ValueError as error:
             raise self.refusal(name, f"cannot be used: {advice}") from error
-
-    def required(self, name: str, parse: Callable[[str], _T], advice: str) -> _T:
-        if self.given(name) is None:
-            raise SettingsError(f"{_names(name)} is required: {advice}.")
-        return self.read(name, parse, parse("."), advice)
 
     def refusal(self, name: str, what: str) -> SettingsError:
         # repr, so that a line break in the value does not make two lines of one.
@@ -187,10 +232,10 @@ def _flag(text: str) -> bool:
         raise ValueError(text) from error
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _whole(least: int, most: int = 999_999_999) -> Callable[[str], int]:
     def parse(text: str) -> int:
         # int() also takes signs, underscores and other scripts' digits.
-        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
             raise ValueError(text)
         return int(text)
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import time
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -57,13 +60,17 @@ def test_only_the_files_that_count_are_kept_and_empty_folders_go(lake: LocalLake
     assert found(lake) == {"d", "d/b", "d/b/2", kept, "d/other", "d/other/1", other}
 
 
-def test_the_sweep_removes_what_belongs_to_nothing(lake: LocalLake) -> None:
-    kept = put(lake, "d/kept/1/0-0.parquet")
-    put(lake, "d/left/1/0-0.parquet")
+def test_folders_are_found_by_how_long_nothing_was_written_in_them(lake: LocalLake) -> None:
+    old = put(lake, "d/old/1/0-0.parquet")
+    put(lake, "d/new/1/0-0.parquet")
+    put(lake, "graphs/7/0.parquet")
+    hours_ago = time.time() - 7_200
+    for place in (lake.root / old, *(lake.root / old).parents):
+        if place.is_relative_to(lake.root):
+            os.utime(place, (hours_ago, hours_ago))
 
-    lake.sweep({"d/kept"})
-
-    assert found(lake) == {"d", "d/kept", "d/kept/1", kept}
+    assert lake.untouched(timedelta(hours=1)) == ["d/old"]
+    assert set(lake.untouched(timedelta(0))) == {"d/old", "d/new"}
 
 
 def test_bytes_of_uploads_are_there_until_they_are_forgotten(lake: LocalLake) -> None:
@@ -74,23 +81,6 @@ def test_bytes_of_uploads_are_there_until_they_are_forgotten(lake: LocalLake) ->
 
     assert lake.staged() == ["kept"]
     assert (lake.received("kept"), lake.received("left")) == (6, 0)
-
-
-def test_the_sweep_keeps_all_of_a_dataset_that_is_kept_as_a_whole(lake: LocalLake) -> None:
-    kept = put(lake, "d/b/1/0-0.parquet")
-    put(lake, "e/b/1/0-0.parquet")
-
-    lake.sweep({"d"})
-
-    assert found(lake) == {"d", "d/b", "d/b/1", kept, "e"}
-
-
-def test_the_sweep_leaves_kept_graphs_alone(lake: LocalLake) -> None:
-    graph = put(lake, "graphs/7/0.parquet")
-
-    lake.sweep({"d/b"})
-
-    assert (lake.root / graph).exists()
 
 
 def test_the_names_of_a_folder_can_be_made_to_last(lake: LocalLake) -> None:

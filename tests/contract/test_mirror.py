@@ -167,7 +167,8 @@ async def test_types_that_grow_wider_are_followed(world: World) -> None:
 # --- Files that a snapshot may name ---
 
 
-async def test_files_may_go_once_no_kept_snapshot_can_name_them(world: World) -> None:
+@pytest.mark.parametrize("end", ["reverted", "expired"])
+async def test_files_may_go_once_no_kept_snapshot_can_name_them(world: World, end: str) -> None:
     # given a batch that was taken out of the table, and snapshots that may go at the next check
     world.keep = timedelta(0)
     await world.dataset("d1")
@@ -175,8 +176,8 @@ async def test_files_may_go_once_no_kept_snapshot_can_name_them(world: World) ->
         await world.batch("d1", batch_id)
     mirror = world.mirror()
     await mirror.step()
-    await world.revert("b1")
-    reverted = await world.folders()
+    await (world.revert("b1") if end == "reverted" else world.expire("d1", "b1"))
+    ended = await world.folders()
 
     # when it is taken out, and when snapshots expire
     await mirror.step()
@@ -186,7 +187,7 @@ async def test_files_may_go_once_no_kept_snapshot_can_name_them(world: World) ->
     await mirror.step()
 
     # then the files stay until then
-    assert (reverted, taken_out, held) == (["b1", "b2"], ["b1", "b2"], ["b2"])
+    assert (ended, taken_out, held) == (["b1", "b2"], ["b1", "b2"], ["b2"])
     assert await world.folders() == ["b2"]
 
 
@@ -361,7 +362,7 @@ async def test_a_change_that_another_mirror_makes_first_is_decided_anew(world: W
     await world.batch("d1", "b1")
     await world.follow()
     await world.batch("d1", "b2")
-    overtaken = Overtaken(world.data_dir, HOUR)
+    overtaken = Overtaken(world.data_dir, HOUR, world.catalog_url)
     mirror = Mirror("slow", world.mirrors, overtaken, world.wakeups, HOUR)
 
     # when

@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from profile_export.app import Application
+from profile_export.app import Application, processes
 from profile_export.config import load
 from profile_export.lake.local import LocalLake
 from tests.service.engines import GatedEngine, real_engine
@@ -53,10 +53,7 @@ async def serve(data_dir: str, point: str) -> None:
         application = Application(settings, lake=DyingLake(Path(data_dir)))
     else:
         application = Application(settings, DyingEngine())
-    await application.start()
-    sys.stdout.write(f"listening on 127.0.0.1:{application.port}\n")
-    sys.stdout.flush()
-    await asyncio.wait(application.workers)
+    await processes.run(application)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Datasets, batches, schemas and merge policies by the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,24 @@ def test_a_dataset_is_changed_and_deleted(terminal: Terminal) -> None:
     # and when it is deleted, it is gone
     assert terminal.get("datasets", "delete", dataset_id) == f"dataset {dataset_id} deleted"
     assert "DATASET_NOT_FOUND" in terminal.type("datasets", "show", dataset_id).stderr
+
+
+def test_a_dataset_and_its_batches_say_how_long_they_are_kept(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "crm.jsonl").write_text('{"crmId": "C-1"}\n')
+    make = ("datasets", "create", "CRM", "--kind", "record", "--primary", "crmId=CRM")
+    dataset_id = terminal.get(*make, "--keep-batches-days", "30")
+    terminal.get("datasets", "upload", dataset_id, tmp_path / "crm.jsonl", "--batch-id", "one")
+    update = ("datasets", "update", dataset_id, "--keep-batches-days")
+
+    made = lines(terminal.get("datasets", "show", dataset_id))
+    batch = terminal.get("batches", "show", "one")
+    shorter, for_ever = lines(terminal.get(*update, "1")), lines(terminal.get(*update, "0"))
+
+    assert "batches kept for 30 days" in made
+    assert re.search(r"^expires +20", batch, re.MULTILINE)
+    assert "batches kept for 1 day" in shorter
+    assert "batches kept for ever" in for_ever
+    assert "expires" not in terminal.get("batches", "show", "one")
 
 
 def test_a_preview_shows_the_newest_rows_value_by_value(terminal: Terminal, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from profile_export.config import ServeSettings, SettingsError, load
+from profile_export.config import ServeSettings, SettingsError, WorkSettings, load, load_worker
 
 FOLDER = {"data_dir": ".data"}
 
@@ -74,6 +74,7 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         max_event_bytes=10_000,
         download_grace_seconds=3_600,
         mirror_keep_minutes=60,
+        job_retention_days=None,
     )
 
 
@@ -94,6 +95,7 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_MAX_EVENT_BYTES": "500",
             "PROFILE_EXPORT_DOWNLOAD_GRACE_SECONDS": "60",
             "PROFILE_EXPORT_MIRROR_KEEP_MINUTES": "5",
+            "PROFILE_EXPORT_JOB_RETENTION_DAYS": "90",
         },
     )
 
@@ -111,6 +113,7 @@ def test_every_option_has_its_variable() -> None:
         max_event_bytes=500,
         download_grace_seconds=60,
         mirror_keep_minutes=5,
+        job_retention_days=90,
     )
 
 
@@ -179,3 +182,20 @@ def test_any_other_address_is_refused_unless_the_operator_accepts_it(text: str) 
     _assert_one_line_with_both_names(line, "grpc_address")
     assert "--insecure (PROFILE_EXPORT_INSECURE=true)" in line
     assert load({**FOLDER, "grpc_address": text, "insecure": True}, {}).insecure
+
+
+def test_a_worker_needs_the_folder_and_the_database_of_its_servers() -> None:
+    url = "postgresql://me@there/x"
+
+    assert load_worker({**FOLDER, "database_url": url, "workers": "3"}, {}) == WorkSettings(
+        data_dir=Path(".data"),
+        database_url=url,
+        workers=3,
+        memory_limit_mb=None,
+        threads=None,
+        log_level="info",
+    )
+    with pytest.raises(SettingsError, match=r"--database-url .* is required: give postgresql://"):
+        load_worker(FOLDER, {})
+    with pytest.raises(SettingsError, match="1 or more"):
+        load_worker({**FOLDER, "database_url": url, "workers": "0"}, {})

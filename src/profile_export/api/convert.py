@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -67,6 +68,27 @@ def timestamp(instant: datetime | None) -> Timestamp | None:
     message = Timestamp()
     message.FromDatetime(instant)
     return message
+
+
+def duration(value: timedelta | None) -> Duration | None:
+    """Write a length of time; None stays absent."""
+    if value is None:
+        return None
+    message = Duration()
+    message.FromTimedelta(value)
+    return message
+
+
+def length_of_time(value: Duration, field: str) -> timedelta:
+    """Read a Duration.
+
+    Raises:
+        InvalidArgumentError: It is longer than any clock runs.
+    """
+    try:
+        return value.ToTimedelta()
+    except (ValueError, OverflowError):
+        raise InvalidArgumentError.of_field(field, "is not a length of time.") from None
 
 
 def instant(message: Message, field: str, prefix: str = "") -> datetime | None:

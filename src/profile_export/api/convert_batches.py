@@ -73,6 +73,7 @@ def batch(value: Batch, received: Mapping[str, int]) -> batch_pb2.Batch:
         uploads=uploads,
         errors=errors[:MOST_ERRORS],
         state_reason=value.state_reason,
+        expire_time=timestamp(value.expire_time),
     )
 
 

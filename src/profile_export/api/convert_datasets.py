@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from profile_export.api import convert_fields
-from profile_export.api.convert import optional, required, timestamp
+from profile_export.api.convert import duration, length_of_time, optional, required, timestamp
 from profile_export.domain.catalog import Dataset, DatasetKind, Schema, SchemaRef
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.mirror import MirrorStatus, mirror_table
+from profile_export.domain.retention import check_batch_retention
 from profile_export.domain.schema import ObjectType
 from profile_export.store.catalog import DatasetChange, NewDataset
 from profile_export.v1 import dataset_pb2, dataset_service_pb2, schema_pb2
@@ -36,6 +38,7 @@ def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset
         identity_fields=convert_fields.identity_fields(request.identity_fields),
         declared_fields=convert_fields.declarations(request.declared_fields, "declared_fields"),
         iceberg=_mirrored(request.iceberg),
+        batch_retention=_batch_retention(request) or None,
     )
 
 
@@ -59,6 +62,7 @@ def dataset_change(request: dataset_service_pb2.UpdateDatasetRequest) -> Dataset
         ),
         declared_fields=convert_fields.declarations(request.add_declared_fields, "add_declared_fields"),
         iceberg=_mirrored(request.iceberg),
+        batch_retention=_batch_retention(request),
     )
     if change == DatasetChange():
         raise InvalidArgumentError.of_field(
@@ -70,6 +74,21 @@ def dataset_change(request: dataset_service_pb2.UpdateDatasetRequest) -> Dataset
 def _mirrored(settings: dataset_pb2.IcebergSettings) -> bool | None:
     """Read whether a dataset is to be mirrored; None if the caller does not say."""
     return settings.enabled if settings.HasField("enabled") else None
+
+
+def _batch_retention(
+    request: dataset_service_pb2.CreateDatasetRequest | dataset_service_pb2.UpdateDatasetRequest,
+) -> timedelta | None:
+    """Read how long batches are to be kept, zero for ever; None if the caller does not say.
+
+    Raises:
+        InvalidArgumentError: As `check_batch_retention`.
+    """
+    if not request.HasField("batch_retention"):
+        return None
+    kept_for = length_of_time(request.batch_retention, "batch_retention")
+    check_batch_retention(kept_for, "batch_retention")
+    return kept_for
 
 
 def dataset(value: Dataset, mirror: MirrorStatus | None) -> dataset_pb2.Dataset:
@@ -89,6 +108,7 @@ def dataset(value: Dataset, mirror: MirrorStatus | None) -> dataset_pb2.Dataset:
         mirror=_mirror_status(value.id, mirror) if mirror else None,
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
+        batch_retention=duration(value.batch_retention),
     )
 
 

@@ -8,7 +8,14 @@ from datetime import datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
-from profile_export.api.convert import instant, refuse_unbuilt, required, timestamp
+from profile_export.api.convert import (
+    duration,
+    instant,
+    length_of_time,
+    refuse_unbuilt,
+    required,
+    timestamp,
+)
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.job import JobMetrics, Phase, PhaseTime, Progress, Transition
 from profile_export.domain.request import BoundRequest, EventList, ExportRequest
@@ -53,7 +60,7 @@ def export_request(spec: job_pb2.ExportSpec) -> ExportRequest:
         from_ingest_time=instant(spec.filter, "from_ingest_time", "spec.filter."),
         segment_per_batch=spec.destination.segment_per_batch,
         max_run_time=(
-            _timedelta(spec.max_run_time, "spec.max_run_time") if spec.HasField("max_run_time") else None
+            length_of_time(spec.max_run_time, "spec.max_run_time") if spec.HasField("max_run_time") else None
         ),
     )
 
@@ -91,7 +98,7 @@ def export_spec(bound: BoundRequest) -> job_pb2.ExportSpec:
         ),
         schema_name=request.schema_name,
         engine=request.engine,
-        max_run_time=None if request.max_run_time is None else _duration(request.max_run_time),
+        max_run_time=duration(request.max_run_time),
     )
     kept = _filter(request)
     if kept.ListFields():
@@ -170,6 +177,7 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
         end_time=timestamp(job.end_time),
         not_before_time=timestamp(job.not_before),
         request_id=job.request_id,
+        expire_time=timestamp(view.expire_time),
     )
     if job.cancellation:
         message.cancellation.CopyFrom(
@@ -210,7 +218,7 @@ def progress(value: Progress) -> job_pb2.JobProgress:
         estimated=value.estimated,
         unit="rows",
         rows_per_second=value.rows_per_second,
-        eta=None if value.rest is None else _duration(value.rest),
+        eta=duration(value.rest),
     )
 
 
@@ -220,7 +228,7 @@ def job_metrics(
     """Write the counters of a job, and where its time went from its creation until a moment."""
     counts = metrics.counts
     return job_pb2.JobMetrics(
-        total_time=_duration(until - create_time),
+        total_time=duration(until - create_time),
         phases=_phase_metrics(metrics, phases, until),
         profiles_read=counts.profiles_read,
         fragments_read=counts.fragments_read,
@@ -255,7 +263,7 @@ def _phase_metrics(
             spent = min(time.end_time or until, until) - time.start_time
             times[time.phase] = times.get(time.phase, timedelta()) + spent
     messages = [
-        job_pb2.PhaseMetrics(phase=_PHASES[phase], time=_duration(time)) for phase, time in times.items()
+        job_pb2.PhaseMetrics(phase=_PHASES[phase], time=duration(time)) for phase, time in times.items()
     ]
     for message in messages:
         if message.phase == job_pb2.JOB_PHASE_RUN:
@@ -272,25 +280,7 @@ def seconds_between(value: Duration, field: str, least: float, most: float) -> f
     Raises:
         InvalidArgumentError: It is not between `least` and `most` seconds.
     """
-    seconds = _timedelta(value, field).total_seconds()
+    seconds = length_of_time(value, field).total_seconds()
     if not least <= seconds <= most:
         raise InvalidArgumentError.of_field(field, f"must be between {least:g} and {most:g} seconds.")
     return seconds
-
-
-def _timedelta(value: Duration, field: str) -> timedelta:
-    """Read a Duration.
-
-    Raises:
-        InvalidArgumentError: It is longer than any clock runs.
-    """
-    try:
-        return value.ToTimedelta()
-    except (ValueError, OverflowError):
-        raise InvalidArgumentError.of_field(field, "is not a length of time.") from None
-
-
-def _duration(value: timedelta) -> Duration:
-    message = Duration()
-    message.FromTimedelta(value)
-    return message

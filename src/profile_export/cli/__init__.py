@@ -27,6 +27,7 @@ app.add_typer(policies.group, name="policies")
 app.add_typer(profiles.group, name="profiles")
 app.add_typer(schemas.group, name="schemas")
 app.command("serve")(serve.serve)
+app.command("worker")(serve.worker)
 app.command("demo")(demo.demo)
 
 

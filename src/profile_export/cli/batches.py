@@ -21,7 +21,7 @@ from profile_export.cli.output import (
     table,
 )
 from profile_export.cli.receipts import shown_receipt
-from profile_export.client import Batch, Client, RejectedRow, as_json
+from profile_export.client import Batch, BatchState, Client, RejectedRow, as_json
 
 group = typer.Typer(no_args_is_help=True, help="Batches: what became of an upload, and taking it back.")
 
@@ -184,13 +184,7 @@ def _show(batch: Batch, *, as_data: bool) -> None:
     ]
     if batch.HasField("job_id"):
         facts.append(("job", str(batch.job_id)))
-    times = {"created": batch.create_time, "ended": batch.end_time, "ingested": batch.ingest_time}
-    present = {
-        "created": True,
-        "ended": batch.HasField("end_time"),
-        "ingested": batch.HasField("ingest_time"),
-    }
-    facts += [(name, moment(time.ToDatetime())) for name, time in times.items() if present[name]]
+    facts += _times(batch)
     if batch.number:
         facts.append(("number", count(batch.number)))
     files = f"{count(batch.file_count)} data file{'' if batch.file_count == 1 else 's'}"
@@ -208,3 +202,15 @@ def _show(batch: Batch, *, as_data: bool) -> None:
     if batch.state_reason:
         facts.append(("reason", one_line(batch.state_reason)))
     console().print(fact_table(facts))
+
+
+def _times(batch: Batch) -> list[tuple[str, RenderableType]]:
+    expiry = "expired" if batch.state == BatchState.BATCH_STATE_EXPIRED else "expires"
+    times = {
+        "created": batch.create_time,
+        "ended": batch.end_time,
+        "ingested": batch.ingest_time,
+        expiry: batch.expire_time,
+    }
+    # One that is absent reads as the beginning of time.
+    return [(name, moment(time.ToDatetime())) for name, time in times.items() if time.ToMicroseconds()]

@@ -1,5 +1,6 @@
 """Datasets: make them, fill them, look at them, fetch what exports have written."""
 
+from datetime import timedelta
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from profile_export.cli.output import (
     console,
     count,
     fact_table,
+    kept_for,
     moment,
     one_line,
     print_json,
@@ -43,6 +45,17 @@ group = typer.Typer(
 )
 
 DatasetId = Annotated[str, typer.Argument(metavar="DATASET_ID", help="Any dataset.")]
+
+
+KeepBatchesDays = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=36_500,
+        metavar="N",
+        help="How many days a batch counts after its upload or export; 0: for ever, as a new dataset has it.",
+    ),
+]
 
 
 class Kind(Enum):
@@ -77,6 +90,7 @@ async def create(
     declare: Declared = None,
     tag: Tagged = None,
     description: Annotated[str, typer.Option(metavar="TEXT", help="Free text.")] = "",
+    keep_batches_days: KeepBatchesDays = None,
     request_id: RequestId = "",
     as_data: AsJson = False,
 ) -> None:
@@ -96,6 +110,7 @@ async def create(
         declared=declared_fields(declare),
         tags=tag_values(tag),
         description=description,
+        batch_retention=_days(keep_batches_days),
         request_id=request_id,
     )
     if as_data:
@@ -148,17 +163,20 @@ async def update(
     tag: Tagged = None,
     no_tags: Annotated[bool, typer.Option("--no-tags", help="Take all its tags away.")] = False,
     declare: Declared = None,
+    keep_batches_days: KeepBatchesDays = None,
     as_data: AsJson = False,
 ) -> None:
     """Change what is given and leave the rest.
 
-    With --tag all its tags are replaced; --declare adds types to those it has, or widens them.
+    With --tag all its tags are replaced; --declare adds types to those it has, or widens them. --keep-batches-days also
+    holds for the batches it has: older ones stop counting within a minute, and for good.
 
     Example: `profile-export datasets update 5f0c… --tag unifiedProfile=enabled:false`
     """
-    if not (tag or no_tags or declare) and name is None and description is None:
+    unchanged = (name, description, keep_batches_days) == (None, None, None)
+    if unchanged and not (tag or no_tags or declare):
         raise typer.BadParameter(
-            "Nothing to change: add --name, --description, --tag, --no-tags or --declare."
+            "Nothing to change: add --name, --description, --tag, --no-tags, --declare or --keep-batches-days."
         )
     dataset = await client.update_dataset(
         dataset_id,
@@ -166,6 +184,7 @@ async def update(
         description=description,
         tags=tag_values(tag) if tag or no_tags else None,
         declared=declared_fields(declare),
+        batch_retention=_days(keep_batches_days),
     )
     _show(dataset, as_data=as_data)
 
@@ -240,6 +259,10 @@ def _advance(bar: Progress, task: TaskID, done: int) -> None:
     bar.update(task, completed=done)
 
 
+def _days(number: int | None) -> timedelta | None:
+    return None if number is None else timedelta(days=number)
+
+
 def _show(dataset: Dataset, *, as_data: bool) -> None:
     if as_data:
         print_json(as_json(dataset))
@@ -259,6 +282,8 @@ def _show(dataset: Dataset, *, as_data: bool) -> None:
         facts.append(("identities", identity_lines(dataset.identity_fields)))
     if dataset.declared_fields:
         facts.append(("declared", "\n".join(declared.path for declared in dataset.declared_fields)))
+    kept = dataset.batch_retention.ToTimedelta()
+    facts.append(("batches", f"kept for {kept_for(kept)}" if kept else "kept for ever"))
     facts.append(("created", moment(dataset.create_time.ToDatetime())))
     if dataset.update_time != dataset.create_time:
         facts.append(("updated", moment(dataset.update_time.ToDatetime())))

@@ -142,6 +142,14 @@ def span(time: timedelta) -> str:
     return f"{seconds // _MINUTE:,.0f} min {seconds % _MINUTE:02.0f} s"
 
 
+def kept_for(time: timedelta) -> str:
+    """Write how long something is kept: 30 days, 1 day or 36 hours."""
+    unit, number = ("day", time / timedelta(days=1))
+    if number != int(number):
+        unit, number = ("hour", time / timedelta(hours=1))
+    return f"{number:,.6g} {unit}{'' if number == 1 else 's'}"
+
+
 def moment(time: datetime, *, clock: bool = False) -> str:
     """Write an instant in the zone of the terminal; with `clock` the time of day only, to the millisecond."""
     local = time.replace(tzinfo=time.tzinfo or UTC).astimezone()

@@ -1,5 +1,6 @@
-"""Become a server."""
+"""Become a server, or a worker beside servers."""
 
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
@@ -8,6 +9,22 @@ from profile_export.cli.output import complain
 
 # The texts go to the settings as they are, which say what is wrong with a value whether it was an option or a variable.
 Text = str | None
+MemoryLimit = Annotated[
+    Text,
+    typer.Option(
+        metavar="MB",
+        help="The most memory that a process of the engine holds, within a tenth; 512 or more. A job has one "
+        "process, an estimate another. Larger data is cut finer and spilled to the disk; profiles of far "
+        "more than 10 KB need more than 512. Default: no limit.",
+    ),
+]
+Threads = Annotated[
+    Text,
+    typer.Option(
+        metavar="N", help="Threads of the engine. Default: all cores, or as many as the memory limit feeds."
+    ),
+]
+LogLevel = Annotated[Text, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]
 
 
 def serve(
@@ -40,23 +57,9 @@ def serve(
         Text,
         typer.Option(metavar="N", help="How many jobs run at once; 0: it only answers calls. Default: 1."),
     ] = None,
-    memory_limit_mb: Annotated[
-        Text,
-        typer.Option(
-            metavar="MB",
-            help="The most memory that a process of the engine holds, within a tenth; 512 or more. A job has one "
-            "process, an estimate another. Larger data is cut finer and spilled to the disk; profiles of far "
-            "more than 10 KB need more than 512. Default: no limit.",
-        ),
-    ] = None,
-    threads: Annotated[
-        Text,
-        typer.Option(
-            metavar="N",
-            help="Threads of the engine. Default: all cores, or as many as the memory limit feeds.",
-        ),
-    ] = None,
-    log_level: Annotated[Text, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
+    memory_limit_mb: MemoryLimit = None,
+    threads: Threads = None,
+    log_level: LogLevel = None,
     drain_seconds: Annotated[
         Text,
         typer.Option(metavar="SECONDS", help="How long calls may take to finish when it stops. Default: 10."),
@@ -79,6 +82,14 @@ def serve(
         typer.Option(
             metavar="MINUTES",
             help="How long Iceberg snapshots, and the files of reverted batches in them, stay. Default: 60.",
+        ),
+    ] = None,
+    job_retention_days: Annotated[
+        Text,
+        typer.Option(
+            metavar="DAYS",
+            help="How long jobs stay after they ended. Then they are removed, and for 30 days more are told from "
+            "those that never were; their output stays. Default: for ever.",
         ),
     ] = None,
 ) -> None:
@@ -105,9 +116,52 @@ def serve(
         "max_event_bytes": max_event_bytes,
         "download_grace_seconds": download_grace_seconds,
         "mirror_keep_minutes": mirror_keep_minutes,
+        "job_retention_days": job_retention_days,
     }
+    _become(app.serve, options, app.StartError)
+
+
+def worker(
+    *,
+    data_dir: Annotated[
+        Text, typer.Option(metavar="DIR", help="The folder of the servers, with their files. Required.")
+    ] = None,
+    database_url: Annotated[
+        Text, typer.Option(metavar="URL", help="The PostgreSQL database of the servers. Required.")
+    ] = None,
+    workers: Annotated[Text, typer.Option(metavar="N", help="How many jobs run at once. Default: 1.")] = None,
+    memory_limit_mb: MemoryLimit = None,
+    threads: Threads = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Run jobs beside servers that share a PostgreSQL database, until it is told to stop (Ctrl-C or SIGTERM).
+
+    When it is ready it prints `working`. Start as many as you like, on any machine that sees the same folder. One that
+    dies loses nothing: another goes on with its job, from the last range that was recorded. Options can also come from
+    variables, as those of `serve`.
+
+    Example: `profile-export worker --data-dir data --database-url postgresql://me@db/exports`
+    """
+    from profile_export import app
+
+    options = {
+        "data_dir": data_dir,
+        "database_url": database_url,
+        "workers": workers,
+        "memory_limit_mb": memory_limit_mb,
+        "threads": threads,
+        "log_level": log_level,
+    }
+    _become(app.work, options, app.StartError)
+
+
+def _become(
+    run: Callable[[Mapping[str, str | bool | None]], None],
+    options: Mapping[str, str | bool | None],
+    start_error: type[Exception],
+) -> None:
     try:
-        app.serve(options)
-    except app.StartError as error:
+        run(options)
+    except start_error as error:
         complain(str(error))
         raise typer.Exit(2) from None

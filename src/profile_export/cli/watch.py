@@ -131,7 +131,10 @@ def facts(job: ExportJob) -> Table:
     if job.batch_id:
         rows.append(("batch", job.batch_id))
     rows += [("batch", f"{one.batch_id}  {one.namespace}:{one.segment_id}") for one in job.batches]
-    return fact_table(rows + metric_facts(job.metrics))
+    rows += metric_facts(job.metrics)
+    if job.HasField("expire_time"):
+        rows.append(("expires", moment(job.expire_time.ToDatetime())))
+    return fact_table(rows)
 
 
 def metric_facts(metrics: JobMetrics) -> list[tuple[str, RenderableType]]:

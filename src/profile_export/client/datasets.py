@@ -2,7 +2,9 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
 from profile_export.client.calls import PAGE, Calls
@@ -28,7 +30,7 @@ Tags = Mapping[str, Sequence[str]]
 class DatasetCalls(Calls):
     """Calls about datasets."""
 
-    async def create_dataset(
+    async def create_dataset(  # noqa: PLR0913 - each is a field of the request
         self,
         name: str,
         schema: DatasetKind.ValueType | str,
@@ -37,6 +39,7 @@ class DatasetCalls(Calls):
         declared: Sequence[FieldDeclaration] = (),
         tags: Tags | None = None,
         description: str = "",
+        batch_retention: timedelta | None = None,
         request_id: str = "",
     ) -> Dataset:
         """Make a dataset; with the same request_id and content it is the same one.
@@ -48,6 +51,7 @@ class DatasetCalls(Calls):
             declared: Types to use instead of learned ones.
             tags: As in the contract. None: no tags.
             description: Free text.
+            batch_retention: How long a batch counts from its ingest time on. None: for ever.
             request_id: Key of the caller's. Empty: every call makes a dataset.
         """
         request = pb.CreateDatasetRequest(
@@ -57,6 +61,7 @@ class DatasetCalls(Calls):
             identity_fields=identities,
             declared_fields=declared,
             description=description,
+            batch_retention=_duration(batch_retention),
             request_id=request_id or str(uuid.uuid4()),
         )
         return (await self._call(self._datasets.CreateDataset, request)).dataset
@@ -79,6 +84,7 @@ class DatasetCalls(Calls):
         description: str | None = None,
         tags: Tags | None = None,
         declared: Sequence[FieldDeclaration] = (),
+        batch_retention: timedelta | None = None,
     ) -> Dataset:
         """Change what is given and leave the rest; at least one change is required.
 
@@ -88,6 +94,7 @@ class DatasetCalls(Calls):
             description: Its new description, may be empty. None: unchanged.
             tags: All tags, replacing those it has. Empty: no tags any more. None: unchanged.
             declared: Types to declare or to widen, added to those it has.
+            batch_retention: How long a batch counts, also those that do now; zero: for ever. None: unchanged.
         """
         request = pb.UpdateDatasetRequest(
             dataset_id=dataset_id,
@@ -95,6 +102,7 @@ class DatasetCalls(Calls):
             description=description,
             tags=None if tags is None else pb.DatasetTags(entries=_tag_values(tags)),
             add_declared_fields=declared,
+            batch_retention=_duration(batch_retention),
         )
         return (await self._call(self._datasets.UpdateDataset, request)).dataset
 
@@ -110,3 +118,11 @@ class DatasetCalls(Calls):
 
 def _tag_values(tags: Tags) -> dict[str, TagValues]:
     return {key: TagValues(values=values) for key, values in tags.items()}
+
+
+def _duration(time: timedelta | None) -> Duration | None:
+    if time is None:
+        return None
+    message = Duration()
+    message.FromTimedelta(time)
+    return message

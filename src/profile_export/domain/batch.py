@@ -93,7 +93,7 @@ class Batch:
 
     `number`, `ingest_time` and the counts are None or 0 until it has succeeded. `several_files` says that CreateBatch
     made it: it counts when it is completed, and not with its first file. `job_id` is None for uploads, which are sorted
-    by name.
+    by name. `expire_time` is when retention will expire it or, once EXPIRED, did; None: never.
     """
 
     id: str
@@ -110,6 +110,7 @@ class Batch:
     several_files: bool = False
     state_reason: str = ""
     uploads: tuple[Upload, ...] = ()
+    expire_time: datetime | None = None
 
     @property
     def rejected_rows(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from profile_export.domain.errors import InvalidArgumentError
@@ -141,7 +141,7 @@ class Dataset:
     """A named table.
 
     `fields` is its schema as known so far, declared and built-in fields included; `iceberg` whether its batches are
-    mirrored.
+    mirrored; `batch_retention` how long each counts from its ingest time on, None for ever.
     """
 
     id: str
@@ -156,6 +156,7 @@ class Dataset:
     create_time: datetime
     update_time: datetime
     iceberg: bool = False
+    batch_retention: timedelta | None = None
 
     @property
     def is_source(self) -> bool:

@@ -81,13 +81,19 @@ class _File:
 class IcebergMirror:
     """The mirror's tables, named `profile_export.d_<dataset id>`, under `iceberg` in the data directory.
 
+    The catalog is a file there too or, for several servers, in the PostgreSQL database that a URL names.
     A snapshot is kept until it has not been the newest one for `keep`, but never more than `MAX_SNAPSHOTS` of them.
     """
 
-    def __init__(self, data_dir: Path, keep: timedelta) -> None:
+    def __init__(self, data_dir: Path, keep: timedelta, database_url: str | None = None) -> None:
         self._lake = (data_dir / "lake").resolve()
         self._folder = (data_dir / "iceberg").resolve()
         self._keep = keep
+        self._catalog_uri = (
+            f"postgresql+psycopg://{database_url.partition('://')[2]}"
+            if database_url
+            else f"sqlite:///{self._folder / 'catalog.sqlite'}"
+        )
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -206,7 +212,7 @@ class IcebergMirror:
             message = f"{self._folder} cannot hold Iceberg tables: there is a '?' or '#' in its path."
             raise MirrorError(message)
         self._folder.mkdir(parents=True, exist_ok=True)
-        catalog = SqlCatalog(CATALOG, uri=f"sqlite:///{self._folder / 'catalog.sqlite'}")
+        catalog = SqlCatalog(CATALOG, uri=self._catalog_uri)
         try:
             catalog.create_namespace_if_not_exists(MIRROR_NAMESPACE)
             with _decided():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
 from profile_export.domain.plan import GRAPHS
@@ -99,14 +102,22 @@ class LocalLake:
         """Return under which names there are bytes of uploads."""
         return [upload.name for upload in self._uploads.iterdir()]
 
-    def sweep(self, folders: Collection[str]) -> None:
-        """Remove every folder of a batch that is none of these: what a former process left behind.
+    def untouched(self, least: timedelta) -> list[str]:
+        """Return the folders of batches in which nothing has been written for so long.
 
-        A name of one step keeps all folders of that dataset. Kept graphs stay: they belong to no batch.
+        Kept graphs are not among them: they belong to no batch.
         """
-        for folder in self.root.glob("*/*"):
-            name = folder.relative_to(self.root)
-            if str(name.parent) == GRAPHS:
-                continue
-            if str(name) not in folders and str(name.parent) not in folders:
-                self.remove(str(name))
+        before = time.time() - least.total_seconds()
+        folders = (
+            folder for folder in self.root.glob("*/*") if folder.relative_to(self.root).parts[0] != GRAPHS
+        )
+        return [str(folder.relative_to(self.root)) for folder in folders if _last_written(folder) <= before]
+
+
+def _last_written(folder: Path) -> float:
+    """Return when something in a folder was written last, as seconds since 1970."""
+    times = [folder.stat().st_mtime]
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # it has just gone
+            times.append(path.stat().st_mtime)
+    return max(times)

@@ -84,10 +84,13 @@ class Worker:
         work = asyncio.create_task(attempt.run())
         try:
             asked_to_end = await self._watch_over(work, attempt, trusted_until)
-        except (LeaseLostError, TimeoutError) as error:
-            log.warning(
-                "attempt_given_up", lease="lost" if isinstance(error, LeaseLostError) else "not renewed"
-            )
+        except LeaseLostError:
+            # Its own commit gives the lease up, and returns a little later; it is refused if another has the job.
+            asked_to_end = attempt.progress.phase is not Phase.COMMIT
+            if asked_to_end:
+                log.warning("attempt_given_up", lease="lost")
+        except TimeoutError:
+            log.warning("attempt_given_up", lease="not renewed")
             asked_to_end = True
         if asked_to_end:
             work.cancel()

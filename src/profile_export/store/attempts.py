@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, Select, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import DataFile, attempt_folder
@@ -92,14 +93,13 @@ class Attempts:
     @whole
     async def claim(self, worker: str) -> Claim | None:
         """Take the oldest job that is due; None if there is none."""
+        # Most often there is none, and then nothing is written.
+        async with self.database.read() as connection:
+            if (await connection.execute(_oldest_due(await database_time(connection)))).first() is None:
+                return None
         async with self.database.write_beside() as connection:
             now = await database_time(connection)
-            due = (
-                (jobs.c.state == JobState.NEW.value)
-                & (jobs.c.not_before.is_(None) | (jobs.c.not_before <= now))
-                & (jobs.c.deadline.is_(None) | (jobs.c.deadline > now))
-            )
-            oldest = select(jobs).where(due).order_by(jobs.c.id).limit(1).with_for_update(skip_locked=True)
+            oldest = _oldest_due(now).with_for_update(skip_locked=True)
             row = (await connection.execute(oldest)).first()
             if row is None:
                 return None
@@ -264,6 +264,15 @@ class Attempts:
         """
         async with self.database.write() as connection:
             await _drop_attempt(connection, fence)
+
+
+def _oldest_due(now: datetime) -> Select[Any]:
+    due = (
+        (jobs.c.state == JobState.NEW.value)
+        & (jobs.c.not_before.is_(None) | (jobs.c.not_before <= now))
+        & (jobs.c.deadline.is_(None) | (jobs.c.deadline > now))
+    )
+    return select(jobs).where(due).order_by(jobs.c.id).limit(1)
 
 
 async def _list_fields(connection: AsyncConnection, row: Row[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row, Select, delete, insert, select, update
@@ -179,6 +180,7 @@ async def _batches_from(connection: AsyncConnection, rows: Sequence[Row[Any]]) -
     query = select(*_SHOWN).where(uploads.c.batch_key.in_(keys)).order_by(uploads.c.file_name)
     for found in await connection.execute(query) if keys else ():
         sent[found.batch_key].append(upload_from(found))
+    retentions = await _retentions(connection, rows)
     return [
         Batch(
             id=row.id,
@@ -195,9 +197,20 @@ async def _batches_from(connection: AsyncConnection, rows: Sequence[Row[Any]]) -
             several_files=row.several_files,
             state_reason=row.state_reason,
             uploads=tuple(sent[row.key]),
+            expire_time=row.ingest_time + retentions[row.key] if row.key in retentions else row.expire_time,
         )
         for row in rows
     ]
+
+
+async def _retentions(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> dict[int, timedelta]:
+    """Return how long their datasets keep batches that count; without those that are kept for ever."""
+    counting = {row.key: row.dataset_id for row in rows if row.state == BatchState.SUCCEEDED}
+    query = select(datasets.c.id, datasets.c.batch_retention).where(
+        datasets.c.id.in_(set(counting.values())), datasets.c.batch_retention.is_not(None)
+    )
+    kept = {row.id: row.batch_retention for row in await connection.execute(query)} if counting else {}
+    return {key: kept[dataset_id] for key, dataset_id in counting.items() if dataset_id in kept}
 
 
 def upload_from(row: Row[Any]) -> Upload:

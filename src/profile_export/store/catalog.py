@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row, insert, select, tuple_, update
@@ -54,7 +55,10 @@ from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, registe
 
 @dataclass(frozen=True, slots=True)
 class NewDataset:
-    """What a caller says of a dataset; `schema` is built in or registered, `iceberg` None means as its kind has it."""
+    """What a caller says of a dataset; `schema` is built in or registered, `iceberg` None means as its kind has it.
+
+    `batch_retention` None means for ever.
+    """
 
     name: str
     description: str
@@ -63,17 +67,22 @@ class NewDataset:
     identity_fields: tuple[IdentityField, ...]
     declared_fields: tuple[FieldDeclaration, ...] = ()
     iceberg: bool | None = None
+    batch_retention: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetChange:
-    """What a caller changes of a dataset; None stays as it is, declared fields come on top of those it has."""
+    """What a caller changes of a dataset; None stays as it is, declared fields come on top of those it has.
+
+    A `batch_retention` of zero means for ever.
+    """
 
     name: str | None = None
     description: str | None = None
     tags: Mapping[str, tuple[str, ...]] | None = None
     declared_fields: tuple[FieldDeclaration, ...] = ()
     iceberg: bool | None = None
+    batch_retention: timedelta | None = None
 
 
 class Catalog:
@@ -125,6 +134,7 @@ class Catalog:
                 "declared_fields": new.declared_fields,
                 "fields": initial_fields(schema, identities, new.declared_fields),
                 "iceberg": kind is DatasetKind.UNION if new.iceberg is None else new.iceberg,
+                "batch_retention": new.batch_retention,
                 "create_time": now,
                 "update_time": now,
                 "request_id": request_id or None,
@@ -181,11 +191,13 @@ class Catalog:
             check_declared_fields(dataset.kind, change.declared_fields, "add_declared_fields")
             tags = dataset.tags if change.tags is None else change.tags
             check_tags(dataset.kind, tags)
+            retention = dataset.batch_retention if change.batch_retention is None else change.batch_retention
             values: dict[str, Any] = {
                 "name": dataset.name if change.name is None else change.name,
                 "description": dataset.description if change.description is None else change.description,
                 "tags": tags,
                 "iceberg": dataset.iceberg if change.iceberg is None else change.iceberg,
+                "batch_retention": retention or None,
                 "declared_fields": _with_newer(dataset.declared_fields, change.declared_fields),
                 "fields": _grown(dataset.fields, change.declared_fields),
             }

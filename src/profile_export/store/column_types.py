@@ -1,4 +1,4 @@
-"""Column types of our own: instants, and domain values as JSON."""
+"""Column types of our own: instants, lengths of time, and domain values as JSON."""
 
 from __future__ import annotations
 
@@ -39,6 +39,21 @@ class Instant(TypeDecorator[datetime]):
     def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - its signature
         """From the database."""
         return None if value is None else from_micros(value)
+
+
+class Span(TypeDecorator[timedelta]):
+    """A length of time, kept as microseconds."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: timedelta | None, dialect: Dialect) -> int | None:  # noqa: ARG002 - its signature
+        """To the database."""
+        return None if value is None else value // _MICROSECOND
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> timedelta | None:  # noqa: ARG002 - its signature
+        """From the database."""
+        return None if value is None else value * _MICROSECOND
 
 
 class Json(TypeDecorator[Any]):

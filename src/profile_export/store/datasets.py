@@ -81,6 +81,7 @@ def dataset_from(row: Row[Any]) -> Dataset:
         create_time=row.create_time,
         update_time=row.update_time,
         iceberg=row.iceberg,
+        batch_retention=row.batch_retention,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, delete, insert, select, update
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import Tenant
-from profile_export.domain.errors import NotFoundError, PastEndError
+from profile_export.domain.errors import PastEndError
 from profile_export.domain.job import (
     Cancellation,
     Job,
@@ -34,6 +34,7 @@ from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.events import Wakeups
+from profile_export.store.expiries import existing_job
 from profile_export.store.tables import batches, job_ranges, job_stamps, job_transitions, jobs, leases
 from profile_export.store.tenants import ensure_tenant, id_of
 
@@ -54,21 +55,24 @@ class NewJob:
 class JobView:
     """A job as a caller sees it: with its phases so far, and the progress of a running attempt (else None).
 
-    `until` is the moment that the view is of: the job's end, or the present by the database's clock.
+    `until` is the moment that the view is of: the job's end, or the present by the database's clock. `expire_time` is
+    when retention will remove it; None while it has not ended, or never.
     """
 
     job: Job
     phases: tuple[PhaseTime, ...]
     progress: Progress | None
     until: datetime
+    expire_time: datetime | None
 
 
 class Jobs:
-    """Jobs of all tenants, as callers see them."""
+    """Jobs of all tenants, as callers see them; `kept_for` says how long after their end, None for ever."""
 
-    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups, kept_for: timedelta | None = None) -> None:
         self.database = database
         self._wakeups = wakeups
+        self._kept_for = kept_for
 
     @whole
     async def create(self, tenant: Tenant, new: NewJob) -> tuple[JobView, bool]:
@@ -81,13 +85,13 @@ class Jobs:
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             if found := await _made_by(connection, tenant_id, new.request_id, digest):
-                return await _view(connection, found), True
+                return await _view(connection, found, self._kept_for), True
             now = await database_time(connection)
             row = await _insert_job(connection, tenant_id, new, digest, now)
             first = Transition(1, None, JobState.NEW, now, 0, "created", JobMetrics())
             await _log(connection, row.id, first)
             await stamp(connection, row.id, 0, Phase.QUEUE, now)
-            view = await _view(connection, row)
+            view = await _view(connection, row, self._kept_for)
         self._wakeups.job_changed(view.job.id)
         return view, False
 
@@ -100,7 +104,7 @@ class Jobs:
         """
         async with self.database.read() as connection:
             found = await _made_by(connection, id_of(tenant), request_id, digest_of(request))
-            return await _view(connection, found) if found else None
+            return await _view(connection, found, self._kept_for) if found else None
 
     @whole
     async def get(self, tenant: Tenant, job_id: int) -> JobView:
@@ -110,7 +114,8 @@ class Jobs:
             NotFoundError: The tenant has none of that id.
         """
         async with self.database.read() as connection:
-            return await _view(connection, await _existing(connection, tenant, job_id))
+            row = await existing_job(connection, id_of(tenant), job_id)
+            return await _view(connection, row, self._kept_for)
 
     @whole
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[JobView]:
@@ -120,7 +125,7 @@ class Jobs:
             query = query.where(jobs.c.id < request.number)
         async with self.database.read() as connection:
             rows = (await connection.execute(query.order_by(jobs.c.id.desc()).limit(request.size + 1))).all()
-            views = [await _view(connection, row) for row in rows]
+            views = [await _view(connection, row, self._kept_for) for row in rows]
         return cut_page(views, request, lambda last: str(last.job.id))
 
     @whole
@@ -132,13 +137,13 @@ class Jobs:
             FailedPreconditionError: It has SUCCEEDED or FAILED.
         """
         async with self.database.write() as connection:
-            row = await _existing(connection, tenant, job_id)
+            row = await existing_job(connection, id_of(tenant), job_id)
             move = cancelling_move(job_from(row))
             if move:
                 now = await database_time(connection)
                 cancellation = Cancellation(requested_by, now, reason)
                 row = await move_job(connection, row, move, cancellation=cancellation)
-            view = await _view(connection, row)
+            view = await _view(connection, row, self._kept_for)
         self._wakeups.job_changed(job_id)
         return view
 
@@ -153,7 +158,8 @@ class Jobs:
             PastEndError: The job has not reached that revision.
         """
         async with self.database.read() as connection:
-            view = await _view(connection, await _existing(connection, tenant, job_id))
+            row = await existing_job(connection, id_of(tenant), job_id)
+            view = await _view(connection, row, self._kept_for)
             if revision > view.job.revision:
                 raise PastEndError(
                     "REVISION_OUT_OF_RANGE",
@@ -308,22 +314,15 @@ async def _log(connection: AsyncConnection, job_id: int, transition: Transition)
     await connection.execute(insert(job_transitions).values(values))
 
 
-async def _existing(connection: AsyncConnection, tenant: Tenant, job_id: int) -> Row[Any]:
-    query = select(jobs).where(jobs.c.id == job_id, jobs.c.tenant_id == id_of(tenant))
-    row: Row[Any] | None = (await connection.execute(query)).first()
-    if row is None:
-        raise NotFoundError.of("job", job_id)
-    return row
-
-
-async def _view(connection: AsyncConnection, row: Row[Any]) -> JobView:
+async def _view(connection: AsyncConnection, row: Row[Any], kept_for: timedelta | None) -> JobView:
     job = job_from(row)
     progress = None
     if job.state is JobState.PROCESSING:
         lease = (await connection.execute(select(leases.c.progress).where(leases.c.job_id == job.id))).first()
         progress = lease.progress if lease else None
     until = job.end_time or await database_time(connection)
-    return JobView(job, await phases_of(connection, job), progress, until)
+    expire_time = job.end_time + kept_for if job.end_time and kept_for else None
+    return JobView(job, await phases_of(connection, job), progress, until, expire_time)
 
 
 async def phases_of(connection: AsyncConnection, job: Job) -> tuple[PhaseTime, ...]:

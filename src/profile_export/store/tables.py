@@ -24,7 +24,7 @@ from profile_export.domain.job import Cancellation, JobError, JobMetrics, Progre
 from profile_export.domain.plan import ExportCounts, ExportPlan
 from profile_export.domain.request import BoundRequest
 from profile_export.domain.schema import ObjectType
-from profile_export.store.column_types import Instant, Json
+from profile_export.store.column_types import Instant, Json, Span
 from profile_export.store.facts import UploadFacts
 
 metadata = MetaData(
@@ -88,6 +88,8 @@ datasets = Table(
     Column("fields", Json(ObjectType), nullable=False),
     # Whether its batches are repeated into an Iceberg table.
     Column("iceberg", Boolean, nullable=False),
+    # How long a batch counts from its ingest time on; null: for ever.
+    Column("batch_retention", Span),
     Column("create_time", Instant, nullable=False),
     Column("update_time", Instant, nullable=False),
     # A deleted dataset keeps its row, since jobs and batches name it, but nobody sees it any more.
@@ -118,6 +120,8 @@ batches = Table(
     # Whether CreateBatch made it, so that it counts when it is completed and not with its first file.
     Column("several_files", Boolean, nullable=False, default=False, server_default=false()),
     Column("state_reason", Text, nullable=False, default="", server_default=""),
+    # When retention has expired it.
+    Column("expire_time", Instant),
     # A generated name: neither a tenant's nor a caller's words ever form a path.
     Column("folder", Text, nullable=False),
     Column("request_id", Text),
@@ -129,6 +133,7 @@ batches = Table(
     Index(None, "dataset_id", "state", "compaction_key"),
     Index(None, "compaction_key", "state"),
     Index(None, "dataset_id", "number"),
+    Index(None, "dataset_id", "state", "ingest_time"),
     Index(None, "tenant_id", "create_time", "key"),
 )
 
@@ -243,7 +248,7 @@ jobs = Table(
     Column("attempt", Integer, nullable=False),
     Column("create_time", Instant, nullable=False),
     Column("update_time", Instant, nullable=False),
-    Column("end_time", Instant),
+    Column("end_time", Instant, index=True),
     Column("not_before", Instant),
     # When its run time is used up; null: it has no limit.
     Column("deadline", Instant),

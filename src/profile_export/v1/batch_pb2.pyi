@@ -43,7 +43,9 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     BATCH_STATE_REVERTED: _BatchState.ValueType  # 5
     """Taken back by RevertBatch after it had succeeded. Hidden at once. Final."""
     BATCH_STATE_EXPIRED: _BatchState.ValueType  # 6
-    """Hidden by retention after it had succeeded. Final."""
+    """Hidden by retention (Dataset.batch_retention) after it had succeeded, as a revert hides. Jobs that have
+    pinned it finish with it. Final.
+    """
 
 class BatchState(_BatchState, metaclass=_BatchStateEnumTypeWrapper):
     """BatchState says where a batch stands and who moves it next."""
@@ -65,7 +67,9 @@ BATCH_STATE_ABORTED: BatchState.ValueType  # 4
 BATCH_STATE_REVERTED: BatchState.ValueType  # 5
 """Taken back by RevertBatch after it had succeeded. Hidden at once. Final."""
 BATCH_STATE_EXPIRED: BatchState.ValueType  # 6
-"""Hidden by retention after it had succeeded. Final."""
+"""Hidden by retention (Dataset.batch_retention) after it had succeeded, as a revert hides. Jobs that have
+pinned it finish with it. Final.
+"""
 Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
 
 @_typing.final
@@ -115,7 +119,9 @@ class Batch(_message.Message):
     job_id: _builtins.int
     """Output only. The export job that writes the batch. Absent: it was uploaded."""
     state_reason: _builtins.str
-    """Output only. Free text given to AbortBatch or RevertBatch. Empty: none."""
+    """Output only. Free text given to AbortBatch or RevertBatch, or which retention has expired the batch. Empty:
+    none.
+    """
     @_builtins.property
     def ingest_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the service accepted the rows, one instant for the whole batch. Absent until SUCCEEDED."""
@@ -142,7 +148,9 @@ class Batch(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When retention will expire the batch. Absent: never."""
+        """Output only. When retention will expire the batch, within about a minute: ingest_time and the dataset's
+        batch_retention. Once EXPIRED: when it did. Absent: never.
+        """
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -129,6 +130,7 @@ class Dataset(_message.Message):
     MIRROR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    BATCH_RETENTION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. 24 hexadecimal characters, set by the server, never reused."""
     name: _builtins.str
@@ -170,8 +172,14 @@ class Dataset(_message.Message):
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When name, description, tags, declared fields or the Iceberg setting last changed; equals
-        create_time until then. Batches do not change it.
+        """Output only. When name, description, tags, declared fields, batch_retention or the Iceberg setting last
+        changed; equals create_time until then. Batches do not change it.
+        """
+
+    @_builtins.property
+    def batch_retention(self) -> _duration_pb2.Duration:
+        """Optional. How long a batch counts from its ingest_time on; then it is EXPIRED, and its rows are in no
+        further export. Set by the caller. Absent: for ever.
         """
 
     def __init__(
@@ -189,10 +197,11 @@ class Dataset(_message.Message):
         mirror: Global___MirrorStatus | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        batch_retention: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "mirror", b"mirror", "schema_ref", b"schema_ref", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "mirror", b"mirror", "schema_ref", b"schema_ref", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "declared_fields", b"declared_fields", "description", b"description", "fields", b"fields", "id", b"id", "identity_fields", b"identity_fields", "kind", b"kind", "mirror", b"mirror", "name", b"name", "schema_ref", b"schema_ref", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "declared_fields", b"declared_fields", "description", b"description", "fields", b"fields", "id", b"id", "identity_fields", b"identity_fields", "kind", b"kind", "mirror", b"mirror", "name", b"name", "schema_ref", b"schema_ref", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

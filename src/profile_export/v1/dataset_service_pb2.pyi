@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
@@ -96,6 +97,7 @@ class CreateDatasetRequest(_message.Message):
     ICEBERG_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BATCH_RETENTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. 1 to 255 characters."""
     description: _builtins.str
@@ -127,6 +129,10 @@ class CreateDatasetRequest(_message.Message):
     def iceberg(self) -> _dataset_pb2.IcebergSettings:
         """Optional. The Iceberg mirror. Absent: on for union datasets, off for others."""
 
+    @_builtins.property
+    def batch_retention(self) -> _duration_pb2.Duration:
+        """Optional. How long a batch counts from its ingest_time on, 1 hour to 36,500 days. Absent or 0: for ever."""
+
     def __init__(
         self,
         *,
@@ -138,10 +144,11 @@ class CreateDatasetRequest(_message.Message):
         iceberg: _dataset_pb2.IcebergSettings | None = ...,
         description: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        batch_retention: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["iceberg", b"iceberg", "schema_ref", b"schema_ref"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "iceberg", b"iceberg", "schema_ref", b"schema_ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_fields", b"declared_fields", "description", b"description", "iceberg", b"iceberg", "identity_fields", b"identity_fields", "name", b"name", "request_id", b"request_id", "schema_ref", b"schema_ref", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "declared_fields", b"declared_fields", "description", b"description", "iceberg", b"iceberg", "identity_fields", b"identity_fields", "name", b"name", "request_id", b"request_id", "schema_ref", b"schema_ref", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -295,6 +302,7 @@ class UpdateDatasetRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     ICEBERG_FIELD_NUMBER: _builtins.int
     ADD_DECLARED_FIELDS_FIELD_NUMBER: _builtins.int
+    BATCH_RETENTION_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Required. The dataset."""
     name: _builtins.str
@@ -313,6 +321,13 @@ class UpdateDatasetRequest(_message.Message):
     def add_declared_fields(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.FieldDeclaration]:
         """Optional. Types to declare or to widen, added to those it has."""
 
+    @_builtins.property
+    def batch_retention(self) -> _duration_pb2.Duration:
+        """Optional. How long a batch counts, as in CreateDatasetRequest; 0: for ever. It holds for the batches that
+        count now, too: those that are older expire within about a minute. What has expired stays so. Absent:
+        unchanged.
+        """
+
     def __init__(
         self,
         *,
@@ -322,10 +337,11 @@ class UpdateDatasetRequest(_message.Message):
         tags: Global___DatasetTags | None = ...,
         iceberg: _dataset_pb2.IcebergSettings | None = ...,
         add_declared_fields: _abc.Iterable[_dataset_pb2.FieldDeclaration] | None = ...,
+        batch_retention: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_name", b"_name", "description", b"description", "iceberg", b"iceberg", "name", b"name", "tags", b"tags"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_name", b"_name", "batch_retention", b"batch_retention", "description", b"description", "iceberg", b"iceberg", "name", b"name", "tags", b"tags"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_name", b"_name", "add_declared_fields", b"add_declared_fields", "dataset_id", b"dataset_id", "description", b"description", "iceberg", b"iceberg", "name", b"name", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_name", b"_name", "add_declared_fields", b"add_declared_fields", "batch_retention", b"batch_retention", "dataset_id", b"dataset_id", "description", b"description", "iceberg", b"iceberg", "name", b"name", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015

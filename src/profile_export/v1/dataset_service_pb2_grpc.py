@@ -443,8 +443,8 @@ class DatasetServiceServicer:
         - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
         - NOT_FOUND RECEIPT_NOT_FOUND: the batch was uploaded, its job has not succeeded, or did so before servers
         wrote receipts.
-        - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: the batch was taken back, its receipt with it; metadata has its
-        state.
+        - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: the batch was taken back or has expired, its receipt with it;
+        metadata has its state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

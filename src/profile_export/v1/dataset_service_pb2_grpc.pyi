@@ -243,8 +243,8 @@ class DatasetServiceStub:
      - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
      - NOT_FOUND RECEIPT_NOT_FOUND: the batch was uploaded, its job has not succeeded, or did so before servers
        wrote receipts.
-     - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: the batch was taken back, its receipt with it; metadata has its
-       state.
+     - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: the batch was taken back or has expired, its receipt with it;
+       metadata has its state.
     """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -578,8 +578,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
          - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
          - NOT_FOUND RECEIPT_NOT_FOUND: the batch was uploaded, its job has not succeeded, or did so before servers
            wrote receipts.
-         - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: the batch was taken back, its receipt with it; metadata has its
-           state.
+         - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: the batch was taken back or has expired, its receipt with it;
+           metadata has its state.
         """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _aio.Server) -> None: ...

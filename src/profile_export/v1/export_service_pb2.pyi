@@ -57,7 +57,7 @@ class CreateJobRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional. Key that makes the call safe to repeat, 1 to 128 characters, unique in the tenant for jobs. Kept
-    as long as the job. Empty: every call makes a job.
+    as long as the job: after retention has removed that, the id makes a new one. Empty: every call makes a job.
     """
     @_builtins.property
     def spec(self) -> _job_pb2.ExportSpec:

@@ -170,7 +170,8 @@ class ExportServiceServicer:
         Repeated, it returns what is true then. Instead of polling use WatchJob.
         Errors:
         - NOT_FOUND JOB_NOT_FOUND: check the id and the tenant.
-        - NOT_FOUND EXPIRED: retention has removed the job; its receipt stays with its batch.
+        - NOT_FOUND EXPIRED: retention has removed the job; its batch stays, and its receipt with it. metadata has
+        expire_time. Told for 30 days, then JOB_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,7 +197,7 @@ class ExportServiceServicer:
         Repeated, it returns the job as it stands; the first caller stays named.
         Errors:
         - NOT_FOUND JOB_NOT_FOUND: check the id and the tenant.
-        - NOT_FOUND EXPIRED: retention has removed the job.
+        - NOT_FOUND EXPIRED: retention has removed the job, as in GetJob.
         - FAILED_PRECONDITION JOB_FINISHED: it SUCCEEDED or FAILED before; metadata has state and revision. To
         take a finished export back use RevertBatch.
         """
@@ -225,7 +226,7 @@ class ExportServiceServicer:
         continues there.
         Errors:
         - NOT_FOUND JOB_NOT_FOUND: check the id and the tenant.
-        - NOT_FOUND EXPIRED: retention has removed the job.
+        - NOT_FOUND EXPIRED: retention has removed the job, as in GetJob.
         - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the job; metadata has revision. Watch
         without it.
         """

@@ -78,7 +78,8 @@ class ExportServiceStub:
     Repeated, it returns what is true then. Instead of polling use WatchJob.
     Errors:
      - NOT_FOUND JOB_NOT_FOUND: check the id and the tenant.
-     - NOT_FOUND EXPIRED: retention has removed the job; its receipt stays with its batch.
+     - NOT_FOUND EXPIRED: retention has removed the job; its batch stays, and its receipt with it. metadata has
+       expire_time. Told for 30 days, then JOB_NOT_FOUND.
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_export_service_pb2.ListJobsRequest, _export_service_pb2.ListJobsResponse]
     """ListJobs lists the jobs of the tenant. Empty order_by means newest first here.
@@ -96,7 +97,7 @@ class ExportServiceStub:
     Repeated, it returns the job as it stands; the first caller stays named.
     Errors:
      - NOT_FOUND JOB_NOT_FOUND: check the id and the tenant.
-     - NOT_FOUND EXPIRED: retention has removed the job.
+     - NOT_FOUND EXPIRED: retention has removed the job, as in GetJob.
      - FAILED_PRECONDITION JOB_FINISHED: it SUCCEEDED or FAILED before; metadata has state and revision. To
        take a finished export back use RevertBatch.
     """
@@ -121,7 +122,7 @@ class ExportServiceStub:
     continues there.
     Errors:
      - NOT_FOUND JOB_NOT_FOUND: check the id and the tenant.
-     - NOT_FOUND EXPIRED: retention has removed the job.
+     - NOT_FOUND EXPIRED: retention has removed the job, as in GetJob.
      - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the job; metadata has revision. Watch
        without it.
     """
@@ -223,7 +224,8 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
         Repeated, it returns what is true then. Instead of polling use WatchJob.
         Errors:
          - NOT_FOUND JOB_NOT_FOUND: check the id and the tenant.
-         - NOT_FOUND EXPIRED: retention has removed the job; its receipt stays with its batch.
+         - NOT_FOUND EXPIRED: retention has removed the job; its batch stays, and its receipt with it. metadata has
+           expire_time. Told for 30 days, then JOB_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -253,7 +255,7 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
         Repeated, it returns the job as it stands; the first caller stays named.
         Errors:
          - NOT_FOUND JOB_NOT_FOUND: check the id and the tenant.
-         - NOT_FOUND EXPIRED: retention has removed the job.
+         - NOT_FOUND EXPIRED: retention has removed the job, as in GetJob.
          - FAILED_PRECONDITION JOB_FINISHED: it SUCCEEDED or FAILED before; metadata has state and revision. To
            take a finished export back use RevertBatch.
         """
@@ -284,7 +286,7 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
         continues there.
         Errors:
          - NOT_FOUND JOB_NOT_FOUND: check the id and the tenant.
-         - NOT_FOUND EXPIRED: retention has removed the job.
+         - NOT_FOUND EXPIRED: retention has removed the job, as in GetJob.
          - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the job; metadata has revision. Watch
            without it.
         """

@@ -447,6 +447,7 @@ class ExportJob(_message.Message):
     NOT_BEFORE_TIME_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Output only. Grows with each job. JSON writes it as text."""
     state: Global___JobState.ValueType
@@ -511,6 +512,12 @@ class ExportJob(_message.Message):
     def progress(self) -> Global___JobProgress:
         """Output only. The latest progress of the running attempt. Absent: no attempt runs."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When retention will remove the job, within about a minute, as the answering server is set
+        (`--job-retention-days`). Its batches and their receipts stay. Absent: it is not finished, or never.
+        """
+
     def __init__(
         self,
         *,
@@ -532,10 +539,11 @@ class ExportJob(_message.Message):
         not_before_time: _timestamp_pb2.Timestamp | None = ...,
         progress: Global___JobProgress | None = ...,
         request_id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "metrics", b"metrics", "not_before_time", b"not_before_time", "progress", b"progress", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "metrics", b"metrics", "not_before_time", b"not_before_time", "progress", b"progress", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_id", b"batch_id", "batches", b"batches", "cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "errors", b"errors", "id", b"id", "metrics", b"metrics", "not_before_time", b"not_before_time", "notes", b"notes", "phases", b"phases", "progress", b"progress", "request_id", b"request_id", "revision", b"revision", "spec", b"spec", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_id", b"batch_id", "batches", b"batches", "cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "errors", b"errors", "expire_time", b"expire_time", "id", b"id", "metrics", b"metrics", "not_before_time", b"not_before_time", "notes", b"notes", "phases", b"phases", "progress", b"progress", "request_id", b"request_id", "revision", b"revision", "spec", b"spec", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,15 +7,16 @@ from typing import Any, Literal
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
+import profile_export.store.expiry_table
 import profile_export.store.policy_tables
 import profile_export.store.receipt_table  # noqa: F401 - as above, its tables are told to `metadata`
-from profile_export.store.column_types import Instant, Json
+from profile_export.store.column_types import Instant, Json, Span
 from profile_export.store.tables import metadata
 
 
 def plain_type(kind: str, item: Any, _context: AutogenContext) -> str | Literal[False]:
     """Write our own column types as what they are in the database: a migration outlives the code it was made by."""
-    if kind == "type" and isinstance(item, Instant):
+    if kind == "type" and isinstance(item, Instant | Span):
         return "sa.BigInteger()"
     if kind == "type" and isinstance(item, Json):
         return "sa.Text()"

@@ -1,0 +1,126 @@
+"""What runs jobs, in a server or in a worker process: workers with their engine, over a store and a lake."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Coroutine
+
+from profile_export.app.processes import StartError
+from profile_export.config import WorkSettings
+from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.lake.local import LocalLake
+from profile_export.runner.lapses import LapseSweeper
+from profile_export.runner.ports import Engine
+from profile_export.runner.receipts import ReceiptWriter
+from profile_export.runner.worker import Worker
+from profile_export.store.attempts import Attempts
+from profile_export.store.database import Database
+from profile_export.store.events import Wakeups
+from profile_export.store.lapses import Lapses
+from profile_export.store.notices import Notices
+from profile_export.store.opening import CannotOpenError
+from profile_export.store.receipts import Receipts
+from profile_export.store.snapshots import Snapshots
+
+
+class JobRunner:
+    """Workers, their engine, and the look-out for lapses. Tests may give it another engine or lake.
+
+    Raises:
+        StartError: The driver of the database is not installed.
+    """
+
+    def __init__(
+        self, settings: WorkSettings, engine: Engine | None = None, lake: LocalLake | None = None
+    ) -> None:
+        self.name = f"{os.getpid()}-{new_id()}"
+        self.wakeups = Wakeups()
+        try:
+            self.database = Database(settings.database_url or settings.data_dir)
+            notices = [Notices(settings.database_url, self.wakeups)] if settings.database_url else []
+        except CannotOpenError as error:
+            raise StartError(str(error)) from error
+        self.lake = lake or LocalLake(settings.data_dir)
+        self.duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads, max(1, settings.workers))
+        self.engine = engine or self.duckdb
+        self.snapshots = Snapshots(self.database)
+        self.receipts = Receipts(self.database)
+        self.lapses = Lapses(self.database, self.wakeups)
+        self._receipt_writer = ReceiptWriter(self.receipts, self.lake)
+        attempts = Attempts(self.database, self.wakeups)
+        self._workers = [
+            Worker(
+                f"{self.name}-{number}",
+                attempts,
+                self.snapshots,
+                self.wakeups,
+                self.engine,
+                self.lake,
+                self._receipt_writer,
+            )
+            for number in range(settings.workers)
+        ]
+        self._beside = [LapseSweeper(self.lapses).run, *(one.run for one in notices)]
+        self._working: list[asyncio.Task[None]] = []
+        self._background: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        """Open the store and the lake.
+
+        Raises:
+            StartError: The database cannot be used.
+        """
+        try:
+            await self.database.open()
+        except (CannotOpenError, OSError) as error:
+            raise StartError(str(error)) from error
+        await asyncio.to_thread(self.lake.open)
+
+    async def start(self) -> None:
+        """Begin to run jobs."""
+        await self._receipt_writer.write_all()
+        await self.duckdb.start()
+        self._working = [asyncio.create_task(worker.run()) for worker in self._workers]
+        for work in self._beside:
+            self.run_beside(work())
+
+    def run_beside(self, work: Coroutine[None, None, None]) -> None:
+        """Run something in the background until `close`."""
+        self._background.append(asyncio.create_task(work))
+
+    async def ended(self) -> None:
+        """Return when a worker cannot go on; never where there are none."""
+        if self._working:
+            await asyncio.wait(self._working, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.Event().wait()
+
+    async def stop_working(self) -> None:
+        """Take no further job, and give those that run back."""
+        for worker in self._workers:
+            worker.stop_claiming()
+        await asyncio.gather(*self._working, return_exceptions=True)
+
+    async def end_background(self) -> None:
+        """End what runs in the background."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End what still runs, the engine and the store."""
+        await self.end_background()
+        await self.duckdb.close()
+        await self.database.close()
+
+    def raise_what_ended_it(self) -> None:
+        """Raise what ended a worker that nobody told to stop: loudly, so that a supervisor starts the process anew."""
+        for worker in self._working:
+            worker.result()
+
+
+def new_id() -> str:
+    """Make an id that nobody can guess, and nobody else makes."""
+    return secrets.token_hex(12)

@@ -1,0 +1,179 @@
+"""A server: it answers calls, runs jobs, and keeps the house."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from profile_export.api.dataset_service import DatasetRooms, DatasetService
+from profile_export.api.estimates import Estimates
+from profile_export.api.export_service import ExportService
+from profile_export.api.lookups import Lookups
+from profile_export.api.profile_service import ProfileService
+from profile_export.api.schema_service import SchemaService
+from profile_export.api.server import BindError, GrpcServer, contract, create_server
+from profile_export.api.watch import Watches
+from profile_export.app import processes
+from profile_export.app.jobs import JobRunner, new_id
+from profile_export.app.processes import StartError
+from profile_export.config import ServeSettings
+from profile_export.engines.mappings import Mappings
+from profile_export.ingest.ingestion import ingest
+from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
+from profile_export.ingest.registration import Registration
+from profile_export.ingest.sessions import UploadSessions
+from profile_export.lake.children import Children
+from profile_export.lake.iceberg import IcebergMirror
+from profile_export.lake.local import LocalLake
+from profile_export.runner.compactor import Compactor
+from profile_export.runner.expiries import ExpirySweeper
+from profile_export.runner.leftovers import Leftovers
+from profile_export.runner.mirror import Mirror
+from profile_export.runner.ports import Engine
+from profile_export.runner.sweep import Sweeper
+from profile_export.store.batches import Batches
+from profile_export.store.catalog import Catalog
+from profile_export.store.compactions import Compactions
+from profile_export.store.drops import Drops
+from profile_export.store.expiries import Expiries
+from profile_export.store.jobs import Jobs
+from profile_export.store.loading import LoadingBatches
+from profile_export.store.mirror_status import MirrorStatuses
+from profile_export.store.mirrors import Mirrors
+from profile_export.store.policies import Policies
+from profile_export.store.schemas import Schemas
+from profile_export.store.uploads import Uploads
+
+_STAND_BACK = 10
+"""The niceness of what can wait: an upload or an export gets ten times its processor time."""
+
+
+async def run_server(settings: ServeSettings) -> None:
+    """Run a server until SIGTERM or SIGINT.
+
+    Raises:
+        StartError: The address or the database cannot be used.
+    """
+    await processes.run(Application(settings))
+
+
+class Application:
+    """One server with its runner, engine, store and lake. Tests may give it another engine or lake."""
+
+    def __init__(
+        self, settings: ServeSettings, engine: Engine | None = None, lake: LocalLake | None = None
+    ) -> None:
+        self._settings = settings
+        self._jobs = JobRunner(settings, engine, lake)
+        self._database, self._lake, wakeups = self._jobs.database, self._jobs.lake, self._jobs.wakeups
+        snapshots, receipts = self._jobs.snapshots, self._jobs.receipts
+        self._ingesting = Children(warm_for=ingest)
+        self._compacting = Children(niceness=_STAND_BACK)
+        batches = Batches(self._database, wakeups)
+        catalog, policies = Catalog(self._database), Policies(self._database)
+        schemas, uploads = Schemas(self._database), Uploads(self._database)
+        opened = LoadingBatches(self._database, wakeups)
+        jobs = Jobs(self._database, wakeups, settings.job_retention)
+        self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
+        limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
+        rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
+        loading = Loading(rooms, limits, new_id)
+        sessions = UploadSessions(uploads, loading, new_id)
+        estimates = Estimates(snapshots, self._jobs.engine, self._lake, new_id)
+        mappings = Mappings(self._jobs.duckdb, self._lake.root, self._lake.folder("mappings"), new_id)
+        lookups = Lookups(snapshots, mappings, self._lake.root)
+        self._services = contract(
+            datasets=DatasetService(
+                DatasetRooms(
+                    catalog,
+                    batches,
+                    opened,
+                    receipts,
+                    MirrorStatuses(self._database),
+                    sessions,
+                    loading,
+                    self._lake,
+                ),
+                new_id,
+            ),
+            schemas=SchemaService(catalog, schemas, Registration(schemas)),
+            profiles=ProfileService(policies, lookups, new_id),
+            exports=ExportService(catalog, policies, jobs, self._watches, estimates, new_id),
+        )
+        keep = timedelta(minutes=settings.mirror_keep_minutes)
+        self._mirrors = Mirrors(self._database)
+        tables = IcebergMirror(settings.data_dir, keep, settings.database_url)
+        self._mirror = Mirror(self._jobs.name, self._mirrors, tables, wakeups, keep)
+        self._mirror_task: asyncio.Task[None] | None = None
+        compactions, drops = Compactions(self._database), Drops(self._database)
+        grace = timedelta(seconds=settings.download_grace_seconds)
+        self._compactor = Compactor(compactions, wakeups, self._lake, self._compacting, new_id)
+        self._sweeper = Sweeper(drops, self._lake, grace)
+        self._expiry_sweeper = ExpirySweeper(Expiries(self._database, wakeups), settings.job_retention)
+        self._leftovers = Leftovers(batches, compactions, drops, loading, self._lake)
+        self._server: GrpcServer | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, once started."""
+        if self._server is None:
+            raise StartError("The server has not started.")
+        return self._server.port
+
+    async def start(self) -> str:
+        """Open everything, settle what a former process left, and answer calls; return the line that says where.
+
+        Raises:
+            StartError: The address or the database cannot be used.
+        """
+        host, port = self._settings.grpc_address
+        try:
+            await self._jobs.open()
+            self._server = await create_server(self._services, host=host, port=port, new_request_id=new_id)
+        except BindError as error:
+            await self._close()
+            raise StartError(str(error)) from error
+        except StartError:
+            await self._close()
+            raise
+        if self._database.is_shared:
+            # What is unfinished may be another process's; leases that nobody renews expire.
+            self._jobs.run_beside(self._leftovers.run())
+        else:
+            await self._jobs.lapses.lose_all()
+            await self._mirrors.release_all()
+            await self._leftovers.clear(timedelta(0))
+        await self._jobs.start()
+        self._mirror_task = asyncio.create_task(self._mirror.run())
+        self._jobs.run_beside(self._compactor.run())
+        self._jobs.run_beside(self._sweeper.run())
+        self._jobs.run_beside(self._expiry_sweeper.run())
+        await self._server.start()
+        shown = f"[{host}]" if ":" in host else host
+        return f"listening on {shown}:{self.port}"
+
+    async def ended(self) -> None:
+        """Return when a worker cannot go on."""
+        await self._jobs.ended()
+
+    async def stop(self) -> None:
+        """Drain: no new job, watches end, calls finish, the jobs that run are given back."""
+        if self._server:
+            await self._server.drain(
+                stop_claiming=self._stop_working,
+                end_watches=self._watches.end_all,
+                grace=timedelta(seconds=self._settings.drain_seconds),
+            )
+        await self._close()
+        self._jobs.raise_what_ended_it()
+
+    async def _close(self) -> None:
+        await self._jobs.end_background()
+        await asyncio.to_thread(self._ingesting.close)
+        await asyncio.to_thread(self._compacting.kill)
+        await self._jobs.close()
+
+    async def _stop_working(self) -> None:
+        self._mirror.stop()
+        mirroring = [self._mirror_task] if self._mirror_task else []
+        await asyncio.gather(self._jobs.stop_working(), *mirroring, return_exceptions=True)

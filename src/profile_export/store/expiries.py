@@ -1,0 +1,135 @@
+"""What retention ends: batches that their dataset keeps no longer, and finished jobs, remembered for a while."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.batch import BatchState
+from profile_export.domain.errors import NotFoundError
+from profile_export.domain.retention import REMEMBERED, batch_expiry_reason, expired_job
+from profile_export.store.database import Database, database_time, whole
+from profile_export.store.drops import drop
+from profile_export.store.events import Wakeups
+from profile_export.store.expiry_table import expired_jobs
+from profile_export.store.tables import batches, datasets, job_ranges, job_stamps, job_transitions, jobs
+
+# As many end in one transaction; whoever comes after it need not wait for all.
+MOST_AT_ONCE = 100
+
+
+class Expiries:
+    """Expiries of all tenants. Every server may look for them, as often as it likes.
+
+    Each method ends what is due, but no more than goes into one short transaction, and says what: nothing means that
+    nothing was due. Who looks first reads, so that the one writing transaction is not held up for nothing.
+    """
+
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+        self.database = database
+        self._wakeups = wakeups
+
+    @whole
+    async def expire_batches(self) -> Sequence[str]:
+        """Hide batches that have counted as long as their dataset says, as a revert does; return their ids."""
+        async with self.database.read() as connection:
+            if not await _due_batches(connection, await database_time(connection)):
+                return ()
+        async with self.database.write() as connection:
+            now = await database_time(connection)
+            due = await _due_batches(connection, now)
+            for kept_for, rows in due.items():
+                values = {
+                    "state": BatchState.EXPIRED.value,
+                    "state_reason": batch_expiry_reason(kept_for),
+                    "expire_time": now,
+                }
+                expiring = batches.c.key.in_([row.key for row in rows])
+                await connection.execute(update(batches).where(expiring).values(values))
+                await drop(connection, [row.folder for row in rows])
+        self._wakeups.batches_changed()
+        return [row.id for rows in due.values() for row in rows]
+
+    @whole
+    async def expire_jobs(self, kept_for: timedelta) -> Sequence[int]:
+        """Remove jobs that ended that long ago; their batches and receipts stay. Return the ids."""
+        async with self.database.read() as connection:
+            if not await _due_jobs(connection, await database_time(connection) - kept_for):
+                return ()
+        async with self.database.write() as connection:
+            now = await database_time(connection)
+            due = await _due_jobs(connection, now - kept_for)
+            ids = [row.id for row in due]
+            remembered = [{"job_id": row.id, "tenant_id": row.tenant_id, "expire_time": now} for row in due]
+            if remembered:
+                await connection.execute(insert(expired_jobs), remembered)
+            for table in (job_transitions, job_stamps, job_ranges):
+                await connection.execute(delete(table).where(table.c.job_id.in_(ids)))
+            await connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))
+        return ids
+
+    @whole
+    async def forget_jobs(self) -> Sequence[int]:
+        """Forget jobs that have been remembered long enough: from now on they never were; return their ids."""
+        async with self.database.read() as connection:
+            before = await database_time(connection) - REMEMBERED
+            query = select(expired_jobs.c.job_id).where(expired_jobs.c.expire_time <= before)
+            query = query.order_by(expired_jobs.c.expire_time).limit(MOST_AT_ONCE)
+            ids = (await connection.execute(query)).scalars().all()
+        if ids:
+            async with self.database.write() as connection:
+                await connection.execute(delete(expired_jobs).where(expired_jobs.c.job_id.in_(ids)))
+        return ids
+
+
+async def existing_job(connection: AsyncConnection, tenant_id: Any, job_id: int) -> Row[Any]:
+    """Return the row of a job, within a transaction.
+
+    Raises:
+        NotFoundError: It has expired, or the tenant never had one of that id.
+    """
+    query = select(jobs).where(jobs.c.id == job_id, jobs.c.tenant_id == tenant_id)
+    row: Row[Any] | None = (await connection.execute(query)).first()
+    if row:
+        return row
+    remembered = select(expired_jobs.c.expire_time).where(
+        expired_jobs.c.job_id == job_id, expired_jobs.c.tenant_id == tenant_id
+    )
+    expire_time = (await connection.execute(remembered)).scalar_one_or_none()
+    raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
+
+
+async def _due_batches(
+    connection: AsyncConnection, now: datetime
+) -> dict[timedelta, list[Row[*tuple[Any, ...]]]]:
+    """Return batches that are due, the oldest first, by how long their datasets keep them."""
+    keeping = select(datasets.c.id, datasets.c.batch_retention).where(
+        datasets.c.batch_retention.is_not(None), datasets.c.delete_time.is_(None)
+    )
+    due: dict[timedelta, list[Row[*tuple[Any, ...]]]] = defaultdict(list)
+    left = MOST_AT_ONCE
+    # One by one: joined, SQLite reads all batches there are to find those of the few datasets.
+    for dataset in (await connection.execute(keeping.order_by(datasets.c.id))).all():
+        query = select(batches.c.key, batches.c.id, batches.c.folder).where(
+            batches.c.dataset_id == dataset.id,
+            batches.c.state == BatchState.SUCCEEDED.value,
+            batches.c.ingest_time <= now - dataset.batch_retention,
+        )
+        rows = (await connection.execute(query.order_by(batches.c.ingest_time).limit(left))).all()
+        if rows:
+            due[dataset.batch_retention] += rows
+            left -= len(rows)
+        if not left:
+            break
+    return due
+
+
+async def _due_jobs(connection: AsyncConnection, before: datetime) -> Sequence[Row[*tuple[Any, ...]]]:
+    # Only a job that has ended has an end time.
+    query = select(jobs.c.id, jobs.c.tenant_id).where(jobs.c.end_time <= before)
+    return (await connection.execute(query.order_by(jobs.c.end_time).limit(MOST_AT_ONCE))).all()

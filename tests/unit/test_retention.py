@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.retention import (
+    LEAST_RETENTION,
+    MOST_RETENTION,
+    batch_expiry_reason,
+    check_batch_retention,
+    expired_job,
+)
+
+MICROSECOND = timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("kept_for", [timedelta(), LEAST_RETENTION, timedelta(days=30), MOST_RETENTION])
+def test_batches_are_kept_for_ever_or_from_an_hour_to_a_hundred_years(kept_for: timedelta) -> None:
+    check_batch_retention(kept_for, "batch_retention")
+
+
+@pytest.mark.parametrize(
+    "kept_for",
+    [
+        -LEAST_RETENTION,
+        -MICROSECOND,
+        MICROSECOND,
+        LEAST_RETENTION - MICROSECOND,
+        MOST_RETENTION + MICROSECOND,
+    ],
+)
+def test_a_retention_that_cannot_be_meant_is_refused(kept_for: timedelta) -> None:
+    with pytest.raises(InvalidArgumentError, match="between 1 hour and 36,500 days") as refused:
+        check_batch_retention(kept_for, "batch_retention")
+
+    assert [violation.field for violation in refused.value.violations] == ["batch_retention"]
+
+
+@pytest.mark.parametrize(
+    ("kept_for", "words"),
+    [
+        (timedelta(days=30), "30 days"),
+        (timedelta(days=1), "1 day"),
+        (timedelta(days=1, hours=12), "36 hours"),
+        (timedelta(hours=1), "1 hour"),
+        (timedelta(hours=1, seconds=1), "3,601 seconds"),
+    ],
+)
+def test_the_reason_says_how_long_the_batch_was_kept(kept_for: timedelta, words: str) -> None:
+    assert batch_expiry_reason(kept_for) == f"Expired: its dataset keeps batches for {words}."
+
+
+def test_an_expired_job_is_not_found_and_says_when_it_was_removed() -> None:
+    refusal = expired_job(7, datetime(2026, 1, 31, 12, 30, 1, 999, tzinfo=UTC))
+
+    assert refusal.reason == "EXPIRED"
+    assert refusal.metadata == {"id": "7", "expire_time": "2026-01-31T12:30:01Z"}
+    assert "2026-01-31T12:30:01Z" in refusal.message
