@@ -129,7 +129,7 @@ async def read_ending(
         copies=copies,
         dropped=dropped,
         left=left,
-        writes=[FencedWrite(**json.loads(line)) for line in journal.read_text().splitlines()],
+        writes=_writes(journal),
     )
 
 
@@ -159,6 +159,10 @@ async def _batches(connection: AsyncConnection) -> Mapping[str, StoredBatch]:
         row.id: StoredBatch(row.id, row.dataset_id, row.state, row.folder, row.job_id, named[row.key])
         for row in await connection.execute(select(batches))
     }
+
+
+def _writes(journal: Path) -> list[FencedWrite]:
+    return [FencedWrite(**json.loads(line)) for line in journal.read_text().splitlines()]
 
 
 def _is_whole(lake: Path, file: DataFile) -> bool:

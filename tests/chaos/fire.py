@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
@@ -116,14 +118,13 @@ class Fire:
 
     async def _burns(self, place: Place, running: Running, fuse: Fuse) -> bool:
         """Wait until the process comes to its point, and do what the fuse leaves to do; False if it does not."""
-        try:
+        if fuse.needs is Needs.TO_BE_DRAINED and await self._until(
+            lambda: self._holds(running), _POINT_SECONDS
+        ):
+            running.send(signal.SIGTERM)
+        with suppress(TimeoutError):
             async with asyncio.timeout(_POINT_SECONDS):
-                if fuse.needs is Needs.TO_BE_DRAINED:
-                    await self._until(lambda: self._holds(running))
-                    running.send(signal.SIGTERM)
                 await first(running.at_the_point, running.over)
-        except TimeoutError:
-            pass
         if running.at_the_point.is_set():
             if fuse.how is How.KILL:
                 await running.over.wait()
@@ -146,28 +147,27 @@ class Fire:
 
     async def at_random(self, kills: int, *, until_even: bool) -> None:
         """Kill so often at random moments, and harm otherwise in between; all places have a process."""
-        keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
-        try:
+        async with asyncio.TaskGroup() as keepers:
+            out = asyncio.Event()
+            for place in self._places:
+                keepers.create_task(self._keep(place, out))
             async with asyncio.TaskGroup() as group:
                 while self.harm.at_random < kills or (until_even and not self.harm.is_even):
                     if self._dice.random() < 0.8:
                         await self._kill()
                     else:
                         await self._harm_otherwise(group)
-        finally:
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.wait(keepers)
-        over = [place for place in self._places if place.running is None or place.running.over.is_set()]
-        await asyncio.gather(*(place.start() for place in over))
+            out.set()
 
-    async def _keep(self, place: Place) -> None:
-        """Start a process whenever one is over."""
+    async def _keep(self, place: Place, out: asyncio.Event) -> None:
+        """Have a process there: start one whenever one is over."""
         while True:
             running = place.running
             if running is None or running.judged.is_set():
                 running = await place.start()
-            await running.over.wait()
+            await first(running.over, out)
+            if not running.over.is_set():
+                return
             if running.hit:
                 await self._count(place, running)
             elif running.process.exitcode:
@@ -198,12 +198,8 @@ class Fire:
                     found.append(place)
             return bool(found)
 
-        try:
-            async with asyncio.timeout(_STATE_SECONDS):
-                await self._until(look)
-        except TimeoutError:
-            return None
-        return self._dice.choice(found)
+        await self._until(look, _STATE_SECONDS)
+        return self._dice.choice(found) if found else None
 
     async def _some_time(self) -> Place | None:
         """Wait for no matter how long, and choose any process, also one that is just starting."""
@@ -286,9 +282,12 @@ class Fire:
 
         await self._until(is_over)
 
-    async def _until(self, asked: Callable[[], Awaitable[bool]]) -> None:
-        while not await asked():
+    async def _until(self, asked: Callable[[], Awaitable[bool]], seconds: float = math.inf) -> bool:
+        """Ask until the answer is yes, but not for ever."""
+        over = time.monotonic() + seconds
+        while not (yes := await asked()) and time.monotonic() < over:  # noqa: ASYNC110 - others make it so
             await asyncio.sleep(_LOOK_SECONDS)
+        return yes
 
 
 async def _at_once(harm: Callable[[Place], None], place: Place) -> None:

@@ -27,6 +27,7 @@ from tests.system.line import Line
 
 SERVERS, WORKERS = 2, 3
 _QUIET_SECONDS = 180
+_LOOK_SECONDS = 0.1
 _THRIFTY = ("--threads", "1", "--log-level", "warning")
 
 
@@ -38,7 +39,7 @@ class Plan:
     kills: int
     points: Callable[[Fuse], bool] = lambda _: True
     until_even: bool = True
-    clients: int = 10
+    clients: int = 8
 
 
 @dataclass
@@ -115,11 +116,13 @@ async def scaled_out(folder: Path, dice: Random, url: str) -> AsyncIterator[Hous
             user = users[name] = f"{found.path.strip('/')}_{name}"
             await admin.execute(f"CREATE ROLE {user} SUPERUSER LOGIN")
             database = f"postgresql://{user}@{line.address}{found.path}?sslmode=disable"
-            address = free_address(dice)
-            serves = name.startswith("server")
-            words = ["serve", "--data-dir", str(data_dir), "--database-url", database, *_THRIFTY]
-            words += ["--grpc-address", address, "--workers", "0" if serves else "1"]
-            places.append(Place(name, words, folder, address, serves=serves, works=not serves))
+            stands_on = ["--data-dir", str(data_dir), "--database-url", database, *_THRIFTY]
+            if name.startswith("server"):
+                address = free_address(dice)
+                words = ["serve", *stands_on, "--grpc-address", address, "--workers", "0"]
+                places.append(Place(name, words, folder, address, works=False))
+            else:
+                places.append(Place(name, ["worker", *stands_on], folder, serves=False))
         yield House(places, data_dir, view, PostgresCuts(admin, lines, users))
 
 
@@ -152,8 +155,8 @@ async def burn(house: House, folder: Path, plan: Plan) -> Outcome:
         fire.harm.tell("the fire is out")
     fire.harm.tell("every job has ended")
     async with asyncio.timeout(_QUIET_SECONDS):
-        while not await house.view.is_quiet():
-            await asyncio.sleep(0.1)
+        while not await house.view.is_quiet():  # noqa: ASYNC110 - other processes make it so
+            await asyncio.sleep(_LOOK_SECONDS)
     fire.harm.tell("all is swept")
     async with Client(server.address) as client:
         listed, visible = await read_listed(client, sources.destination)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -145,6 +146,6 @@ async def _destination(address: str) -> str:
 async def _upload(
     client: Client, path: Path, rows: Iterable[object], identities: Sequence[IdentityField]
 ) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    await asyncio.to_thread(path.write_text, "".join(json.dumps(row) + "\n" for row in rows))
     dataset = await client.create_dataset(path.stem, DatasetKind.DATASET_KIND_RECORD, identities=identities)
     await client.upload(dataset.id, path, UploadFormat.UPLOAD_FORMAT_JSON_LINES)

@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from random import Random
 
-import pytest
-
 from tests.chaos.run import House, Plan, burn, embedded, scaled_out, table
 from tests.databases import Postgres
 
@@ -41,14 +39,12 @@ async def survives(house: House, folder: Path, plan: Plan) -> None:
     assert outcome.faults == []
 
 
-@pytest.mark.slow
 async def test_the_embedded_server_survives(tmp_path: Path) -> None:
     plan = planned()
     async with embedded(tmp_path, Random(plan.seed)) as house:
         await survives(house, tmp_path, plan)
 
 
-@pytest.mark.slow
 async def test_servers_and_workers_on_postgresql_survive(tmp_path: Path, postgres: Postgres) -> None:
     plan = planned()
     async with (
