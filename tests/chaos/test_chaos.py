@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from tests.chaos.run import House, Plan, burn, embedded, scaled_out, table
 from tests.databases import Postgres
 
+KILLS = os.environ.get("KILLS")
 SHORT = {
     "kill inside commit",
     "kill after commit",
@@ -22,14 +25,14 @@ SHORT = {
     "kill inside create",
     "stop before commit",
 }
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600 if KILLS else 300)]
 
 
 def planned() -> Plan:
     """The long form if the environment asks for it."""
-    kills = os.environ.get("KILLS")
-    if kills is None:
-        return Plan("1", kills=8, points=lambda fuse: fuse.name in SHORT, until_even=False)
-    return Plan(os.environ.get("SEED") or secrets.token_hex(4), int(kills))
+    if KILLS:
+        return Plan(os.environ.get("SEED") or secrets.token_hex(4), int(KILLS))
+    return Plan("1", kills=4, points=lambda fuse: fuse.name in SHORT, until_even=False, clients=6)
 
 
 async def survives(house: House, folder: Path, plan: Plan) -> None:
