@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -75,11 +76,14 @@ class LocalLake:
     def write(self, path: str, content: bytes) -> None:
         """Put a small file into a batch's folder, which need not exist: whole, and safe on the disk, or not at all.
 
-        A file of that name is replaced.
+        A file of that name is replaced. Of several who write it at once, at least the last to begin comes through.
         """
         place = self.root / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f"{place.name}.part")
+        # Whoever left a part has died or is overtaken. None is shared: one would put in place what another has begun.
+        for left in place.parent.glob(f"{place.name}.*.part"):
+            left.unlink(missing_ok=True)
+        part = place.with_name(f"{place.name}.{secrets.token_hex(8)}.part")
         with part.open("wb") as file:
             file.write(content)
             file.flush()
