@@ -523,9 +523,9 @@ def drive(place: Place, hours_of_lease: None) -> Iterator[Callable[[int, int], N
 
 
 def test_jobs_live_as_the_model_says(drive: Callable[[int, int], None]) -> None:
-    drive(10, 25)
+    drive(6, 25)
 
 
 @pytest.mark.slow
 def test_jobs_live_as_the_model_says_for_long(drive: Callable[[int, int], None]) -> None:
-    drive(50, 40)
+    drive(25, 40)
