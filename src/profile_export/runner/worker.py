@@ -247,8 +247,10 @@ class _Attempt:
             case DomainError():
                 return JobError(error.reason, error.message, phase, retryable=False, attempt=number)
             case OSError():
-                code = "DISK_FULL" if error.errno == errno.ENOSPC else "LAKE_FAILED"
-                message = f"The lake refused: {error.strerror}."
+                full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+                way_out = "Free some of it" if full else "See to the disk, and to who may write there"
+                message = f"The lake refused: {error.strerror}. {way_out}, then export again."
+                code = "DISK_FULL" if full else "LAKE_FAILED"
                 return JobError(code, message, "lake", retryable=True, attempt=number)
             case _:
                 _log.error("attempt_failed", job_id=self.claim.job.id, attempt=number, exc_info=error)
