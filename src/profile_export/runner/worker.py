@@ -272,6 +272,9 @@ async def _answer(asked: Awaitable[_T]) -> _T | None:
         return await asked
     except LeaseLostError:
         raise
+    except UnavailableError as error:
+        _log.warning("store_failed", reason=error.reason)
+        return None
     except Exception:  # noqa: BLE001 - whatever is the matter with the store, it is asked again
         _log.exception("store_failed")
         return None
