@@ -108,12 +108,12 @@ async def test_a_killed_postgresql_costs_no_accepted_job_and_no_upload(
 ) -> None:
     real = real_engine()
     engine = GatedEngine(real)
-    async with own_postgres.database(with_tables=False) as url:
-        application = Application(load({**settings_for(tmp_path), "database_url": url}, {}), engine)
-        await application.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{application.port}") as channel:
-            await check_that_a_kill_costs_nothing(Caller(channel, "org"), engine, own_postgres)
-        await application.stop()
+    url = own_postgres.url("postgres")
+    application = Application(load({**settings_for(tmp_path), "database_url": url}, {}), engine)
+    await application.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{application.port}") as channel:
+        await check_that_a_kill_costs_nothing(Caller(channel, "org"), engine, own_postgres)
+    await application.stop()
     await real.close()
 
 
