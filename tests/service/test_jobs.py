@@ -386,7 +386,7 @@ async def test_a_lake_that_refuses_once_is_tried_again(held: Held) -> None:
 
     assert (ended.state, ended.attempt) == (SUCCEEDED, 2)
     assert [(error.code, error.message) for error in ended.errors] == [
-        ("DISK_FULL", "The lake refused: No space left on device.")
+        ("DISK_FULL", "The lake refused: No space left on device. Free some of it, then export again.")
     ]
 
 

@@ -254,8 +254,10 @@ class _Attempt:
             case DomainError():
                 return JobError(error.reason, error.message, phase, retryable=False, attempt=number)
             case OSError():
-                code = "DISK_FULL" if error.errno == errno.ENOSPC else "LAKE_FAILED"
-                message = f"The lake refused: {error.strerror}."
+                full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+                way_out = "Free some of it" if full else "See to the disk, and to who may write there"
+                message = f"The lake refused: {error.strerror}. {way_out}, then export again."
+                code = "DISK_FULL" if full else "LAKE_FAILED"
                 return JobError(code, message, "lake", retryable=True, attempt=number)
             case _:
                 _log.error("attempt_failed", job_id=self.claim.job.id, attempt=number, exc_info=error)
@@ -277,6 +279,9 @@ async def _answer(asked: Awaitable[_T]) -> _T | None:
         return await asked
     except LeaseLostError:
         raise
+    except UnavailableError as error:
+        _log.warning("store_failed", reason=error.reason)
+        return None
     except Exception:  # noqa: BLE001 - whatever is the matter with the store, it is asked again
         _log.exception("store_failed")
         return None
