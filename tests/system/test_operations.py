@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from tests.databases import Postgres
 from tests.service.pages import ROOT, page
-from tests.system.terminal import environment
+from tests.system.terminal import started
 
 PAGE = "docs/operations.md"
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "src" / "profile_export").rglob("*.py"))
@@ -28,28 +26,22 @@ async def test_the_processes_of_the_page_start_beside_one_another(tmp_path: Path
         ):
             assert asked in block.text
             block = block.__class__(block.heading, block.language, block.text.replace(asked, put))
-        told = await asyncio.to_thread(started, block.text.splitlines(), tmp_path / "log")
+        told = await asyncio.to_thread(ready_lines, block.text.splitlines(), tmp_path / "log")
 
     assert [line.split(":")[0] for line in told] == ["listening on 127.0.0.1"] * 2 + ["working"]
 
 
-def started(commands: list[str], log: Path) -> list[str]:
+def ready_lines(commands: list[str], log: Path) -> list[str]:
     """Start processes, return the line that each says when it is ready, and stop them."""
     with ExitStack() as running:
-        errors = running.enter_context(log.open("w"))
-        processes = []
-        for command in commands:
-            words = [sys.executable, "-m", "profile_export", *shlex.split(command, comments=True)[1:]]
-            process = running.enter_context(
-                subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment())
-            )
-            running.callback(process.kill)
-            processes.append(process)
-        lines = [process.stdout.readline().strip() for process in processes if process.stdout]
-        for process in processes:
+        both = [
+            running.enter_context(started(shlex.split(command, comments=True)[1:], log))
+            for command in commands
+        ]
+        for process, _ in both:
             process.terminate()
-        assert [process.wait(30) for process in processes] == [0] * len(processes), log.read_text()
-        return lines
+        assert [process.wait(30) for process, _ in both] == [0] * len(both), log.read_text()
+        return [line for _, line in both]
 
 
 def test_every_code_and_event_of_the_tables_is_one_that_the_product_writes() -> None:
