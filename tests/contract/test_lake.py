@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -108,3 +109,12 @@ def test_a_small_file_is_written_whole_and_replaces_what_was_there(lake: LocalLa
 
     assert (lake.root / "d/b/receipt.json").read_bytes() == b"second"
     assert found(lake) == {"d", "d/b", "d/b/receipt.json"}
+
+
+def test_several_that_write_the_same_file_at_once_leave_it_whole_and_nothing_else(lake: LocalLake) -> None:
+    with ThreadPoolExecutor(8) as writers:
+        written = [writers.submit(lake.write, "d/b/receipt.json", b"the same") for _ in range(200)]
+
+    assert [one.result() for one in written] == [None] * 200
+    assert found(lake) == {"d", "d/b", "d/b/receipt.json"}
+    assert (lake.root / "d/b/receipt.json").read_bytes() == b"the same"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import duckdb
 import grpc
 import grpc.aio
 import pytest
@@ -21,6 +22,7 @@ from profile_export.config import load
 from profile_export.domain import job as job_rules
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.v1 import batch_pb2, job_pb2
+from profile_export.v1 import dataset_service_pb2 as ds
 from tests.service.conftest import settings_for
 from tests.service.disks import SmallDisk, small_disk
 from tests.service.engines import GatedEngine, real_engine
@@ -28,6 +30,7 @@ from tests.service.harness import Caller, refusal_of
 
 SUCCEEDED, FAILED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED
 PEOPLE = 500
+MANY_EVENTS = 40_000
 
 
 @dataclass
@@ -260,4 +263,30 @@ async def test_a_damaged_source_fails_the_job_that_names_it_and_can_be_taken_bac
         assert server.files() == []
         await server.caller.revert("rows")
         await server.upload("again")
+        await server.check_that_it_goes_on()
+
+
+# --- Memory ---
+
+
+@pytest.mark.slow
+async def test_a_person_who_takes_more_memory_than_there_is_fails_the_job_with_the_way_out(
+    tmp_path: Path,
+) -> None:
+    """No range is smaller than a person, and their events are one list."""
+    async with serving(tmp_path / "data", DuckDbEngine(memory_limit_mb=316, threads=1)) as server:
+        clicks = await server.caller.dataset("event", {"id": "CRM"})
+        path = tmp_path / "clicks.parquet"
+        duckdb.execute(
+            "COPY (SELECT 'C-1' AS id, 'e' || i AS _id, TIMESTAMPTZ '2026-01-01 00:00:00Z' AS timestamp,"
+            f" repeat(md5(i::VARCHAR), 100) AS note FROM range({MANY_EVENTS}) AS one(i))"
+            f" TO '{path}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 2048)"
+        )
+        await server.caller.send(clicks, "clicks", path.read_bytes(), ds.UPLOAD_FORMAT_PARQUET)
+
+        job = await server.caller.job(server.union, events=job_pb2.EventList())
+        ended = await server.caller.finished(job.id)
+
+        await check_that_it_failed(server, ended, "OUT_OF_MEMORY", "ran out of memory", "Give it more")
+        assert server.files() == []
         await server.check_that_it_goes_on()
