@@ -7,7 +7,8 @@ SHELL := bash
 # Tried, not just found: a name on PATH may be a shim with no Python behind it. Yours: make PYTHON=/path/to/python …
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-WORKERS ?= 2
+# One more than the cores that it is to be quick on: tests wait for processes and back-offs.
+WORKERS ?= 3
 KILLS ?= 200
 SEED ?=
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,11 +36,33 @@ class Postgres:
     """A PostgreSQL server, the same for all processes that give the same folder; the last of them removes it."""
 
     def __init__(self, folder: Path, worker: str) -> None:
+        self._folder = folder
         self._server = get_server(folder, cleanup_mode="delete")
         self._worker = worker
 
     def url(self, database: str) -> str:
         return self._server.get_uri(database)
+
+    def kill(self) -> None:
+        """End all its processes at once, as a loss of power would."""
+        postmaster: Any = self._server.get_postmaster_info().process
+        for process in (postmaster, *postmaster.children(recursive=True)):
+            with suppress(ProcessLookupError):
+                ended = os.pidfd_open(process.pid)
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+                select.select([ended], [], [])
+                os.close(ended)
+        # Whoever starts it would take it for running as long as nobody has asked for its exit code.
+        for lock in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+            (self._folder / lock).unlink(missing_ok=True)
+
+    def restart(self) -> None:
+        """Start it again after a kill; what was committed is there."""
+        self._server.ensure_postgres_running()
+
+    def stop(self) -> None:
+        """End it before the process does that uses it."""
+        self._server.stop()
 
     @asynccontextmanager
     async def database(self, *, with_tables: bool) -> AsyncIterator[str]:

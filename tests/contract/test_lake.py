@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -60,27 +61,6 @@ def test_only_the_files_that_count_are_kept_and_empty_folders_go(lake: LocalLake
     assert found(lake) == {"d", "d/b", "d/b/2", kept, "d/other", "d/other/1", other}
 
 
-def test_a_file_is_whole_though_another_process_dies_while_it_writes_the_same(
-    lake: LocalLake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace = Path.replace
-
-    def after_another_began_and_died(part: Path, target: Path) -> Path:
-        monkeypatch.setattr(Path, "replace", replace)
-        with pytest.raises(TypeError):
-            lake.write("d/b/receipt.json", None)  # type: ignore[arg-type]  # what ends it, with nothing written
-        return part.replace(target)
-
-    monkeypatch.setattr(Path, "replace", after_another_began_and_died)
-    with pytest.raises(FileNotFoundError):
-        lake.write("d/b/receipt.json", b"{}")
-
-    lake.write("d/b/receipt.json", b"{}")
-
-    assert (lake.root / "d/b/receipt.json").read_bytes() == b"{}"
-    assert found(lake) == {"d", "d/b", "d/b/receipt.json"}
-
-
 def test_folders_are_found_by_how_long_nothing_was_written_in_them(lake: LocalLake) -> None:
     old = put(lake, "d/old/1/0-0.parquet")
     put(lake, "d/new/1/0-0.parquet")
@@ -123,9 +103,18 @@ def test_removing_and_forgetting_what_is_not_there_is_nothing(lake: LocalLake) -
 
 def test_a_small_file_is_written_whole_and_replaces_what_was_there(lake: LocalLake) -> None:
     lake.write("d/b/receipt.json", b"first")
-    put(lake, "d/b/receipt.json.0a1b.part", b"what a killed writer has left, longer than all else")
+    put(lake, "d/b/receipt.json.part", b"what a killed writer has left, longer than all else")
 
     lake.write("d/b/receipt.json", b"second")
 
     assert (lake.root / "d/b/receipt.json").read_bytes() == b"second"
     assert found(lake) == {"d", "d/b", "d/b/receipt.json"}
+
+
+def test_several_that_write_the_same_file_at_once_leave_it_whole_and_nothing_else(lake: LocalLake) -> None:
+    with ThreadPoolExecutor(8) as writers:
+        written = [writers.submit(lake.write, "d/b/receipt.json", b"the same") for _ in range(200)]
+
+    assert [one.result() for one in written] == [None] * 200
+    assert found(lake) == {"d", "d/b", "d/b/receipt.json"}
+    assert (lake.root / "d/b/receipt.json").read_bytes() == b"the same"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest_asyncio
 from sqlalchemy import select, text, update
 
 from profile_export.domain.mirror import MirroredBatch, MirrorStatus, TableState
+from profile_export.lake.children import Children
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.runner.mirror import Mirror
 from profile_export.store.database import migrate
@@ -19,7 +22,7 @@ from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import MirrorLostError, Mirrors, ask_drop
 from profile_export.store.tables import datasets, mirrors
 from tests.databases import Place, engine_of, make_former_tables
-from tests.mirroring import HOUR, World
+from tests.mirroring import HOUR, Threads, World
 
 
 @pytest_asyncio.fixture
@@ -38,6 +41,14 @@ class Overtaken(IcebergMirror):
     ) -> TableState:
         super().sync(dataset_id, base, add, remove)
         return super().sync(dataset_id, base, add, remove)
+
+
+class Dying(IcebergMirror):
+    """Tables whose process ends when one of them is looked at."""
+
+    def look(self, dataset_id: str) -> TableState | None:  # noqa: ARG002 - the signature of the tables
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
 
 async def again_at_once(world: World) -> None:
@@ -363,7 +374,7 @@ async def test_a_change_that_another_mirror_makes_first_is_decided_anew(world: W
     await world.follow()
     await world.batch("d1", "b2")
     overtaken = Overtaken(world.data_dir, HOUR, world.catalog_url)
-    mirror = Mirror("slow", world.mirrors, overtaken, world.wakeups, HOUR)
+    mirror = Mirror("slow", world.mirrors, overtaken, Threads(), world.wakeups, HOUR)
 
     # when
     await mirror.step()
@@ -376,10 +387,14 @@ async def test_a_change_that_another_mirror_makes_first_is_decided_anew(world: W
     assert (await world.status("d1")).pending_changes == 0
 
 
-async def test_a_mirror_that_is_told_to_stop_gives_its_work_back_without_an_error(world: World) -> None:
+async def test_a_mirror_whose_process_is_ended_as_it_stops_gives_its_work_back_without_an_error(
+    world: World,
+) -> None:
     await world.dataset("d1")
     await world.batch("d1", "b1")
-    mirror = world.mirror()
+    children = Children()
+    await asyncio.to_thread(children.kill)
+    mirror = Mirror("ended", world.mirrors, world.tables, children, world.wakeups, HOUR)
     mirror.stop()
 
     await mirror.step()
@@ -388,6 +403,27 @@ async def test_a_mirror_that_is_told_to_stop_gives_its_work_back_without_an_erro
     assert (status.pending_changes, status.error_message) == (1, "")
     await world.follow()
     assert world.held("d1") == ["b1"]
+
+
+async def test_a_mirror_works_in_a_process_of_its_own_and_in_the_next_when_that_dies(world: World) -> None:
+    # given one that dies in the middle
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    children = Children()
+    dying = Mirror(
+        "dying", world.mirrors, Dying(world.data_dir, HOUR, world.catalog_url), children, world.wakeups, HOUR
+    )
+    await dying.step()
+    told = (await world.status("d1")).error_message
+
+    # when another one tries again in the same place
+    await again_at_once(world)
+    await Mirror("next", world.mirrors, world.tables, children, world.wakeups, HOUR).step()
+    await asyncio.to_thread(children.kill)
+
+    assert told == "The process that did the work has ended."
+    assert world.held("d1") == ["b1"]
+    assert (await world.status("d1")).error_message == ""
 
 
 async def test_a_running_mirror_follows_when_it_is_woken_and_stops_when_told(world: World) -> None:

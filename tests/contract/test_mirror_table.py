@@ -380,15 +380,6 @@ def test_a_rebuild_puts_right_what_others_did_to_the_table(lake: Lake) -> None:
     assert lake.mirror.rebuild(DATASET, state, batches) == state
 
 
-def test_a_rebuild_that_is_told_to_stop_changes_nothing(lake: Lake) -> None:
-    lake.mirror.stop()
-
-    with pytest.raises(MirrorError, match="stops"):
-        lake.begun(lake.batch("b1", [{"a": "x"}]))
-
-    assert lake.mirror.look(DATASET) is None
-
-
 def test_dropping_a_table_leaves_the_lake_alone_and_may_be_repeated(lake: Lake) -> None:
     batch = lake.batch("b1", [{"a": "x"}])
     lake.begun(batch)

@@ -151,7 +151,7 @@ def test_random_graphs_come_out_as_a_union_find_says(memory: int, identities: in
     assert found == list(by_union_find(pairs).items())
 
 
-@pytest.mark.parametrize("memory", [SMALL, PLENTY])
+@pytest.mark.parametrize("memory", [SMALL, pytest.param(PLENTY, marks=pytest.mark.slow)])
 def test_a_chain_of_200000_identities_is_one_profile(memory: int) -> None:
     numbers = list(range(200_000))
     random.Random(1).shuffle(numbers)
@@ -163,7 +163,7 @@ def test_a_chain_of_200000_identities_is_one_profile(memory: int) -> None:
     assert found == one_profile(spread(number) for number in range(200_001))
 
 
-@pytest.mark.parametrize("memory", [SMALL, PLENTY])
+@pytest.mark.parametrize("memory", [SMALL, pytest.param(PLENTY, marks=pytest.mark.slow)])
 def test_an_identity_that_200000_others_share_makes_one_profile_of_all(memory: int) -> None:
     pairs = [(spread(0), spread(number)) for number in range(1, 200_000)]
 

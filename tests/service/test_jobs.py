@@ -22,6 +22,7 @@ from profile_export.config import load
 from profile_export.v1 import batch_pb2, job_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import export_service_pb2 as es
+from profile_export.v1.merge_policy_pb2 import IDENTITY_GRAPH_PDG
 from tests.service.conftest import settings_for
 from tests.service.engines import Gate, GatedEngine, real_engine
 from tests.service.harness import Caller, refusal_of
@@ -123,6 +124,32 @@ async def test_a_job_says_what_it_did_and_its_phases_add_up(held: Held) -> None:
     names = [job_pb2.JobPhase.Name(phase.phase).removeprefix("JOB_PHASE_") for phase in job.phases]
     assert names == ["QUEUE", "PLAN", "RESOLVE", "RUN", "COMMIT"]
     assert await held.listed() == [job.batch_id]
+
+
+async def test_a_phase_says_what_it_pinned_moved_or_wrote_and_the_most_memory_it_took(caller: Caller) -> None:
+    # given a person of two sources, of which one row has to move to the other
+    crm = await caller.dataset("record", {"crmId": "CRM", "email": "Email"})
+    shop = await caller.dataset("record", {"email": "Email"})
+    await caller.upload(crm, "crm", [{"crmId": "1", "email": "a@x.org"}, {"crmId": "2"}])
+    await caller.upload(shop, "shop", [{"email": "a@x.org"}])
+    read = [file for batch in ("crm", "shop") for file in await caller.files(batch)]
+
+    policy = await caller.policy(IDENTITY_GRAPH_PDG)
+
+    job = await caller.export(await caller.dataset("union"), policy=policy)
+
+    written = await caller.files(job.batch_id)
+    of = {
+        job_pb2.JobPhase.Name(phase.phase).removeprefix("JOB_PHASE_"): phase for phase in job.metrics.phases
+    }
+    assert (of["PLAN"].rows, of["PLAN"].bytes, of["PLAN"].files) == (3, sum(file.bytes for file in read), 2)
+    assert (of["RESOLVE"].rows, of["RESOLVE"].bytes, of["RESOLVE"].files) == (1, 0, 0)
+    for name in ("RUN", "COMMIT"):
+        assert (of[name].rows, of[name].files) == (2, len(written))
+        assert of[name].bytes == sum(file.bytes for file in written)
+    assert of["RESOLVE"].peak_memory_bytes > 10**7
+    assert of["RUN"].peak_memory_bytes == job.metrics.peak_memory_bytes > 10**7
+    assert {of[name].peak_memory_bytes for name in ("QUEUE", "PLAN", "COMMIT")} == {0}
 
 
 async def test_a_repeated_create_is_the_same_job(held: Held) -> None:
@@ -359,7 +386,7 @@ async def test_a_lake_that_refuses_once_is_tried_again(held: Held) -> None:
 
     assert (ended.state, ended.attempt) == (SUCCEEDED, 2)
     assert [(error.code, error.message) for error in ended.errors] == [
-        ("DISK_FULL", "The lake refused: No space left on device.")
+        ("DISK_FULL", "The lake refused: No space left on device. Free some of it, then export again.")
     ]
 
 

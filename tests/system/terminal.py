@@ -23,19 +23,25 @@ _LOADED.set_forkserver_preload(["profile_export.__main__", "profile_export.app",
 def served(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run a server that keeps its data in a folder, on a free port unless told; give the process and its address."""
     serve = ("serve", "--data-dir", str(folder / "data"), "--grpc-address", "127.0.0.1:0", *options)
+    with started(serve, folder / "log") as (server, line):
+        assert line.startswith("listening on "), (folder / "log").read_text()
+        yield server, line.removeprefix("listening on ")
+
+
+@contextmanager
+def started(words: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a process that says on a line when it is ready; give both, and tell it to stop at the end."""
     with (
-        (folder / "log").open("ab") as log,
+        log.open("ab") as errors,
         subprocess.Popen(
-            [*COMMAND, *serve], stdout=subprocess.PIPE, stderr=log, text=True, env=environment()
-        ) as server,
+            [*COMMAND, *words], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+        ) as process,
     ):
         try:
-            assert server.stdout is not None
-            first_line = server.stdout.readline()
-            assert first_line.startswith("listening on "), (folder / "log").read_text()
-            yield server, first_line.removeprefix("listening on ").strip()
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
         finally:
-            server.terminate()
+            process.terminate()
 
 
 def environment(**more: str) -> Mapping[str, str]:

@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.databases import Postgres
-from tests.system.terminal import COMMAND, Terminal, environment, served
+from tests.system.terminal import Terminal, served, started
 
 
 @pytest_asyncio.fixture
 async def url(postgres: Postgres) -> AsyncIterator[str]:
     async with postgres.database(with_tables=False) as made:
         yield made
-
-
-@contextmanager
-def working(folder: Path, url: str) -> Iterator[subprocess.Popen[str]]:
-    options = ("worker", "--data-dir", str(folder / "data"), "--database-url", url, "--threads", "1")
-    with (
-        (folder / "worker.log").open("ab") as log,
-        subprocess.Popen(
-            [*COMMAND, *options], stdout=subprocess.PIPE, stderr=log, text=True, env=environment()
-        ) as worker,
-    ):
-        try:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "working\n", (folder / "worker.log").read_text()
-            yield worker
-        finally:
-            worker.kill()
 
 
 async def test_a_worker_runs_the_jobs_of_a_server_that_runs_none_and_stops_when_told(
@@ -56,7 +37,9 @@ async def test_a_worker_runs_the_jobs_of_a_server_that_runs_none_and_stops_when_
             assert "NEW" in terminal.get("jobs", "show", job)
 
             # when a worker comes
-            with working(tmp_path, url) as worker:
+            options = ("--data-dir", str(tmp_path / "data"), "--database-url", url, "--threads", "1")
+            with started(("worker", *options), tmp_path / "worker.log") as (worker, line):
+                assert line == "working", (tmp_path / "worker.log").read_text()
                 # then the job is done, the server tells it, and the worker goes when it is told to
                 assert "SUCCEEDED" in terminal.get("jobs", "watch", job)
                 worker.send_signal(signal.SIGTERM)

@@ -266,10 +266,17 @@ def _phase_metrics(
         job_pb2.PhaseMetrics(phase=_PHASES[phase], time=duration(time)) for phase, time in times.items()
     ]
     for message in messages:
+        match message.phase:
+            case job_pb2.JOB_PHASE_PLAN:
+                pinned = metrics.pinned
+                message.rows, message.bytes, message.files = pinned.rows, pinned.bytes, pinned.files
+            case job_pb2.JOB_PHASE_RESOLVE:
+                message.rows = metrics.resolved.rows_moved
+                message.peak_memory_bytes = metrics.resolved.peak_memory_bytes
+            case job_pb2.JOB_PHASE_RUN | job_pb2.JOB_PHASE_COMMIT:
+                message.rows, message.bytes = metrics.rows_written, metrics.bytes_written
+                message.files = metrics.files_written
         if message.phase == job_pb2.JOB_PHASE_RUN:
-            message.rows = metrics.rows_written
-            message.bytes = metrics.bytes_written
-            message.files = metrics.files_written
             message.peak_memory_bytes = metrics.peak_memory_bytes
     return messages
 

@@ -17,7 +17,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from profile_export.api import tenancy
-from profile_export.api.status import code_of, internal_status, server_draining, status_of
+from profile_export.api.status import code_of, disk_refusal, internal_status, server_draining, status_of
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import DomainError, InvalidArgumentError, UnimplementedError
 
@@ -101,8 +101,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 call.log(_code_name(context))
                 raise
             except Exception as error:  # noqa: BLE001 - the outermost handler: no text of ours may reach a client
-                call.log("INTERNAL", "INTERNAL", error)
-                status = internal_status(call.request_id)
+                status = _unforeseen(call, error)
             else:
                 call.log(_code_name(context))
                 return response
@@ -143,6 +142,14 @@ class _Call:
             _log.info("call", **facts)
         else:
             _log.error("call", **facts, exc_info=error)
+
+
+def _unforeseen(call: _Call, error: Exception) -> Status:
+    if refusal := disk_refusal(error):
+        call.log(code_of(refusal).name, refusal.reason)
+        return status_of(refusal)
+    call.log("INTERNAL", "INTERNAL", error)
+    return internal_status(call.request_id)
 
 
 async def _abort(context: _Context, status: Status, request_id: str) -> NoReturn:

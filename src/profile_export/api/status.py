@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import timedelta
 
 import grpc
@@ -32,6 +33,14 @@ CODES: dict[type[DomainError], grpc.StatusCode] = {
     PastEndError: grpc.StatusCode.OUT_OF_RANGE,
     UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
+}
+
+_DISK_RETRY_AFTER = timedelta(seconds=5)
+# What is the matter with the lake's disk: nothing of the call, and nothing to hide.
+_DISK_ERRORS = {
+    errno.ENOSPC: ("DISK_FULL", "is full. Free some of it"),
+    errno.EDQUOT: ("DISK_FULL", "has no room left for this user. Free some of it, or raise the quota"),
+    errno.EROFS: ("DISK_READ_ONLY", "is read-only. Make it writable"),
 }
 
 # A status travels twice in the trailers (grpc-message, percent-encoded, and the details, in base64), and a client
@@ -90,6 +99,16 @@ def internal_status(request_id: str) -> Status:
         f"Internal error. Report it with the request id {request_id}.",
         ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"request_id": request_id}),
     )
+
+
+def disk_refusal(error: Exception) -> UnavailableError | None:
+    """Return what tells a caller that the server's disk takes nothing now; None if the error is another."""
+    known = _DISK_ERRORS.get(error.errno or 0) if isinstance(error, OSError) else None
+    if known is None:
+        return None
+    reason, what = known
+    message = f"The server's disk {what}, then send the same call again."
+    return UnavailableError(reason, message, retry_after=_DISK_RETRY_AFTER)
 
 
 def server_draining() -> UnavailableError:

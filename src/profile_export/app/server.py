@@ -44,6 +44,8 @@ from profile_export.store.policies import Policies
 from profile_export.store.schemas import Schemas
 from profile_export.store.uploads import Uploads
 
+_COMMIT_SECONDS = 2.0
+"""How long the mirror may take to end a commit that is under way."""
 _STAND_BACK = 10
 """The niceness of what can wait: an upload or an export gets ten times its processor time."""
 
@@ -103,7 +105,8 @@ class Application:
         keep = timedelta(minutes=settings.mirror_keep_minutes)
         self._mirrors = Mirrors(self._database)
         tables = IcebergMirror(settings.data_dir, keep, settings.database_url)
-        self._mirror = Mirror(self._jobs.name, self._mirrors, tables, wakeups, keep)
+        self._mirroring = Children(niceness=_STAND_BACK)
+        self._mirror = Mirror(self._jobs.name, self._mirrors, tables, self._mirroring, wakeups, keep)
         self._mirror_task: asyncio.Task[None] | None = None
         compactions, drops = Compactions(self._database), Drops(self._database)
         grace = timedelta(seconds=settings.download_grace_seconds)
@@ -171,9 +174,14 @@ class Application:
         await self._jobs.end_background()
         await asyncio.to_thread(self._ingesting.close)
         await asyncio.to_thread(self._compacting.kill)
+        await asyncio.to_thread(self._mirroring.kill)
         await self._jobs.close()
 
     async def _stop_working(self) -> None:
         self._mirror.stop()
-        mirroring = [self._mirror_task] if self._mirror_task else []
-        await asyncio.gather(self._jobs.stop_working(), *mirroring, return_exceptions=True)
+        await self._jobs.stop_working()
+        if self._mirror_task:
+            # A rebuild may take long, and whatever is cut off is decided anew.
+            await asyncio.wait([self._mirror_task], timeout=_COMMIT_SECONDS)
+            await asyncio.to_thread(self._mirroring.kill)
+            await self._mirror_task

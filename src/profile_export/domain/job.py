@@ -51,6 +51,23 @@ class JobError:
 
 
 @dataclass(frozen=True, slots=True)
+class Pinned:
+    """What a plan pins of its sources."""
+
+    rows: int = 0
+    bytes: int = 0
+    files: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What identity resolution took: the rows that moved, since their profile has another key than they, and memory."""
+
+    rows_moved: int = 0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class JobMetrics:
     """What a job has done so far, of its current or last attempt."""
 
@@ -59,6 +76,8 @@ class JobMetrics:
     bytes_written: int = 0
     files_written: int = 0
     peak_memory_bytes: int = 0
+    pinned: Pinned = field(default_factory=Pinned)
+    resolved: Resolved = field(default_factory=Resolved)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ from profile_export.engines.results import (
 
 OnProgress = Callable[[EngineProgress], None]
 _PACKAGE_ROOT = Path(__file__).parents[2]
+_CLOSE_SECONDS = 1.0
+"""A child that takes longer to end an attempt hangs, or is busy with what a kill does at once."""
 
 
 class _Child:
@@ -252,8 +254,9 @@ class DuckDbEngine:
 
     async def _given_back(self, child: _Child) -> None:
         if not child.busy:
-            with suppress(EngineDiedError, EngineFailedError):
-                await child.ask(Close(), _ignore)
+            with suppress(EngineDiedError, EngineFailedError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await child.ask(Close(), _ignore)
                 if len(self._idle) < self._warm_children and not self._closed:
                     self._idle.append(child)
                     return

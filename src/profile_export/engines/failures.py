@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Collection
 
@@ -12,7 +13,9 @@ from profile_export.domain.plan import ExportPlan
 from profile_export.engines.protocol import Failed
 
 EngineError = duckdb.Error | OSError | MemoryError
-_NO_SPACE = os.strerror(errno.ENOSPC)
+_NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+_WRAPPED = '{"exception_type"'
+"""What a thread of DuckDB's hands to another is an error in JSON, within the text of an error."""
 _SPILL_LIMIT = "max_temp_directory_size"
 """DuckDB takes no more of the disk than was free at the start, and calls it memory when that is used up."""
 
@@ -29,9 +32,10 @@ def failed(error: EngineError, sources: Collection[str]) -> Failed:
         error: Of DuckDB, of the system, or of Python's memory.
         sources: The files that the plan reads, as it names them.
     """
-    sentence, _, more = str(error).partition("\n")
+    first, _, more = str(error).partition("\n")
+    sentence = _unwrapped(first).rstrip(".") + "."
     died = isinstance(error, MemoryError | duckdb.OutOfMemoryException)
-    if _NO_SPACE in sentence or _SPILL_LIMIT in more:
+    if any(said in sentence for said in _NO_SPACE) or _SPILL_LIMIT in more:
         return Failed(
             "DISK_FULL",
             f"The disk is full: {sentence} Free some of it, then export again.",
@@ -55,5 +59,18 @@ def failed(error: EngineError, sources: Collection[str]) -> Failed:
             retryable=of_files,
         )
     if of_files:
-        return Failed("ENGINE_IO", f"A file could not be read or written: {sentence}", retryable=True)
+        return Failed(
+            "ENGINE_IO",
+            f"A file could not be read or written: {sentence} See to the disk, and to who may write there; then export "
+            "again.",
+            retryable=True,
+        )
     return Failed("ENGINE_QUERY", f"A query failed: {sentence}", retryable=False)
+
+
+def _unwrapped(sentence: str) -> str:
+    kind, wrapped, inner = sentence.partition(_WRAPPED)
+    if not wrapped:
+        return sentence
+    kind, _, _ = kind.partition(": ")
+    return f"{kind}: {json.loads(wrapped + inner)['exception_message']}"

@@ -8,7 +8,6 @@ since it would repeat an old decision on a new snapshot. After a conflict or an 
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -81,8 +80,9 @@ class _File:
 class IcebergMirror:
     """The mirror's tables, named `profile_export.d_<dataset id>`, under `iceberg` in the data directory.
 
-    The catalog is a file there too or, for several servers, in the PostgreSQL database that a URL names.
-    A snapshot is kept until it has not been the newest one for `keep`, but never more than `MAX_SNAPSHOTS` of them.
+    The catalog is a file there too or, for several servers, in the PostgreSQL database that a URL names. A snapshot is
+    kept until it has not been the newest one for `keep`, but never more than `MAX_SNAPSHOTS` of them. One of these goes
+    to other processes as it is.
     """
 
     def __init__(self, data_dir: Path, keep: timedelta, database_url: str | None = None) -> None:
@@ -94,11 +94,6 @@ class IcebergMirror:
             if database_url
             else f"sqlite:///{self._folder / 'catalog.sqlite'}"
         )
-        self._stopped = threading.Event()
-
-    def stop(self) -> None:
-        """Make a rebuild that is under way end with `MirrorError` before its commit."""
-        self._stopped.set()
 
     def look(self, dataset_id: str) -> TableState | None:
         """Return where the table stands; None if there is none, or its metadata are not where they should be."""
@@ -253,9 +248,6 @@ class IcebergMirror:
         found: list[_File] = []
         for batch in batches:
             for path in batch.files:
-                if self._stopped.is_set():
-                    message = "The server stops."
-                    raise MirrorError(message)
                 footer = pq.read_metadata(self._lake / path)
                 if footer.num_rows:
                     _check_batch(footer, path, batch.batch_id)

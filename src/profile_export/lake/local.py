@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -76,20 +77,25 @@ class LocalLake:
     def write(self, path: str, content: bytes) -> None:
         """Put a small file into a batch's folder, which need not exist: whole, and safe on the disk, or not at all.
 
-        A file of that name is replaced. Of several who write it at once, at least the last to begin comes through.
+        A file of that name is replaced. Several processes that write it at once write the same; what one of them left
+        that was killed half-way is removed.
         """
         place = self.root / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        # Whoever left a part has died or is overtaken. None is shared: one would put in place what another has begun.
-        for left in place.parent.glob(f"{place.name}.*.part"):
-            left.unlink(missing_ok=True)
         part = place.with_name(f"{place.name}.{secrets.token_hex(8)}.part")
         with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(place)
+        try:
+            part.replace(place)
+        except FileNotFoundError:
+            # Another process has written the file since, and took this part for one that was left.
+            if not place.exists():
+                raise
         self.sync(str(PurePosixPath(path).parent))
+        for left in place.parent.glob(f"{glob.escape(place.name)}.*part"):
+            left.unlink(missing_ok=True)
 
     def keep_only(self, folder: str, paths: Collection[str]) -> None:
         """Remove from a batch's folder every file but these (relative to the root), and the folders left empty."""

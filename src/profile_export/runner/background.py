@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from profile_export.domain.errors import UnavailableError
 from profile_export.runner.waiting import first_of
 
 _LEAST_SECONDS = 1.0
@@ -34,6 +35,11 @@ async def repeat(
         wake.clear()
         try:
             more = await step()
+        except UnavailableError as error:
+            # Every step says so until it is back: without a stack trace each.
+            _log.warning("background_failed", work=step.__qualname__, reason=error.reason)
+            more = False
+            wake.clear()
         except Exception:  # noqa: BLE001 - whatever it is, the server lives on and the next step may do
             _log.exception("background_failed", work=step.__qualname__)
             more = False

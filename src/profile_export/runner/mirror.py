@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import structlog
 
 from profile_export.domain.mirror import TableState
+from profile_export.lake.children import ChildDiedError
 from profile_export.lake.iceberg import MirrorConflictError, MirrorError, TypesChangedError
 from profile_export.runner.background import repeat
-from profile_export.runner.ports import MirrorTables
+from profile_export.runner.ports import Elsewhere, MirrorTables
 from profile_export.store.events import Wakeups
 from profile_export.store.mirrors import LEASE_TTL, MirrorLostError, Mirrors, MirrorWork
 
 _POLL_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
 class Mirror:
     """Changes one table after the other until it is told to stop."""
 
     def __init__(
-        self, name: str, mirrors: Mirrors, tables: MirrorTables, wakeups: Wakeups, check_every: timedelta
+        self,
+        name: str,
+        mirrors: Mirrors,
+        tables: MirrorTables,
+        elsewhere: Elsewhere,
+        wakeups: Wakeups,
+        check_every: timedelta,
     ) -> None:
         """Make a mirror.
 
@@ -30,20 +42,21 @@ class Mirror:
             name: Unlike that of any other.
             mirrors: What is to be done.
             tables: What it is done to.
+            elsewhere: Where it is done: a commit is a second of Python that would hold up whoever shares it.
             wakeups: Tell of batches.
             check_every: How often to look at a table that nothing is to be done to, and to expire its snapshots.
         """
         self._name = name
         self._mirrors = mirrors
         self._tables = tables
+        self._elsewhere = elsewhere
         self._wakeups = wakeups
         self._check_every = check_every
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Begin nothing more; a change that is being committed goes on to its end."""
+        """Begin nothing more."""
         self._stopping.set()
-        self._tables.stop()
 
     async def run(self) -> None:
         """Follow batches until told to stop."""
@@ -78,7 +91,7 @@ class Mirror:
         if self._stopping.is_set():
             await self._mirrors.release(work)
             return
-        if isinstance(error, MirrorError):
+        if isinstance(error, MirrorError | ChildDiedError):
             message = str(error)
         else:
             _log.error("mirror_failed", dataset_id=work.dataset_id, exc_info=error)
@@ -90,32 +103,39 @@ class Mirror:
 
     async def _carry_out(self, work: MirrorWork) -> None:
         if work.drop:
-            await asyncio.to_thread(self._tables.drop, work.dataset_id)
+            await self._do(self._tables.drop, work.dataset_id)
             await self._mirrors.dropped(work)
             return
         # The table first and the store second: what is decided then is at least as new as what the table holds.
-        state = await asyncio.to_thread(self._tables.look, work.dataset_id)
+        state = await self._do(self._tables.look, work.dataset_id)
         if state is None or state.snapshot_id != work.snapshot_id:
             await self._rebuild(work, state)
             return
         try:
             if work.add or work.remove:
-                state = await asyncio.to_thread(
-                    self._tables.sync, work.dataset_id, state, work.add, work.remove
-                )
+                state = await self._do(self._tables.sync, work.dataset_id, state, work.add, work.remove)
         except TypesChangedError:
             await self._rebuild(work, state)
             return
         if work.check:
-            state = await asyncio.to_thread(self._tables.clean, work.dataset_id)
+            state = await self._do(self._tables.clean, work.dataset_id)
         await self._end(work, state)
 
     async def _rebuild(self, work: MirrorWork, state: TableState | None) -> None:
         """Make the table hold all that counts: it is gone, or stands elsewhere, or needs other types."""
         work = await self._mirrors.everything(work)
-        state = await asyncio.to_thread(self._tables.rebuild, work.dataset_id, state, work.add)
+        state = await self._do(self._tables.rebuild, work.dataset_id, state, work.add)
         await self._end(work, state)
+
+    async def _do(
+        self, work: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> _Result:
+        return await self._elsewhere.run(_call, partial(work, *args, **kwargs))
 
     async def _end(self, work: MirrorWork, state: TableState | None) -> None:
         await self._mirrors.done(work, state, self._check_every)
         _log.info("mirrored", dataset_id=work.dataset_id, added=len(work.add), removed=len(work.remove))
+
+
+def _call(work: partial[_Result]) -> _Result:
+    return work()

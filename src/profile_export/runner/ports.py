@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from profile_export.domain.mirror import MirroredBatch, TableState
 from profile_export.domain.plan import ExportPlan, KeyRange
 from profile_export.engines.results import EngineProgress, RangeResult, ResolutionFacts
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 
 
 class EngineAttempt(Protocol):
@@ -80,6 +83,14 @@ class Lake(Protocol):
         ...
 
 
+class Elsewhere(Protocol):
+    """Another process, or thread, that does blocking work."""
+
+    async def run(self, work: Callable[[_Task], _Result], task: _Task) -> _Result:
+        """Do `work(task)` there. Raises what it raises, and `ChildDiedError` where the process is gone."""
+        ...
+
+
 class MirrorTables(Protocol):
     """The tables of the Iceberg mirror. Its calls block; `lake.iceberg` says what they raise."""
 
@@ -105,8 +116,4 @@ class MirrorTables(Protocol):
 
     def drop(self, dataset_id: str) -> None:
         """Drop the table, whether or not there is one."""
-        ...
-
-    def stop(self) -> None:
-        """End a rebuild that is under way before its commit."""
         ...

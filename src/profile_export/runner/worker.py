@@ -14,7 +14,7 @@ import structlog
 
 from profile_export.domain.batch import DataFile, attempt_folder
 from profile_export.domain.errors import DomainError, FailedPreconditionError, UnavailableError
-from profile_export.domain.job import LEASE_MARGIN, LEASE_TTL, JobError, JobState, Phase, Progress
+from profile_export.domain.job import LEASE_MARGIN, LEASE_TTL, JobError, JobState, Phase, Progress, Resolved
 from profile_export.domain.pace import Pace
 from profile_export.domain.plan import ExportPlan, WrittenFile
 from profile_export.domain.planning import plan_export
@@ -197,9 +197,11 @@ class _Attempt:
         async with self._engine.attempt(
             plan, self._lake.root, places[0], self._advance, of_segments
         ) as attempt:
-            await attempt.resolve()
+            facts = await attempt.resolve()
             recorded = (one for one in plan.ranges() if one.index in claim.recorded)
-            await self._begin(Phase.RUN, done=sum(plan.rows_in(key_range) for key_range in recorded))
+            done = sum(plan.rows_in(key_range) for key_range in recorded)
+            resolved = Resolved(facts.rows_moved, facts.peak_memory_bytes)
+            await self._begin(Phase.RUN, done=done, resolved=resolved)
             await self._run_ranges(plan, attempt, folders)
         await self._begin(Phase.COMMIT)
         self.committed = await self._attempts.commit(claim.fence)
@@ -216,12 +218,14 @@ class _Attempt:
                 done = RangeDone(key_range.index, files, result.counts, result.peak_memory_bytes)
                 await self._attempts.record_range(self.claim.fence, done, self.progress)
 
-    async def _begin(self, phase: Phase, plan: ExportPlan | None = None, done: int = 0) -> None:
-        """Begin a phase, of which an earlier attempt may have `done` something."""
+    async def _begin(
+        self, phase: Phase, plan: ExportPlan | None = None, done: int = 0, resolved: Resolved | None = None
+    ) -> None:
+        """Begin a phase, of which an earlier attempt may have `done` something, with what the last one brought."""
         rows = plan.rows if plan else self.progress.estimated
         self.progress = Progress(phase, self.claim.fence.attempt, done, rows)
         self._done_before, self._pace = done, Pace(done, time.monotonic())
-        await self._attempts.begin_phase(self.claim.fence, self.progress, plan)
+        await self._attempts.begin_phase(self.claim.fence, self.progress, plan, resolved)
 
     def _advance(self, engine: EngineProgress) -> None:
         done = max(self._done_before + engine.done, self.progress.done)
@@ -250,8 +254,10 @@ class _Attempt:
             case DomainError():
                 return JobError(error.reason, error.message, phase, retryable=False, attempt=number)
             case OSError():
-                code = "DISK_FULL" if error.errno == errno.ENOSPC else "LAKE_FAILED"
-                message = f"The lake refused: {error.strerror}."
+                full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+                way_out = "Free some of it" if full else "See to the disk, and to who may write there"
+                message = f"The lake refused: {error.strerror}. {way_out}, then export again."
+                code = "DISK_FULL" if full else "LAKE_FAILED"
                 return JobError(code, message, "lake", retryable=True, attempt=number)
             case _:
                 _log.error("attempt_failed", job_id=self.claim.job.id, attempt=number, exc_info=error)
@@ -273,6 +279,9 @@ async def _answer(asked: Awaitable[_T]) -> _T | None:
         return await asked
     except LeaseLostError:
         raise
+    except UnavailableError as error:
+        _log.warning("store_failed", reason=error.reason)
+        return None
     except Exception:  # noqa: BLE001 - whatever is the matter with the store, it is asked again
         _log.exception("store_failed")
         return None

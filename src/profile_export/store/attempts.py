@@ -21,9 +21,9 @@ from profile_export.domain.job import (
     SUCCEED,
     Job,
     JobError,
-    JobMetrics,
     JobState,
     Progress,
+    Resolved,
     after_error,
 )
 from profile_export.domain.plan import ExportCounts, ExportPlan, notes_of
@@ -35,6 +35,7 @@ from profile_export.store.datasets import dataset_of
 from profile_export.store.drops import drop
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import job_from, move_job, stamp
+from profile_export.store.metrics import metrics_of
 from profile_export.store.receipts import add_receipts
 from profile_export.store.tables import datasets, job_ranges, jobs, leases, tenants
 from profile_export.store.tenants import next_place
@@ -117,16 +118,26 @@ class Attempts:
         return claim
 
     @whole
-    async def begin_phase(self, fence: Fence, progress: Progress, plan: ExportPlan | None = None) -> None:
-        """Stamp the beginning of the phase that `progress` is in, and pin the plan when it is made.
+    async def begin_phase(
+        self,
+        fence: Fence,
+        progress: Progress,
+        plan: ExportPlan | None = None,
+        resolved: Resolved | None = None,
+    ) -> None:
+        """Stamp the beginning of the phase that `progress` is in, with what the phase before it has brought.
+
+        That is the plan, which is pinned for all attempts, or what resolution took.
 
         Raises:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write_beside() as connection:
             await _held(connection, fence)
-            if plan:
-                values = {"plan": plan, "notes": plan.notes}
+            values: dict[str, Any] = {"plan": plan, "notes": plan.notes} if plan else {}
+            if resolved:
+                values["resolved"] = resolved
+            if values:
                 await connection.execute(update(jobs).where(jobs.c.id == fence.job_id).values(values))
             now = await database_time(connection)
             await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
@@ -329,20 +340,3 @@ async def end_attempt(connection: AsyncConnection, fence: Fence) -> None:
 async def _drop_attempt(connection: AsyncConnection, fence: Fence) -> None:
     for batch in await batches_of_job(connection, fence.job_id):
         await drop(connection, [attempt_folder(batch.folder, fence.attempt)], batch.key)
-
-
-async def metrics_of(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
-    """Add up what the job has recorded, over all its attempts."""
-    files = [
-        file
-        for batch in await batches_of_job(connection, row.id)
-        for file in await files_of(connection, batch.key)
-    ]
-    ranges = (await connection.execute(select(job_ranges).where(job_ranges.c.job_id == row.id))).all()
-    return JobMetrics(
-        counts=sum((found.counts for found in ranges), ExportCounts()),
-        rows_written=sum(file.rows for file in files),
-        bytes_written=sum(file.bytes for file in files),
-        files_written=len(files),
-        peak_memory_bytes=max((found.peak_memory_bytes for found in ranges), default=0),
-    )

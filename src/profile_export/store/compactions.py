@@ -26,7 +26,7 @@ from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.compaction import FULL_BYTES, FULL_ROWS, MERGED_FROM, Segment, next_merge
 from profile_export.domain.plan import WrittenFile
-from profile_export.store.database import Database, whole
+from profile_export.store.database import Database, slices, whole
 from profile_export.store.drops import drop
 from profile_export.store.tables import batches, compactions, datasets, files
 
@@ -110,10 +110,10 @@ class Compactions:
         if not stale:
             return
         async with self.database.write() as connection:
-            await connection.execute(
-                update(batches).where(batches.c.compaction_key.in_(stale)).values(compaction_key=None)
-            )
-            await _drop(connection, compactions.c.key.in_(stale))
+            for some in slices(stale):
+                held = update(batches).where(batches.c.compaction_key.in_(some))
+                await connection.execute(held.values(compaction_key=None))
+                await _drop(connection, compactions.c.key.in_(some))
 
     @whole
     async def folders(self) -> Sequence[str]:

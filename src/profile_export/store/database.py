@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import wraps
+from itertools import islice
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -29,7 +30,10 @@ _NOW = {
 }
 
 
+# PostgreSQL's protocol counts them in 15 bits, and a statement may have a few of its own.
+_MOST_PARAMETERS = 30_000
 _Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
 _Parameters = ParamSpec("_Parameters")
 _Store = TypeVar("_Store", bound="HasDatabase")
 
@@ -124,6 +128,13 @@ def whole(
         return await self.database.to_its_end(method(self, *args, **kwargs))
 
     return run
+
+
+def slices(values: Iterable[_Value]) -> Iterator[Sequence[_Value]]:
+    """Cut values of which there may be any number into what one statement takes as parameters."""
+    rest = iter(values)
+    while part := tuple(islice(rest, _MOST_PARAMETERS)):
+        yield part
 
 
 async def database_time(connection: AsyncConnection) -> datetime:

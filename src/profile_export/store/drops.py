@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import FINAL_STATES, LEASE_TTL
-from profile_export.store.database import Database, database_time, insert_new, whole
+from profile_export.store.database import Database, database_time, insert_new, slices, whole
 from profile_export.store.mirrors import named_by_mirror
 from profile_export.store.tables import batches, drops, files, jobs, mirrored_batches
 
@@ -76,7 +76,8 @@ class Drops:
     async def forget(self, folders: Collection[str]) -> None:
         """Forget folders that have left the disk."""
         async with self.database.write() as connection:
-            await connection.execute(delete(drops).where(drops.c.folder.in_(folders)))
+            for some in slices(folders):
+                await connection.execute(delete(drops).where(drops.c.folder.in_(some)))
 
 
 async def drop(connection: AsyncConnection, folders: Collection[str], batch_key: int | None = None) -> None:

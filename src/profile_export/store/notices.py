@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from profile_export.domain.errors import UnavailableError
 from profile_export.store.events import Wakeups
 from profile_export.store.postgresql import connector
 
@@ -36,6 +37,8 @@ class Notices:
         while True:
             try:
                 await self._exchange()
+            except UnavailableError as error:
+                _log.warning("notices_failed", reason=error.reason)
             except Exception:  # noqa: BLE001 - whatever it is, polling goes on and the next connection may hold
                 _log.exception("notices_failed")
             await asyncio.sleep(_AGAIN_SECONDS)

@@ -10,12 +10,13 @@ from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.plan import GRAPHS, PinnedBatch, PinnedFile, Source, SourcePart
 from profile_export.domain.planning import Snapshot
-from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP
+from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ObjectType
 from profile_export.domain.unions import union_by_kind
 from profile_export.store.compactions import counting
-from profile_export.store.database import Database, whole
+from profile_export.store.database import Database, slices, whole
 from profile_export.store.datasets import source_datasets
 from profile_export.store.tables import batches, compactions, field_sets, files
+from profile_export.store.tables import datasets as datasets_of_all
 from profile_export.store.tenants import (
     IDENTITY,
     SEGMENT,
@@ -51,14 +52,10 @@ class Snapshots:
                     .order_by(batches.c.number)
                 )
             ).all()
-            compacted = (
-                await connection.execute(
-                    select(compactions)
-                    .where(compactions.c.dataset_id.in_(datasets), counting())
-                    .order_by(compactions.c.key)
-                )
-            ).all()
-            held = batches.c.compaction_key.in_([row.key for row in compacted])
+            of_tenant = select(datasets_of_all.c.id).where(datasets_of_all.c.tenant_id == tenant_id)
+            merged = select(compactions).where(compactions.c.dataset_id.in_(of_tenant), counting())
+            compacted = (await connection.execute(merged.order_by(compactions.c.key))).all()
+            held = batches.c.compaction_key.in_(merged.with_only_columns(compactions.c.key))
             alone = (
                 await connection.execute(
                     select(
@@ -70,10 +67,10 @@ class Snapshots:
                 )
             ).all()
             rows = [*compacted, *alone]
-            sets = await connection.execute(
-                select(field_sets).where(field_sets.c.id.in_({row.field_set_id for row in rows}))
-            )
-            fields_of = {row.id: row.fields for row in sets}
+            fields_of: dict[int, ObjectType] = {}
+            for some in slices({row.field_set_id for row in rows}):
+                sets = await connection.execute(select(field_sets).where(field_sets.c.id.in_(some)))
+                fields_of |= {row.id: row.fields for row in sets}
             # A generated id, since a tenant's names never form a path; batch ids are unique in a tenant only.
             tenant_key = (await connection.execute(select(tenant_id))).scalar_one_or_none()
             namespaces = await renamed_namespaces(connection, tenant_id, IDENTITY)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import fcntl
+import sqlite3
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from sqlalchemy import NullPool, event
+from sqlalchemy import ExceptionContext, NullPool, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from profile_export.domain.errors import UnavailableError
 from profile_export.store.opening import CannotOpenError
 
 _WAIT_FOR_WRITER_SECONDS = 60
 _READERS = 4
+_RETRY_AFTER = timedelta(seconds=5)
+# What is the matter with the disk, by SQLite's codes without what each adds about the place.
+_DISK_ERRORS = {
+    sqlite3.SQLITE_FULL: ("DISK_FULL", "is full. Free some of it"),
+    sqlite3.SQLITE_READONLY: ("DISK_READ_ONLY", "is read-only. Make it writable"),
+    sqlite3.SQLITE_IOERR: ("DISK_FAILED", "failed. See to it"),
+}
+_PRIMARY = 0xFF
 
 
 class SqliteFile:
@@ -75,4 +86,14 @@ def _engine(url: str, begin: str, pool_size: int) -> AsyncEngine:
     def begin_as_said(connection: Any) -> None:
         connection.exec_driver_sql(begin)
 
+    event.listen(engine.sync_engine, "handle_error", _tell_the_caller)
     return engine
+
+
+def _tell_the_caller(context: ExceptionContext) -> None:
+    """Turn what is no fault of ours into an error that says what to do."""
+    code = getattr(context.original_exception, "sqlite_errorcode", None)
+    if code is not None and (known := _DISK_ERRORS.get(code & _PRIMARY)):
+        reason, what = known
+        message = f"The disk that the store is on {what}, then try again."
+        raise UnavailableError(reason, message, retry_after=_RETRY_AFTER)

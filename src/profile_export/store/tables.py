@@ -20,7 +20,7 @@ from sqlalchemy import (
 
 from profile_export.domain.batch import RowError
 from profile_export.domain.catalog import FieldDeclaration, IdentityField
-from profile_export.domain.job import Cancellation, JobError, JobMetrics, Progress
+from profile_export.domain.job import Cancellation, JobError, JobMetrics, Progress, Resolved
 from profile_export.domain.plan import ExportCounts, ExportPlan
 from profile_export.domain.request import BoundRequest
 from profile_export.domain.schema import ObjectType
@@ -258,6 +258,8 @@ jobs = Table(
     Column("notes", Json(tuple[str, ...]), nullable=False),
     # Pinned by the first attempt, the same for every other.
     Column("plan", Json(ExportPlan)),
+    # What finding out who is one person took, of the last attempt that did; null before that.
+    Column("resolved", Json(Resolved)),
     UniqueConstraint("tenant_id", "request_id"),
     Index(None, "state", "not_before"),
     sqlite_autoincrement=True,  # an id is never given twice

@@ -744,13 +744,15 @@ class PhaseMetrics(_message.Message):
     phase: Global___JobPhase.ValueType
     """Output only. The phase."""
     rows: _builtins.int
-    """Output only. Rows read (plan, resolve) or written (run, commit)."""
+    """Output only. Rows of the sources that were pinned (plan), that moved since their profile has another key than
+    they (resolve), that were written (run) and are to count (commit). Of the last attempt that got there.
+    """
     bytes: _builtins.int
-    """Output only. Bytes read or written, likewise."""
+    """Output only. Bytes of files, likewise. 0 for resolve."""
     files: _builtins.int
-    """Output only. Files read or written, likewise."""
+    """Output only. Files, likewise. 0 for resolve."""
     peak_memory_bytes: _builtins.int
-    """Output only. Highest memory use in bytes. 0: not known."""
+    """Output only. Highest memory use of the engine's process in bytes (resolve, run). 0: not known."""
     @_builtins.property
     def time(self) -> _duration_pb2.Duration:
         """Output only. Sum of its intervals."""

@@ -1,0 +1,37 @@
+"""What a job has done so far, added up from what its attempts have written down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.job import JobMetrics, Pinned, Resolved
+from profile_export.domain.plan import ExportCounts
+from profile_export.store.batches import batches_of_job, files_of
+from profile_export.store.tables import job_ranges
+
+
+async def metrics_of(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
+    """Add up what the job has recorded, over all its attempts."""
+    files = [
+        file
+        for batch in await batches_of_job(connection, row.id)
+        for file in await files_of(connection, batch.key)
+    ]
+    ranges = (await connection.execute(select(job_ranges).where(job_ranges.c.job_id == row.id))).all()
+    sources = row.plan.sources if row.plan else ()
+    return JobMetrics(
+        counts=sum((found.counts for found in ranges), ExportCounts()),
+        rows_written=sum(file.rows for file in files),
+        bytes_written=sum(file.bytes for file in files),
+        files_written=len(files),
+        peak_memory_bytes=max((found.peak_memory_bytes for found in ranges), default=0),
+        pinned=Pinned(
+            sum(source.rows for source in sources),
+            sum(source.bytes for source in sources),
+            sum(len(part.files) for source in sources for part in source.parts),
+        ),
+        resolved=row.resolved or Resolved(),
+    )
