@@ -98,7 +98,7 @@ class Load:
                 await self._cancel_some_time(told, job_id, watch)
 
     async def _cancel_some_time(self, told: Told, job_id: int, watch: asyncio.Task[None]) -> None:
-        """Cancel at a random moment, as often as not one at which an attempt runs."""
+        """Cancel at a random moment, most often one at which an attempt runs."""
         if self._random.random() < 0.5:
             await first(told.begun, told.over)
         await asyncio.wait([watch], timeout=self._random.uniform(0, 0.5))
