@@ -127,7 +127,8 @@ class Fire:
         with suppress(TimeoutError):
             async with asyncio.timeout(_POINT_SECONDS):
                 await first(running.at_the_point, running.over)
-        if running.at_the_point.is_set():
+        # It may have died before it was heard.
+        if running.at_the_point.is_set() or running.process.exitcode == -signal.SIGKILL:
             if fuse.how is How.KILL:
                 await running.over.wait()
                 await self._count(place, running)
