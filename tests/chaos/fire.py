@@ -23,7 +23,7 @@ _LOOK_SECONDS = 0.004
 _POINT_SECONDS = 60.0
 _STATE_SECONDS = 15.0
 _TRIES = 4
-_DEATHS, _AIMED = 0.8, 0.6
+_DEATHS, _AIMED = 0.85, 0.6
 """How much of the harm at random moments is death, and how much of that seeks out a state that few jobs died in."""
 LEAST_OF_EACH = 10
 IDLE = "none"
@@ -215,10 +215,13 @@ class Fire:
 
     async def _harm_otherwise(self, group: asyncio.TaskGroup) -> None:
         """Do something that does not kill; what lasts a lease's time goes on beside further harm."""
-        workers = [place for place in self._hittable() if place.works]
-        if not workers:
-            await asyncio.sleep(_LOOK_SECONDS)
-            return
+        workers: list[Place] = []
+
+        async def look() -> bool:
+            workers.extend(place for place in self._hittable() if place.works)
+            return bool(workers)
+
+        await self._until(look)
         place = self._dice.choice(workers)
         running = place.running
         assert running
