@@ -9,6 +9,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # One more than the cores that it is to be quick on: tests wait for processes and back-offs.
 WORKERS ?= 3
+KILLS ?= 200
+SEED ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -86,6 +88,10 @@ test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmar
 	$(BIN)/coverage report --include='*/profile_export/domain/*' --fail-under=100
 	$(BIN)/coverage report --omit='*/profile_export/domain/*,*/profile_export/v1/*' --fail-under=90
 	$(PY) -m benchmarks --short
+
+.PHONY: chaos
+chaos: $(READY) ## Kill processes at KILLS=200 random moments and all named points; SEED=… as before (an hour)
+	SEED=$(SEED) KILLS=$(KILLS) $(PY) -m pytest -s tests/chaos/test_chaos.py
 
 .PHONY: check
 check: lint types proto-check test ## What must hold before each commit

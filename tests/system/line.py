@@ -1,6 +1,7 @@
 """A connection that can be cut."""
 
 import asyncio
+from pathlib import Path
 from typing import Self
 
 from profile_export.client import Client, ClientError
@@ -11,12 +12,16 @@ class Line:
 
     With `stall_after` no more than so many bytes get through to the server before the first cut; `stalled` says that
     the next ones are waiting.
+
+    Args:
+        address: HOST:PORT, or the path of a socket.
+        stall_after: As said.
     """
 
-    def __init__(self, address: str, stall_after: int | None = None) -> None:
-        host, port = address.rsplit(":", 1)
-        self._far_end = (host, int(port))
+    def __init__(self, address: str | Path, stall_after: int | None = None) -> None:
+        self._far_end = address
         self._left = stall_after
+        self._is_down = False
         self.stalled = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -35,6 +40,22 @@ class Line:
         for call in self._calls:
             call.cancel()
 
+    def go_down(self) -> None:
+        """Cut, and let nobody through until it is up again."""
+        self._is_down = True
+        self.cut()
+
+    def come_up(self) -> None:
+        self._is_down = False
+
+    async def _reach_far_end(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._is_down:
+            raise ConnectionRefusedError
+        if isinstance(self._far_end, Path):
+            return await asyncio.open_unix_connection(self._far_end)
+        host, port = self._far_end.rsplit(":", 1)
+        return await asyncio.open_connection(host, int(port))
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         call = asyncio.create_task(self._join(reader, writer))
         self._calls.add(call)
@@ -43,7 +64,7 @@ class Line:
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = [writer]
         try:
-            far_reader, far_writer = await asyncio.open_connection(*self._far_end)
+            far_reader, far_writer = await self._reach_far_end()
             ends.append(far_writer)
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._copy(reader, far_writer, upwards=True))
