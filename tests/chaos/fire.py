@@ -23,6 +23,8 @@ _LOOK_SECONDS = 0.004
 _POINT_SECONDS = 60.0
 _STATE_SECONDS = 15.0
 _TRIES = 4
+_DEATHS, _AIMED = 0.8, 0.6
+"""How much of the harm at random moments is death, and how much of that seeks out a state that few jobs died in."""
 LEAST_OF_EACH = 10
 IDLE = "none"
 
@@ -125,7 +127,8 @@ class Fire:
         with suppress(TimeoutError):
             async with asyncio.timeout(_POINT_SECONDS):
                 await first(running.at_the_point, running.over)
-        if running.at_the_point.is_set():
+        # It may have died before it was heard.
+        if running.at_the_point.is_set() or running.process.exitcode == -signal.SIGKILL:
             if fuse.how is How.KILL:
                 await running.over.wait()
                 await self._count(place, running)
@@ -153,7 +156,7 @@ class Fire:
                 keepers.create_task(self._keep(place, out))
             async with asyncio.TaskGroup() as group:
                 while self.harm.at_random < kills or (until_even and not self.harm.is_even):
-                    if self._dice.random() < 0.8:
+                    if self._dice.random() < _DEATHS:
                         await self._kill()
                     else:
                         await self._harm_otherwise(group)
@@ -176,7 +179,7 @@ class Fire:
             running.judged.set()
 
     async def _kill(self) -> None:
-        place = await (self._in_rarest_state() if self._dice.random() < 0.6 else self._some_time())
+        place = await (self._in_rarest_state() if self._dice.random() < _AIMED else self._some_time())
         running = place.running if place else None
         if running and not running.over.is_set():
             running.hit = True

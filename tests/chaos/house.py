@@ -19,7 +19,9 @@ from tests.system.terminal import environment
 
 # A process for each start, but libraries are loaded once for all of them.
 _LOADED = multiprocessing.get_context("forkserver")
-_LOADED.set_forkserver_preload(["profile_export.__main__", "profile_export.app", "tests.chaos.under_fire"])
+_LOADED.set_forkserver_preload(
+    ["profile_export.__main__", "profile_export.app", "tests.system.terminal", "tests.chaos.under_fire"]
+)
 _START_SECONDS = 60
 _PORTS = range(20_000, 30_000)
 """Below those that a system gives to connections: an address stays a server's while it is away."""

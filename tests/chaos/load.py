@@ -14,6 +14,9 @@ from tests.chaos.house import first
 from tests.chaos.sources import Kind, Sources, within
 
 _T = TypeVar("_T")
+WITH_LIMIT, CANCELLED, WHILE_IT_RUNS, ASKED_TWICE = 0.15, 0.4, 0.7, 0.1
+"""How many jobs have a max_run_time, how many are cancelled, how many of those while an attempt runs, and how many are
+asked for twice though the answer came."""
 _PATIENCE = timedelta(minutes=3)
 # What a call answers whose server has gone or has lost its database: asked again, it is the same call.
 _TRY_AGAIN = {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
@@ -82,24 +85,24 @@ class Load:
     async def _one(self, told: Told) -> None:
         dice = self._random.random()
         spec = told.kind.spec
-        if dice < 0.15:
+        if dice < WITH_LIMIT:
             told.limited = True
             spec = within(told.kind, timedelta(seconds=self._random.uniform(0.5, 12)))
         job_id = (
             await self._until_answered(told, lambda client: client.create_job(spec, told.request_id))
         ).job.id
         told.job_ids.append(job_id)
-        if self._random.random() < 0.1:
+        if self._random.random() < ASKED_TWICE:
             again = await self._until_answered(told, lambda client: client.create_job(spec, told.request_id))
             told.job_ids.append(again.job.id)
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch(told, job_id))
-            if dice > 0.7:
+            if dice > 1 - CANCELLED:
                 await self._cancel_some_time(told, job_id, watch)
 
     async def _cancel_some_time(self, told: Told, job_id: int, watch: asyncio.Task[None]) -> None:
-        """Cancel at a random moment, as often as not one at which an attempt runs."""
-        if self._random.random() < 0.5:
+        """Cancel at a random moment, most often one at which an attempt runs."""
+        if self._random.random() < WHILE_IT_RUNS:
             await first(told.begun, told.over)
         await asyncio.wait([watch], timeout=self._random.uniform(0, 0.5))
         told.cancel_asked = True

@@ -184,7 +184,7 @@ def table(outcome: Outcome) -> str:
         and write.doing != "beat"
     )
     lines = [
-        f"{harm.at_random} kills at random moments, {sum(harm.at_points.values())} at named points",
+        f"{harm.at_random} kills at random moments, {harm.at_points.total()} kills and stops at named points",
         "",
         "jobs that were there at a kill, by state",
         *_counted({state: harm.by_state[state] for state in (*STATES, "none")}),
