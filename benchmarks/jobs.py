@@ -60,8 +60,8 @@ def _made(folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def _scaled_out(folder: Path, postgres: Postgres, workers: int) -> AsyncIterator[tuple[Path, str, str]]:
-    """Run a server that only serves, and workers beside it."""
+async def _scaled_out(folder: Path, postgres: Postgres, workers: int) -> AsyncIterator[tuple[str, str]]:
+    """Run a server that only serves, and workers beside it; give its address and that of the database."""
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(postgres.database(with_tables=False))
         server = await stack.enter_async_context(
