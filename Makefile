@@ -91,7 +91,7 @@ test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmar
 
 .PHONY: chaos
 chaos: $(READY) ## Kill processes at KILLS=200 random moments and all named points; SEED=… as before (an hour)
-	SEED=$(SEED) KILLS=$(KILLS) $(PY) -m pytest -s tests/chaos/test_chaos.py
+	SEED=$(SEED) KILLS=$(KILLS) $(PY) -m pytest -s tests/chaos/test_chaos.py tests/system/test_upload_kills.py
 
 .PHONY: check
 check: lint types proto-check test ## What must hold before each commit

@@ -65,8 +65,8 @@ def main() -> int:
             if "limit" in names:
                 lines += asyncio.run(_limit(setting, short=options.short))
             if "jobs" in names:
-                jobs, kills = (12, 1) if options.short else (100, 3)
-                lines += asyncio.run(measure_jobs(setting.folder, jobs=jobs, kills=kills))
+                jobs, kills, workers = (12, 1, (4,)) if options.short else (100, 3, (1, 4))
+                lines += asyncio.run(measure_jobs(setting.folder, jobs=jobs, kills=kills, workers=workers))
             lines += asyncio.run(_measure(names, setting, short=options.short))
         except (ServerDiedError, ClientError) as error:
             print(f"The server failed: {error}", file=sys.stderr)

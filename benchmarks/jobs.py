@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,42 +26,28 @@ _LONG = 50_000
 """The profiles of a job that is still running when its worker is killed."""
 
 
-async def measure_jobs(folder: Path, *, jobs: int, kills: int) -> list[Line]:
-    """Measure jobs of 1,000 profiles, created at once: with one and four workers, on both databases; and take-overs."""
+async def measure_jobs(folder: Path, *, jobs: int, kills: int, workers: Sequence[int]) -> list[Line]:
+    """Measure jobs of 1,000 profiles, created at once, with so many workers on each database; and take-overs."""
     lines = []
-    for workers in (1, _MANY):
-        place = _made(folder / f"sqlite-{workers}")
-        async with running(place, 1, None, "--workers", str(workers)) as server:
-            lines.append(
-                _through(
-                    f"SQLite, {workers} in the server", jobs, await _all_at_once(place, server.address, jobs)
-                )
-            )
+    for number in workers:
+        place = _made(folder / f"sqlite-{number}")
+        async with running(place, 1, None, "--workers", str(number)) as server:
+            took = await _all_at_once(place, server.address, jobs)
+        lines.append(_through(f"SQLite, {number} in the server", jobs, took))
     with tempfile.TemporaryDirectory(prefix="profile-export-bench-") as elsewhere:
         postgres = Postgres(Path(elsewhere) / "postgres", "bench")
-        for workers in (1, _MANY):
-            async with _scaled_out(_made(folder / f"postgres-{workers}"), postgres, workers) as (
-                place,
-                address,
-                _,
-            ):
-                lines.append(
-                    _through(
-                        f"PostgreSQL, {workers} worker processes",
-                        jobs,
-                        await _all_at_once(place, address, jobs),
-                    )
-                )
-        async with _scaled_out(_made(folder / "kills"), postgres, kills + 1) as (place, address, url):
+        for number in workers:
+            place = _made(folder / f"postgres-{number}")
+            async with _scaled_out(place, postgres, number) as (address, _):
+                took = await _all_at_once(place, address, jobs)
+            lines.append(_through(f"PostgreSQL, {number} worker processes", jobs, took))
+        place = _made(folder / "kills")
+        async with _scaled_out(place, postgres, kills + 1) as (address, url):
             waits = await _kill(place, address, url, kills)
-            lines.append(
-                Line(
-                    "a worker killed in a job: until the next claim, longest",
-                    seconds(max(waits)),
-                    hold="report",
-                )
-            )
-    return lines
+    longest = Line(
+        "a worker killed in a job: until the next claim, longest", seconds(max(waits)), hold="report"
+    )
+    return [*lines, longest]
 
 
 def _through(how: str, jobs: int, took: float) -> Line:
@@ -74,15 +60,15 @@ def _made(folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def _scaled_out(folder: Path, postgres: Postgres, workers: int) -> AsyncIterator[tuple[Path, str, str]]:
-    """Run a server that only serves, and workers beside it."""
+async def _scaled_out(folder: Path, postgres: Postgres, workers: int) -> AsyncIterator[tuple[str, str]]:
+    """Run a server that only serves, and workers beside it; give its address and that of the database."""
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(postgres.database(with_tables=False))
         server = await stack.enter_async_context(
             running(folder, 1, None, "--workers", "0", "--database-url", url)
         )
         await asyncio.gather(*(stack.enter_async_context(working(folder, 1, url)) for _ in range(workers)))
-        yield folder, server.address, url
+        yield server.address, url
 
 
 async def _loaded(folder: Path, client: Client, profiles: int = PROFILES) -> str:

@@ -137,7 +137,8 @@ class Model:
         job = self._held(fence)
         if job is None:
             return LeaseLostError
-        job.stamps.append((job.attempt, phase))
+        if job.state is not JobState.CANCELLING:
+            job.stamps.append((job.attempt, phase))
         job.planned = True
         return None
 

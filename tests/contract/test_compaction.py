@@ -46,7 +46,7 @@ def compacted(plan: ExportPlan, lake: Path) -> ExportPlan:
 
 
 @given(st.one_of(exports(), exports_of_events()))
-@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @pytest.mark.timeout(600)
 def test_the_engine_exports_from_compacted_files_what_the_reference_says(
     exporter: Exporter, export: Export

@@ -123,11 +123,12 @@ QUICK = settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, He
 
 
 @given(exports())
-@settings(QUICK, max_examples=10)
+@settings(QUICK, max_examples=5)
 def test_the_engine_exports_what_the_reference_says(exporter: Exporter, export: Export) -> None:
     check(exporter, export)
 
 
+@pytest.mark.slow
 @given(exports_of_segments())
 @QUICK
 def test_s15_the_engine_merges_segment_memberships_as_the_reference_does(
@@ -136,6 +137,7 @@ def test_s15_the_engine_merges_segment_memberships_as_the_reference_does(
     check(exporter, export)
 
 
+@pytest.mark.slow
 @given(exports_of_events())
 @QUICK
 def test_s16_to_s19_the_engine_attaches_events_as_the_reference_does(
@@ -144,6 +146,7 @@ def test_s16_to_s19_the_engine_attaches_events_as_the_reference_does(
     check(exporter, export)
 
 
+@pytest.mark.slow
 @given(exports_of_upserts())
 @QUICK
 def test_s9_the_engine_patches_records_as_the_reference_does(exporter: Exporter, export: Export) -> None:
@@ -153,13 +156,14 @@ def test_s9_the_engine_patches_records_as_the_reference_does(exporter: Exporter,
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @given(st.one_of(exports(), exports_of_segments(), exports_of_events(), exports_of_upserts()))
-@settings(QUICK, max_examples=200)
+@settings(QUICK, max_examples=50)
 def test_the_engine_exports_what_the_reference_says_in_many_more_cases(
     exporter: Exporter, export: Export
 ) -> None:
     check(exporter, export)
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from([DatasetKind.RECORD, DatasetKind.EVENT]),
     identities=st.integers(49, 52),

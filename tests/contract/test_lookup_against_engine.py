@@ -137,11 +137,12 @@ QUICK = settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow, He
 
 
 @given(exports())
-@settings(QUICK, max_examples=6)
+@settings(QUICK, max_examples=3)
 def test_whoever_is_looked_up_is_told_what_an_export_writes(house: House, export: Export) -> None:
     check(house, export)
 
 
+@pytest.mark.slow
 @given(st.one_of(exports_of_segments(), exports_of_upserts()))
 @QUICK
 def test_a_look_up_patches_records_and_merges_segments_as_an_export_does(
@@ -150,6 +151,7 @@ def test_a_look_up_patches_records_and_merges_segments_as_an_export_does(
     check(house, export)
 
 
+@pytest.mark.slow
 @given(exports_of_events())
 @QUICK
 def test_the_events_listed_of_a_person_are_those_that_an_export_attaches(
@@ -161,7 +163,7 @@ def test_the_events_listed_of_a_person_are_those_that_an_export_attaches(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @given(st.one_of(exports(), exports_of_segments(), exports_of_events(), exports_of_upserts()))
-@settings(QUICK, max_examples=200)
+@settings(QUICK, max_examples=30)
 def test_whoever_is_looked_up_is_told_what_an_export_writes_in_many_more_cases(
     house: House, export: Export
 ) -> None:

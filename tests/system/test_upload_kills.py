@@ -302,7 +302,10 @@ async def upload_under_fire(folder: Path, count: int) -> Run:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
-async def test_a_hundred_uploads_killed_at_random_moments_leave_every_row_once(tmp_path: Path) -> None:
-    run = await upload_under_fire(tmp_path, count=100)
+async def test_uploads_killed_at_random_moments_leave_every_row_once(tmp_path: Path) -> None:
+    # `make chaos` runs the long form.
+    count = 100 if os.environ.get("KILLS") else 20
 
-    assert min(run.kills["client"], run.kills["server"]) > 10
+    run = await upload_under_fire(tmp_path, count=count)
+
+    assert min(run.kills["client"], run.kills["server"]) > count // 10

@@ -127,20 +127,22 @@ class Attempts:
     ) -> None:
         """Stamp the beginning of the phase that `progress` is in, with what the phase before it has brought.
 
-        That is the plan, which is pinned for all attempts, or what resolution took.
+        That is the plan, which is pinned for all attempts, or what resolution took. Once a cancel was asked for, the
+        time is that of the cancel, whatever the worker still begins.
 
         Raises:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write_beside() as connection:
-            await _held(connection, fence)
+            row = await _held(connection, fence)
             values: dict[str, Any] = {"plan": plan, "notes": plan.notes} if plan else {}
             if resolved:
                 values["resolved"] = resolved
             if values:
                 await connection.execute(update(jobs).where(jobs.c.id == fence.job_id).values(values))
-            now = await database_time(connection)
-            await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
+            if row.state != JobState.CANCELLING:
+                now = await database_time(connection)
+                await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
             await _carry(connection, fence, progress=progress)
         self._wakeups.job_changed(fence.job_id)
 
