@@ -83,8 +83,10 @@ test: $(READY) $(NODE_READY) ## All tests but the slow ones
 
 .PHONY: test-all
 test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmark
-	$(PYTEST) -m "not slow" --cov --cov-report=
-	$(PYTEST) -m slow
+	@# Tracing doubles the time of tests that only compute: contracts and slow ones do without.
+	$(PYTEST) -m "not slow" --ignore tests/contract --cov --cov-report=
+	$(PYTEST) tests/contract
+	$(PYTEST) -m slow --ignore tests/contract
 	$(BIN)/coverage report --include='*/profile_export/domain/*' --fail-under=100
 	$(BIN)/coverage report --omit='*/profile_export/domain/*,*/profile_export/v1/*' --fail-under=90
 	$(PY) -m benchmarks --short
