@@ -83,10 +83,8 @@ test: $(READY) $(NODE_READY) ## All tests but the slow ones
 
 .PHONY: test-all
 test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmark
-	@# Tracing doubles the time of tests that only compute: contracts and slow ones do without.
-	$(PYTEST) -m "not slow" --ignore tests/contract --cov --cov-report=
-	$(PYTEST) tests/contract
-	$(PYTEST) -m slow --ignore tests/contract
+	$(PYTEST) -m "not slow and not untraced" --cov --cov-report=
+	$(PYTEST) -m "slow or untraced"
 	$(BIN)/coverage report --include='*/profile_export/domain/*' --fail-under=100
 	$(BIN)/coverage report --omit='*/profile_export/domain/*,*/profile_export/v1/*' --fail-under=90
 	$(PY) -m benchmarks --short
