@@ -25,7 +25,7 @@ SHORT = {
     "kill inside create",
     "stop before commit",
 }
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600 if KILLS else 300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600 if KILLS else 600)]
 
 
 def planned() -> Plan:
