@@ -11,14 +11,13 @@ from typing import TypeVar
 from profile_export.api.logs import configure_logs
 from profile_export.app.processes import StartError
 from profile_export.app.server import Application, run_server
-from profile_export.app.worker import WorkerProcess, run_worker
-from profile_export.config import SettingsError, WorkSettings, load, load_worker
+from profile_export.app.worker import run_worker
+from profile_export.config import Options, SettingsError, WorkSettings, load, load_worker
 from profile_export.domain.verification import Verification
 from profile_export.lake import verification
 
-__all__ = ["Application", "StartError", "WorkerProcess", "serve", "verify", "work"]
+__all__ = ["Application", "StartError", "serve", "verify", "work"]
 
-Options = Mapping[str, str | bool | None]
 _Settings = TypeVar("_Settings", bound=WorkSettings)
 
 

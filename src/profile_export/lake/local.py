@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import secrets
 import shutil
@@ -125,9 +126,10 @@ class LocalLake:
 
 
 def _last_written(folder: Path) -> float:
-    """Return when something in a folder was written last, as seconds since 1970."""
-    times = [folder.stat().st_mtime]
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # it has just gone
-            times.append(path.stat().st_mtime)
-    return max(times)
+    """Return when something in a folder was written last, as seconds since 1970; infinity where it has just gone."""
+    times = []
+    for place, _, names in os.walk(folder):
+        for path in (Path(place), *(Path(place, name) for name in names)):
+            with suppress(FileNotFoundError):  # it has just gone
+                times.append(path.stat().st_mtime)
+    return max(times, default=math.inf)

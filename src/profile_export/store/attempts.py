@@ -96,7 +96,8 @@ class Attempts:
         """Take the oldest job that is due; None if there is none."""
         # Most often there is none, and then nothing is written.
         async with self.database.read() as connection:
-            if (await connection.execute(_oldest_due(await database_time(connection)))).first() is None:
+            oldest = _oldest_due(await database_time(connection)).with_only_columns(jobs.c.id)
+            if (await connection.execute(oldest)).first() is None:
                 return None
         async with self.database.write_beside() as connection:
             now = await database_time(connection)
