@@ -83,8 +83,8 @@ test: $(READY) $(NODE_READY) ## All tests but the slow ones
 
 .PHONY: test-all
 test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmark
-	$(PYTEST) -m "not slow and not untraced" --cov --cov-report=
-	$(PYTEST) -m "slow or untraced"
+	$(PYTEST) -m "traced and not slow" --cov --cov-report=
+	$(PYTEST) -m "slow or not traced"
 	$(BIN)/coverage report --include='*/profile_export/domain/*' --fail-under=100
 	$(BIN)/coverage report --omit='*/profile_export/domain/*,*/profile_export/v1/*' --fail-under=90
 	$(PY) -m benchmarks --short

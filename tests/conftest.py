@@ -20,6 +20,39 @@ settings.register_profile("search", deadline=None, max_examples=2_000)
 settings.load_profile("ci")
 
 BOTH = ("sqlite", "postgresql")
+# Beside the unit tests. What the others run through, these run through as well.
+TRACED = {
+    "test_batches",
+    "test_cli",
+    "test_cli_catalog",
+    "test_cli_exports",
+    "test_cli_profiles",
+    "test_cli_uploads",
+    "test_cli_verify",
+    "test_datasets",
+    "test_estimates",
+    "test_invalid_requests",
+    "test_jobs",
+    "test_policies",
+    "test_postgresql",
+    "test_receipts",
+    "test_retention",
+    "test_schemas",
+    "test_segments",
+    "test_server_shell",
+    "test_tenancy",
+    "test_uploads",
+    "test_upserts",
+    "test_watch",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        room = item.path.parent.name
+        if room == "unit" or (room in {"service", "system"} and item.path.stem in TRACED):
+            item.add_marker(pytest.mark.traced)
 
 
 @pytest.fixture(scope="session")

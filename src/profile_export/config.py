@@ -62,7 +62,8 @@ class ServeSettings(WorkSettings):
     `drain_seconds` is how long calls may take to finish after the server was told to stop; `download_grace_seconds`
     how long files that nothing needs any more stay for those who may still be reading them, `mirror_keep_minutes` how
     long a snapshot of an Iceberg table after it was the newest, `job_retention_days` how long jobs after they ended,
-    None: for ever. A record or event with more than `max_record_bytes` or `max_event_bytes` is rejected.
+    None: for ever, `watch_history_minutes` how far back a watch of all jobs can go on. A record or event with more than
+    `max_record_bytes` or `max_event_bytes` is rejected.
     """
 
     grpc_address: tuple[str, int]
@@ -73,6 +74,12 @@ class ServeSettings(WorkSettings):
     download_grace_seconds: int
     mirror_keep_minutes: int
     job_retention_days: int | None
+    watch_history_minutes: int
+
+    @property
+    def watch_history(self) -> timedelta:
+        """How far back a watch of all jobs can go."""
+        return timedelta(minutes=self.watch_history_minutes)
 
     @property
     def job_retention(self) -> timedelta | None:
@@ -123,6 +130,9 @@ def load(options: Options, environ: Mapping[str, str]) -> ServeSettings:
             _whole(1, _MOST_DAYS),
             None,
             f"give whole days, 1 to {_MOST_DAYS}, or leave it out",
+        ),
+        watch_history_minutes=source.read(
+            "watch_history_minutes", _whole(1), 1440, "give whole minutes, 1 or more"
         ),
         # Adobe's guardrails.
         max_record_bytes=source.read("max_record_bytes", _whole(1), 100_000, _BYTES),

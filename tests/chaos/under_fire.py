@@ -24,11 +24,12 @@ from profile_export.cli import main
 from profile_export.domain.job import JobState, Progress
 from profile_export.engines.duckdb_engine import DuckDbEngine, EngineAttempt
 from profile_export.lake.local import LocalLake
-from profile_export.store.attempts import Attempts, Fence
+from profile_export.store.attempts import Attempts
 from profile_export.store.database import Database, whole
 from profile_export.store.drops import Drops
 from profile_export.store.jobs import Jobs
 from profile_export.store.lapses import Lapses
+from profile_export.store.leases import Fence
 from profile_export.store.receipts import Receipts
 from tests.chaos.points import Fuse, How, Needs
 

@@ -43,6 +43,7 @@ EVENT_FIELDS = ObjectType({"_id": TEXT, "timestamp": TIMESTAMP, "segmentMembersh
 
 @pytest.mark.parametrize("graph", IdentityGraph)
 @pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.slow
 def test_what_is_too_large_for_memory_or_one_range_comes_out_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, graph: IdentityGraph, *, linked: bool
 ) -> None:

@@ -30,12 +30,13 @@ from profile_export.store import expiries as expiries_of_store
 from profile_export.store.attempts import Claim, RangeDone
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import DatasetChange
+from profile_export.store.changes import Changes
 from profile_export.store.database import database_time
 from profile_export.store.expiries import Expiries
-from profile_export.store.expiry_table import expired_jobs
+from profile_export.store.job_tables import expired_jobs, job_ranges, job_stamps, job_transitions, jobs
 from profile_export.store.jobs import NewJob
 from profile_export.store.receipts import Receipts
-from profile_export.store.tables import batches, job_ranges, job_stamps, job_transitions, jobs
+from profile_export.store.tables import batches
 from tests.contract.house import NO_GRACE, TENANT, UNION, House, opened
 from tests.databases import Place
 
@@ -107,6 +108,9 @@ class Keeper:
         await self.house.attempts.record_range(claim.fence, done, COMMITTING)
         await self.house.attempts.commit(claim.fence)
         return claim
+
+    def sweeper(self, job_retention: timedelta | None) -> ExpirySweeper:
+        return ExpirySweeper(self.expiries, Changes(self.house.database), job_retention, MONTH)
 
     async def refusal(self, job_id: int, tenant: Tenant = TENANT) -> str:
         """Name a job in every way there is; return the one reason for which it is not found."""
@@ -420,9 +424,9 @@ async def test_each_step_is_a_short_transaction_and_a_crash_between_two_leaves_t
     await keeper.jobs_aged(2 * MONTH, *ended)
 
     # when one server takes a step and is gone, and another goes on
-    await ExpirySweeper(keeper.expiries, MONTH).step()
+    await keeper.sweeper(MONTH).step()
     left = await keeper.counting(dataset_id), await keeper.house.jobs.list(TENANT, PageRequest.of(0, ""))
-    steps = await run(ExpirySweeper(keeper.expiries, MONTH))
+    steps = await run(keeper.sweeper(MONTH))
 
     # then each job and batch was there whole, or is gone whole
     assert (left[0], [view.job.id for view in left[1].items]) == (names[2:], ended[2:])
@@ -455,7 +459,7 @@ async def test_without_a_retention_jobs_stay_for_ever_and_former_ones_are_still_
     await keeper.time_passes(REMEMBERED)
 
     # when the server is told of no retention any more
-    await run(ExpirySweeper(keeper.expiries, None))
+    await run(keeper.sweeper(None))
 
     # then
     assert await keeper.refusal(former) == "JOB_NOT_FOUND"

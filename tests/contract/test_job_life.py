@@ -30,21 +30,15 @@ from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.store import attempts as attempts_of_store
 from profile_export.store import lapses as lapses_of_store
-from profile_export.store.attempts import Claim, Fence, LeaseLostError, RangeDone
+from profile_export.store.attempts import Claim, RangeDone
 from profile_export.store.events import Wakeups
-from profile_export.store.jobs import JobView, NewJob
+from profile_export.store.job_rows import JobView
+from profile_export.store.job_tables import job_ranges, job_stamps, job_transitions, jobs, leases
+from profile_export.store.jobs import NewJob
 from profile_export.store.lapses import Lapses
+from profile_export.store.leases import Fence, LeaseLostError
 from profile_export.store.receipt_table import receipts
-from profile_export.store.tables import (
-    batches,
-    drops,
-    files,
-    job_ranges,
-    job_stamps,
-    job_transitions,
-    jobs,
-    leases,
-)
+from profile_export.store.tables import batches, drops, files
 from tests.contract.job_model import Model
 from tests.contract.test_store import TENANT, UNION, Store
 from tests.databases import Place

@@ -405,6 +405,7 @@ async def test_a_mirror_whose_process_is_ended_as_it_stops_gives_its_work_back_w
     assert world.held("d1") == ["b1"]
 
 
+@pytest.mark.slow
 async def test_a_mirror_works_in_a_process_of_its_own_and_in_the_next_when_that_dies(world: World) -> None:
     # given one that dies in the middle
     await world.dataset("d1")

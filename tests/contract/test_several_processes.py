@@ -85,6 +85,7 @@ async def carry_out(store: Store, worker: str) -> list[Claim]:
     return claims
 
 
+@pytest.mark.slow
 async def test_jobs_are_each_claimed_once_by_many_workers_and_their_batches_count_in_order(
     stores: list[Store],
 ) -> None:
@@ -106,6 +107,7 @@ async def test_jobs_are_each_claimed_once_by_many_workers_and_their_batches_coun
     assert [batch.number for batch in batches] == list(range(1, JOBS + 1))
 
 
+@pytest.mark.slow
 async def test_a_reader_never_sees_a_batch_before_one_with_a_lower_number(stores: list[Store]) -> None:
     # given batches that are committed by all processes at once, into datasets of their own
     homes = cycle(stores)

@@ -14,33 +14,6 @@ from profile_export.app import Application
 from profile_export.config import load
 from tests.service.harness import Caller
 
-# What these run through, others run through as well.
-UNTRACED = {
-    "test_adobe_merge_example",
-    "test_cancel",
-    "test_disks",
-    "test_evolution",
-    "test_grpcurl",
-    "test_guide_payloads",
-    "test_leftovers",
-    "test_node",
-    "test_profiles",
-    "test_reading_the_output",
-    "test_readme",
-    "test_real_csv",
-    "test_real_data",
-    "test_refusals",
-    "test_schema_examples",
-    "test_semantics",
-}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem in UNTRACED:
-            item.add_marker(pytest.mark.untraced)
-
 
 def settings_for(data_dir: Path) -> dict[str, str | bool | None]:
     return {"data_dir": str(data_dir), "grpc_address": "127.0.0.1:0", "threads": "1", "drain_seconds": "1"}

@@ -327,6 +327,7 @@ def until_gone(process: int) -> None:
         pass
 
 
+@pytest.mark.slow
 async def test_an_engine_that_dies_at_every_attempt_ends_the_job_failed(held: Held) -> None:
     async def kill() -> None:
         for process in held.engine.engine.children:

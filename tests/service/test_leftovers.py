@@ -121,6 +121,7 @@ def staged_name(data_dir: Path) -> str:
     return str(name)
 
 
+@pytest.mark.slow
 async def test_what_a_killed_server_left_of_batches_that_count_is_removed_at_the_next_start(
     tmp_path: Path,
 ) -> None:

@@ -132,6 +132,7 @@ async def exported(caller: Caller, policy: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.slow
 async def test_everybody_exported_is_looked_up_by_each_identity_and_told_the_same(
     caller: Caller, graph: merge_policy_pb2.IdentityGraph.ValueType
 ) -> None:

@@ -29,6 +29,7 @@ async def until_mirrored(address: str) -> None:
 
 
 @pytest.mark.timeout(300)  # types the README's tour first
+@pytest.mark.slow
 def test_the_blocks_run_as_they_stand(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given the README's tour, and a table that has followed
     monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")  # or it writes that the other is not installed

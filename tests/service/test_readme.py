@@ -36,6 +36,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.timeout(300)  # types thirty commands
+@pytest.mark.slow
 def test_the_tour_runs_as_it_stands_and_shows_what_the_readme_shows(address: str, tmp_path: Path) -> None:
     # given every block to be typed, and those again that are said to be safe to repeat
     blocks, _ = readme()

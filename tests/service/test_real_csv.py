@@ -9,6 +9,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from profile_export.v1 import batch_pb2, dataset_pb2, job_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from tests.service.harness import Caller
@@ -23,6 +25,7 @@ def text_of(name: str) -> str:
     return gzip.decompress((FILES / name).read_bytes()).decode()
 
 
+@pytest.mark.slow
 async def test_every_click_of_a_shop_is_an_event_of_its_user(caller: Caller) -> None:
     # given the clicks with a number as `_id`, and a dataset that knows what their `timestamp` is
     lines = text_of("ecom_clickstream.csv.gz").splitlines()

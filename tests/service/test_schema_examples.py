@@ -199,6 +199,7 @@ async def test_the_groups_that_examples_of_classes_need_are_all_that_know_their_
     [path for path in examples() if stem(path) not in GROUPS_NEEDED] if HAVE_THEM else [],
     ids=stem,
 )
+@pytest.mark.slow
 async def test_any_other_example_comes_back_inside_a_row_that_is_built_around_it(
     caller: Caller, example: Path
 ) -> None:

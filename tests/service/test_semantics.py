@@ -14,6 +14,7 @@ SENTENCES = set(range(1, 27))
 
 
 @pytest.mark.parametrize("example", examples(), ids=str)
+@pytest.mark.slow
 async def test_the_example_comes_out_as_the_page_says(caller: Caller, example: Example) -> None:
     await Play(caller).carry_out(example)
 

@@ -77,6 +77,7 @@ async def test_a_server_without_workers_runs_no_job_and_still_ends_what_is_over(
         assert [error.code for error in ended.errors] == ["RUN_TIME_EXCEEDED"]
 
 
+@pytest.mark.slow
 async def test_a_store_that_fails_for_less_than_a_lease_costs_no_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def change_store(data_dir: Path, statement: str) -> None:
         store.execute(statement)
 
 
+@pytest.mark.slow
 async def test_a_worker_whose_heartbeats_do_not_come_through_stops_before_its_lease_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

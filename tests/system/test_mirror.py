@@ -45,6 +45,7 @@ def nursery() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+@pytest.mark.slow
 async def test_mirrors_killed_at_any_moment_and_run_twice_at_once_hold_each_batch_once(
     nursery: subprocess.Popen[str], tmp_path: Path, kills: int
 ) -> None:

@@ -8,6 +8,8 @@ import shlex
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.databases import Postgres
 from tests.service.pages import ROOT, page
 from tests.system.terminal import started
@@ -16,6 +18,7 @@ PAGE = "docs/operations.md"
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "src" / "profile_export").rglob("*.py"))
 
 
+@pytest.mark.slow
 async def test_the_processes_of_the_page_start_beside_one_another(tmp_path: Path, postgres: Postgres) -> None:
     [block] = page(PAGE)[0]
     async with postgres.database(with_tables=False) as url:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from profile_export.client import (
@@ -97,6 +98,7 @@ async def exported(tmp_path: Path) -> Exported:
     return made
 
 
+@pytest.mark.slow
 async def test_the_next_server_writes_what_the_one_that_died_has_not(exported: Exported) -> None:
     with served(exported.folder) as (_, address):
         async with Client(address) as client:
@@ -108,6 +110,7 @@ async def test_the_next_server_writes_what_the_one_that_died_has_not(exported: E
     assert exported.receipts()[0].read_bytes() == answer.document
 
 
+@pytest.mark.slow
 async def test_the_next_server_writes_nothing_for_a_batch_that_was_taken_back_meanwhile(
     exported: Exported,
 ) -> None:

@@ -5,11 +5,14 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from tests.system.terminal import Terminal, served
 
 DAY = timedelta(days=1) // timedelta(microseconds=1)
 
 
+@pytest.mark.slow
 def test_an_expired_job_and_an_expired_batch_say_what_happened_and_when(tmp_path: Path) -> None:
     # given a source that keeps batches for a day, and an export
     (tmp_path / "crm.jsonl").write_text('{"crmId": "C-1"}\n')

@@ -20,6 +20,7 @@ async def url(postgres: Postgres) -> AsyncIterator[str]:
         yield made
 
 
+@pytest.mark.slow
 async def test_a_worker_runs_the_jobs_of_a_server_that_runs_none_and_stops_when_told(
     tmp_path: Path, url: str
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         download_grace_seconds=3_600,
         mirror_keep_minutes=60,
         job_retention_days=None,
+        watch_history_minutes=1_440,
     )
 
 
@@ -96,6 +97,7 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_DOWNLOAD_GRACE_SECONDS": "60",
             "PROFILE_EXPORT_MIRROR_KEEP_MINUTES": "5",
             "PROFILE_EXPORT_JOB_RETENTION_DAYS": "90",
+            "PROFILE_EXPORT_WATCH_HISTORY_MINUTES": "30",
         },
     )
 
@@ -114,6 +116,7 @@ def test_every_option_has_its_variable() -> None:
         download_grace_seconds=60,
         mirror_keep_minutes=5,
         job_retention_days=90,
+        watch_history_minutes=30,
     )
 
 

@@ -17,10 +17,10 @@ from profile_export.api.convert import (
     timestamp,
 )
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.job import JobMetrics, Phase, PhaseTime, Progress, Transition
+from profile_export.domain.job import JobMetrics, JobState, Phase, PhaseTime, Progress, Transition
 from profile_export.domain.request import BoundRequest, EventList, ExportRequest
 from profile_export.domain.segments import DEFAULT_NAMESPACE, MembershipStatus, SegmentFilter
-from profile_export.store.jobs import JobView
+from profile_export.store.job_rows import JobView
 from profile_export.v1 import job_pb2, merge_policy_pb2
 
 _STATUSES = {
@@ -28,6 +28,7 @@ _STATUSES = {
 }
 _ON_WIRE = {status: wire for wire, status in _STATUSES.items()}
 _QUALIFIED = "spec.filter.segment_qualification_time"
+_STATES = {job_pb2.JobState.Value(f"JOB_STATE_{state.name}"): state for state in JobState}
 _PHASES = {phase: job_pb2.JobPhase.Value(f"JOB_PHASE_{phase.name}") for phase in Phase}
 
 
@@ -279,6 +280,20 @@ def _phase_metrics(
         if message.phase == job_pb2.JOB_PHASE_RUN:
             message.peak_memory_bytes = metrics.peak_memory_bytes
     return messages
+
+
+def job_states(values: Iterable[job_pb2.JobState.ValueType], field: str) -> frozenset[JobState]:
+    """Read the states that are asked for.
+
+    Raises:
+        InvalidArgumentError: One is none that a job can be in.
+    """
+    states = []
+    for index, value in enumerate(values):
+        if value not in _STATES:
+            raise InvalidArgumentError.of_field(f"{field}[{index}]", "must be a state that a job can be in.")
+        states.append(_STATES[value])
+    return frozenset(states)
 
 
 def seconds_between(value: Duration, field: str, least: float, most: float) -> float:

@@ -12,9 +12,10 @@ from profile_export.api import convert_estimates, convert_jobs
 from profile_export.api.convert import optional, page_request
 from profile_export.api.estimates import Estimates
 from profile_export.api.tenancy import current_tenant
-from profile_export.api.watch import Watches, WatchOptions
+from profile_export.api.watch import WatchOptions
+from profile_export.api.watch_jobs import FeedOptions
+from profile_export.api.watches import Watches
 from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.errors import UnimplementedError
 from profile_export.domain.request import BoundRequest, ExportRequest, bind, without_unknown_fields
 from profile_export.domain.schema import ObjectType
 from profile_export.store.catalog import Catalog
@@ -91,7 +92,10 @@ class ExportService(ExportServiceServicer):
 
     # Streams are written to the context, which grpc.aio takes as well as a generator, and which waits for the reader.
     async def WatchJob(self, request: pb.WatchJobRequest, context: _Context) -> None:  # type: ignore[override]  # as said
-        await self._watches.serve(current_tenant(), WatchOptions.of(request), context.write)
+        await self._watches.of_job.serve(current_tenant(), WatchOptions.of(request), context.write)
 
     async def WatchJobs(self, request: pb.WatchJobsRequest, context: _Context) -> None:  # type: ignore[override]  # as above
-        raise UnimplementedError.of_method("WatchJobs")
+        tenant, options = current_tenant(), FeedOptions.of(request)
+        if request.dataset_id:
+            await self._catalog.get_dataset(tenant, request.dataset_id)
+        await self._watches.of_jobs.serve(tenant, options, context.write)

@@ -12,7 +12,7 @@ from profile_export.api.lookups import Lookups
 from profile_export.api.profile_service import ProfileService
 from profile_export.api.schema_service import SchemaService
 from profile_export.api.server import BindError, GrpcServer, contract, create_server
-from profile_export.api.watch import Watches
+from profile_export.api.watches import Watches
 from profile_export.app import processes
 from profile_export.app.jobs import JobRunner, new_id
 from profile_export.app.processes import StartError
@@ -33,6 +33,7 @@ from profile_export.runner.ports import Engine
 from profile_export.runner.sweep import Sweeper
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
+from profile_export.store.changes import Changes
 from profile_export.store.compactions import Compactions
 from profile_export.store.drops import Drops
 from profile_export.store.expiries import Expiries
@@ -76,7 +77,8 @@ class Application:
         schemas, uploads = Schemas(self._database), Uploads(self._database)
         opened = LoadingBatches(self._database, wakeups)
         jobs = Jobs(self._database, wakeups, settings.job_retention)
-        self._watches = Watches(jobs, wakeups, lambda: datetime.now(UTC))
+        changes = Changes(self._database, settings.job_retention)
+        self._watches = Watches(jobs, changes, wakeups, lambda: datetime.now(UTC))
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
         loading = Loading(rooms, limits, new_id)
@@ -112,7 +114,9 @@ class Application:
         grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(compactions, wakeups, self._lake, self._compacting, new_id)
         self._sweeper = Sweeper(drops, self._lake, grace)
-        self._expiry_sweeper = ExpirySweeper(Expiries(self._database, wakeups), settings.job_retention)
+        self._expiry_sweeper = ExpirySweeper(
+            Expiries(self._database, wakeups), changes, settings.job_retention, settings.watch_history
+        )
         self._leftovers = Leftovers(batches, compactions, drops, loading, self._lake)
         self._server: GrpcServer | None = None
 

@@ -92,6 +92,13 @@ def serve(
             "those that never were; their output stays. Default: for ever.",
         ),
     ] = None,
+    watch_history_minutes: Annotated[
+        Text,
+        typer.Option(
+            metavar="MINUTES",
+            help="How far back a watch of all jobs can go on after it broke off. Default: 1440, a day.",
+        ),
+    ] = None,
 ) -> None:
     """Run a server until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -117,6 +124,7 @@ def serve(
         "download_grace_seconds": download_grace_seconds,
         "mirror_keep_minutes": mirror_keep_minutes,
         "job_retention_days": job_retention_days,
+        "watch_history_minutes": watch_history_minutes,
     }
     _become(app.serve, options, app.StartError)
 

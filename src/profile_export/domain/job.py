@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import pairwise
 
-from profile_export.domain.errors import FailedPreconditionError
+from profile_export.domain.errors import FailedPreconditionError, PastEndError
 from profile_export.domain.plan import ExportCounts
 from profile_export.domain.request import BoundRequest
 
@@ -118,6 +118,36 @@ class Job:
     def is_final(self) -> bool:
         """Whether nothing will change any more."""
         return self.state in FINAL_STATES
+
+    @property
+    def as_created(self) -> Job:
+        """The job as its creation made it."""
+        return replace(
+            self,
+            state=JobState.NEW,
+            revision=1,
+            attempt=0,
+            update_time=self.create_time,
+            end_time=None,
+            not_before=None,
+            cancellation=None,
+            errors=(),
+            metrics=JobMetrics(),
+            notes=(),
+        )
+
+    def check_reached(self, revision: int) -> None:
+        """Refuse a revision that the job has not come to.
+
+        Raises:
+            PastEndError: It is newer than the job.
+        """
+        if revision > self.revision:
+            raise PastEndError(
+                "REVISION_OUT_OF_RANGE",
+                f"The job {self.id} is at revision {self.revision}, which is before {revision}.",
+                metadata={"id": str(self.id), "revision": str(self.revision)},
+            )
 
     @property
     def deadline(self) -> datetime | None:
@@ -278,3 +308,8 @@ class Progress:
     estimated: int
     rows_per_second: float = 0.0
     rest: timedelta | None = None
+
+    @property
+    def rank(self) -> int:
+        """A number that never falls within an attempt: by phase, then by rows done."""
+        return (list(Phase).index(self.phase) << 48) + self.done

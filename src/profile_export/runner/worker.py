@@ -23,8 +23,9 @@ from profile_export.engines.results import EngineDiedError, EngineFailedError, E
 from profile_export.runner.ports import Engine, EngineAttempt, Lake
 from profile_export.runner.receipts import ReceiptWriter
 from profile_export.runner.waiting import first_of
-from profile_export.store.attempts import Attempts, Claim, LeaseLostError, RangeDone
+from profile_export.store.attempts import Attempts, Claim, RangeDone
 from profile_export.store.events import Wakeups
+from profile_export.store.leases import LeaseLostError
 from profile_export.store.snapshots import Snapshots
 
 HEARTBEAT_SECONDS = 1.0

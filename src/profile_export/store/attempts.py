@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, insert, select, update
+from sqlalchemy import Row, Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.batch import DataFile, attempt_folder
+from profile_export.domain.batch import DataFile
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.job import (
     CLAIM,
@@ -32,12 +32,14 @@ from profile_export.domain.schema import TypeConflictError, union_objects
 from profile_export.store.batches import add_files, batches_of_job, files_of, succeed_batch
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
-from profile_export.store.drops import drop
 from profile_export.store.events import Wakeups
-from profile_export.store.jobs import job_from, move_job, stamp
+from profile_export.store.job_rows import job_from
+from profile_export.store.job_tables import job_ranges, jobs, leases
+from profile_export.store.leases import Fence, carry, drop_attempt, end_attempt, held
 from profile_export.store.metrics import metrics_of
+from profile_export.store.moves import move_job, stamp
 from profile_export.store.receipts import add_receipts
-from profile_export.store.tables import datasets, job_ranges, jobs, leases, tenants
+from profile_export.store.tables import datasets, tenants
 from profile_export.store.tenants import next_place
 
 
@@ -74,10 +76,6 @@ class RangeDone:
     files: Mapping[str, Sequence[DataFile]]
     counts: ExportCounts
     peak_memory_bytes: int
-
-
-class LeaseLostError(Exception):
-    """The job is not this attempt's any more: whatever it wanted to write is void."""
 
 
 class Attempts:
@@ -135,7 +133,7 @@ class Attempts:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write_beside() as connection:
-            row = await _held(connection, fence)
+            row = await held(connection, fence)
             values: dict[str, Any] = {"plan": plan, "notes": plan.notes} if plan else {}
             if resolved:
                 values["resolved"] = resolved
@@ -144,7 +142,7 @@ class Attempts:
             if row.state != JobState.CANCELLING:
                 now = await database_time(connection)
                 await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
-            await _carry(connection, fence, progress=progress)
+            await carry(connection, fence, progress)
         self._wakeups.job_changed(fence.job_id)
 
     @whole
@@ -155,9 +153,9 @@ class Attempts:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write_beside() as connection:
-            row = await _held(connection, fence)
+            row = await held(connection, fence)
             expire_time = await database_time(connection) + LEASE_TTL
-            await _carry(connection, fence, progress=progress, expire_time=expire_time)
+            await carry(connection, fence, progress, expire_time)
         self._wakeups.job_changed(fence.job_id)
         return JobState(row.state)
 
@@ -169,7 +167,7 @@ class Attempts:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.read() as connection:
-            return JobState((await _held(connection, fence)).state)
+            return JobState((await held(connection, fence)).state)
 
     @whole
     async def record_range(self, fence: Fence, done: RangeDone, progress: Progress) -> None:
@@ -179,7 +177,7 @@ class Attempts:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write_beside() as connection:
-            await _held(connection, fence)
+            await held(connection, fence)
             values = {
                 "job_id": fence.job_id,
                 "range_index": done.index,
@@ -190,7 +188,7 @@ class Attempts:
             await connection.execute(insert(job_ranges).values(values))
             for batch in await batches_of_job(connection, fence.job_id):
                 await add_files(connection, batch.key, done.files.get(batch.id, ()), None)
-            await _carry(connection, fence, progress=progress)
+            await carry(connection, fence, progress)
         self._wakeups.job_changed(fence.job_id)
 
     @whole
@@ -204,7 +202,7 @@ class Attempts:
             FailedPreconditionError: A cancel came first; it wins.
         """
         async with self.database.write() as connection:
-            row = await _held(connection, fence)
+            row = await held(connection, fence)
             metrics = await metrics_of(connection, row)
             moved = await move_job(connection, row, SUCCEED, metrics=metrics)
             files: list[DataFile] = []
@@ -235,7 +233,7 @@ class Attempts:
             FailedPreconditionError: A cancel came first; let go instead.
         """
         async with self.database.write() as connection:
-            row = await _held(connection, fence)
+            row = await held(connection, fence)
             move, not_before = after_error(job_from(row), error, await database_time(connection))
             metrics = await metrics_of(connection, row)
             row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
@@ -251,7 +249,7 @@ class Attempts:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write() as connection:
-            row = await _held(connection, fence)
+            row = await held(connection, fence)
             await move_job(connection, row, LET_GO, metrics=await metrics_of(connection, row))
             await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
@@ -265,7 +263,7 @@ class Attempts:
             FailedPreconditionError: A cancel came first; let go instead.
         """
         async with self.database.write() as connection:
-            row = await _held(connection, fence)
+            row = await held(connection, fence)
             await move_job(connection, row, RELEASE, metrics=await metrics_of(connection, row))
             await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id)
@@ -277,7 +275,7 @@ class Attempts:
         The worker may have lived on after the last look, and written until it noticed.
         """
         async with self.database.write() as connection:
-            await _drop_attempt(connection, fence)
+            await drop_attempt(connection, fence)
 
 
 def _oldest_due(now: datetime) -> Select[Any]:
@@ -298,10 +296,6 @@ async def _list_fields(connection: AsyncConnection, row: Row[Any]) -> None:
         await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(fields=fields))
 
 
-async def _carry(connection: AsyncConnection, fence: Fence, **values: Any) -> None:
-    await connection.execute(update(leases).where(leases.c.job_id == fence.job_id).values(values))
-
-
 async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Claim:
     query = select(tenants.c.org, tenants.c.sandbox).where(tenants.c.id == row.tenant_id)
     tenant = (await connection.execute(query)).one()
@@ -315,31 +309,3 @@ async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Cl
         plan=row.plan,
         recorded=frozenset(recorded.scalars()),
     )
-
-
-async def _held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
-    query = (
-        select(jobs)
-        .join(leases, leases.c.job_id == jobs.c.id)
-        .where(
-            leases.c.job_id == fence.job_id,
-            leases.c.attempt == fence.attempt,
-            leases.c.worker == fence.worker,
-        )
-    )
-    row: Row[Any] | None = (await connection.execute(query)).first()
-    if row is None:
-        message = f"attempt {fence.attempt} of job {fence.job_id} is no longer {fence.worker}'s"
-        raise LeaseLostError(message)
-    return row
-
-
-async def end_attempt(connection: AsyncConnection, fence: Fence) -> None:
-    """Take the lease of an attempt away, after the move that ends it, and have the sweeper look where it wrote."""
-    await connection.execute(delete(leases).where(leases.c.job_id == fence.job_id))
-    await _drop_attempt(connection, fence)
-
-
-async def _drop_attempt(connection: AsyncConnection, fence: Fence) -> None:
-    for batch in await batches_of_job(connection, fence.job_id):
-        await drop(connection, [attempt_folder(batch.folder, fence.attempt)], batch.key)

@@ -47,9 +47,10 @@ from profile_export.store.compactions import drop_compactions
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import check_union, dataset_from, dataset_of, source_datasets
 from profile_export.store.drops import drop
+from profile_export.store.job_tables import jobs
 from profile_export.store.mirrors import ask_drop
 from profile_export.store.schemas import newest_schema
-from profile_export.store.tables import datasets, jobs
+from profile_export.store.tables import datasets
 from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, register_namespaces
 
 

@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import FINAL_STATES, LEASE_TTL
 from profile_export.store.database import Database, database_time, insert_new, slices, whole
+from profile_export.store.job_tables import jobs
 from profile_export.store.mirrors import named_by_mirror
-from profile_export.store.tables import batches, drops, files, jobs, mirrored_batches
+from profile_export.store.tables import batches, drops, files, mirrored_batches
 
 
 @dataclass(frozen=True, slots=True)

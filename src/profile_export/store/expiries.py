@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import BatchState
@@ -16,8 +17,10 @@ from profile_export.domain.retention import REMEMBERED, batch_expiry_reason, exp
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.drops import drop
 from profile_export.store.events import Wakeups
-from profile_export.store.expiry_table import expired_jobs
-from profile_export.store.tables import batches, datasets, job_ranges, job_stamps, job_transitions, jobs
+from profile_export.store.job_rows import JOB_COLUMNS
+from profile_export.store.job_tables import expired_jobs, job_ranges, job_stamps, job_transitions, jobs
+from profile_export.store.tables import batches, datasets
+from profile_export.store.tenants import forget_job_revisions, next_job_revision
 
 # As many end in one transaction; whoever comes after it need not wait for all.
 MOST_AT_ONCE = 100
@@ -65,12 +68,13 @@ class Expiries:
             now = await database_time(connection)
             due = await _due_jobs(connection, now - kept_for)
             ids = [row.id for row in due]
-            remembered = [{"job_id": row.id, "tenant_id": row.tenant_id, "expire_time": now} for row in due]
-            if remembered:
-                await connection.execute(insert(expired_jobs), remembered)
+            for tenant_id, rows in groupby(sorted(due, key=_tenant_and_end), lambda row: row.tenant_id):
+                await _remember(connection, tenant_id, tuple(rows), now)
             for table in (job_transitions, job_stamps, job_ranges):
                 await connection.execute(delete(table).where(table.c.job_id.in_(ids)))
             await connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))
+        for job_id in ids:
+            self._wakeups.job_changed(job_id)
         return ids
 
     @whole
@@ -87,13 +91,40 @@ class Expiries:
         return ids
 
 
+async def _remember(
+    connection: AsyncConnection, tenant_id: int, expiring: Sequence[Row[*tuple[Any, ...]]], now: datetime
+) -> None:
+    """Note that jobs of a tenant are removed; what happened up to their ends cannot be told from then on."""
+    last = await next_job_revision(connection, tenant_id, len(expiring))
+    remembered = [
+        {
+            "job_id": row.id,
+            "tenant_id": tenant_id,
+            "expire_time": now,
+            "tenant_revision": revision,
+            "state": row.state,
+            "destination_id": row.destination_id,
+            "create_time": row.create_time,
+        }
+        for revision, row in enumerate(expiring, start=last - len(expiring) + 1)
+    ]
+    await connection.execute(insert(expired_jobs), remembered)
+    theirs = job_transitions.c.job_id.in_([row.id for row in expiring])
+    newest = await connection.execute(select(func.max(job_transitions.c.tenant_revision)).where(theirs))
+    await forget_job_revisions(connection, tenant_id, newest.scalar_one() or 0)
+
+
+def _tenant_and_end(row: Row[*tuple[Any, ...]]) -> tuple[int, datetime]:
+    return row.tenant_id, row.end_time
+
+
 async def existing_job(connection: AsyncConnection, tenant_id: Any, job_id: int) -> Row[Any]:
     """Return the row of a job, within a transaction.
 
     Raises:
         NotFoundError: It has expired, or the tenant never had one of that id.
     """
-    query = select(jobs).where(jobs.c.id == job_id, jobs.c.tenant_id == tenant_id)
+    query = select(*JOB_COLUMNS).where(jobs.c.id == job_id, jobs.c.tenant_id == tenant_id)
     row: Row[Any] | None = (await connection.execute(query)).first()
     if row:
         return row
@@ -131,5 +162,13 @@ async def _due_batches(
 
 async def _due_jobs(connection: AsyncConnection, before: datetime) -> Sequence[Row[*tuple[Any, ...]]]:
     # Only a job that has ended has an end time.
-    query = select(jobs.c.id, jobs.c.tenant_id).where(jobs.c.end_time <= before)
+    columns = (
+        jobs.c.id,
+        jobs.c.tenant_id,
+        jobs.c.state,
+        jobs.c.destination_id,
+        jobs.c.create_time,
+        jobs.c.end_time,
+    )
+    query = select(*columns).where(jobs.c.end_time <= before)
     return (await connection.execute(query.order_by(jobs.c.end_time).limit(MOST_AT_ONCE))).all()

@@ -11,12 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import FINAL_STATES, LEASE_TTL, Job, JobState, Phase
 from profile_export.domain.lapse import lapsed
-from profile_export.store.attempts import Fence, end_attempt
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.events import Wakeups
-from profile_export.store.jobs import job_from, move_job, stamp
+from profile_export.store.job_rows import job_from
+from profile_export.store.job_tables import job_stamps, jobs, leases
+from profile_export.store.leases import Fence, end_attempt
 from profile_export.store.metrics import metrics_of
-from profile_export.store.tables import job_stamps, jobs, leases
+from profile_export.store.moves import move_job, stamp
 
 
 class Lapses:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from profile_export.domain.job import JobMetrics, Pinned, Resolved
 from profile_export.domain.plan import ExportCounts
 from profile_export.store.batches import batches_of_job, files_of
-from profile_export.store.tables import job_ranges
+from profile_export.store.job_tables import job_ranges
 
 
 async def metrics_of(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:

@@ -17,7 +17,7 @@ from profile_export.domain.plan import ExportPlan
 from profile_export.domain.receipt import RECEIPT_FILE, FilledBatch, Receipt, receipt_of
 from profile_export.store.batches import existing_batch, is_seen
 from profile_export.store.database import Database, slices, whole
-from profile_export.store.jobs import phases_of
+from profile_export.store.job_rows import phases_of
 from profile_export.store.receipt_table import receipts
 from profile_export.store.tables import batches
 from profile_export.store.tenants import id_of
@@ -110,7 +110,7 @@ async def add_receipts(
         plan: The one that it carried out.
         filled: The batches, by their rows.
     """
-    phases = await phases_of(connection, job)
+    phases = (await phases_of(connection, [job]))[job.id]
     for batch, facts in filled:
         values = {"batch_key": batch.key, "receipt": receipt_of(job, plan, phases, facts), "written": False}
         await connection.execute(insert(receipts).values(values))

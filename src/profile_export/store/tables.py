@@ -20,9 +20,6 @@ from sqlalchemy import (
 
 from profile_export.domain.batch import RowError
 from profile_export.domain.catalog import FieldDeclaration, IdentityField
-from profile_export.domain.job import Cancellation, JobError, JobMetrics, Progress, Resolved
-from profile_export.domain.plan import ExportCounts, ExportPlan
-from profile_export.domain.request import BoundRequest
 from profile_export.domain.schema import ObjectType
 from profile_export.store.column_types import Instant, Json, Span
 from profile_export.store.facts import UploadFacts
@@ -36,19 +33,22 @@ metadata = MetaData(
     }
 )
 # SQLite counts up by itself only where the key is spelled INTEGER.
-_Serial = BigInteger().with_variant(Integer, "sqlite")
+Serial = BigInteger().with_variant(Integer, "sqlite")
 # What is listed in its order: by code points, as SQLite has it, and not as PostgreSQL's database was made for.
 _Ordered = Text().with_variant(Text(collation="C"), "postgresql")
 
 tenants = Table(
     "tenants",
     metadata,
-    Column("id", _Serial, primary_key=True),
+    Column("id", Serial, primary_key=True),
     Column("org", Text, nullable=False),
     Column("sandbox", Text, nullable=False),
     # The last batch number and ingest time given out: both grow within the tenant (S8).
     Column("last_batch_number", BigInteger, nullable=False, default=0),
     Column("last_ingest_time", Instant),
+    # Counts the changes of its jobs: what a watch of all of them resumes by. Those up to the second one are not kept.
+    Column("job_revision", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("forgotten_job_revision", BigInteger, nullable=False, default=0, server_default="0"),
     UniqueConstraint("org", "sandbox"),
 )
 
@@ -104,7 +104,7 @@ datasets = Table(
 batches = Table(
     "batches",
     metadata,
-    Column("key", _Serial, primary_key=True),
+    Column("key", Serial, primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     Column("id", Text, nullable=False),
     Column("dataset_id", ForeignKey("datasets.id"), nullable=False),
@@ -141,7 +141,7 @@ batches = Table(
 uploads = Table(
     "uploads",
     metadata,
-    Column("key", _Serial, primary_key=True),
+    Column("key", Serial, primary_key=True),
     Column("batch_key", ForeignKey("batches.key"), nullable=False),
     Column("file_name", _Ordered, nullable=False),
     Column("format", Text, nullable=False),
@@ -184,7 +184,7 @@ schemas = Table(
 field_sets = Table(
     "field_sets",
     metadata,
-    Column("id", _Serial, primary_key=True),
+    Column("id", Serial, primary_key=True),
     Column("dataset_id", ForeignKey("datasets.id"), nullable=False),
     Column("digest", Text, nullable=False),
     Column("fields", Json(ObjectType), nullable=False),
@@ -195,7 +195,7 @@ field_sets = Table(
 files = Table(
     "files",
     metadata,
-    Column("key", _Serial, primary_key=True),
+    Column("key", Serial, primary_key=True),
     Column("batch_key", ForeignKey("batches.key"), nullable=False),
     Column("name", _Ordered, nullable=False),
     Column("path", Text, nullable=False),
@@ -210,7 +210,7 @@ files = Table(
 compactions = Table(
     "compactions",
     metadata,
-    Column("key", _Serial, primary_key=True),
+    Column("key", Serial, primary_key=True),
     Column("dataset_id", ForeignKey("datasets.id"), nullable=False, index=True),
     Column("field_set_id", ForeignKey("field_sets.id"), nullable=False),
     Column("folder", Text, nullable=False),
@@ -228,85 +228,6 @@ drops = Table(
     Column("drop_time", Instant, nullable=False),
     # Of a folder in which an attempt at an export has written: its batch, whose files stay.
     Column("batch_key", BigInteger),
-)
-
-jobs = Table(
-    "jobs",
-    metadata,
-    Column("id", _Serial, primary_key=True),
-    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
-    Column("bound", Json(BoundRequest), nullable=False),
-    Column("request_id", Text),
-    Column("request_digest", Text),
-    Column("destination_id", ForeignKey("datasets.id"), nullable=False),
-    Column("batch_id", Text, nullable=False),
-    # One per segment, if each has a batch of its own; then `batch_id` is empty.
-    Column("segment_batches", Json(tuple[str, ...]), nullable=False, server_default="[]"),
-    Column("state", Text, nullable=False),
-    # Counts the job's moves from 1: optimistic lock, fence and watch cursor in one.
-    Column("revision", BigInteger, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("create_time", Instant, nullable=False),
-    Column("update_time", Instant, nullable=False),
-    Column("end_time", Instant, index=True),
-    Column("not_before", Instant),
-    # When its run time is used up; null: it has no limit.
-    Column("deadline", Instant),
-    Column("cancellation", Json(Cancellation)),
-    Column("errors", Json(tuple[JobError, ...]), nullable=False),
-    Column("metrics", Json(JobMetrics), nullable=False),
-    Column("notes", Json(tuple[str, ...]), nullable=False),
-    # Pinned by the first attempt, the same for every other.
-    Column("plan", Json(ExportPlan)),
-    # What finding out who is one person took, of the last attempt that did; null before that.
-    Column("resolved", Json(Resolved)),
-    UniqueConstraint("tenant_id", "request_id"),
-    Index(None, "state", "not_before"),
-    sqlite_autoincrement=True,  # an id is never given twice
-)
-
-job_transitions = Table(
-    "job_transitions",
-    metadata,
-    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
-    Column("revision", BigInteger, primary_key=True),
-    Column("from_state", Text),
-    Column("to_state", Text, nullable=False),
-    Column("time", Instant, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("metrics", Json(JobMetrics), nullable=False),
-)
-
-job_stamps = Table(
-    "job_stamps",
-    metadata,
-    Column("key", _Serial, primary_key=True),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
-    Column("attempt", Integer, nullable=False),
-    Column("phase", Text, nullable=False),
-    Column("time", Instant, nullable=False),
-)
-
-# The right to move a job, apart from the job so that a heartbeat and a move never overwrite each other.
-leases = Table(
-    "leases",
-    metadata,
-    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
-    Column("attempt", Integer, nullable=False),
-    Column("worker", Text, nullable=False),
-    Column("expire_time", Instant, nullable=False),
-    Column("progress", Json(Progress)),
-)
-
-job_ranges = Table(
-    "job_ranges",
-    metadata,
-    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
-    Column("range_index", Integer, primary_key=True),
-    Column("attempt", Integer, nullable=False),
-    Column("counts", Json(ExportCounts), nullable=False),
-    Column("peak_memory_bytes", BigInteger, nullable=False),
 )
 
 # How far the Iceberg table of a dataset is; no row: nobody has begun one.

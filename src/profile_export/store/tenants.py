@@ -62,6 +62,23 @@ async def next_place(connection: AsyncConnection, tenant_id: int) -> BatchPlace:
     return place
 
 
+async def next_job_revision(connection: AsyncConnection, tenant_id: int, changes: int = 1) -> int:
+    """Give out the numbers of the next changes of the tenant's jobs, one unless told otherwise; return the last.
+
+    It holds the tenant's row until the transaction ends, so that no number is seen before those below it.
+    """
+    revision = tenants.c.job_revision + changes
+    query = update(tenants).where(tenants.c.id == tenant_id).values(job_revision=revision)
+    given: int = (await connection.execute(query.returning(tenants.c.job_revision))).scalar_one()
+    return given
+
+
+async def forget_job_revisions(connection: AsyncConnection, tenant_id: int, up_to: int) -> None:
+    """Note that the changes of the tenant's jobs up to this one are not kept any more."""
+    later = (tenants.c.id == tenant_id) & (tenants.c.forgotten_job_revision < up_to)
+    await connection.execute(update(tenants).where(later).values(forgotten_job_revision=up_to))
+
+
 async def register_namespaces(
     connection: AsyncConnection,
     tenant_id: int,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
-import profile_export.store.expiry_table
+import profile_export.store.job_tables
 import profile_export.store.policy_tables
 import profile_export.store.receipt_table  # noqa: F401 - as above, its tables are told to `metadata`
 from profile_export.store.column_types import Instant, Json, Span

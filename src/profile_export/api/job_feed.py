@@ -1,0 +1,264 @@
+"""What all watches of a tenant's jobs write: its changes, read once and serialised once for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from profile_export.api import convert_jobs
+from profile_export.domain.catalog import Tenant
+from profile_export.domain.job import JobState
+from profile_export.domain.job_filter import JobFilter
+from profile_export.store.changes import Advance, Change, Changes, Head, check_kept
+from profile_export.store.events import Wakeups
+from profile_export.store.job_rows import JobView
+from profile_export.v1 import export_service_pb2 as pb
+
+MOST_CHANGES = 100
+"""As many are read, and sent in a message, at once."""
+_POLL_SECONDS = 10.0
+_LEAST_SECONDS = 0.02
+"""What comes within so short a time is read together."""
+_CACHE_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A change, or the progress of a job, as part of a message, and what filters ask about it.
+
+    `number` is the tenant's revision or, of progress, grows with each that is new.
+    """
+
+    number: int
+    encoded: bytes
+    states: tuple[JobState | None, ...]
+    destination_id: str
+    create_time: datetime
+
+    def passes(self, wanted: JobFilter) -> bool:
+        """Whether a filter lets it through."""
+        return wanted.admits(self, self.states)
+
+
+class JobFeeds:
+    """The feeds of the tenants that are watched, and the changes that were read lately, of whatever age."""
+
+    def __init__(self, changes: Changes, wakeups: Wakeups) -> None:
+        self.changes = changes
+        self._wakeups = wakeups
+        self._feeds: dict[Tenant, JobFeed] = {}
+        self._recent = _Recent()
+
+    @asynccontextmanager
+    async def of(self, tenant: Tenant, flag: asyncio.Event) -> AsyncIterator[JobFeed]:
+        """Give a tenant's feed to a watcher, whose flag is set whenever it has grown, or some progress is new.
+
+        It knows of all that had been written down before the call.
+        """
+        feed = self._feeds.get(tenant)
+        if feed is None or feed.failed:
+            feed = self._feeds[tenant] = JobFeed(self.changes, self._wakeups, tenant)
+        feed.flags.add(flag)
+        try:
+            await feed.read_anew(flag)
+            yield feed
+        finally:
+            feed.flags.discard(flag)
+            if not feed.flags:
+                if self._feeds.get(tenant) is feed:
+                    del self._feeds[tenant]
+                feed.close()
+
+    async def after(self, tenant: Tenant, revision: int, newest: int) -> Sequence[Entry]:
+        """Return the changes that follow a revision, some of those there are up to the newest; at least one.
+
+        Raises:
+            PastEndError: They are not kept any more.
+        """
+        last = min(newest, (revision // MOST_CHANGES + 1) * MOST_CHANGES)
+        block = self._recent.block(tenant, revision // MOST_CHANGES)
+        # What they ask for was read before if both ends were: it is read without a gap.
+        if revision + 1 not in block or last not in block:
+            read = {
+                change.revision: _entry(change)
+                for change in await self.changes.between(tenant, revision, last)
+            }
+            self._recent.add(block, read)
+            block = read | block
+        return [block[number] for number in range(revision + 1, last + 1)]
+
+
+class _Recent:
+    """Entries by tenant and revision, in blocks; those that were asked for longest ago make room."""
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[tuple[Tenant, int], dict[int, Entry]] = OrderedDict()
+        self._bytes = 0
+
+    def block(self, tenant: Tenant, number: int) -> dict[int, Entry]:
+        """Return a block as far as it has been read."""
+        key = (tenant, number)
+        block = self._blocks.setdefault(key, {})
+        self._blocks.move_to_end(key)
+        return block
+
+    def add(self, block: dict[int, Entry], read: Mapping[int, Entry]) -> None:
+        """Add to a block what has been read of it."""
+        new = {number: entry for number, entry in read.items() if number not in block}
+        block.update(new)
+        self._bytes += _size(new)
+        while self._bytes > _CACHE_BYTES and len(self._blocks) > 1:
+            _, oldest = self._blocks.popitem(last=False)
+            self._bytes -= _size(oldest)
+
+
+def _size(block: Mapping[int, Entry]) -> int:
+    return sum(len(entry.encoded) for entry in block.values())
+
+
+class JobFeed:
+    """Where the jobs of one tenant stand. It reads on by itself."""
+
+    def __init__(self, changes: Changes, wakeups: Wakeups, tenant: Tenant) -> None:
+        self.flags: set[asyncio.Event] = set()
+        self.progresses: Sequence[Entry] = ()
+        """The latest of each running job, the newest last."""
+        self._changes = changes
+        self._wakeups = wakeups
+        self._tenant = tenant
+        self._advances: dict[int, tuple[Advance, Entry]] = {}
+        self._advanced = 0
+        self._asked = asyncio.Event()
+        self._begun = self._done = 0
+        self._head = Head(0, 0, ())
+        self._error: Exception | None = None
+        self._reading = asyncio.create_task(self._read_on())
+
+    @property
+    def failed(self) -> bool:
+        """Whether it cannot be read."""
+        return self._error is not None
+
+    @property
+    def revision(self) -> int:
+        """The tenant's newest revision.
+
+        Raises what kept it from being read.
+        """
+        if self._error:
+            raise self._error
+        return self._head.revision
+
+    def check_kept(self, after: int) -> None:
+        """Refuse to go on after a revision that has not come, or from which on not all is kept.
+
+        Raises:
+            PastEndError: One of the two.
+        """
+        check_kept(after, self._head.revision, self._head.forgotten)
+
+    async def read_anew(self, flag: asyncio.Event) -> None:
+        """Return when a reading that began after this call is done.
+
+        Raises what kept it from being read.
+        """
+        wanted = self._begun + 1
+        self._asked.set()
+        while self._done < wanted and not self.failed:
+            flag.clear()
+            await flag.wait()
+        if self._error:
+            raise self._error
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._reading.cancel()
+
+    async def _read_on(self) -> None:
+        # Registered before the changes are read, so that none falls between the two.
+        with self._wakeups.of_any_job() as self._asked:
+            while not self._error:
+                self._asked.clear()
+                self._begun += 1
+                try:
+                    self._take(await self._changes.head(self._tenant))
+                except Exception as error:  # noqa: BLE001 - it is told to every watcher, whatever it is
+                    self._error = error
+                self._done = self._begun
+                for flag in self.flags:
+                    flag.set()
+                await asyncio.sleep(_LEAST_SECONDS)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL_SECONDS):
+                        await self._asked.wait()
+
+    def _take(self, head: Head) -> None:
+        self._head = head
+        known = self._advances
+        self._advances = {}
+        for advance in head.advances:
+            before = known.get(advance.job_id)
+            if before and before[0] == advance:
+                self._advances[advance.job_id] = before
+                continue
+            self._advanced += 1
+            self._advances[advance.job_id] = (advance, _progress_entry(self._advanced, advance))
+        self.progresses = sorted(
+            (entry for _, entry in self._advances.values()), key=lambda entry: entry.number
+        )
+
+
+def listed(view: JobView) -> bytes:
+    """Return a job of the list as part of a message."""
+    return _encoded(pb.JobChange(job_id=view.job.id, job=convert_jobs.export_job(view)))
+
+
+def removed(job_id: int) -> bytes:
+    """Return as part of a message that a job of the list is gone."""
+    return _encoded(pb.JobChange(job_id=job_id, removed=True))
+
+
+def _entry(change: Change) -> Entry:
+    message = pb.JobChange(job_id=change.job_id, revision=change.revision)
+    if change.view and change.transition:
+        message.transition.CopyFrom(convert_jobs.job_transition(change.view, change.transition))
+        if change.from_state is None:
+            message.job.CopyFrom(convert_jobs.export_job(_as_created(change.view)))
+        elif change.view.job.revision == change.transition.revision and change.view.job.is_final:
+            message.job.CopyFrom(convert_jobs.export_job(change.view))
+    else:
+        message.removed = True
+    return Entry(
+        change.revision,
+        _encoded(message),
+        (change.from_state, change.to_state),
+        change.destination_id,
+        change.create_time,
+    )
+
+
+def _progress_entry(number: int, advance: Advance) -> Entry:
+    message = pb.JobChange(job_id=advance.job_id, progress=convert_jobs.progress(advance.progress))
+    running = (JobState.PROCESSING,)
+    return Entry(number, _encoded(message), running, advance.destination_id, advance.create_time)
+
+
+def _as_created(view: JobView) -> JobView:
+    job = view.job.as_created
+    return replace(
+        view,
+        job=job,
+        phases=tuple(replace(phase, end_time=None) for phase in view.phases[:1]),
+        progress=None,
+        until=job.create_time,
+        expire_time=None,
+    )
+
+
+def _encoded(change: pb.JobChange) -> bytes:
+    # One field of a message: they may come one by one.
+    return pb.WatchJobsResponse(changes=[change]).SerializeToString()

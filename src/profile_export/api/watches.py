@@ -1,0 +1,25 @@
+"""All watches of a server, over what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from profile_export.api.job_feed import JobFeeds
+from profile_export.api.job_log import JobLogs
+from profile_export.api.watch import JobWatches
+from profile_export.api.watch_jobs import FeedWatches
+from profile_export.api.watchers import Watchers
+from profile_export.store.changes import Changes
+from profile_export.store.events import Wakeups
+from profile_export.store.jobs import Jobs
+
+
+class Watches:
+    """Watches of one job, `of_job`, and of all jobs of a tenant, `of_jobs`."""
+
+    def __init__(self, jobs: Jobs, changes: Changes, wakeups: Wakeups, now: Callable[[], datetime]) -> None:
+        watchers = Watchers()
+        self.end_all = watchers.end_all
+        self.of_job = JobWatches(watchers, JobLogs(jobs, wakeups, now))
+        self.of_jobs = FeedWatches(watchers, JobFeeds(changes, wakeups), now)

@@ -1,0 +1,65 @@
+"""The lease of an attempt: who holds a job, and until when. Every write of an attempt is checked against it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.batch import attempt_folder
+from profile_export.domain.job import Progress
+from profile_export.store.batches import batches_of_job
+from profile_export.store.drops import drop
+from profile_export.store.job_tables import jobs, leases
+
+
+class LeaseLostError(Exception):
+    """The job is not this attempt's any more: whatever it wanted to write is void."""
+
+
+async def held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
+    """Return the row of the job that a fence holds.
+
+    Raises:
+        LeaseLostError: It does not hold.
+    """
+    query = (
+        select(jobs)
+        .join(leases, leases.c.job_id == jobs.c.id)
+        .where(
+            leases.c.job_id == fence.job_id,
+            leases.c.attempt == fence.attempt,
+            leases.c.worker == fence.worker,
+        )
+    )
+    row: Row[Any] | None = (await connection.execute(query)).first()
+    if row is None:
+        message = f"attempt {fence.attempt} of job {fence.job_id} is no longer {fence.worker}'s"
+        raise LeaseLostError(message)
+    return row
+
+
+async def carry(
+    connection: AsyncConnection, fence: Fence, progress: Progress, expire_time: datetime | None = None
+) -> None:
+    """Write progress down, and perhaps until when the lease holds now."""
+    its_lease = update(leases).where(leases.c.job_id == fence.job_id)
+    if expire_time:
+        await connection.execute(its_lease.values(expire_time=expire_time))
+    # A heartbeat that was under way may come after the range that was done meanwhile, and knows less.
+    newer = its_lease.where(leases.c.progress_rank <= progress.rank)
+    await connection.execute(newer.values(progress=progress, progress_rank=progress.rank))
+
+
+async def end_attempt(connection: AsyncConnection, fence: Fence) -> None:
+    """Take the lease of an attempt away, after the move that ends it, and have the sweeper look where it wrote."""
+    await connection.execute(delete(leases).where(leases.c.job_id == fence.job_id))
+    await drop_attempt(connection, fence)
+
+
+async def drop_attempt(connection: AsyncConnection, fence: Fence) -> None:
+    """Have the sweeper look where an attempt wrote."""
+    for batch in await batches_of_job(connection, fence.job_id):
+        await drop(connection, [attempt_folder(batch.folder, fence.attempt)], batch.key)
