@@ -44,15 +44,6 @@ from profile_export.store.tenants import next_place
 
 
 @dataclass(frozen=True, slots=True)
-class Fence:
-    """Who may write to a job: this worker, for this attempt."""
-
-    job_id: int
-    attempt: int
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
 class Claim:
     """A claimed job: what the attempt needs to go on. `plan` is None if no attempt has made it yet.
 

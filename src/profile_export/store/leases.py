@@ -15,6 +15,15 @@ from profile_export.store.drops import drop
 from profile_export.store.job_tables import jobs, leases
 
 
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Who may write to a job: this worker, for this attempt."""
+
+    job_id: int
+    attempt: int
+    worker: str
+
+
 class LeaseLostError(Exception):
     """The job is not this attempt's any more: whatever it wanted to write is void."""
 
