@@ -20,6 +20,7 @@ from profile_export.cli.output import (
     state,
 )
 from profile_export.cli.watch import follow, summary
+from profile_export.cli.watch_all import follow_all, print_all
 from profile_export.client import Client, ExportJob, JobState, as_json
 
 group = typer.Typer(no_args_is_help=True, help="Export jobs: start, follow, stop.")
@@ -135,14 +136,31 @@ async def cancel(
 
 
 @command(group, "watch")
-async def watch(client: Client, job_id: JobId, as_data: AsJson = False) -> int:
-    """Follow a job to its end: exit 0 if it SUCCEEDED, 1 if not.
+async def watch(
+    client: Client,
+    job_id: Annotated[
+        int | None, typer.Argument(metavar="[ID]", help="Number of the job. None: all that run.")
+    ] = None,
+    to: Annotated[
+        str, typer.Option("--to", metavar="DATASET_ID", help="Without ID: only jobs that write there.")
+    ] = "",
+    as_data: AsJson = False,
+) -> int:
+    """Follow a job to its end: exit 0 if it SUCCEEDED, 1 if not. Without ID follow all that run, until Ctrl-C.
 
     A lost connection is taken up again where it broke.
 
     Example: `profile-export jobs watch 7`
     """
-    return await _watch(client, job_id, as_data=as_data)
+    if job_id is not None:
+        if to:
+            raise typer.BadParameter("--to goes without ID: a job writes to one place.")
+        return await _watch(client, job_id, as_data=as_data)
+    if as_data:
+        await print_all(client, to)
+    else:
+        await follow_all(client, to, console())
+    return 0
 
 
 @group.command("verify")

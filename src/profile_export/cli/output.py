@@ -48,6 +48,12 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
+def print_json_line(data: Any) -> None:
+    """Write data as JSON on one line, at once."""
+    sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
 def table(*headers: str, numbers: Iterable[str] = (), gap: int = 3) -> Table:
     """Return an empty table; the columns named in `numbers` stand to the right."""
     made = Table(box=None, padding=(0, gap, 0, 0), header_style="dim")

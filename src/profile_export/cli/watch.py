@@ -11,7 +11,7 @@ from rich.text import Text
 from profile_export.cli.output import count, fact_table, moment, size, span, state, table
 from profile_export.client import Client, ExportJob, JobMetrics, JobPhase, JobProgress, JobTransition
 
-_PROGRESS_INTERVAL = timedelta(milliseconds=100)
+PROGRESS_INTERVAL = timedelta(milliseconds=100)
 _BAR_WIDTH = 40
 PHASE_STYLES = {
     "queue": "bright_black",
@@ -34,7 +34,22 @@ LEFT_OUT = {
 async def follow(client: Client, job_id: int, screen: Console, *, indent: int = 0) -> ExportJob:
     """Show the moves of a job and its progress as they come; return the job when it has ended."""
     job: ExportJob | None = None
-    bar = Progress(
+    with progress_bar(screen, indent) as bar:
+        task = bar.add_task("new", total=None, counts="")
+        async for message in client.watch_job(job_id, after_revision=0, progress_interval=PROGRESS_INTERVAL):
+            for transition in message.transitions:
+                screen.print(Text(" " * indent) + move(transition), soft_wrap=True)
+                bar.update(task, description=state(transition.to_state).plain.lower())
+            if message.HasField("progress"):
+                advance(bar, task, message.progress)
+            if message.HasField("job"):
+                job = message.job
+    return job or await client.get_job(job_id)
+
+
+def progress_bar(screen: Console, indent: int = 0) -> Progress:
+    """Return bars for jobs, each a task with `counts`; silent where the output is no terminal."""
+    return Progress(
         TextColumn(" " * max(indent - 1, 0)),
         SpinnerColumn(),
         TextColumn("{task.description:<10}", markup=False),
@@ -45,17 +60,6 @@ async def follow(client: Client, job_id: int, screen: Console, *, indent: int = 
         transient=True,
         disable=not screen.is_terminal,
     )
-    with bar:
-        task = bar.add_task("new", total=None, counts="")
-        async for message in client.watch_job(job_id, after_revision=0, progress_interval=_PROGRESS_INTERVAL):
-            for transition in message.transitions:
-                screen.print(Text(" " * indent) + _move(transition), soft_wrap=True)
-                bar.update(task, description=state(transition.to_state).plain.lower())
-            if message.HasField("progress"):
-                _advance(bar, task, message.progress)
-            if message.HasField("job"):
-                job = message.job
-    return job or await client.get_job(job_id)
 
 
 def summary(job: ExportJob) -> RenderableType:
@@ -99,7 +103,8 @@ def _share(part: float, total: float) -> str:
     return f"{part / total:.0%}" if total else ""
 
 
-def _move(transition: JobTransition) -> Text:
+def move(transition: JobTransition) -> Text:
+    """Return the line that tells of a move."""
     line = Text(moment(transition.time.ToDatetime(), clock=True) + "  ", style="dim")
     if transition.revision > 1:
         line += state(transition.from_state) + Text(" → ")
@@ -109,7 +114,8 @@ def _move(transition: JobTransition) -> Text:
     return line + Text("  " + ", ".join(details), style="dim") if details else line
 
 
-def _advance(bar: Progress, task: TaskID, progress: JobProgress) -> None:
+def advance(bar: Progress, task: TaskID, progress: JobProgress, name: str = "") -> None:
+    """Show how far a job is, which has a name where it is one of several."""
     done, estimated = progress.done, progress.estimated
     counts = f"{count(done)}/{count(estimated)} {progress.unit}" if estimated else ""
     if progress.rows_per_second:
@@ -118,7 +124,7 @@ def _advance(bar: Progress, task: TaskID, progress: JobProgress) -> None:
         counts += f"  {span(progress.eta.ToTimedelta())} left"
     bar.update(
         task,
-        description=phase_name(progress.phase),
+        description=f"{name}  {phase_name(progress.phase)}" if name else phase_name(progress.phase),
         completed=done,
         total=estimated or None,
         counts=counts.strip(),

@@ -6,6 +6,7 @@ from profile_export.client.errors import ClientError, Violation
 from profile_export.client.jobs import Events, Profiles, Segment, export_spec
 from profile_export.client.profiles import EventQuery
 from profile_export.client.upload import UploadFile, UploadPhase, UploadProgress
+from profile_export.client.watch import FINAL_STATES
 from profile_export.v1.batch_pb2 import Batch, BatchState, DataFile, RejectedRow
 from profile_export.v1.dataset_pb2 import (
     Dataset,
@@ -29,7 +30,9 @@ from profile_export.v1.export_service_pb2 import (
     EstimateJobResponse,
     Exactness,
     Figure,
+    JobChange,
     WatchJobResponse,
+    WatchJobsResponse,
 )
 from profile_export.v1.job_pb2 import (
     ExportJob,
@@ -47,6 +50,7 @@ from profile_export.v1.receipt_pb2 import InputBatch, Receipt
 from profile_export.v1.schema_pb2 import Schema, UnionSchema
 
 __all__ = [
+    "FINAL_STATES",
     "PAGE",
     "AttributeMergeType",
     "Batch",
@@ -74,6 +78,7 @@ __all__ = [
     "IdentityField",
     "IdentityGraph",
     "InputBatch",
+    "JobChange",
     "JobMetrics",
     "JobPhase",
     "JobProgress",
@@ -98,6 +103,7 @@ __all__ = [
     "UploadProgress",
     "Violation",
     "WatchJobResponse",
+    "WatchJobsResponse",
     "as_json",
     "export_spec",
 ]

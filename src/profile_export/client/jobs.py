@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from profile_export.client.calls import PAGE, Calls, stamp
-from profile_export.client.watch import watch
+from profile_export.client.watch import watch_job, watch_jobs
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1 import job_pb2 as jobs
 from profile_export.v1.merge_policy_pb2 import MergePolicyRef
@@ -115,8 +115,8 @@ class JobCalls(Calls):
     ) -> AsyncGenerator[pb.WatchJobResponse]:
         """Follow a job until its final state has been given.
 
-        A server that was lost is looked for again, and the watch goes on after the last revision received: no
-        transition is missed, none comes twice.
+        Where the server is lost, stops, or ends the connection, the watch goes on after the last revision received as
+        soon as one answers: no transition is missed, none comes twice. Progress is the latest, some may be skipped.
 
         Args:
             job_id: The job.
@@ -124,12 +124,50 @@ class JobCalls(Calls):
             progress_interval: Shortest time between two progress messages. None: the server's choice.
 
         Returns:
-            The messages as in the contract, heartbeats included.
+            The messages as in the contract that have news, so no heartbeats. Errors are raised as ClientError; a server
+            that stays away for longer than the client's patience is one.
         """
         request = pb.WatchJobRequest(job_id=job_id, after_revision=after_revision)
         if progress_interval is not None:
             request.min_progress_interval.FromTimedelta(progress_interval)
-        return watch(self._exports, self._metadata, self._patience, request)
+        return watch_job(
+            lambda asked: self._exports.WatchJob(asked, metadata=self._metadata), self._patience, request
+        )
+
+    def watch_jobs(
+        self,
+        *,
+        states: Sequence[jobs.JobState.ValueType] = (),
+        dataset_id: str = "",
+        created_from: datetime | None = None,
+        after_revision: int | None = None,
+        progress_interval: timedelta | None = None,
+    ) -> AsyncGenerator[pb.WatchJobsResponse]:
+        """Follow the jobs of the tenant: first those there are, then every change. It does not end by itself.
+
+        It goes on over lost servers as `watch_job` does; a list that broke off begins anew, without what was told.
+
+        Args:
+            states: Only jobs in these states, or that leave or enter one. None: all.
+            dataset_id: Only jobs that write to this dataset. Empty: all.
+            created_from: Only jobs created then or later. None: all.
+            after_revision: The revision of a message received before, with or after `list_complete`: no list then.
+            progress_interval: Shortest time between two progresses of one job. None: the server's choice.
+
+        Returns:
+            The messages as in the contract that have news, so no heartbeats.
+        """
+        request = pb.WatchJobsRequest(
+            states=states,
+            dataset_id=dataset_id,
+            from_create_time=stamp(created_from) if created_from else None,
+            after_revision=after_revision,
+        )
+        if progress_interval is not None:
+            request.min_progress_interval.FromTimedelta(progress_interval)
+        return watch_jobs(
+            lambda asked: self._exports.WatchJobs(asked, metadata=self._metadata), self._patience, request
+        )
 
 
 def _event_list(events: Events) -> jobs.EventList:
