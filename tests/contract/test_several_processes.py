@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -22,6 +23,7 @@ from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.domain.schema import TEXT, ObjectType
 from profile_export.store.attempts import Claim, RangeDone
+from profile_export.store.changes import Changes
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import NewJob
 from profile_export.store.notices import Notices
@@ -29,6 +31,7 @@ from tests.contract.test_store import RUNNING, TENANT, UNION, Store, facts
 from tests.databases import Place, Postgres
 
 JOBS = 24
+FEW = 6
 CUT_OTHERS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -125,6 +128,54 @@ async def test_a_reader_never_sees_a_batch_before_one_with_a_lower_number(stores
 
     # then every list was all up to some number
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in seen)
+
+
+async def test_a_reader_never_sees_a_change_of_jobs_before_one_with_a_lower_number(
+    stores: list[Store],
+) -> None:
+    # given jobs that all processes make, claim and end at once
+    destination = await stores[0].dataset(UNION)
+    homes = cycle(stores)
+
+    async def live(number: int) -> None:
+        store = next(homes)
+        await new_job(store, destination, f"b{number}")
+        await carry_out(store, f"w{number}")
+
+    lives = asyncio.gather(*(live(number) for number in range(FEW)))
+
+    # when their changes are read meanwhile
+    changes = Changes(stores[-1].database)
+    seen: list[list[int]] = []
+    while not lives.done() or not seen or len(seen[-1]) < 3 * FEW:
+        newest = (await changes.head(TENANT)).revision
+        seen.append([change.revision for change in await changes.between(TENANT, 0, newest)])
+    await lives
+
+    # then every reading was all up to some number, and no job's moves are out of their order
+    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in seen)
+    revisions: dict[int, list[int]] = {}
+    for change in await changes.between(TENANT, 0, 3 * FEW):
+        assert change.transition
+        revisions.setdefault(change.job_id, []).append(change.transition.revision)
+    assert all(numbers == [1, 2, 3] for numbers in revisions.values())
+
+
+async def test_progress_that_comes_late_does_not_go_back(stores: list[Store]) -> None:
+    # given a job that is half done
+    destination = await stores[0].dataset(UNION)
+    await new_job(stores[0], destination, "b")
+    claim = await stores[0].attempts.claim("worker")
+    assert claim
+    await stores[0].attempts.begin_phase(claim.fence, RUNNING)
+    half = replace(RUNNING, done=RUNNING.done + 5)
+    await stores[0].attempts.heartbeat(claim.fence, half)
+
+    # when a heartbeat comes through that was sent before
+    await stores[-1].attempts.heartbeat(claim.fence, RUNNING)
+
+    # then the job is where it was
+    assert (await stores[0].jobs.get(TENANT, claim.job.id)).progress == half
 
 
 async def test_a_claim_waits_for_no_other_claim(pair: list[Store]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.errors import FailedPreconditionError
+from profile_export.domain.errors import FailedPreconditionError, PastEndError
 from profile_export.domain.job import (
     ASK_TO_CANCEL,
     CANCEL,
@@ -33,6 +33,7 @@ from profile_export.domain.job import (
     Move,
     Phase,
     PhaseTime,
+    Progress,
     Stamp,
     Transition,
     after_error,
@@ -346,3 +347,36 @@ def test_the_last_phase_of_a_job_that_goes_on_has_no_end() -> None:
 
 def test_nothing_stamped_gives_no_phase() -> None:
     assert list(phase_times([], at(0))) == []
+
+
+# --- What watches ask ---
+
+
+def test_a_job_as_created_is_what_its_creation_made_of_it() -> None:
+    created = job(NEW, revision=1, attempt=0, update_time=at(-10))
+
+    ended = moved(replace(created, notes=("n",)), CLAIM, RETRY, CLAIM, ASK_TO_CANCEL, LET_GO)
+
+    assert ended.as_created == created
+
+
+def test_a_revision_that_a_job_has_not_reached_is_refused() -> None:
+    job(NEW, revision=4).check_reached(4)
+
+    with pytest.raises(PastEndError) as refused:
+        job(NEW, revision=4).check_reached(5)
+
+    assert (refused.value.reason, refused.value.metadata) == (
+        "REVISION_OUT_OF_RANGE",
+        {"id": "7", "revision": "4"},
+    )
+
+
+def test_progress_ranks_by_phase_and_then_by_rows() -> None:
+    ranked = [
+        Progress(phase, 1, done, 9)
+        for phase, done in ((Phase.PLAN, 0), (Phase.RESOLVE, 7), (Phase.RUN, 0), (Phase.RUN, 8))
+    ]
+
+    assert sorted(reversed(ranked), key=lambda one: one.rank) == ranked
+    assert len({one.rank for one in ranked}) == len(ranked)
