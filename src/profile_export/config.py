@@ -59,16 +59,20 @@ class WorkSettings:
 class ServeSettings(WorkSettings):
     """How one server runs. With 0 `workers` it only serves.
 
-    `drain_seconds` is how long calls may take to finish after the server was told to stop; `download_grace_seconds`
-    how long files that nothing needs any more stay for those who may still be reading them, `mirror_keep_minutes` how
-    long a snapshot of an Iceberg table after it was the newest, `job_retention_days` how long jobs after they ended,
-    None: for ever, `watch_history_minutes` how far back a watch of all jobs can go on. A record or event with more than
-    `max_record_bytes` or `max_event_bytes` is rejected.
+    `drain_seconds` is how long calls may take to finish after the server was told to stop, `connection_age_seconds` how
+    old a connection gets before its client has to make another, and how long its last calls may take then.
+
+    `download_grace_seconds` is how long files that nothing needs any more stay for those who may still be reading them,
+    `mirror_keep_minutes` how long a snapshot of an Iceberg table after it was the newest, `job_retention_days` how long
+    jobs after they ended, None: for ever, `watch_history_minutes` how far back a watch of all jobs can go on.
+
+    A record or event with more than `max_record_bytes` or `max_event_bytes` is rejected.
     """
 
     grpc_address: tuple[str, int]
     insecure: bool
     drain_seconds: int
+    connection_age_seconds: int
     max_record_bytes: int
     max_event_bytes: int
     download_grace_seconds: int
@@ -121,6 +125,9 @@ def load(options: Options, environ: Mapping[str, str]) -> ServeSettings:
         ),
         insecure=source.read("insecure", _flag, default=False, advice="give true or false"),
         drain_seconds=source.read("drain_seconds", _whole(0), 10, _SECONDS),
+        connection_age_seconds=source.read(
+            "connection_age_seconds", _whole(1), 3600, "give whole seconds, 1 or more"
+        ),
         download_grace_seconds=source.read("download_grace_seconds", _whole(0), 3600, _SECONDS),
         mirror_keep_minutes=source.read(
             "mirror_keep_minutes", _whole(1), 60, "give whole minutes, 1 or more"

@@ -45,6 +45,7 @@ from profile_export.v1.schema_service_pb2_grpc import SchemaServiceServicer
 
 ECHO = "test.Echo"
 ONE_SECOND = timedelta(seconds=1)
+AN_HOUR = timedelta(hours=1)
 KINDS: list[tuple[DomainError, grpc.StatusCode]] = [
     (InvalidArgumentError.of_field("spec.fields[2]", "is no field."), grpc.StatusCode.INVALID_ARGUMENT),
     (NotFoundError.of("merge policy", "p1"), grpc.StatusCode.NOT_FOUND),
@@ -179,7 +180,9 @@ async def caller() -> AsyncIterator[Caller]:
 async def _running(echo: Echo) -> AsyncIterator[Caller]:
     ids = (f"made-{number}" for number in itertools.count(1))
     services = [Service(ECHO, echo.add_to)]
-    server = await create_server(services, host="127.0.0.1", port=0, new_request_id=lambda: next(ids))
+    server = await create_server(
+        services, host="127.0.0.1", port=0, connection_age=AN_HOUR, new_request_id=lambda: next(ids)
+    )
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         yield Caller(channel, server, echo)
@@ -539,7 +542,11 @@ async def test_the_contract_is_served_checked_and_reflected_whole() -> None:
     )
     names = {f"profile_export.v1.{name}Service" for name in ("Dataset", "Schema", "Profile", "Export")}
     server = await create_server(
-        services, host="::1" if _has_ipv6() else "127.0.0.1", port=0, new_request_id=str
+        services,
+        host="::1" if _has_ipv6() else "127.0.0.1",
+        port=0,
+        connection_age=AN_HOUR,
+        new_request_id=str,
     )
     await server.start()
     host = "[::1]" if _has_ipv6() else "127.0.0.1"
@@ -558,7 +565,9 @@ async def test_the_contract_is_served_checked_and_reflected_whole() -> None:
 
 async def test_a_second_server_on_the_same_port_is_refused(caller: Caller) -> None:
     with pytest.raises(BindError) as caught:
-        await create_server([], host="127.0.0.1", port=caller.server.port, new_request_id=str)
+        await create_server(
+            [], host="127.0.0.1", port=caller.server.port, connection_age=AN_HOUR, new_request_id=str
+        )
 
     assert f"127.0.0.1:{caller.server.port}" in str(caught.value)
     assert "--grpc-address" in str(caught.value)

@@ -24,6 +24,8 @@ class Line:
         self._is_down = False
         self.stalled = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
+        self._count = 0
+        self._another = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -39,6 +41,15 @@ class Line:
         self._left = None
         for call in self._calls:
             call.cancel()
+
+    async def accepted(self, number: int) -> None:
+        """Return when so many connections have come, lost ones included."""
+        async with self._another:
+            await self._another.wait_for(lambda: self._count >= number)
+
+    def lead_to(self, address: str) -> None:
+        """Lead the next connections to another server."""
+        self._far_end = address
 
     def go_down(self) -> None:
         """Cut, and let nobody through until it is up again."""
@@ -62,6 +73,9 @@ class Line:
         call.add_done_callback(self._calls.discard)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with self._another:
+            self._count += 1
+            self._another.notify_all()
         ends = [writer]
         try:
             far_reader, far_writer = await self._reach_far_end()

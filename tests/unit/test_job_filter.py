@@ -36,7 +36,8 @@ class SomeJob:
     ],
 )
 def test_a_job_passes_if_every_condition_holds_before_or_after_a_move(
-    wanted: JobFilter, admitted: bool
+    wanted: JobFilter,
+    admitted: bool,  # noqa: FBT001 - a parameter of a test
 ) -> None:
     assert wanted.admits(SomeJob(), (NEW, RUNNING)) == admitted
 

@@ -123,7 +123,12 @@ class GrpcServer:
 
 
 async def create_server(
-    services: Sequence[Service], *, host: str, port: int, new_request_id: Callable[[], str]
+    services: Sequence[Service],
+    *,
+    host: str,
+    port: int,
+    connection_age: timedelta,
+    new_request_id: Callable[[], str],
 ) -> GrpcServer:
     """Make a server with health and reflection, bound to its port, that does not answer yet.
 
@@ -131,13 +136,18 @@ async def create_server(
         services: What it serves; `contract` gives all of it.
         host: Name or address; an IPv6 address without brackets.
         port: 0 takes any free one.
+        connection_age: How old a connection gets, within a tenth, before its client is told to make another one. Calls
+            on the old one may take as long again; a watch that does is cut off, and resumes.
         new_request_id: Makes the id of a call that brings none.
 
     Raises:
         BindError: The address is taken or not one of this machine.
     """
     calls = CallInterceptor(new_request_id)
-    server = grpc.aio.server(interceptors=[calls], options=_OPTIONS)
+    age = round(connection_age / timedelta(milliseconds=1))
+    # Without an age, clients that connected while one server was down stay with the others for ever.
+    ages = (("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", age))
+    server = grpc.aio.server(interceptors=[calls], options=(*_OPTIONS, *ages))
     bound = _bind(server, host, port)
     serving = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(serving, server)

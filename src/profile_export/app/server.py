@@ -136,7 +136,13 @@ class Application:
         host, port = self._settings.grpc_address
         try:
             await self._jobs.open()
-            self._server = await create_server(self._services, host=host, port=port, new_request_id=new_id)
+            self._server = await create_server(
+                self._services,
+                host=host,
+                port=port,
+                connection_age=timedelta(seconds=self._settings.connection_age_seconds),
+                new_request_id=new_id,
+            )
         except BindError as error:
             await self._close()
             raise StartError(str(error)) from error

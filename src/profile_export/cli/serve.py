@@ -64,6 +64,14 @@ def serve(
         Text,
         typer.Option(metavar="SECONDS", help="How long calls may take to finish when it stops. Default: 10."),
     ] = None,
+    connection_age_seconds: Annotated[
+        Text,
+        typer.Option(
+            metavar="SECONDS",
+            help="The age at which a client has to connect anew, so that it spreads over the servers behind one "
+            "address; calls under way may take as long again. Default: 3600.",
+        ),
+    ] = None,
     download_grace_seconds: Annotated[
         Text,
         typer.Option(
@@ -119,6 +127,7 @@ def serve(
         "threads": threads,
         "log_level": log_level,
         "drain_seconds": drain_seconds,
+        "connection_age_seconds": connection_age_seconds,
         "max_record_bytes": max_record_bytes,
         "max_event_bytes": max_event_bytes,
         "download_grace_seconds": download_grace_seconds,

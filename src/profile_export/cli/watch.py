@@ -103,9 +103,10 @@ def _share(part: float, total: float) -> str:
     return f"{part / total:.0%}" if total else ""
 
 
-def move(transition: JobTransition) -> Text:
-    """Return the line that tells of a move."""
+def move(transition: JobTransition, name: str = "") -> Text:
+    """Return the line that tells of a move, of a job that has a name where it is one of several."""
     line = Text(moment(transition.time.ToDatetime(), clock=True) + "  ", style="dim")
+    line += Text(f"{name}  " if name else "")
     if transition.revision > 1:
         line += state(transition.from_state) + Text(" → ")
     line += state(transition.to_state)

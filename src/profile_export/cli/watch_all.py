@@ -5,7 +5,7 @@ from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from profile_export.cli.output import count, moment, one_line, print_json_line, span, state
-from profile_export.cli.watch import PROGRESS_INTERVAL, advance, move, phase_name, progress_bar
+from profile_export.cli.watch import PROGRESS_INTERVAL, advance, move, progress_bar
 from profile_export.client import FINAL_STATES, Client, ExportJob, JobChange, JobState, as_json
 
 _RUNNING = tuple(one for one in JobState.values() if one and one not in FINAL_STATES)
@@ -54,10 +54,9 @@ class _Shown:
             self._end(change.job_id)
         else:
             self._show(change, state(current).plain.lower())
-        name = Text(self._name(change.job_id) + "  ")
         if change.HasField("transition"):
-            return name + move(change.transition) + _result(change.job)
-        return None if change.removed else name + state(current) + _since(change.job)
+            return move(change.transition, self._name(change.job_id)) + _result(change.job)
+        return None if change.removed else self._listed(change.job)
 
     def _show(self, change: JobChange, word: str) -> None:
         if change.job_id not in self.jobs:
@@ -69,16 +68,13 @@ class _Shown:
         if job_id in self.jobs:
             self._bar.remove_task(self.jobs.pop(job_id))
 
+    def _listed(self, job: ExportJob) -> Text:
+        since = moment(job.create_time.ToDatetime())
+        return Text(f"{self._name(job.id)}  ") + state(job.state) + Text(f"  since {since}", style="dim")
+
     @staticmethod
     def _name(job_id: int) -> str:
         return f"job {job_id}"
-
-
-def _since(job: ExportJob) -> Text:
-    words = [f"since {moment(job.create_time.ToDatetime())}"]
-    if job.HasField("progress"):
-        words.append(f"in {phase_name(job.progress.phase)}")
-    return Text("  " + ", ".join(words), style="dim")
 
 
 def _result(job: ExportJob) -> Text:
