@@ -530,7 +530,7 @@ class WatchJobResponse(_message.Message):
 
     @_builtins.property
     def server_time(self) -> _timestamp_pb2.Timestamp:
-        """When the server sent the message."""
+        """When the server made the message, which all who watch the job share."""
 
     def __init__(
         self,
@@ -567,7 +567,7 @@ class WatchJobsRequest(_message.Message):
     """Optional. Only jobs that write to this dataset. Empty: all."""
     after_revision: _builtins.int
     """Optional. A revision of the tenant as received before. Absent: the list first. Given: no list and no mark,
-    only changes after it; 0: every change that is kept from the first.
+    only changes after it; 0: every change from the first, if all are kept. Negative is refused.
     """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobState.ValueType]:
@@ -649,8 +649,8 @@ Global___WatchJobsResponse: _TypeAlias = WatchJobsResponse  # noqa: Y015
 
 @_typing.final
 class JobChange(_message.Message):
-    """JobChange is one entry of the feed. In the list it holds `job`; later it holds a transition, a progress, or
-    `removed`.
+    """JobChange is one entry of the feed. In the list it holds `job`, or `removed` if the job went while the list was
+    sent; later it holds a transition, a progress, or `removed`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -242,7 +242,9 @@ class ExportServiceServicer:
         arrive out of order; with the bookmark of any message from list_complete on as after_revision the stream
         goes on with exactly what would have come next; what the list shows already is not repeated as a change.
         Repeated with after_revision = the last revision received, it continues there, without a list. If the
-        stream broke before list_complete, watch again without after_revision.
+        stream broke before list_complete, watch again without after_revision. A job that changes while the list is
+        sent is listed again: the later entry counts. History is kept for a time that the operator sets, a day unless
+        told otherwise, and not beyond the removal of a job: what happened up to its end cannot be told without it.
         Errors:
         - NOT_FOUND DATASET_NOT_FOUND: check dataset_id and the tenant.
         - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the tenant's; metadata has revision.
