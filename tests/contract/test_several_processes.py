@@ -286,15 +286,19 @@ async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(ears:
         there.of_job(7) as job,
         there.of_job(8) as other_job,
         there.of_any_job() as any_job,
+        there.of_tenant(1) as tenant,
+        there.of_tenant(2) as other_tenant,
         there.of_batches() as batches,
     ):
-        here.job_changed(7)
+        here.job_changed(7, 1)
         await woken(job)
         await woken(any_job)
+        await woken(tenant)
         assert not batches.is_set()
         here.batches_changed()
         await woken(batches)
         assert not other_job.is_set()
+        assert not other_tenant.is_set()
 
 
 async def test_after_a_cut_connection_everybody_is_woken_and_notices_go_on(ears: list[Ear], url: str) -> None:
@@ -305,7 +309,7 @@ async def test_after_a_cut_connection_everybody_is_woken_and_notices_go_on(ears:
         await woken(job)
         await woken(batches)
 
-        here.job_changed(7)
+        here.job_changed(7, 1)
 
         await woken(job)
     await admin.close()

@@ -134,7 +134,7 @@ class JobFeed:
         self._advanced = 0
         self._asked = asyncio.Event()
         self._begun = self._done = 0
-        self._head = Head(0, 0, ())
+        self._head = Head(None, 0, 0, ())
         self._error: Exception | None = None
         self._reading = asyncio.create_task(self._read_on())
 
@@ -181,20 +181,32 @@ class JobFeed:
     async def _read_on(self) -> None:
         # Registered before the changes are read, so that none falls between the two.
         with self._wakeups.of_any_job() as self._asked:
-            while not self._error:
-                self._asked.clear()
-                self._begun += 1
-                try:
-                    self._take(await self._changes.head(self._tenant))
-                except Exception as error:  # noqa: BLE001 - it is told to every watcher, whatever it is
-                    self._error = error
-                self._done = self._begun
-                for flag in self.flags:
-                    flag.set()
-                await asyncio.sleep(_LEAST_SECONDS)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_SECONDS):
-                        await self._asked.wait()
+            await self._read()
+            while self._head.tenant_id is None and not self._error:
+                await self._pause()
+                await self._read()
+        if self._head.tenant_id is not None:
+            with self._wakeups.of_tenant(self._head.tenant_id) as self._asked:
+                while not self._error:
+                    await self._read()
+                    await self._pause()
+
+    async def _read(self) -> None:
+        self._asked.clear()
+        self._begun += 1
+        try:
+            self._take(await self._changes.head(self._tenant))
+        except Exception as error:  # noqa: BLE001 - it is told to every watcher, whatever it is
+            self._error = error
+        self._done = self._begun
+        for flag in self.flags:
+            flag.set()
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(_LEAST_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_SECONDS):
+                await self._asked.wait()
 
     def _take(self, head: Head) -> None:
         self._head = head

@@ -104,7 +104,7 @@ class Attempts:
             }
             await connection.execute(insert(leases).values(lease))
             claim = await _claim(connection, fence, row)
-        self._wakeups.job_changed(fence.job_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
         return claim
 
     @whole
@@ -134,7 +134,7 @@ class Attempts:
                 now = await database_time(connection)
                 await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
             await carry(connection, fence, progress)
-        self._wakeups.job_changed(fence.job_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
 
     @whole
     async def heartbeat(self, fence: Fence, progress: Progress) -> JobState:
@@ -147,7 +147,7 @@ class Attempts:
             row = await held(connection, fence)
             expire_time = await database_time(connection) + LEASE_TTL
             await carry(connection, fence, progress, expire_time)
-        self._wakeups.job_changed(fence.job_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
         return JobState(row.state)
 
     @whole
@@ -168,7 +168,7 @@ class Attempts:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write_beside() as connection:
-            await held(connection, fence)
+            row = await held(connection, fence)
             values = {
                 "job_id": fence.job_id,
                 "range_index": done.index,
@@ -180,7 +180,7 @@ class Attempts:
             for batch in await batches_of_job(connection, fence.job_id):
                 await add_files(connection, batch.key, done.files.get(batch.id, ()), None)
             await carry(connection, fence, progress)
-        self._wakeups.job_changed(fence.job_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
 
     @whole
     async def commit(self, fence: Fence) -> Sequence[DataFile]:
@@ -211,7 +211,7 @@ class Attempts:
                 if files:
                     await _list_fields(connection, row)
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
         self._wakeups.batches_changed()
         return files
 
@@ -229,7 +229,7 @@ class Attempts:
             metrics = await metrics_of(connection, row)
             row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
         return job_from(row)
 
     @whole
@@ -243,7 +243,7 @@ class Attempts:
             row = await held(connection, fence)
             await move_job(connection, row, LET_GO, metrics=await metrics_of(connection, row))
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
 
     @whole
     async def release(self, fence: Fence) -> None:
@@ -257,7 +257,7 @@ class Attempts:
             row = await held(connection, fence)
             await move_job(connection, row, RELEASE, metrics=await metrics_of(connection, row))
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
 
     @whole
     async def leave(self, fence: Fence) -> None:

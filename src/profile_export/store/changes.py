@@ -47,8 +47,12 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A tenant's newest revision, the newest that is not kept any more, and how far its running jobs are."""
+    """A tenant's newest revision, the newest that is not kept any more, and how far its running jobs are.
 
+    `tenant_id` is None for a tenant that has stored nothing yet.
+    """
+
+    tenant_id: int | None
     revision: int
     forgotten: int
     advances: Sequence[Advance]
@@ -83,9 +87,9 @@ class Changes:
             )
         )
         async with self.database.read() as connection:
-            revision, forgotten = await _revisions(connection, tenant)
+            tenant_id, revision, forgotten = await _revisions(connection, tenant)
             advances = [Advance(*row) for row in await connection.execute(running.order_by(jobs.c.id))]
-        return Head(revision, forgotten, advances)
+        return Head(tenant_id, revision, forgotten, advances)
 
     @whole
     async def between(self, tenant: Tenant, after: int, up_to: int) -> Sequence[Change]:
@@ -95,7 +99,7 @@ class Changes:
             PastEndError: Some are not kept any more.
         """
         async with self.database.read() as connection:
-            revision, forgotten = await _revisions(connection, tenant)
+            _, revision, forgotten = await _revisions(connection, tenant)
             check_kept(after, revision, forgotten)
             moves = await self._moves(connection, tenant, after, up_to)
             gone = _within(expired_jobs, tenant, after, up_to)
@@ -140,7 +144,7 @@ class Changes:
         if wanted.from_create_time:
             query = query.where(jobs.c.create_time >= wanted.from_create_time)
         async with self.database.read() as connection:
-            revision, _ = await _revisions(connection, tenant)
+            _, revision, _ = await _revisions(connection, tenant)
             rows = (await connection.execute(query.order_by(jobs.c.id).limit(limit))).all()
             return Listed(revision, await views_of(connection, rows, self._kept_for))
 
@@ -157,7 +161,7 @@ class Changes:
             PastEndError: Some changes are not kept any more.
         """
         async with self.database.read() as connection:
-            now, forgotten = await _revisions(connection, tenant)
+            _, now, forgotten = await _revisions(connection, tenant)
             check_kept(revision, now, forgotten)
             up_to = min(now, revision + limit)
             moves = await self._moves(connection, tenant, revision, up_to)
@@ -236,12 +240,12 @@ def check_kept(after: int, newest: int, forgotten: int) -> None:
         )
 
 
-async def _revisions(connection: AsyncConnection, tenant: Tenant) -> tuple[int, int]:
-    query = select(tenants.c.job_revision, tenants.c.forgotten_job_revision).where(
+async def _revisions(connection: AsyncConnection, tenant: Tenant) -> tuple[int | None, int, int]:
+    query = select(tenants.c.id, tenants.c.job_revision, tenants.c.forgotten_job_revision).where(
         tenants.c.org == tenant.org, tenants.c.sandbox == tenant.sandbox
     )
     row = (await connection.execute(query)).first()
-    return (row.job_revision, row.forgotten_job_revision) if row else (0, 0)
+    return (row.id, row.job_revision, row.forgotten_job_revision) if row else (None, 0, 0)
 
 
 def _within(table: Any, tenant: Tenant, after: int, up_to: int) -> Select[Any]:

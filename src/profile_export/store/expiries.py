@@ -73,8 +73,8 @@ class Expiries:
             for table in (job_transitions, job_stamps, job_ranges):
                 await connection.execute(delete(table).where(table.c.job_id.in_(ids)))
             await connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))
-        for job_id in ids:
-            self._wakeups.job_changed(job_id)
+        for row in due:
+            self._wakeups.job_changed(row.id, row.tenant_id)
         return ids
 
     @whole

@@ -72,7 +72,7 @@ class Jobs:
             await log(connection, tenant_id, row.id, first)
             await stamp(connection, row.id, 0, Phase.QUEUE, now)
             view = await view_of(connection, row, self._kept_for)
-        self._wakeups.job_changed(view.job.id)
+        self._wakeups.job_changed(view.job.id, tenant_id)
         return view, False
 
     @whole
@@ -124,7 +124,7 @@ class Jobs:
                 cancellation = Cancellation(requested_by, now, reason)
                 row = await move_job(connection, row, move, cancellation=cancellation)
             view = await view_of(connection, row, self._kept_for)
-        self._wakeups.job_changed(job_id)
+        self._wakeups.job_changed(job_id, row.tenant_id)
         return view
 
     @whole

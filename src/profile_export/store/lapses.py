@@ -86,7 +86,7 @@ class Lapses:
             )
             if lease:
                 await end_attempt(connection, Fence(job_id, lease.attempt, lease.worker))
-        self._wakeups.job_changed(job_id)
+        self._wakeups.job_changed(job_id, row.tenant_id)
         return job_from(row)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from profile_export.domain.errors import UnavailableError
-from profile_export.store.events import Wakeups
+from profile_export.store.events import ChangedJob, Wakeups
 from profile_export.store.postgresql import connector
 
 _CHANNEL = "profile_export"
@@ -28,7 +28,7 @@ class Notices:
         """
         self._connect = connector(url)
         self._wakeups = wakeups
-        self._changed: set[int | None] = set()
+        self._changed: set[ChangedJob | None] = set()
         self._news = asyncio.Event()
 
     async def run(self) -> None:
@@ -43,7 +43,7 @@ class Notices:
                 _log.exception("notices_failed")
             await asyncio.sleep(_AGAIN_SECONDS)
 
-    def _note(self, changed: int | None) -> None:
+    def _note(self, changed: ChangedJob | None) -> None:
         self._changed.add(changed)
         self._news.set()
 
@@ -57,7 +57,7 @@ class Notices:
             while not connection.is_closed():
                 changed, self._changed = self._changed, set()
                 if changed:
-                    notices = [(_CHANNEL, _BATCHES if one is None else str(one)) for one in changed]
+                    notices = [(_CHANNEL, _written(one)) for one in changed]
                     await connection.executemany("SELECT pg_notify($1, $2)", notices)
                 await self._news.wait()
                 self._news.clear()
@@ -66,4 +66,12 @@ class Notices:
 
     def _hear(self, connection: Any, sender: int, _channel: str, notice: str) -> None:
         if sender != connection.get_server_pid():
-            self._wakeups.wake(None if notice == _BATCHES else int(notice))
+            self._wakeups.wake(_read(notice))
+
+
+def _written(changed: ChangedJob | None) -> str:
+    return _BATCHES if changed is None else f"{changed.job_id} {changed.tenant_id}"
+
+
+def _read(notice: str) -> ChangedJob | None:
+    return None if notice == _BATCHES else ChangedJob(*map(int, notice.split()))
