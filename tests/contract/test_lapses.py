@@ -185,7 +185,7 @@ async def test_a_job_whose_worker_has_died_is_taken_over_with_the_ranges_it_reco
     assert (job.state, job.attempt) == (JobState.NEW, 1)
     assert [(error.code, error.attempt) for error in job.errors] == [("LEASE_LOST", 1)]
     assert job.not_before
-    assert job.not_before > job.update_time
+    assert job.not_before > heard_of
     view = await store.jobs.get(TENANT, job.id)
     assert await store.phases(job.id) == [
         (0, Phase.QUEUE),
