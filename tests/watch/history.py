@@ -12,9 +12,7 @@ from grpc_status import rpc_status
 from profile_export.v1 import export_service_pb2 as es
 from profile_export.v1 import job_pb2
 
-FINAL_STATES = frozenset(
-    {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
-)
+FINAL_STATES = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from profile_export.app import server
 from profile_export.domain import job as moves
+from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.runner import worker
 from profile_export.store.tables import job_transitions
 from profile_export.v1 import export_service_pb2 as es
@@ -24,7 +27,7 @@ from tests.watch.watcher import Habits, Watcher
 
 ORG = "promises"
 CROWD = 50
-RACES = 6
+RACES = 3
 RACERS = 5
 LONG_TEXT = "No. " * 50_000
 """An error that no window of flow control holds: whoever does not read it holds its stream up at once."""
@@ -68,9 +71,12 @@ class Turns:
 async def play(place: Place, data_dir: Path, seed: int) -> Recorded:
     """Play the plot on a store and record it. The same seed draws the same dice; the timing is the machine's."""
     with pytest.MonkeyPatch.context() as hurry:
-        hurry.setattr(worker, "HEARTBEAT_SECONDS", 0.1)
-        hurry.setattr(worker, "POLL_SECONDS", 0.05)
+        hurry.setattr(worker, "HEARTBEAT_SECONDS", 0.3)
+        hurry.setattr(worker, "POLL_SECONDS", 0.1)
         hurry.setattr(moves, "FIRST_BACK_OFF", timedelta(milliseconds=20))
+        # Nobody uploads or queries here: no child need load the libraries for that, which takes longer than the plot.
+        hurry.setattr(server, "ingest", gc.isenabled)
+        hurry.setattr(DuckDbEngine, "start", _stay_cold)
         scripts = Scripts()
         shared = isinstance(place, str)
         servers = Servers(data_dir, place if isinstance(place, str) else None, scripts, ORG)
@@ -82,6 +88,10 @@ async def play(place: Place, data_dir: Path, seed: int) -> Recorded:
             await plot.stop()
     plot.recorded.logs = await _logs(place)
     return plot.recorded
+
+
+async def _stay_cold(_engine: DuckDbEngine) -> None:
+    """Start no child before there is something to do."""
 
 
 class _Plot:
@@ -218,9 +228,9 @@ class _Plot:
         for name, habits in (
             ("one that stays", Habits()),
             ("one that stays, from the start", Habits(start=0)),
-            ("one that breaks", Habits(unrest=15)),
-            ("one that breaks, from the start", Habits(start=0, unrest=15)),
-            ("one that forgets", Habits(start=0, unrest=15, hops=True)),
+            ("one that breaks", Habits(unrest=10)),
+            ("one that breaks, from the start", Habits(start=0, unrest=10)),
+            ("one that forgets", Habits(start=0, unrest=10, hops=True)),
             ("a slow one", Habits(start=0, is_slow=True, pace=self._turns)),
             ("a slow one that breaks", Habits(is_slow=True, pace=self._turns, unrest=4)),
         ):

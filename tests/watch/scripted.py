@@ -85,10 +85,10 @@ class ScriptedEngine:
     async def attempt(
         self,
         plan: ExportPlan,
-        lake_root: Path,
-        folder: Path,
+        lake_root: Path,  # noqa: ARG002 - the port's signature
+        folder: Path,  # noqa: ARG002 - the port's signature
         on_progress: Callable[[EngineProgress], None],
-        segment_folders: Sequence[Path] = (),
+        segment_folders: Sequence[Path] = (),  # noqa: ARG002 - the port's signature
     ) -> AsyncIterator[EngineAttempt]:
         self._scripts.begun.append((self._server, time.time()))
         yield _ScriptedAttempt(self._scripts.of_batch[plan.batch_id], on_progress)
@@ -102,6 +102,6 @@ class _ScriptedAttempt:
     async def resolve(self) -> ResolutionFacts:
         return ResolutionFacts()
 
-    async def run(self, key_range: KeyRange) -> RangeResult:
+    async def run(self, key_range: KeyRange) -> RangeResult:  # noqa: ARG002 - the port's signature
         await self.script.perform(self.on_progress)
         return RangeResult()

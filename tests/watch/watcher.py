@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
@@ -20,7 +21,7 @@ from tests.watch.servers import Servers
 METHOD = "/profile_export.v1.ExportService/WatchJob"
 # Much longer than any scenario: whatever comes did not come with a heartbeat.
 HEARTBEAT = Duration(seconds=60)
-Read = Callable[[], Awaitable[object]]
+Call: TypeAlias = "grpc.aio.UnaryStreamCall[es.WatchJobRequest, bytes]"
 
 
 async def at_once() -> None:
@@ -63,9 +64,7 @@ class Watcher:
         """Watch until the server has said that nothing more will come."""
         while not self.history.is_over:
             server, address = await self._servers.pick(self._dice, but_not=self._avoided)
-            connection = Connection(
-                len(self.history.connections), server, self._place(), opened=time.time()
-            )
+            connection = Connection(len(self.history.connections), server, self._place(), opened=time.time())
             self.history.connections.append(connection)
             await self._connect(connection, address)
             ended = connection.ended
@@ -97,7 +96,9 @@ class Watcher:
         self, connection: Connection, address: str, life: float | None, cut: asyncio.TimerHandle | None
     ) -> None:
         try:
-            async with _call(address, self._request(connection), self._metadata, self._habits.options) as call:
+            async with _call(
+                address, self._request(connection), self._metadata, self._habits.options
+            ) as call:
                 async with asyncio.timeout(life):
                     await self._read_all(connection, call)
                 code = (await call.code()).name
@@ -108,7 +109,9 @@ class Watcher:
             hung_up = cut is not None and cut.when() <= asyncio.get_running_loop().time()
             connection.ended = Ended.of(time.time(), error, hung_up=hung_up)
 
-    async def _read_all(self, connection: Connection, call: grpc.aio.UnaryStreamCall[es.WatchJobRequest, bytes]) -> None:
+    async def _read_all(
+        self, connection: Connection, call: grpc.aio.UnaryStreamCall[es.WatchJobRequest, bytes]
+    ) -> None:
         await call.initial_metadata()
         self.is_answered.set()
         while True:
@@ -134,12 +137,12 @@ async def _call(
     request: es.WatchJobRequest,
     metadata: Sequence[tuple[str, str]],
     options: Sequence[tuple[str, int]],
-) -> AsyncIterator[grpc.aio.UnaryStreamCall[es.WatchJobRequest, bytes]]:
+) -> AsyncIterator[Call]:
     """Call on a connection of its own, as a client elsewhere would; messages come as the bytes that they are."""
     own = (("grpc.use_local_subchannel_pool", 1), *options)
     async with AsyncExitStack() as leaving:
         channel = await leaving.enter_async_context(grpc.aio.insecure_channel(address, own))
-        method = channel.unary_stream(
+        method: Any = channel.unary_stream(
             METHOD, request_serializer=es.WatchJobRequest.SerializeToString, response_deserializer=None
         )
         call = method(request, metadata=metadata)
