@@ -103,6 +103,9 @@ class Watcher:
                     await self._read_all(connection, call)
                 code = (await call.code()).name
             connection.ended = Ended(time.time(), code)
+        except asyncio.CancelledError:
+            connection.ended = Ended(time.time(), "CANCELLED", hung_up=True)
+            raise
         except TimeoutError:
             connection.ended = Ended(time.time(), "CANCELLED", hung_up=True)
         except grpc.aio.AioRpcError as error:
