@@ -60,6 +60,10 @@ def test_the_jobs_made_every_kind_of_move(recorded: Recorded) -> None:
 def test_ordered_unique_reliable(recorded: Recorded) -> None:
     for history in recorded.histories:
         assert_none(promises.ordered(history, recorded.logs[history.job_id]))
+
+
+def test_progress_never_goes_back(recorded: Recorded) -> None:
+    for history in recorded.histories:
         assert_none(promises.never_back(history))
 
 
