@@ -74,16 +74,25 @@ class Connection:
 
 @dataclass
 class History:
-    """All that one watcher of one job saw. A watcher that `hops` forgets its place whenever it connects again."""
+    """All that one watcher of one job saw.
+
+    A watcher that `hops` forgets its place whenever it connects again. One that is slow reads on at once from
+    `slow_until` on.
+    """
 
     watcher: str
     job_id: int
     hops: bool = False
-    is_slow: bool = False
+    slow_until: float = 0.0
     connections: list[Connection] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.watcher} of job {self.job_id}"
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it ever was."""
+        return self.slow_until > 0
 
     @property
     def messages(self) -> Iterator[Received]:

@@ -136,20 +136,18 @@ def _ends(connection: Connection, log: Log) -> Iterator[str]:
 
 def no_lost_wake_up(history: History, log: Log, patience: float) -> list[str]:
     """4. What was written before or during a call arrives soon: not with a further change, nor with a heartbeat."""
-    if history.is_slow:
-        return []
     return [
         f"{history}: {connection}: {fault}"
         for connection in history.connections
         for move in log
-        for fault in _waits(connection, move, patience)
+        for fault in _waits(connection, move, history.slow_until, patience)
     ]
 
 
-def _waits(connection: Connection, move: Move, patience: float) -> Iterator[str]:
+def _waits(connection: Connection, move: Move, slow_until: float, patience: float) -> Iterator[str]:
     if connection.after_revision is not None and connection.after_revision >= move.revision:
         return
-    due = max(move.time, connection.opened)
+    due = max(move.time, connection.opened, slow_until)
     told = next((got.at for got in connection.messages if got.message.revision >= move.revision), None)
     if told is not None and told - due > patience:
         yield f"move {move.revision} came after {told - due:.1f} s"

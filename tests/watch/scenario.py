@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -61,15 +62,18 @@ class Turns:
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
+        self._is_over = False
 
     async def __call__(self) -> None:
-        await self._next.wait()
+        if not self._is_over:
+            await self._next.wait()
 
     def next(self) -> None:
         self._next.set()
         self._next = asyncio.Event()
 
     def end(self) -> None:
+        self._is_over = True
         self._next.set()
 
 
@@ -130,7 +134,6 @@ class _Plot:
         await self._advance(succeeding)
         succeeding.script.finish()
         await self._fail_beside_a_reader_that_stalls(failing)
-        self._turns.end()
         await asyncio.gather(*self._watching)
         await self._probe()
 
@@ -213,8 +216,9 @@ class _Plot:
         await self._retry(job, "No.")
         await self._advance(job)
         job.script.fail("No, for the last time.", retryable=False)
-        self._turns.end()
+        self._let_slow_ones_read_on()
         await asyncio.gather(*beside)
+        stalled.history.slow_until = time.time()
         read_on.set()
         self.recorded.stalled.append(stalled.history)
         self.recorded.beside_stalled += [one.history for one in beside.values()]
@@ -231,6 +235,12 @@ class _Plot:
         await asyncio.gather(*self._watching)
 
     # --- Watchers ---
+
+    def _let_slow_ones_read_on(self) -> None:
+        self._turns.end()
+        for one in self._watching.values():
+            if one.paced_by is self._turns:
+                one.history.slow_until = time.time()
 
     def _surround(self, job: Job) -> None:
         """Have watchers of all habits come to a job."""

@@ -70,8 +70,8 @@ def connected(
     return Connection(number, "A", after, opened=15.0, messages=received, ended=ended)
 
 
-def history(*connections: Connection, hops: bool = False, is_slow: bool = False) -> History:
-    return History("watcher", 1, hops, is_slow, list(connections))
+def history(*connections: Connection, hops: bool = False, slow_until: float = 0.0) -> History:
+    return History("watcher", 1, hops, slow_until, list(connections))
 
 
 KEPT = (
@@ -162,6 +162,7 @@ LOST = {
     "a move told late": history(connected(1, moved(2), moved(3), at=40.0)),
     "a move made before, told late": history(connected(0, moved(1), ended=HUNG_UP, at=24.0)),
     "a move never told": history(connected(1, ended=Ended(90.0, "CANCELLED", hung_up=True))),
+    "a move told late to one that was slow": history(connected(2, moved(3), at=40.0), slow_until=34.0),
 }
 
 
@@ -170,12 +171,18 @@ def test_a_lost_wake_up_is_found(broken: History) -> None:
     assert promises.no_lost_wake_up(broken, LOG, patience=5)
 
 
+def test_a_slow_reader_is_told_when_it_reads() -> None:
+    slow = history(connected(2, moved(3), at=80.0), slow_until=79.0)
+
+    assert promises.no_lost_wake_up(slow, LOG, patience=5) == []
+
+
 def beside(at: float) -> Sequence[History]:
     return [history(connected(1, moved(2, 3), at=at))]
 
 
 def test_a_reader_that_costs_others_something_is_found() -> None:
-    stalled = history(connected(None, snapshot(1), moved(2, 3), at=50.0), is_slow=True)
+    stalled = history(connected(None, snapshot(1), moved(2, 3), at=50.0), slow_until=50.0)
 
     assert promises.isolated(stalled, beside(30.0), most_messages=2) == []
     assert promises.isolated(stalled, beside(51.0), most_messages=2)
@@ -184,7 +191,7 @@ def test_a_reader_that_costs_others_something_is_found() -> None:
 
 def test_a_queue_for_a_slow_reader_is_found() -> None:
     told = (snapshot(1), moved(2), progressed(2, 1, 4, 1), progressed(2, 1, 4, 2), moved(3))
-    stalled = history(connected(None, *told, at=50.0), is_slow=True)
+    stalled = history(connected(None, *told, at=50.0), slow_until=50.0)
 
     assert len(promises.isolated(stalled, beside(30.0), most_messages=9)) == 1
     assert len(promises.isolated(stalled, beside(30.0), most_messages=3)) == 2

@@ -53,12 +53,16 @@ class Watcher:
     """
 
     def __init__(self, name: str, job_id: int, servers: Servers, habits: Habits, seed: int, org: str) -> None:
-        self.history = History(name, job_id, habits.hops, habits.is_slow)
+        self.history = History(name, job_id, habits.hops, float("inf") if habits.is_slow else 0.0)
         self.is_answered, self.has_begun = asyncio.Event(), asyncio.Event()
         self._servers, self._habits = servers, habits
         self._dice = random.Random(f"{seed} {name}")
         self._metadata = (("x-gw-ims-org-id", org),)
         self._avoided = ""
+
+    @property
+    def paced_by(self) -> Callable[[], Awaitable[None]]:
+        return self._habits.pace
 
     async def run(self) -> History:
         """Watch until the server has said that nothing more will come."""
