@@ -17,7 +17,7 @@ from tests.watch import promises
 from tests.watch.scenario import CROWD, Recorded, play
 
 SEEDS = 3
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds that a slow machine may take; a heartbeat comes after 60."""
 
 
