@@ -71,6 +71,8 @@ class Line:
         call = asyncio.create_task(self._join(reader, writer))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
+        # Here and not only where the call ends: one that is cut off at once never begins.
+        call.add_done_callback(lambda _: writer.transport.abort())
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with self._another:
