@@ -4,17 +4,10 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-SHARE_A_SCENARIO = HERE / "test_promises.py"
+SHARE_A_SCENARIO = Path(__file__).parent / "test_promises.py"
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put first those that share a scenario: the first piece of a run, which one process gets, holds all of them.
-
-    Leave all here out of what is traced: what they run through, others run through as well.
-    """
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.untraced)
+    """Put first those that share a scenario: the first piece of a run, which one process gets, holds all of them."""
     items.sort(key=lambda item: item.path != SHARE_A_SCENARIO)
