@@ -605,6 +605,17 @@ async def test_a_drain_goes_through_its_steps_in_order_and_ends_open_watches(cal
     assert retry.retry_delay.ToTimedelta() > timedelta()
 
 
+async def test_a_watch_of_health_hears_of_the_drain_and_does_not_hold_it_up(caller: Caller) -> None:
+    watch = caller.health.Watch(health_pb2.HealthCheckRequest(service=ECHO))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+    async with asyncio.timeout(AN_HOUR.total_seconds() / 2):
+        await caller.server.drain(stop_claiming=_nothing, end_watches=_nothing, grace=AN_HOUR)
+
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await watch.code()) is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_a_call_that_outlives_the_grace_is_cancelled(caller: Caller) -> None:
     watch = caller.call("Watch")
     await caller.echo.watching.wait()

@@ -11,6 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from profile_export.api.health import Health
 from profile_export.api.interceptors import CallInterceptor
 from profile_export.v1 import (
     dataset_service_pb2,
@@ -88,9 +89,7 @@ def contract(
 class GrpcServer:
     """A server that has its port. Made by `create_server`."""
 
-    def __init__(
-        self, server: grpc.aio.Server, calls: CallInterceptor, serving: health.aio.HealthServicer, port: int
-    ) -> None:
+    def __init__(self, server: grpc.aio.Server, calls: CallInterceptor, serving: Health, port: int) -> None:
         self._server = server
         self._calls = calls
         self._health = serving
@@ -119,6 +118,7 @@ class GrpcServer:
         # Before the watches end, so that none opens behind the back of `end_watches`.
         self._calls.refuse_new_calls()
         await end_watches()
+        self._health.end_watches()
         await self._server.stop(grace.total_seconds())
 
 
@@ -149,7 +149,7 @@ async def create_server(
     ages = (("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", age))
     server = grpc.aio.server(interceptors=[calls], options=(*_OPTIONS, *ages))
     bound = _bind(server, host, port)
-    serving = health.aio.HealthServicer()
+    serving = Health()
     health_pb2_grpc.add_HealthServicer_to_server(serving, server)
     for service in services:
         service.add_to(server)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,10 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Table, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import TimeoutError  # noqa: A004 - of waiting for a connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from profile_export.domain.errors import UnavailableError
 from profile_export.store.column_types import from_micros
 from profile_export.store.postgresql import PostgresDatabase
 from profile_export.store.sqlite import SqliteFile
@@ -99,7 +101,7 @@ class Database:
 
         Nothing else is written meanwhile, by no process.
         """
-        async with self._place.writer.begin() as connection:
+        async with _transaction(self._place.writer) as connection:
             yield connection
 
     @asynccontextmanager
@@ -108,14 +110,27 @@ class Database:
 
         For what decides only by rows that it has locked, or that nothing but `write` changes.
         """
-        async with self._place.writer_beside.begin() as connection:
+        async with _transaction(self._place.writer_beside) as connection:
             yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a reading transaction: everything in it sees one moment."""
-        async with self._place.reader.begin() as connection:
+        async with _transaction(self._place.reader) as connection:
             yield connection
+
+
+@asynccontextmanager
+async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    except TimeoutError as error:
+        raise UnavailableError(
+            "DATABASE_BUSY",
+            "The server has more to read or write than its database keeps up with. Try again.",
+            retry_after=timedelta(seconds=1),
+        ) from error
 
 
 def whole(
