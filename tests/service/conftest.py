@@ -18,6 +18,7 @@ from tests.service.harness import Caller
 UNTRACED = {
     "test_adobe_merge_example",
     "test_cancel",
+    "test_clients",
     "test_disks",
     "test_evolution",
     "test_grpcurl",
