@@ -32,7 +32,9 @@ public final class Watch {
         }
         return; // ended OK
       } catch (StatusRuntimeException error) {
-        if (error.getStatus().getCode() != Status.Code.UNAVAILABLE || failures == 10) throw error;
+        var code = error.getStatus().getCode();
+        boolean away = code == Status.Code.UNAVAILABLE || code == Status.Code.CANCELLED; // the latter from a server that stops
+        if (!away || failures == 10) throw error;
       }
       long delay = 1000L << Math.min(failures, 3);
       Thread.sleep(delay + ThreadLocalRandom.current().nextLong(delay / 2));

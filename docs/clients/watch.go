@@ -39,7 +39,9 @@ func watch(ctx context.Context, exports pb.ExportServiceClient, jobID int64, tel
 		if err == io.EOF {
 			return nil // ended OK
 		}
-		if status.Code(err) != codes.Unavailable || failures == 10 {
+		code := status.Code(err)
+		away := code == codes.Unavailable || code == codes.Canceled // the latter from a server that stops
+		if !away || ctx.Err() != nil || failures == 10 {
 			return err
 		}
 		delay := time.Second << min(failures, 3)

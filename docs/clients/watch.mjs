@@ -17,7 +17,8 @@ async function* watch(exports, job_id, metadata) {
       }
       return; // ended OK
     } catch (error) {
-      if (error.code !== grpc.status.UNAVAILABLE || failures === 10) throw error;
+      const { UNAVAILABLE, CANCELLED } = grpc.status; // the latter from a server that stops
+      if (![UNAVAILABLE, CANCELLED].includes(error.code) || failures === 10) throw error;
     } finally {
       call.on('error', () => {}).cancel(); // whoever stops listening has not ended the call yet
     }

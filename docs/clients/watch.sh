@@ -13,8 +13,8 @@ while true; do
   ((code == 0)) && exit 0 # ended OK: the final state has been given
   last=$(awk -F'"' '$2 == "revision" {last = $4} END {print last}' "$messages")
   [ -n "$last" ] && revision=$last failures=0
-  # 78 is 64 + UNAVAILABLE; 1 is also that nobody listens there.
-  ((code != 78 && code != 1 || failures == 10)) && exit "$code"
+  # 64 + UNAVAILABLE; 64 + CANCELLED, from a server that stops; or nobody listens there.
+  ((code != 78 && code != 65 && code != 1 || failures == 10)) && exit "$code"
   sleep "$(awk -v n=$failures -v seed=$RANDOM 'BEGIN {srand(seed); print 2 ^ (n < 3 ? n : 3) * (1 + rand() / 2)}')"
   ((failures += 1))
 done

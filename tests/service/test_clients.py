@@ -194,7 +194,7 @@ async def test_a_broken_connection_and_another_server_lose_nothing_and_repeat_no
         await stage.replace_server()
         ended = [await one.end() for one in watching]
 
-    assert [(code, moves) for code, moves, _ in ended] == [(0, TWO_ATTEMPTS)] * len(programs)
+    assert [(code, moves) for code, moves, _ in ended] == [(0, TWO_ATTEMPTS)] * len(programs), ended
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
