@@ -105,12 +105,13 @@ class Watching:
     def __init__(self, program: Program, process: asyncio.subprocess.Process) -> None:
         self._program, self._process, self._printed = program, process, ""
 
-    async def until(self, word: str) -> None:
-        """Return when it has printed a word."""
+    async def until(self, revision: int) -> None:
+        """Return when it has told the move to a revision."""
         assert self._process.stdout is not None
-        while word not in self._printed:
+        told = re.compile(rf'^{revision} |"revision": "{revision}"', re.MULTILINE)
+        while not told.search(self._printed):
             chunk = await self._process.stdout.read(65_536)
-            assert chunk, f"it ended without {word}: {self._printed} {await self.end()}"
+            assert chunk, await self.end()
             self._printed += chunk.decode()
 
     async def end(self) -> tuple[int | None, Moves, str]:
