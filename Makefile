@@ -18,7 +18,7 @@ PY := $(BIN)/python
 READY := $(VENV)/.ready
 NODE := tests/service/node
 NODE_READY := $(if $(wildcard $(NODE)/package.json),$(NODE)/node_modules/.ready)
-CODE := $(wildcard src tests benchmarks)
+CODE := $(wildcard src tests benchmarks docs/clients)
 PYTEST := $(PY) -m pytest -n $(WORKERS)
 
 .PHONY: help

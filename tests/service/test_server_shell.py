@@ -1,13 +1,16 @@
 """The server around the servicers: one of the test's own, on loopback, called by grpc's client."""
 
 import asyncio
+import importlib.util
 import itertools
 import json
 import logging
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import grpc.aio
@@ -21,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
+import profile_export
 from profile_export.api.logs import configure_logs
 from profile_export.api.server import BindError, GrpcServer, Service, contract, create_server
 from profile_export.api.status import CODES, server_draining, status_of
@@ -575,6 +579,23 @@ async def test_a_second_server_on_the_same_port_is_refused(caller: Caller) -> No
 
 
 # --- Drain
+
+
+def test_every_option_of_a_channel_has_a_name_that_grpc_knows() -> None:
+    spec = importlib.util.find_spec("grpc._cython.cygrpc")
+    assert spec is not None
+    assert spec.origin is not None
+    library = Path(spec.origin).read_bytes()  # it passes over other names without a word
+    package = Path(profile_export.__file__).parent
+
+    names = {
+        name
+        for path in package.rglob("*.py")
+        for name in re.findall(r'\("(grpc\.[\w.]+)",', path.read_text())
+    }
+
+    assert "grpc.so_reuseport" in names
+    assert {name for name in names if name.encode() not in library} == set()
 
 
 async def test_a_drain_goes_through_its_steps_in_order_and_ends_open_watches(caller: Caller) -> None:
