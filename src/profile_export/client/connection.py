@@ -89,6 +89,8 @@ class Client(DatasetCalls, BatchCalls, SchemaCalls, PolicyCalls, ProfileCalls, J
             ("grpc.service_config", _SERVICE_CONFIG),
             # A receipt names every batch that was read, which may be more than the default of 4 MiB holds.
             ("grpc.max_receive_message_length", -1),
+            # By default the wait for a server that was lost grows to two minutes, longer than anyone's patience.
+            ("grpc.max_reconnect_backoff_ms", 5_000),
         ]
         if _LOOPBACK.fullmatch(self._address):
             options.append(("grpc.enable_http_proxy", 0))

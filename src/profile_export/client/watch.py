@@ -24,6 +24,8 @@ _SILENCE_SECONDS = 3.0 * _HEARTBEAT_SECONDS
 FINAL_STATES = (JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED)
 """A job in one of these does not change any more."""
 
+# A call that arrives just as a server stops may be told CANCELLED, which nobody here has asked for.
+_LOST = {"UNAVAILABLE", "CANCELLED"}
 _Message = TypeVar("_Message", bound=Message)
 
 
@@ -95,7 +97,7 @@ async def _resuming(
                 yield message
             return
         except ClientError as error:
-            if error.code != "UNAVAILABLE":
+            if error.code not in _LOST:
                 raise
             await back_off.wait(error)
         finally:

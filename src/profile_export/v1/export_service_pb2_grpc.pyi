@@ -117,7 +117,8 @@ class ExportServiceStub:
         further change.
      5. isolated: a slow reader costs nobody else anything; it gets all transitions and only the latest progress.
      6. cheap: many watchers of one job get the same bytes.
-     7. drained: a server that stops ends the stream UNAVAILABLE SERVER_DRAINING with RetryInfo; resume elsewhere.
+     7. drained: a server that stops ends the stream UNAVAILABLE SERVER_DRAINING with RetryInfo; resume elsewhere. A
+        call that arrives just as it stops, or a reader that takes nothing, may get a plain UNAVAILABLE or CANCELLED.
     Repeated after any other end than OK, with after_revision = the revision of the last message received, it
     continues there.
     Errors:
@@ -283,7 +284,8 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
             further change.
          5. isolated: a slow reader costs nobody else anything; it gets all transitions and only the latest progress.
          6. cheap: many watchers of one job get the same bytes.
-         7. drained: a server that stops ends the stream UNAVAILABLE SERVER_DRAINING with RetryInfo; resume elsewhere.
+         7. drained: a server that stops ends the stream UNAVAILABLE SERVER_DRAINING with RetryInfo; resume elsewhere. A
+            call that arrives just as it stops, or a reader that takes nothing, may get a plain UNAVAILABLE or CANCELLED.
         Repeated after any other end than OK, with after_revision = the revision of the last message received, it
         continues there.
         Errors:
