@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from profile_export.domain.errors import UnavailableError
 from profile_export.store.opening import CannotOpenError
+from profile_export.store.sqlite_connection import connect
 
 _WAIT_FOR_WRITER_SECONDS = 60
 _READERS = 4
@@ -34,14 +35,14 @@ class SqliteFile:
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self._lock: TextIO | None = None
-        url = f"sqlite+aiosqlite:///{data_dir / 'store.sqlite'}"
+        path = data_dir / "store.sqlite"
         # It takes the write lock at once: a transaction that reads first and writes later can fail with "database is
         # locked" whatever the busy timeout.
-        self.writer = _engine(url, "BEGIN IMMEDIATE", pool_size=1)
+        self.writer = _engine(path, "BEGIN IMMEDIATE", pool_size=1)
         self.writer_beside = self.writer
-        self.reader = _engine(url, "BEGIN", pool_size=_READERS)
+        self.reader = _engine(path, "BEGIN", pool_size=_READERS)
         # Without the settings of the others: where a migration makes a table anew, foreign keys have to wait.
-        self.migrator = create_async_engine(url, poolclass=NullPool)
+        self.migrator = create_async_engine(_url(path), poolclass=NullPool)
 
     async def take(self) -> None:
         """Lock the data directory, making it if need be.
@@ -66,13 +67,18 @@ class SqliteFile:
             self._lock.close()
 
 
-def _engine(url: str, begin: str, pool_size: int) -> AsyncEngine:
+def _url(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path}"
+
+
+def _engine(path: Path, begin: str, pool_size: int) -> AsyncEngine:
     engine = create_async_engine(
-        url,
+        _url(path),
+        # Its transactions begin as said below, not as the driver guesses.
+        async_creator=lambda: connect(path),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=_WAIT_FOR_WRITER_SECONDS,
-        connect_args={"isolation_level": None},  # transactions begin as said below, not as the driver guesses
     )
 
     @event.listens_for(engine.sync_engine, "connect")
