@@ -132,6 +132,7 @@ class JobFeed:
         self._tenant = tenant
         self._advances: dict[int, tuple[Advance, Entry]] = {}
         self._advanced = 0
+        self._arriving: set[asyncio.Event] = set()
         self._asked = asyncio.Event()
         self._begun = self._done = 0
         self._head = Head(0, 0, ())
@@ -168,9 +169,13 @@ class JobFeed:
         """
         wanted = self._begun + 1
         self._asked.set()
-        while self._done < wanted and not self.failed:
-            flag.clear()
-            await flag.wait()
+        self._arriving.add(flag)
+        try:
+            while self._done < wanted and not self.failed:
+                flag.clear()
+                await flag.wait()
+        finally:
+            self._arriving.discard(flag)
         if self._error:
             raise self._error
 
@@ -185,11 +190,15 @@ class JobFeed:
                 self._asked.clear()
                 self._begun += 1
                 try:
-                    self._take(await self._changes.head(self._tenant))
+                    head = await self._changes.head(self._tenant)
+                    has_news = head != self._head
+                    self._take(head)
                 except Exception as error:  # noqa: BLE001 - it is told to every watcher, whatever it is
                     self._error = error
+                    has_news = True
                 self._done = self._begun
-                for flag in self.flags:
+                # It is read anew for each watcher that comes: those who are there need not wake for that.
+                for flag in self.flags if has_news else self._arriving:
                     flag.set()
                 await asyncio.sleep(_LEAST_SECONDS)
                 with suppress(TimeoutError):

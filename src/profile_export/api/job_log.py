@@ -67,6 +67,7 @@ class JobLog:
         self._tenant = tenant
         self._job_id = job_id
         self._now = now
+        self._arriving: set[asyncio.Event] = set()
         self._asked = asyncio.Event()
         self._begun = self._done = 0
         self._view: JobView | None = None
@@ -97,9 +98,13 @@ class JobLog:
         """Return when a reading that began after this call is done."""
         wanted = self._begun + 1
         self._asked.set()
-        while self._done < wanted and not self.failed and not self._is_complete:
-            flag.clear()
-            await flag.wait()
+        self._arriving.add(flag)
+        try:
+            while self._done < wanted and not self.failed and not self._is_complete:
+                flag.clear()
+                await flag.wait()
+        finally:
+            self._arriving.discard(flag)
 
     def close(self) -> None:
         """Stop reading."""
@@ -155,13 +160,16 @@ class JobLog:
                 self._asked.clear()
                 self._begun += 1
                 try:
-                    self._take(
-                        *await self._jobs.transitions_after(self._tenant, self._job_id, len(self._moves))
+                    view, moves = await self._jobs.transitions_after(
+                        self._tenant, self._job_id, len(self._moves)
                     )
+                    has_news = self._take(view, moves)
                 except Exception as error:  # noqa: BLE001 - it is told to every watcher, whatever it is
                     self._error = error
+                    has_news = True
                 self._done = self._begun
-                for flag in self.flags:
+                # It is read anew for each watcher that comes: those who are there need not wake for that.
+                for flag in self.flags if has_news else self._arriving:
                     flag.set()
                 if self._error:
                     return
@@ -169,14 +177,17 @@ class JobLog:
                     async with asyncio.timeout(_POLL_SECONDS):
                         await self._asked.wait()
 
-    def _take(self, view: JobView, moves: Sequence[Transition]) -> None:
+    def _take(self, view: JobView, moves: Sequence[Transition]) -> bool:
+        """Keep what was read, and say whether it is news to those who wait."""
+        advances = view.progress != self._progress
         self._moves += [
             pb.WatchJobResponse(transitions=[convert_jobs.job_transition(view, move)]).SerializeToString()
             for move in moves
         ]
-        if view.progress != self._progress:
+        if advances:
             self._progress = view.progress
             self._progresses += 1
         self.progress_number = self._progresses if view.progress else 0
         self._view = view
         self._messages.clear()
+        return advances or bool(moves)
