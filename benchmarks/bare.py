@@ -27,6 +27,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    ("grpc.server_max_unrequested_time_in_server", 600),
 )
 
 
