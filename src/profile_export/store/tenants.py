@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ScalarSelect, select, update
@@ -19,6 +20,7 @@ IDENTITY = "identity"
 SEGMENT = "segment"
 
 
+@lru_cache(maxsize=1_024)  # it goes into almost every statement, and few tenants make many calls
 def id_of(tenant: Tenant) -> ScalarSelect[Any]:
     """Return the tenant's key as a subquery; NULL, which equals nothing, if the tenant has stored nothing yet."""
     return (
