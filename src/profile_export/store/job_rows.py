@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import (
@@ -115,11 +115,18 @@ async def view_of(connection: AsyncConnection, row: Row[Any], kept_for: timedelt
     return view
 
 
+# Made once: to put it together takes as long as to run it.
+_STAMPS = (
+    select(job_stamps)
+    .where(job_stamps.c.job_id.in_(bindparam("job_ids", expanding=True)))
+    .order_by(job_stamps.c.key)
+)
+
+
 async def phases_of(connection: AsyncConnection, of: Sequence[Job]) -> Mapping[int, tuple[PhaseTime, ...]]:
     """Return where the time of jobs went so far, by their ids."""
     stamps: dict[int, list[Stamp]] = defaultdict(list)
     for some in slices([job.id for job in of]):
-        query = select(job_stamps).where(job_stamps.c.job_id.in_(some)).order_by(job_stamps.c.key)
-        for row in await connection.execute(query):
+        for row in await connection.execute(_STAMPS, {"job_ids": some}):
             stamps[row.job_id].append(Stamp(row.attempt, Phase(row.phase), row.time))
     return {job.id: tuple(phase_times(stamps[job.id], job.end_time)) for job in of}

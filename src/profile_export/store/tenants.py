@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ScalarSelect, select, update
+from sqlalchemy import ScalarSelect, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Tenant
@@ -26,6 +26,15 @@ def id_of(tenant: Tenant) -> ScalarSelect[Any]:
     return (
         select(tenants.c.id)
         .where(tenants.c.org == tenant.org, tenants.c.sandbox == tenant.sandbox)
+        .scalar_subquery()
+    )
+
+
+def id_by_name() -> ScalarSelect[Any]:
+    """Return the same for a statement that is made once, with the parameters `org` and `sandbox`."""
+    return (
+        select(tenants.c.id)
+        .where(tenants.c.org == bindparam("org"), tenants.c.sandbox == bindparam("sandbox"))
         .scalar_subquery()
     )
 
