@@ -11,27 +11,36 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.bare import bare
 from benchmarks.batches import measure_batches
 from benchmarks.data import FOLDER
 from benchmarks.exports import EXPORTS, Setting, measure
+from benchmarks.feed import measure_feed
+from benchmarks.get import measure_get
 from benchmarks.graph import measure_graph
+from benchmarks.held import holding
+from benchmarks.idle import measure_idle
 from benchmarks.ingestion import measure_ingestion
 from benchmarks.jobs import measure_jobs
 from benchmarks.limit import measure_limit
+from benchmarks.program import ServerDiedError
 from benchmarks.report import Line, machine, megabytes, seconds, show
-from benchmarks.server import ServerDiedError, running
+from benchmarks.server import running
 from benchmarks.tiny import measure_lines, measure_tiny
+from benchmarks.watch import measure_watch
 from profile_export.client import ClientError
 
+_SERVED = (*(export.name for export in EXPORTS), "tiny", "batches", "lines")
 _NAMES = (
-    *(export.name for export in EXPORTS),
-    "tiny",
+    *_SERVED,
     "jobs",
-    "batches",
-    "lines",
     "ingestion",
     "graph",
     "limit",
+    "idle",
+    "watch",
+    "feed",
+    "get",
 )
 _MEMORY_LIMIT_MB = 4096
 _TIGHT_LIMIT_MB = 512
@@ -67,6 +76,7 @@ def main() -> int:
             if "jobs" in names:
                 jobs, kills, workers = (12, 1, (4,)) if options.short else (100, 3, (1, 4))
                 lines += asyncio.run(measure_jobs(setting.folder, jobs=jobs, kills=kills, workers=workers))
+            lines += asyncio.run(_calls(names, setting.folder, short=options.short))
             lines += asyncio.run(_measure(names, setting, short=options.short))
         except (ServerDiedError, ClientError) as error:
             print(f"The server failed: {error}", file=sys.stderr)
@@ -100,7 +110,30 @@ async def _limit(setting: Setting, *, short: bool) -> list[Line]:
     return await measure_limit(place, threads=setting.threads, limit_mb=_TIGHT_LIMIT_MB, persons=persons)
 
 
+async def _calls(names: Sequence[str], folder: Path, *, short: bool) -> list[Line]:
+    """Measure calls and watches, beside servers that do less."""
+    lines: list[Line] = []
+    if not {"idle", "watch", "feed", "get"} & {*names}:
+        return lines
+    async with holding(folder / "calls") as held, bare(folder / "calls") as other:
+        if "idle" in names:  # first: it wants fresh servers
+            sizes = (100, 200) if short else (1_000, 5_000)
+            lines += await measure_idle(held, other, sizes=sizes)
+        if "watch" in names:
+            watchers, moves = ([1, 10, 100], 3) if short else ([1, 100, 1_000], 20)
+            lines += await measure_watch(held, other, sizes=watchers, moves=moves)
+        if "feed" in names:
+            changes, runs = (300, 3) if short else (5_000, 15)
+            lines += await measure_feed(held, other, changes=changes, runs=runs)
+        if "get" in names:
+            calls, runs = (50, 2) if short else (320, 15)
+            lines += await measure_get(held, other, calls=calls, runs=runs)
+    return lines
+
+
 async def _measure(names: Sequence[str], setting: Setting, *, short: bool) -> list[Line]:
+    if not {*_SERVED} & {*names}:
+        return []
     async with running(setting.folder, setting.threads, setting.memory_limit_mb) as server:
         lines = []
         if "tiny" in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -33,7 +34,14 @@ class Line:
 
 def seconds(value: float) -> str:
     """Write a duration."""
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1000:.0f} ms" if value >= 0.01 else f"{value * 1000:.1f} ms"
+
+
+def percentile(values: Sequence[float], which: int) -> float:
+    """Return the least of the values that so many per cent do not exceed."""
+    return sorted(values)[max(0, math.ceil(len(values) * which / 100) - 1)]
 
 
 def megabytes(value: float) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from profile_export.api import convert_jobs
+from profile_export.api.reading import Reading, Readings
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.job import JobState
 from profile_export.domain.job_filter import JobFilter
@@ -20,7 +21,6 @@ from profile_export.v1 import export_service_pb2 as pb
 
 MOST_CHANGES = 100
 """As many are read, and sent in a message, at once."""
-_POLL_SECONDS = 10.0
 _LEAST_SECONDS = 0.02
 """What comes within so short a time is read together."""
 _CACHE_BYTES = 32 * 1024 * 1024
@@ -49,29 +49,15 @@ class JobFeeds:
 
     def __init__(self, changes: Changes, wakeups: Wakeups) -> None:
         self.changes = changes
-        self._wakeups = wakeups
-        self._feeds: dict[Tenant, JobFeed] = {}
+        self._feeds = Readings[Tenant, JobFeed](lambda tenant: JobFeed(changes, wakeups, tenant))
         self._recent = _Recent()
 
-    @asynccontextmanager
-    async def of(self, tenant: Tenant, flag: asyncio.Event) -> AsyncIterator[JobFeed]:
+    def of(self, tenant: Tenant, flag: asyncio.Event) -> AbstractAsyncContextManager[JobFeed]:
         """Give a tenant's feed to a watcher, whose flag is set whenever it has grown, or some progress is new.
 
         It knows of all that had been written down before the call.
         """
-        feed = self._feeds.get(tenant)
-        if feed is None or feed.failed:
-            feed = self._feeds[tenant] = JobFeed(self.changes, self._wakeups, tenant)
-        feed.flags.add(flag)
-        try:
-            await feed.read_anew(flag)
-            yield feed
-        finally:
-            feed.flags.discard(flag)
-            if not feed.flags:
-                if self._feeds.get(tenant) is feed:
-                    del self._feeds[tenant]
-                feed.close()
+        return self._feeds.of(tenant, flag)
 
     async def after(self, tenant: Tenant, revision: int, newest: int) -> Sequence[Entry]:
         """Return the changes that follow a revision, some of those there are up to the newest; at least one.
@@ -120,11 +106,10 @@ def _size(block: Mapping[int, Entry]) -> int:
     return sum(len(entry.encoded) for entry in block.values())
 
 
-class JobFeed:
-    """Where the jobs of one tenant stand. It reads on by itself."""
+class JobFeed(Reading):
+    """Where the jobs of one tenant stand."""
 
     def __init__(self, changes: Changes, wakeups: Wakeups, tenant: Tenant) -> None:
-        self.flags: set[asyncio.Event] = set()
         self.progresses: Sequence[Entry] = ()
         """The latest of each running job, the newest last."""
         self._changes = changes
@@ -132,16 +117,8 @@ class JobFeed:
         self._tenant = tenant
         self._advances: dict[int, tuple[Advance, Entry]] = {}
         self._advanced = 0
-        self._asked = asyncio.Event()
-        self._begun = self._done = 0
         self._head = Head(None, 0, 0, ())
-        self._error: Exception | None = None
-        self._reading = asyncio.create_task(self._read_on())
-
-    @property
-    def failed(self) -> bool:
-        """Whether it cannot be read."""
-        return self._error is not None
+        super().__init__()
 
     @property
     def revision(self) -> int:
@@ -149,8 +126,7 @@ class JobFeed:
 
         Raises what kept it from being read.
         """
-        if self._error:
-            raise self._error
+        self.check()
         return self._head.revision
 
     def check_kept(self, after: int) -> None:
@@ -161,52 +137,25 @@ class JobFeed:
         """
         check_kept(after, self._head.revision, self._head.forgotten)
 
-    async def read_anew(self, flag: asyncio.Event) -> None:
-        """Return when a reading that began after this call is done.
-
-        Raises what kept it from being read.
-        """
-        wanted = self._begun + 1
-        self._asked.set()
-        while self._done < wanted and not self.failed:
-            flag.clear()
-            await flag.wait()
-        if self._error:
-            raise self._error
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._reading.cancel()
-
     async def _read_on(self) -> None:
         # Registered before the changes are read, so that none falls between the two.
         with self._wakeups.of_any_job() as self._asked:
             await self._read()
-            while self._head.tenant_id is None and not self._error:
+            while self._head.tenant_id is None and not self.failed:
                 await self._pause()
                 await self._read()
         if self._head.tenant_id is not None:
             with self._wakeups.of_tenant(self._head.tenant_id) as self._asked:
-                while not self._error:
+                while not self.failed:
                     await self._read()
+                    await asyncio.sleep(_LEAST_SECONDS)
                     await self._pause()
 
-    async def _read(self) -> None:
-        self._asked.clear()
-        self._begun += 1
-        try:
-            self._take(await self._changes.head(self._tenant))
-        except Exception as error:  # noqa: BLE001 - it is told to every watcher, whatever it is
-            self._error = error
-        self._done = self._begun
-        for flag in self.flags:
-            flag.set()
-
-    async def _pause(self) -> None:
-        await asyncio.sleep(_LEAST_SECONDS)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_POLL_SECONDS):
-                await self._asked.wait()
+    async def _take_news(self) -> bool:
+        head = await self._changes.head(self._tenant)
+        has_news = head != self._head
+        self._take(head)
+        return has_news
 
     def _take(self, head: Head) -> None:
         self._head = head

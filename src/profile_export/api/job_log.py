@@ -2,64 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Hashable
 from datetime import datetime
 
 from profile_export.api import convert_jobs
+from profile_export.api.reading import Reading
 from profile_export.domain.catalog import Tenant
-from profile_export.domain.job import Progress, Transition
+from profile_export.domain.job import Progress
 from profile_export.store.events import Wakeups
 from profile_export.store.job_rows import JobView
 from profile_export.store.jobs import Jobs
 from profile_export.v1 import export_service_pb2 as pb
 
-_POLL_SECONDS = 10.0
-"""How long a wake-up that was lost between two processes may stay unnoticed."""
 
-
-class JobLogs:
-    """The logs of the jobs that are watched."""
-
-    def __init__(self, jobs: Jobs, wakeups: Wakeups, now: Callable[[], datetime]) -> None:
-        self._jobs = jobs
-        self._wakeups = wakeups
-        self._now = now
-        self._logs: dict[tuple[Tenant, int], JobLog] = {}
-
-    @asynccontextmanager
-    async def of(self, tenant: Tenant, job_id: int, flag: asyncio.Event) -> AsyncIterator[JobLog]:
-        """Give a job's log to a watcher, whose flag is set whenever it has grown, or the progress is new.
-
-        It holds at least what had been written down before the call.
-
-        Raises:
-            NotFoundError: The tenant has no such job.
-        """
-        key = (tenant, job_id)
-        log = self._logs.get(key)
-        if log is None or log.failed:
-            log = self._logs[key] = JobLog(self._jobs, self._wakeups, tenant, job_id, self._now)
-        log.flags.add(flag)
-        try:
-            await log.read_anew(flag)
-            yield log
-        finally:
-            log.flags.discard(flag)
-            if not log.flags:
-                if self._logs.get(key) is log:
-                    del self._logs[key]
-                log.close()
-
-
-class JobLog:
-    """The log of one job. It reads on by itself while the job can still change."""
+class JobLog(Reading):
+    """The log of one job. It is read on while the job can still change."""
 
     def __init__(
         self, jobs: Jobs, wakeups: Wakeups, tenant: Tenant, job_id: int, now: Callable[[], datetime]
     ) -> None:
-        self.flags: set[asyncio.Event] = set()
         self.progress_number = 0
         """Grows with each new progress; 0 while there is none."""
         self._jobs = jobs
@@ -67,20 +28,12 @@ class JobLog:
         self._tenant = tenant
         self._job_id = job_id
         self._now = now
-        self._asked = asyncio.Event()
-        self._begun = self._done = 0
         self._view: JobView | None = None
         self._moves: list[bytes] = []
         self._progress: Progress | None = None
         self._progresses = 0
         self._messages: dict[Hashable, bytes] = {}
-        self._error: Exception | None = None
-        self._reading = asyncio.create_task(self._read_on())
-
-    @property
-    def failed(self) -> bool:
-        """Whether it cannot be read."""
-        return self._error is not None
+        super().__init__()
 
     @property
     def view(self) -> JobView:
@@ -88,25 +41,13 @@ class JobLog:
 
         Raises what kept it from being read.
         """
-        if self._error:
-            raise self._error
+        self.check()
         assert self._view is not None, "a watcher gets a log that has been read"  # noqa: S101 - for the types
         return self._view
 
-    async def read_anew(self, flag: asyncio.Event) -> None:
-        """Return when a reading that began after this call is done."""
-        wanted = self._begun + 1
-        self._asked.set()
-        while self._done < wanted and not self.failed and not self._is_complete:
-            flag.clear()
-            await flag.wait()
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._reading.cancel()
-
     @property
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether the job is final."""
         return self._view is not None and self._view.job.is_final
 
     def snapshot(self) -> bytes:
@@ -117,9 +58,7 @@ class JobLog:
         """Return the message with all moves after a revision, and with the job if it is final."""
 
         def end() -> pb.WatchJobResponse:
-            return pb.WatchJobResponse(
-                job=convert_jobs.export_job(self.view) if self.view.job.is_final else None
-            )
+            return pb.WatchJobResponse(job=convert_jobs.export_job(self.view) if self.is_complete else None)
 
         return self._message(revision, end, b"".join(self._moves[revision:]))
 
@@ -151,32 +90,22 @@ class JobLog:
     async def _read_on(self) -> None:
         # Registered before the log is read, so that no change falls between the two.
         with self._wakeups.of_job(self._job_id) as self._asked:
-            while not self._is_complete:
-                self._asked.clear()
-                self._begun += 1
-                try:
-                    self._take(
-                        *await self._jobs.transitions_after(self._tenant, self._job_id, len(self._moves))
-                    )
-                except Exception as error:  # noqa: BLE001 - it is told to every watcher, whatever it is
-                    self._error = error
-                self._done = self._begun
-                for flag in self.flags:
-                    flag.set()
-                if self._error:
-                    return
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_SECONDS):
-                        await self._asked.wait()
+            await self._read()
+            while not self.failed and not self.is_complete:
+                await self._pause()
+                await self._read()
 
-    def _take(self, view: JobView, moves: Sequence[Transition]) -> None:
+    async def _take_news(self) -> bool:
+        view, moves = await self._jobs.transitions_after(self._tenant, self._job_id, len(self._moves))
         self._moves += [
             pb.WatchJobResponse(transitions=[convert_jobs.job_transition(view, move)]).SerializeToString()
             for move in moves
         ]
-        if view.progress != self._progress:
+        advances = view.progress != self._progress
+        if advances:
             self._progress = view.progress
             self._progresses += 1
         self.progress_number = self._progresses if view.progress else 0
         self._view = view
         self._messages.clear()
+        return advances or bool(moves)

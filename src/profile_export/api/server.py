@@ -32,6 +32,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # of watchers that come back at once must only wait their turn.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    # Nor, after 30 seconds of that, be cancelled.
+    ("grpc.server_max_unrequested_time_in_server", 600),
     # A watch may be silent for long: find out that its client is gone within a minute and a half.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),

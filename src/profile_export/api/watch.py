@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from profile_export.api.job_log import JobLog, JobLogs
+from profile_export.api.job_log import JobLog
+from profile_export.api.reading import Readings
 from profile_export.api.watchers import Intervals, Pacing, Watchers, Write, after_revision, intervals
 from profile_export.domain.catalog import Tenant
 from profile_export.v1 import export_service_pb2 as pb
@@ -32,7 +33,7 @@ class WatchOptions:
 class JobWatches:
     """All watches of single jobs of this process."""
 
-    def __init__(self, watchers: Watchers, logs: JobLogs) -> None:
+    def __init__(self, watchers: Watchers, logs: Readings[tuple[Tenant, int], JobLog]) -> None:
         self._watchers = watchers
         self._logs = logs
 
@@ -47,7 +48,7 @@ class JobWatches:
             UnavailableError: The server is draining.
         """
         with self._watchers.one() as flag:
-            async with self._logs.of(tenant, options.job_id, flag) as log:
+            async with self._logs.of((tenant, options.job_id), flag) as log:
                 log.view.job.check_reached(options.after_revision or 0)
                 await self._follow(log, flag, options, write)
 

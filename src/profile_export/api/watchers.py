@@ -118,8 +118,9 @@ class Pacing:
         due = self._written + self._intervals.heartbeat
         if progress_waits:
             due = min(due, self._progress_written + self._intervals.progress)
+        # Lighter than a timeout around the wait, of which there is one for each watcher.
+        alarm = self._loop.call_at(due, flag.set)
         try:
-            async with asyncio.timeout_at(due):
-                await flag.wait()
-        except TimeoutError:
-            return
+            await flag.wait()
+        finally:
+            alarm.cancel()

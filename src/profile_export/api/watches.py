@@ -6,10 +6,12 @@ from collections.abc import Callable
 from datetime import datetime
 
 from profile_export.api.job_feed import JobFeeds
-from profile_export.api.job_log import JobLogs
+from profile_export.api.job_log import JobLog
+from profile_export.api.reading import Readings
 from profile_export.api.watch import JobWatches
 from profile_export.api.watch_jobs import FeedWatches
 from profile_export.api.watchers import Watchers
+from profile_export.domain.catalog import Tenant
 from profile_export.store.changes import Changes
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
@@ -21,5 +23,8 @@ class Watches:
     def __init__(self, jobs: Jobs, changes: Changes, wakeups: Wakeups, now: Callable[[], datetime]) -> None:
         watchers = Watchers()
         self.end_all = watchers.end_all
-        self.of_job = JobWatches(watchers, JobLogs(jobs, wakeups, now))
+        logs = Readings[tuple[Tenant, int], JobLog](
+            lambda tenant_and_job: JobLog(jobs, wakeups, *tenant_and_job, now)
+        )
+        self.of_job = JobWatches(watchers, logs)
         self.of_jobs = FeedWatches(watchers, JobFeeds(changes, wakeups), now)

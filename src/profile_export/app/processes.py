@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from typing import Protocol
@@ -41,7 +42,12 @@ async def run(process: Process) -> None:
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    sys.stdout.write(f"{await process.start()}\n")
+    ready = await process.start()
+    # What is there by now stays. To look all of it over for garbage, again and again, would each time hold everybody up
+    # for a quarter of a second.
+    gc.collect()
+    gc.freeze()
+    sys.stdout.write(f"{ready}\n")
     sys.stdout.flush()
     waits = [asyncio.ensure_future(told_to_stop.wait()), asyncio.ensure_future(process.ended())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

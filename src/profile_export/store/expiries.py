@@ -8,10 +8,11 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import BatchState
+from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.retention import REMEMBERED, batch_expiry_reason, expired_job
 from profile_export.store.database import Database, database_time, whole
@@ -20,7 +21,7 @@ from profile_export.store.events import Wakeups
 from profile_export.store.job_rows import JOB_COLUMNS
 from profile_export.store.job_tables import expired_jobs, job_ranges, job_stamps, job_transitions, jobs
 from profile_export.store.tables import batches, datasets
-from profile_export.store.tenants import forget_job_revisions, next_job_revision
+from profile_export.store.tenants import forget_job_revisions, id_by_name, id_of, next_job_revision
 
 # As many end in one transaction; whoever comes after it need not wait for all.
 MOST_AT_ONCE = 100
@@ -118,18 +119,22 @@ def _tenant_and_end(row: Row[*tuple[Any, ...]]) -> tuple[int, datetime]:
     return row.tenant_id, row.end_time
 
 
-async def existing_job(connection: AsyncConnection, tenant_id: Any, job_id: int) -> Row[Any]:
+# Made once: to put it together takes as long as to run it.
+_JOB = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"), jobs.c.tenant_id == id_by_name())
+
+
+async def existing_job(connection: AsyncConnection, tenant: Tenant, job_id: int) -> Row[Any]:
     """Return the row of a job, within a transaction.
 
     Raises:
         NotFoundError: It has expired, or the tenant never had one of that id.
     """
-    query = select(*JOB_COLUMNS).where(jobs.c.id == job_id, jobs.c.tenant_id == tenant_id)
-    row: Row[Any] | None = (await connection.execute(query)).first()
+    named = {"job_id": job_id, "org": tenant.org, "sandbox": tenant.sandbox}
+    row: Row[Any] | None = (await connection.execute(_JOB, named)).first()
     if row:
         return row
     remembered = select(expired_jobs.c.expire_time).where(
-        expired_jobs.c.job_id == job_id, expired_jobs.c.tenant_id == tenant_id
+        expired_jobs.c.job_id == job_id, expired_jobs.c.tenant_id == id_of(tenant)
     )
     expire_time = (await connection.execute(remembered)).scalar_one_or_none()
     raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)

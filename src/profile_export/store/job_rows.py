@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import (
@@ -26,6 +26,7 @@ from profile_export.store.job_tables import job_stamps, jobs, leases
 
 JOB_COLUMNS = tuple(column for column in jobs.c if column.name not in {"plan", "resolved"})
 """What a job is to its callers; its plan may name any number of files."""
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,10 @@ async def views_of(
             select(leases.c.job_id, leases.c.progress).where(leases.c.job_id.in_(some))
         )
         progress.update({lease.job_id: lease.progress for lease in found})
-    phases = await phases_of(connection, [job_from(row) for row in rows])
-    now = await database_time(connection)
+    of = [job_from(row) for row in rows]
+    phases = await phases_of(connection, of)
+    # What has ended needs no clock: one statement less.
+    now = await database_time(connection) if any(job.end_time is None for job in of) else _NEVER
     return [
         JobView(
             job,
@@ -102,7 +105,7 @@ async def views_of(
             job.end_time or now,
             job.end_time + kept_for if job.end_time and kept_for else None,
         )
-        for job in map(job_from, rows)
+        for job in of
     ]
 
 
@@ -112,11 +115,18 @@ async def view_of(connection: AsyncConnection, row: Row[Any], kept_for: timedelt
     return view
 
 
+# Made once: to put it together takes as long as to run it.
+_STAMPS = (
+    select(job_stamps)
+    .where(job_stamps.c.job_id.in_(bindparam("job_ids", expanding=True)))
+    .order_by(job_stamps.c.key)
+)
+
+
 async def phases_of(connection: AsyncConnection, of: Sequence[Job]) -> Mapping[int, tuple[PhaseTime, ...]]:
     """Return where the time of jobs went so far, by their ids."""
     stamps: dict[int, list[Stamp]] = defaultdict(list)
     for some in slices([job.id for job in of]):
-        query = select(job_stamps).where(job_stamps.c.job_id.in_(some)).order_by(job_stamps.c.key)
-        for row in await connection.execute(query):
+        for row in await connection.execute(_STAMPS, {"job_ids": some}):
             stamps[row.job_id].append(Stamp(row.attempt, Phase(row.phase), row.time))
     return {job.id: tuple(phase_times(stamps[job.id], job.end_time)) for job in of}

@@ -94,7 +94,7 @@ class Jobs:
             NotFoundError: The tenant has none of that id.
         """
         async with self.database.read() as connection:
-            row = await existing_job(connection, id_of(tenant), job_id)
+            row = await existing_job(connection, tenant, job_id)
             return await view_of(connection, row, self._kept_for)
 
     @whole
@@ -117,7 +117,7 @@ class Jobs:
             FailedPreconditionError: It has SUCCEEDED or FAILED.
         """
         async with self.database.write() as connection:
-            row = await existing_job(connection, id_of(tenant), job_id)
+            row = await existing_job(connection, tenant, job_id)
             move = cancelling_move(job_from(row))
             if move:
                 now = await database_time(connection)
@@ -138,7 +138,7 @@ class Jobs:
             PastEndError: The job has not reached that revision.
         """
         async with self.database.read() as connection:
-            row = await existing_job(connection, id_of(tenant), job_id)
+            row = await existing_job(connection, tenant, job_id)
             view = await view_of(connection, row, self._kept_for)
             view.job.check_reached(revision)
             if revision == view.job.revision:

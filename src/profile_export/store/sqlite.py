@@ -90,7 +90,7 @@ def _engine(path: Path, begin: str, pool_size: int) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin_as_said(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
+        connection.connection.driver_connection.begin(begin)
 
     event.listen(engine.sync_engine, "handle_error", _tell_the_caller)
     return engine

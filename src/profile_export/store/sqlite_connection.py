@@ -7,7 +7,7 @@ most of what a small statement costs.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -32,6 +32,26 @@ async def connect(path: Path) -> SqliteConnection:
 class SqliteConnection(aiosqlite.Connection):
     """A connection with a thread of its own, as SQLAlchemy's dialect for aiosqlite takes it."""
 
+    _begin = ""
+
+    def begin(self, statement: str) -> None:
+        """Begin a transaction, right before its first statement."""
+        self._begin = statement
+
+    async def commit(self) -> None:
+        """Commit what has begun."""
+        await self._end(super().commit)
+
+    async def rollback(self) -> None:
+        """Roll back what has begun."""
+        await self._end(super().rollback)
+
+    async def _end(self, end: Callable[[], Awaitable[None]]) -> None:
+        if self._begin:
+            self._begin = ""
+        else:
+            await end()
+
     def leave_at_exit(self) -> None:
         """Keep nobody from ending the process."""
         self._thread.daemon = True
@@ -42,10 +62,13 @@ class SqliteConnection(aiosqlite.Connection):
 
     async def run(self, act: Callable[[sqlite3.Cursor], object]) -> tuple[sqlite3.Cursor, _Rows]:
         """Let a fresh cursor do something in the thread; return it, closed, and the rows that it gave."""
+        begin, self._begin = self._begin, ""
 
         def acted() -> tuple[sqlite3.Cursor, _Rows]:
             cursor = self._conn.cursor()
             try:
+                if begin:
+                    cursor.execute(begin)
                 act(cursor)
                 return cursor, cursor.fetchall() if cursor.description else ()
             finally:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ScalarSelect, select, update
+from sqlalchemy import ScalarSelect, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Tenant
@@ -19,11 +20,21 @@ IDENTITY = "identity"
 SEGMENT = "segment"
 
 
+@lru_cache(maxsize=1_024)  # it goes into almost every statement, and few tenants make many calls
 def id_of(tenant: Tenant) -> ScalarSelect[Any]:
     """Return the tenant's key as a subquery; NULL, which equals nothing, if the tenant has stored nothing yet."""
     return (
         select(tenants.c.id)
         .where(tenants.c.org == tenant.org, tenants.c.sandbox == tenant.sandbox)
+        .scalar_subquery()
+    )
+
+
+def id_by_name() -> ScalarSelect[Any]:
+    """Return the same for a statement that is made once, with the parameters `org` and `sandbox`."""
+    return (
+        select(tenants.c.id)
+        .where(tenants.c.org == bindparam("org"), tenants.c.sandbox == bindparam("sandbox"))
         .scalar_subquery()
     )
 
