@@ -108,10 +108,10 @@ NAMES_A_RESOURCE: dict[str, Call] = {
     "GetJob": unary("exports", "GetJob", lambda o: es.GetJobRequest(job_id=o.job)),
     "CancelJob": unary("exports", "CancelJob", lambda o: es.CancelJobRequest(job_id=o.job)),
     "WatchJob": streamed("exports", "WatchJob", lambda o: es.WatchJobRequest(job_id=o.job)),
+    "WatchJobs": streamed("exports", "WatchJobs", lambda o: es.WatchJobsRequest(dataset_id=o.union)),
 }
 NOT_BUILT: dict[str, Call] = {
     "DeleteProfile": unary("profiles", "DeleteProfile", lambda _: ps.DeleteProfileRequest()),
-    "WatchJobs": streamed("exports", "WatchJobs", lambda _: es.WatchJobsRequest()),
 }
 NAMES_NOTHING = {
     "CreateDataset",
