@@ -29,6 +29,7 @@ from tests.service.harness import Caller, refusal_of
 
 NEW, CANCELLED = job_pb2.JOB_STATE_NEW, job_pb2.JOB_STATE_CANCELLED
 SOON = Duration(seconds=1)
+MADE = 20
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -152,6 +153,40 @@ async def test_after_any_revision_comes_exactly_what_would_have_come(caller: Cal
     assert [change.revision for change in whole] == [1, 2, 3, 4, 5, 6]
     for revision in range(1, 7):
         assert await after(revision) == whole[revision:]
+
+
+async def test_watches_that_go_on_from_anywhere_share_what_was_read(caller: Caller, union: str) -> None:
+    async def after(revision: int, newest: int) -> list[int]:
+        async with aclosing(feed(caller, revision)) as stream:
+            return [change.revision for change in changes(await up_to(stream, newest))]
+
+    # given that the first and the last changes have been read, and none between them
+    for _ in range(2):
+        await caller.job(union)
+    assert await after(0, 2) == [1, 2]
+    for _ in range(4):
+        await caller.job(union)
+    assert await after(4, 6) == [5, 6]
+
+    # then a watch that needs those, and some that were read, has all
+    assert await after(1, 6) == [2, 3, 4, 5, 6]
+
+
+async def test_lists_that_begin_while_jobs_are_made_miss_none_and_repeat_none(
+    caller: Caller, union: str
+) -> None:
+    async def seen() -> list[int]:
+        async with aclosing(feed(caller)) as stream:
+            listed = await complete(stream)
+            following = await up_to(stream, MADE) if listed[-1].revision < MADE else []
+        return [one.job_id for one in changes([*listed, *following])]
+
+    watching = asyncio.gather(*(seen() for _ in range(MADE)))
+    made = await asyncio.gather(*(caller.job(union) for _ in range(MADE)))
+
+    # then each job is in the list, which may tell it anew, or a change, and none is in both
+    for ids in await watching:
+        assert sorted(ids) == sorted(job.id for job in made)
 
 
 async def test_a_filter_lets_a_job_through_that_enters_or_leaves_it(caller: Caller, union: str) -> None:

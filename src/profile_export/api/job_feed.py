@@ -65,17 +65,14 @@ class JobFeeds:
         Raises:
             PastEndError: They are not kept any more.
         """
-        last = min(newest, (revision // MOST_CHANGES + 1) * MOST_CHANGES)
-        block = self._recent.block(tenant, revision // MOST_CHANGES)
-        # What they ask for was read before if both ends were: it is read without a gap.
-        if revision + 1 not in block or last not in block:
-            read = {
-                change.revision: _entry(change)
-                for change in await self.changes.between(tenant, revision, last)
-            }
-            self._recent.add(block, read)
-            block = read | block
-        return [block[number] for number in range(revision + 1, last + 1)]
+        number = revision // MOST_CHANGES
+        last = min(newest, (number + 1) * MOST_CHANGES)
+        wanted = range(revision + 1, last + 1)
+        known = self._recent.block(tenant, number)
+        if not all(one in known for one in wanted):
+            read = await self.changes.between(tenant, revision, last)
+            known = self._recent.add(tenant, number, {change.revision: _entry(change) for change in read})
+        return [known[one] for one in wanted]
 
 
 class _Recent:
@@ -85,21 +82,25 @@ class _Recent:
         self._blocks: OrderedDict[tuple[Tenant, int], dict[int, Entry]] = OrderedDict()
         self._bytes = 0
 
-    def block(self, tenant: Tenant, number: int) -> dict[int, Entry]:
-        """Return a block as far as it has been read."""
-        key = (tenant, number)
-        block = self._blocks.setdefault(key, {})
-        self._blocks.move_to_end(key)
-        return block
+    def block(self, tenant: Tenant, number: int) -> Mapping[int, Entry]:
+        """Return a block as far as it has been read: what several watchers needed of it, perhaps with gaps."""
+        return self._block((tenant, number))
 
-    def add(self, block: dict[int, Entry], read: Mapping[int, Entry]) -> None:
-        """Add to a block what has been read of it."""
-        new = {number: entry for number, entry in read.items() if number not in block}
+    def add(self, tenant: Tenant, number: int, read: Mapping[int, Entry]) -> Mapping[int, Entry]:
+        """Add to a block what has been read of it; return it."""
+        block = self._block((tenant, number))
+        new = {revision: entry for revision, entry in read.items() if revision not in block}
         block.update(new)
         self._bytes += _size(new)
         while self._bytes > _CACHE_BYTES and len(self._blocks) > 1:
             _, oldest = self._blocks.popitem(last=False)
             self._bytes -= _size(oldest)
+        return block
+
+    def _block(self, key: tuple[Tenant, int]) -> dict[int, Entry]:
+        block = self._blocks.setdefault(key, {})
+        self._blocks.move_to_end(key)
+        return block
 
 
 def _size(block: Mapping[int, Entry]) -> int:

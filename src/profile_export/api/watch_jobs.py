@@ -60,10 +60,11 @@ class FeedWatches:
         """
         with self._watchers.one() as flag:
             async with self._feeds.of(tenant, flag) as feed:
-                revision = options.after_revision
-                if revision is None:
+                if options.after_revision is None:
                     revision = await self._list(tenant, feed.revision, options.wanted, write)
-                feed.check_kept(revision)
+                else:
+                    revision = options.after_revision
+                    feed.check_kept(revision)
                 await self._follow(tenant, feed, flag, options, revision, write)
 
     async def _list(self, tenant: Tenant, begin: int, wanted: JobFilter, write: Write) -> int:
