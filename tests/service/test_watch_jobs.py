@@ -184,7 +184,7 @@ async def test_lists_that_begin_while_jobs_are_made_miss_none_and_repeat_none(
     watching = asyncio.gather(*(seen() for _ in range(MADE)))
     made = await asyncio.gather(*(caller.job(union) for _ in range(MADE)))
 
-    # then each job is in the list, which may tell it anew, or a change, and none is in both
+    # then each job is in the list or a change, once
     for ids in await watching:
         assert sorted(ids) == sorted(job.id for job in made)
 

@@ -61,27 +61,24 @@ class FeedWatches:
         with self._watchers.one() as flag:
             async with self._feeds.of(tenant, flag) as feed:
                 if options.after_revision is None:
-                    revision = await self._list(tenant, feed.revision, options.wanted, write)
+                    revision = await self._list(tenant, options.wanted, write)
                 else:
                     revision = options.after_revision
                     feed.check_kept(revision)
                 await self._follow(tenant, feed, flag, options, revision, write)
 
-    async def _list(self, tenant: Tenant, begin: int, wanted: JobFilter, write: Write) -> int:
+    async def _list(self, tenant: Tenant, wanted: JobFilter, write: Write) -> int:
         """Write the list; return the revision that it is of, once it is complete.
 
         It is read piece by piece. What has changed meanwhile is told anew, until nothing has.
         """
-        last_id = 0
-        while True:
-            self._watchers.check_goes_on()
-            page = await self._feeds.changes.list(tenant, wanted, last_id, MOST_CHANGES)
+        page = await self._feeds.changes.list(tenant, wanted, 0, MOST_CHANGES)
+        revision = page.revision
+        while page.views:
             for _, part in _parts((0, listed(view)) for view in page.views):
                 await write(self._message(0, part))
-            if len(page.views) < MOST_CHANGES:
-                break
-            last_id = page.views[-1].job.id
-        revision = begin
+            self._watchers.check_goes_on()
+            page = await self._feeds.changes.list(tenant, wanted, page.views[-1].job.id, MOST_CHANGES)
         while True:
             self._watchers.check_goes_on()
             revision, now = await self._feeds.changes.changed_since(tenant, wanted, revision, MOST_CHANGES)
