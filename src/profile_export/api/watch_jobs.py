@@ -74,10 +74,12 @@ class FeedWatches:
         """
         page = await self._feeds.changes.list(tenant, wanted, 0, MOST_CHANGES)
         revision = page.revision
-        while page.views:
+        while True:
             for _, part in _parts((0, listed(view)) for view in page.views):
                 await write(self._message(0, part))
             self._watchers.check_goes_on()
+            if len(page.views) < MOST_CHANGES:
+                break
             page = await self._feeds.changes.list(tenant, wanted, page.views[-1].job.id, MOST_CHANGES)
         while True:
             self._watchers.check_goes_on()
