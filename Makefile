@@ -91,7 +91,8 @@ test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmar
 
 .PHONY: chaos
 chaos: $(READY) ## Kill processes at KILLS=200 random moments and all named points; SEED=… as before (an hour)
-	SEED=$(SEED) KILLS=$(KILLS) $(PY) -m pytest -s tests/chaos/test_chaos.py tests/system/test_upload_kills.py
+	SEED=$(SEED) KILLS=$(KILLS) $(PY) -m pytest -s tests/chaos/test_chaos.py tests/system/test_upload_kills.py \
+		tests/system/test_mirror.py
 
 .PHONY: soak
 soak: $(READY) ## Open and cancel 20,000 watches, and let 5,000 clients come back at once (minutes)

@@ -29,36 +29,24 @@ compile_statements_once()
 BOTH = ("sqlite", "postgresql")
 # Beside the unit tests. What the others run through, these run through as well.
 TRACED = {
-    "test_batches",
-    "test_cli",
-    "test_cli_catalog",
-    "test_cli_exports",
-    "test_cli_profiles",
-    "test_cli_uploads",
-    "test_cli_verify",
-    "test_datasets",
-    "test_estimates",
-    "test_invalid_requests",
-    "test_jobs",
-    "test_policies",
-    "test_postgresql",
-    "test_receipts",
-    "test_retention",
-    "test_schemas",
-    "test_segments",
-    "test_server_shell",
-    "test_tenancy",
-    "test_uploads",
-    "test_upserts",
-    "test_watch",
+    "contract": """
+        compaction documents engine engine_parts failures ingest_csv ingest_formats ingest_json_array
+        ingest_json_lines ingest_parquet ingest_parquet_writers ingest_refusals ingest_rules kept_graphs
+        mirror_table resolution rules
+    """,
+    "service": """
+        batches datasets estimates invalid_requests jobs policies postgresql receipts schemas segments
+        server_shell tenancy uploads upserts watch
+    """,
+    "system": "cli cli_catalog cli_exports cli_profiles cli_uploads cli_verify demo",
 }
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        room = item.path.parent.name
-        if room == "unit" or (room in {"service", "system"} and item.path.stem in TRACED):
+        room, name = item.path.parent.name, item.path.stem.removeprefix("test_")
+        if room == "unit" or name in TRACED.get(room, "").split():
             item.add_marker(pytest.mark.traced)
 
 

@@ -156,7 +156,7 @@ def test_s9_the_engine_patches_records_as_the_reference_does(exporter: Exporter,
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @given(st.one_of(exports(), exports_of_segments(), exports_of_events(), exports_of_upserts()))
-@settings(QUICK, max_examples=50)
+@settings(QUICK, max_examples=25)
 def test_the_engine_exports_what_the_reference_says_in_many_more_cases(
     exporter: Exporter, export: Export
 ) -> None:

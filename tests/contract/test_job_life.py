@@ -522,4 +522,4 @@ def test_jobs_live_as_the_model_says(drive: Callable[[int, int], None]) -> None:
 
 @pytest.mark.slow
 def test_jobs_live_as_the_model_says_for_long(drive: Callable[[int, int], None]) -> None:
-    drive(15, 40)
+    drive(8, 40)

@@ -163,7 +163,7 @@ def test_the_events_listed_of_a_person_are_those_that_an_export_attaches(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @given(st.one_of(exports(), exports_of_segments(), exports_of_events(), exports_of_upserts()))
-@settings(QUICK, max_examples=30)
+@settings(QUICK, max_examples=12)
 def test_whoever_is_looked_up_is_told_what_an_export_writes_in_many_more_cases(
     house: House, export: Export
 ) -> None:

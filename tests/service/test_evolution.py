@@ -88,7 +88,7 @@ async def test_what_ten_batches_taught_comes_back_as_it_was_sent(
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 @given(steps=evolutions(), data=st.data())
-@settings(max_examples=10, **OF_SECONDS)
+@settings(max_examples=4, **OF_SECONDS)
 async def test_what_ten_batches_taught_comes_back_as_it_was_sent_many_times(
     channel: grpc.aio.Channel, steps: list[Step], data: st.DataObject
 ) -> None:

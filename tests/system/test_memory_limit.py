@@ -26,7 +26,7 @@ LIMIT_MB = 512
 SOURCES = 2
 NOTE_BYTES = 10_700
 """Of text that compresses well: its files say little of the memory it takes."""
-SLACK_SECONDS = 3
+SLACK_SECONDS = 6
 CRM, EMAIL = IdentityField(path="crmId", namespace="CRM"), IdentityField(path="email", namespace="Email")
 
 

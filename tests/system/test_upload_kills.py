@@ -304,7 +304,7 @@ async def upload_under_fire(folder: Path, count: int) -> Run:
 @pytest.mark.timeout(1_800)
 async def test_uploads_killed_at_random_moments_leave_every_row_once(tmp_path: Path) -> None:
     # `make chaos` runs the long form.
-    count = 100 if os.environ.get("KILLS") else 20
+    count = 100 if os.environ.get("KILLS") else 14
 
     run = await upload_under_fire(tmp_path, count=count)
 
