@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 NODE := tests/service/node
 NODE_READY := $(if $(wildcard $(NODE)/package.json),$(NODE)/node_modules/.ready)
 CODE := $(wildcard src tests benchmarks docs/clients)
-PYTEST := $(PY) -m pytest -n $(WORKERS)
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help
 help: ## List the targets

@@ -99,10 +99,12 @@ async def code_of(channel: grpc.aio.Channel, path: str) -> grpc.StatusCode:
     await call.write(b"")
     await call.done_writing()
     try:
-        while await call.read() is not grpc.aio.EOF:
-            pass
+        answered = await call.read() is not grpc.aio.EOF
     except grpc.aio.AioRpcError:
-        pass
+        answered = False
+    if answered:
+        call.cancel()  # there are streams that do not end
+        return grpc.StatusCode.OK
     return await call.code()
 
 
