@@ -87,7 +87,7 @@ test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmar
 	$(PYTEST) -m "slow or not traced"
 	$(BIN)/coverage report --include='*/profile_export/domain/*' --fail-under=100
 	$(BIN)/coverage report --omit='*/profile_export/domain/*,*/profile_export/v1/*' --fail-under=90
-	$(PY) -m benchmarks --short
+	$(PY) -m benchmarks --short merge9 linked tiny watch feed get
 
 .PHONY: chaos
 chaos: $(READY) ## Kill processes at KILLS=200 random moments and all named points; SEED=… as before (an hour)

@@ -51,7 +51,7 @@ def main() -> int:
     """Measure, print the table, and say 1 only if the server died."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"any of {', '.join(_NAMES)}; none: all")
-    parser.add_argument("--short", action="store_true", help="small sizes, under a minute")
+    parser.add_argument("--short", action="store_true", help="small sizes, a few minutes for all")
     parser.add_argument("--profiles", type=int, help="how many, 1,000,000 unless --short")
     parser.add_argument("--runs", type=int, help="of each export and its opponents; the median counts")
     options = parser.parse_args()
