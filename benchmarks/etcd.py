@@ -40,7 +40,7 @@ async def etcd(binary: Path, folder: Path) -> AsyncIterator[str]:
         async with asyncio.timeout(_START_SECONDS):
             while not await _listens(host, int(port)):
                 running.check()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # it does not say when it is ready
         yield address
 
 

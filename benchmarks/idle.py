@@ -52,6 +52,6 @@ async def _resident(process: Program, address: str, method: str, request: bytes,
     async with calling(address, watchers) as caller:
         audience = caller.audience(method, request, watchers)
         await audience.have(1)
-        await asyncio.sleep(_SETTLE_SECONDS)
+        await asyncio.sleep(_SETTLE_SECONDS)  # what else opening them set off comes to rest
         assert all(len(stream.messages) == 1 for stream in audience.streams)
         return process.resident_bytes()

@@ -93,7 +93,7 @@ async def _told(
     async with calling(address) as mover, calling(address, watchers) as caller:
         audience = caller.audience(move.watch, move.watching, watchers)
         await audience.have(1)
-        await asyncio.sleep(_SETTLE_SECONDS)
+        await asyncio.sleep(_SETTLE_SECONDS)  # what else opening them set off comes to rest
 
         async def answered() -> float:
             await mover.answer(move.move, move.moving)

@@ -27,6 +27,8 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # it comes witho
         ending = asyncio.ensure_future(self._ending.wait())
         try:
             await asyncio.wait({told, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if told.done():
+                await told
         finally:
             told.cancel()
             ending.cancel()

@@ -36,7 +36,7 @@ class FeedOptions:
         wanted = JobFilter(
             job_states(request.states, "states"),
             request.dataset_id,
-            instant(request, "from_create_time", ""),
+            instant(request, "from_create_time"),
         )
         return cls(wanted, after_revision(request), intervals(request))
 

@@ -139,7 +139,7 @@ async def cancel(
 async def watch(
     client: Client,
     job_id: Annotated[
-        int | None, typer.Argument(metavar="[ID]", help="Number of the job. None: all that run.")
+        int | None, typer.Argument(metavar="ID", help="Number of the job. Without it: all that run.")
     ] = None,
     to: Annotated[
         str, typer.Option("--to", metavar="DATASET_ID", help="Without ID: only jobs that write there.")

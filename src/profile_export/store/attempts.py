@@ -72,8 +72,9 @@ class RangeDone:
 class Attempts:
     """Attempts of all jobs, as workers drive them.
 
-    Workers write beside one another until an attempt ends: a claim locks the job that it takes, and all that the others
-    decide by, which is the lease and the job's state, is changed only by what writes alone.
+    Workers write beside one another until an attempt ends: a claim locks the job that it takes, and its tenant's row
+    for the number of the change; all that the others decide by, which is the lease and the job's state, is changed only
+    by what writes alone.
     """
 
     def __init__(self, database: Database, wakeups: Wakeups) -> None:

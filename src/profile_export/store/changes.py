@@ -180,10 +180,7 @@ class Changes:
 
     async def forget(self, kept_for: timedelta) -> bool:
         """Let resuming end where changes are older than that; say whether anything was forgotten."""
-        ended = [
-            tenant_id for tenant_id in await self._remembered() if await self._forget(tenant_id, kept_for)
-        ]
-        return bool(ended)
+        return any([await self._forget(tenant_id, kept_for) for tenant_id in await self._remembered()])
 
     @whole
     async def _remembered(self) -> Sequence[int]:
