@@ -18,11 +18,14 @@ from profile_export.runner.worker import Worker
 from profile_export.store.attempts import Attempts
 from profile_export.store.database import Database
 from profile_export.store.events import Wakeups
+from profile_export.store.instance import Instance, Instances
 from profile_export.store.lapses import Lapses
 from profile_export.store.notices import Notices
 from profile_export.store.opening import CannotOpenError
 from profile_export.store.receipts import Receipts
 from profile_export.store.snapshots import Snapshots
+
+_KEY_BYTES = 32
 
 
 class JobRunner:
@@ -76,6 +79,7 @@ class JobRunner:
             await self.database.open()
         except (CannotOpenError, OSError) as error:
             raise StartError(str(error)) from error
+        await Instances(self.database).settle(Instance(new_id(), secrets.token_bytes(_KEY_BYTES)))
         await asyncio.to_thread(self.lake.open)
 
     async def start(self) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -36,6 +37,14 @@ metadata = MetaData(
 Serial = BigInteger().with_variant(Integer, "sqlite")
 # What is listed in its order: by code points, as SQLite has it, and not as PostgreSQL's database was made for.
 _Ordered = Text().with_variant(Text(collation="C"), "postgresql")
+
+# One row, from the first start on: which installation this is, and what signs what it hands out.
+instance = Table(
+    "instance",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("token_key", LargeBinary, nullable=False),
+)
 
 tenants = Table(
     "tenants",
