@@ -33,6 +33,7 @@ from profile_export.domain.errors import (
     AbortedError,
     AlreadyExistsError,
     DomainError,
+    ExhaustedError,
     FailedPreconditionError,
     FieldViolation,
     InvalidArgumentError,
@@ -65,6 +66,7 @@ KINDS: list[tuple[DomainError, grpc.StatusCode]] = [
     ),
     (UnimplementedError.of_method("GetProfile"), grpc.StatusCode.UNIMPLEMENTED),
     (UnavailableError("BUSY", "Later.", retry_after=ONE_SECOND), grpc.StatusCode.UNAVAILABLE),
+    (ExhaustedError("QUOTA_EXCEEDED", "Full.", metadata={"used": "7"}), grpc.StatusCode.RESOURCE_EXHAUSTED),
 ]
 
 Detail = TypeVar("Detail", bound=Message)

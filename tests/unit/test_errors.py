@@ -10,6 +10,7 @@ from profile_export.domain.errors import (
     AbortedError,
     AlreadyExistsError,
     DomainError,
+    ExhaustedError,
     FailedPreconditionError,
     FieldViolation,
     InvalidArgumentError,
@@ -22,6 +23,7 @@ from profile_export.domain.errors import (
 KINDS = (
     AbortedError,
     AlreadyExistsError,
+    ExhaustedError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,

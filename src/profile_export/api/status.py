@@ -15,6 +15,7 @@ from profile_export.domain.errors import (
     AbortedError,
     AlreadyExistsError,
     DomainError,
+    ExhaustedError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -32,6 +33,7 @@ CODES: dict[type[DomainError], grpc.StatusCode] = {
     AbortedError: grpc.StatusCode.ABORTED,
     PastEndError: grpc.StatusCode.OUT_OF_RANGE,
     UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
+    ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 

@@ -100,5 +100,9 @@ class UnimplementedError(DomainError):
         return cls("NOT_BUILT", f"The method '{method}' is not built yet.", metadata={"method": method})
 
 
+class ExhaustedError(DomainError):
+    """More than the caller's share, or than one call may cost; `retry_after` where waiting helps."""
+
+
 class UnavailableError(DomainError):
     """The server cannot do this now; the same call may succeed after `retry_after`, perhaps elsewhere."""
