@@ -23,6 +23,7 @@ class LapseSweeper:
 
     async def step(self) -> bool:
         """End what is over. A worker that still runs such an attempt learns of it as of every change, and stops."""
-        for job in await self._lapses.end():
+        ended = await self._lapses.end()
+        for job in ended:
             _log.warning("lapsed", job_id=job.id, attempt=job.attempt, state=job.state.value)
-        return False
+        return bool(ended)

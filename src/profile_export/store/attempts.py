@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, insert, select, update
+from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import DataFile
@@ -27,9 +26,11 @@ from profile_export.domain.job import (
     after_error,
 )
 from profile_export.domain.plan import ExportCounts, ExportPlan, notes_of
+from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.receipt import FilledBatch
 from profile_export.domain.schema import TypeConflictError, union_objects
 from profile_export.store.batches import add_files, batches_of_job, files_of, succeed_batch
+from profile_export.store.claims import may_be_due, next_job
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
 from profile_export.store.events import Wakeups
@@ -77,22 +78,20 @@ class Attempts:
     by what writes alone.
     """
 
-    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         self.database = database
         self._wakeups = wakeups
+        self._most_running = quotas.running_jobs
 
     @whole
     async def claim(self, worker: str) -> Claim | None:
-        """Take the oldest job that is due; None if there is none."""
+        """Take a job that is due, tenants by turns and of each the oldest first; None if there is none."""
         # Most often there is none, and then nothing is written.
         async with self.database.read() as connection:
-            oldest = _oldest_due(await database_time(connection)).with_only_columns(jobs.c.id)
-            if (await connection.execute(oldest)).first() is None:
+            if not await may_be_due(connection, self._most_running):
                 return None
         async with self.database.write_beside() as connection:
-            now = await database_time(connection)
-            oldest = _oldest_due(now).with_for_update(skip_locked=True)
-            row = (await connection.execute(oldest)).first()
+            row = await next_job(connection, self._most_running)
             if row is None:
                 return None
             row = await move_job(connection, row, CLAIM)
@@ -101,7 +100,7 @@ class Attempts:
                 "job_id": row.id,
                 "attempt": row.attempt,
                 "worker": worker,
-                "expire_time": now + LEASE_TTL,
+                "expire_time": row.update_time + LEASE_TTL,
             }
             await connection.execute(insert(leases).values(lease))
             claim = await _claim(connection, fence, row)
@@ -268,15 +267,6 @@ class Attempts:
         """
         async with self.database.write() as connection:
             await drop_attempt(connection, fence)
-
-
-def _oldest_due(now: datetime) -> Select[Any]:
-    due = (
-        (jobs.c.state == JobState.NEW.value)
-        & (jobs.c.not_before.is_(None) | (jobs.c.not_before <= now))
-        & (jobs.c.deadline.is_(None) | (jobs.c.deadline > now))
-    )
-    return select(jobs).where(due).order_by(jobs.c.id).limit(1)
 
 
 async def _list_fields(connection: AsyncConnection, row: Row[Any]) -> None:

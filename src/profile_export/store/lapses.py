@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import FINAL_STATES, LEASE_TTL, Job, JobState, Phase
@@ -19,6 +19,9 @@ from profile_export.store.leases import Fence, end_attempt
 from profile_export.store.metrics import metrics_of
 from profile_export.store.moves import move_job, stamp
 
+# As many are ended before it is looked again what is due.
+MOST_AT_ONCE = 100
+
 
 class Lapses:
     """Lapses of the jobs of all tenants. Every server and worker may look for them, as often as it likes."""
@@ -28,7 +31,7 @@ class Lapses:
         self._wakeups = wakeups
 
     async def end(self) -> Sequence[Job]:
-        """End what time has ended; return the jobs as they are then."""
+        """End what time has ended, or a part of it that is fair to all tenants; return the jobs as they are then."""
         return [job for job_id in await self._due() if (job := await self._end(job_id))]
 
     async def lose_all(self) -> Sequence[Job]:
@@ -44,13 +47,16 @@ class Lapses:
         unfinished = [state.value for state in JobState if state not in FINAL_STATES]
         async with self.database.read() as connection:
             now = await database_time(connection)
-            over = or_(jobs.c.deadline <= now, leases.c.expire_time <= now)
-            query = (
-                select(jobs.c.id)
-                .outerjoin(leases, leases.c.job_id == jobs.c.id)
-                .where(jobs.c.state.in_(unfinished), over)
+            silent = select(leases.c.job_id).where(leases.c.expire_time <= now)
+            over = (
+                select(jobs.c.id, jobs.c.tenant_id)
+                .where(jobs.c.state.in_(unfinished), (jobs.c.deadline <= now) | jobs.c.id.in_(silent))
+                .subquery()
             )
-            return (await connection.execute(query.order_by(jobs.c.id))).scalars().all()
+            # Each tenant's first one goes before any tenant's second.
+            turn = func.row_number().over(partition_by=over.c.tenant_id, order_by=over.c.id)
+            query = select(over.c.id).order_by(turn, over.c.id).limit(MOST_AT_ONCE)
+            return (await connection.execute(query)).scalars().all()
 
     @whole
     async def _led(self) -> Sequence[int]:
