@@ -279,7 +279,7 @@ async def test_creating_a_batch_again_finds_it_by_its_request_id_for_good(
     ("values", "code", "reason"),
     [
         ({"batch_id": "../x"}, INVALID, "FIELD_INVALID"),
-        ({"request_id": "x" * 129}, INVALID, "FIELD_INVALID"),
+        ({"request_id": "x" * 129}, INVALID, "FIELD_TOO_LONG"),
         ({"dataset_id": "0" * 24}, grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND"),
     ],
 )

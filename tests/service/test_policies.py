@@ -106,7 +106,7 @@ async def test_the_built_in_policy_can_be_looked_up(caller: Caller) -> None:
     ("values", "field", "reason"),
     [
         ({"name": ""}, "name", "FIELD_REQUIRED"),
-        ({"name": "x" * 256}, "name", "FIELD_INVALID"),
+        ({"name": "x" * 256}, "name", "FIELD_TOO_LONG"),
         ({"attribute_merge": None}, "attribute_merge.type", "FIELD_REQUIRED"),
         ({"attribute_merge": {"type": 7}}, "attribute_merge.type", "FIELD_INVALID"),
         ({"identity_graph": 0}, "identity_graph", "FIELD_REQUIRED"),
@@ -255,7 +255,7 @@ async def test_a_change_that_changes_nothing_leaves_the_version(caller: Caller) 
     [
         ({}, "name", "FIELD_REQUIRED"),
         ({"name": ""}, "name", "FIELD_REQUIRED"),
-        ({"name": "x" * 256}, "name", "FIELD_INVALID"),
+        ({"name": "x" * 256}, "name", "FIELD_TOO_LONG"),
         ({"attribute_merge": {}}, "attribute_merge.type", "FIELD_REQUIRED"),
         ({"attribute_merge": {"order": ["x"]}}, "attribute_merge.type", "FIELD_REQUIRED"),
         ({"attribute_merge": {"type": 7}}, "attribute_merge.type", "FIELD_INVALID"),

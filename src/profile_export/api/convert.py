@@ -12,29 +12,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
 from profile_export.domain.paging import PageRequest
 
-MAX_NAME = 255
-MAX_REQUEST_ID = 128
 
-
-def required(value: str, field: str, longest: int = MAX_NAME) -> str:
+def required(value: str, field: str) -> str:
     """Return a text that has to be there.
 
     Raises:
-        InvalidArgumentError: It is empty or too long.
+        InvalidArgumentError: It is empty.
     """
     if not value:
         raise InvalidArgumentError.of_field(field, "is required.", "FIELD_REQUIRED")
-    return optional(value, field, longest)
-
-
-def optional(value: str, field: str, longest: int = MAX_REQUEST_ID) -> str:
-    """Return a text that may be empty.
-
-    Raises:
-        InvalidArgumentError: It is too long.
-    """
-    if len(value) > longest:
-        raise InvalidArgumentError.of_field(field, f"must have at most {longest} characters.")
     return value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from profile_export.api import convert_fields
-from profile_export.api.convert import duration, length_of_time, optional, required, timestamp
+from profile_export.api.convert import duration, length_of_time, required, timestamp
 from profile_export.domain.catalog import Dataset, DatasetKind, Schema, SchemaRef
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.mirror import MirrorStatus, mirror_table
@@ -15,7 +15,6 @@ from profile_export.domain.schema import ObjectType
 from profile_export.store.catalog import DatasetChange, NewDataset
 from profile_export.v1 import dataset_pb2, dataset_service_pb2, schema_pb2
 
-MAX_DESCRIPTION = 10_000
 DEFAULT_CONTENT_TYPE = "application/vnd.adobe.xed+json;version=1"
 _KINDS = {
     DatasetKind.RECORD: dataset_pb2.DATASET_KIND_RECORD,
@@ -32,7 +31,7 @@ def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset
     """
     return NewDataset(
         name=required(request.name, "name"),
-        description=optional(request.description, "description", MAX_DESCRIPTION),
+        description=request.description,
         schema=SchemaRef(required(request.schema_ref.id, "schema_ref.id"), request.schema_ref.content_type),
         tags={name: tuple(values.values) for name, values in sorted(request.tags.items())},
         identity_fields=convert_fields.identity_fields(request.identity_fields),
@@ -50,11 +49,7 @@ def dataset_change(request: dataset_service_pb2.UpdateDatasetRequest) -> Dataset
     """
     change = DatasetChange(
         name=required(request.name, "name") if request.HasField("name") else None,
-        description=(
-            optional(request.description, "description", MAX_DESCRIPTION)
-            if request.HasField("description")
-            else None
-        ),
+        description=request.description if request.HasField("description") else None,
         tags=(
             {name: tuple(values.values) for name, values in sorted(request.tags.entries.items())}
             if request.HasField("tags")

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from profile_export.domain import schema
 from profile_export.domain.catalog import FieldDeclaration, IdentityField
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.learning import MAX_DEPTH
 from profile_export.v1 import dataset_pb2
 
 _SCALARS = {
@@ -49,7 +48,7 @@ def declarations(message: Sequence[dataset_pb2.FieldDeclaration], where: str) ->
         InvalidArgumentError: A type is none.
     """
     return tuple(
-        FieldDeclaration(tuple(one.path.split(".")), _read_type(one.type, f"{where}[{index}].type", 0))
+        FieldDeclaration(tuple(one.path.split(".")), _read_type(one.type, f"{where}[{index}].type"))
         for index, one in enumerate(message)
     )
 
@@ -73,10 +72,7 @@ def _field_type(value: schema.FieldType) -> dataset_pb2.FieldType:
             return dataset_pb2.FieldType(scalar=_SCALARS[kind])
 
 
-def _read_type(message: dataset_pb2.FieldType, where: str, depth: int) -> schema.FieldType:
-    if depth > MAX_DEPTH:
-        raise InvalidArgumentError.of_field(where, f"is nested deeper than {MAX_DEPTH} levels.")
-    inner = depth + 1
+def _read_type(message: dataset_pb2.FieldType, where: str) -> schema.FieldType:
     match message.WhichOneof("kind"):
         case "scalar" if message.scalar in _KINDS:
             return schema.Scalar(_KINDS[message.scalar])
@@ -87,12 +83,12 @@ def _read_type(message: dataset_pb2.FieldType, where: str, depth: int) -> schema
             for member in message.object.fields:
                 if member.name in members:
                     raise InvalidArgumentError.of_field(where, f"names the field '{member.name}' twice.")
-                members[member.name] = _read_type(member.type, f"{where}.object.{member.name}", inner)
+                members[member.name] = _read_type(member.type, f"{where}.object.{member.name}")
             return schema.ObjectType(members)
         case "array":
-            return schema.ArrayType(_read_type(message.array.item, f"{where}.array.item", inner))
+            return schema.ArrayType(_read_type(message.array.item, f"{where}.array.item"))
         case "map":
-            return schema.MapType(_read_type(message.map.value, f"{where}.map.value", inner))
+            return schema.MapType(_read_type(message.map.value, f"{where}.map.value"))
     raise InvalidArgumentError.of_field(where, "is required: say what the field holds.", "FIELD_REQUIRED")
 
 

@@ -15,8 +15,6 @@ from profile_export.domain.policy import MergePolicy
 from profile_export.v1 import merge_policy_pb2, profile_pb2
 from profile_export.v1 import profile_service_pb2 as pb
 
-_LONGEST_ID = 1_000_000
-"""Far beyond the records that are taken by default, which have no other limit for an id."""
 Request: TypeAlias = pb.GetProfileRequest | pb.ListProfileEventsRequest
 
 
@@ -30,7 +28,7 @@ def identity(request: Request) -> Identity:
         raise InvalidArgumentError.of_field("identity", "is required.", "FIELD_REQUIRED")
     return Identity(
         required(request.identity.namespace, "identity.namespace"),
-        required(request.identity.id, "identity.id", _LONGEST_ID),
+        required(request.identity.id, "identity.id"),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import grpc.aio
 
 from profile_export.api import convert_batches, convert_datasets, convert_receipts
-from profile_export.api.convert import optional, page_request
+from profile_export.api.convert import page_request
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.transfer import first_message, receive, stretch
 from profile_export.api.values import rows_that_fit
@@ -33,7 +33,6 @@ from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-_MAX_REASON = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +64,8 @@ class DatasetService(DatasetServiceServicer):
         self, request: pb.CreateDatasetRequest, context: _Context
     ) -> pb.CreateDatasetResponse:
         new = convert_datasets.new_dataset(request)
-        request_id = optional(request.request_id, "request_id")
         dataset, replayed = await self._catalog.create_dataset(
-            current_tenant(), new, self._new_id(), request_id
+            current_tenant(), new, self._new_id(), request.request_id
         )
         [written] = await self._written(dataset)
         return pb.CreateDatasetResponse(dataset=written, replayed=replayed)
@@ -122,7 +120,7 @@ class DatasetService(DatasetServiceServicer):
             current_tenant(),
             request.dataset_id,
             batch_id,
-            optional(request.request_id, "request_id"),
+            request.request_id,
             folder=f"{request.dataset_id}/{self._new_id()}",
         )
         return pb.CreateBatchResponse(batch=await self._shown(batch), replayed=replayed)
@@ -145,13 +143,11 @@ class DatasetService(DatasetServiceServicer):
         return pb.CompleteBatchResponse(batch=await self._shown(batch), replayed=completed is None)
 
     async def AbortBatch(self, request: pb.AbortBatchRequest, context: _Context) -> pb.AbortBatchResponse:
-        reason = optional(request.reason, "reason", _MAX_REASON)
-        batch = await self._loading.abort(current_tenant(), request.batch_id, reason)
+        batch = await self._loading.abort(current_tenant(), request.batch_id, request.reason)
         return pb.AbortBatchResponse(batch=await self._shown(batch))
 
     async def RevertBatch(self, request: pb.RevertBatchRequest, context: _Context) -> pb.RevertBatchResponse:
-        reason = optional(request.reason, "reason", _MAX_REASON)
-        batch = await self._batches.revert(current_tenant(), request.batch_id, reason)
+        batch = await self._batches.revert(current_tenant(), request.batch_id, request.reason)
         return pb.RevertBatchResponse(batch=await self._shown(batch))
 
     async def GetBatch(self, request: pb.GetBatchRequest, context: _Context) -> pb.GetBatchResponse:

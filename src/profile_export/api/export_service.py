@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import grpc.aio
 
 from profile_export.api import convert_estimates, convert_jobs
-from profile_export.api.convert import optional, page_request
+from profile_export.api.convert import page_request
 from profile_export.api.estimates import Estimates
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.watch import WatchOptions
@@ -49,15 +49,14 @@ class ExportService(ExportServiceServicer):
     async def CreateJob(self, request: pb.CreateJobRequest, context: _Context) -> pb.CreateJobResponse:
         tenant = current_tenant()
         asked = convert_jobs.export_request(request.spec)
-        request_id = optional(request.request_id, "request_id")
         # Looked for first: what it names may be gone by now.
-        before = await self._jobs.made_by(tenant, request_id, asked)
+        before = await self._jobs.made_by(tenant, request.request_id, asked)
         if before:
             return pb.CreateJobResponse(job=convert_jobs.export_job(before), replayed=True)
         batches = len(asked.segments) if asked.segment_per_batch else 1
         folders = {self._new_id(): f"{asked.destination_id}/{self._new_id()}" for _ in range(batches)}
         bound = await self._bound(asked, await self._catalog.union_fields(tenant))
-        view, replayed = await self._jobs.create(tenant, NewJob(bound, request_id, folders))
+        view, replayed = await self._jobs.create(tenant, NewJob(bound, request.request_id, folders))
         return pb.CreateJobResponse(job=convert_jobs.export_job(view), replayed=replayed)
 
     async def EstimateJob(self, request: pb.EstimateJobRequest, context: _Context) -> pb.EstimateJobResponse:
@@ -86,8 +85,7 @@ class ExportService(ExportServiceServicer):
         return pb.ListJobsResponse(jobs=jobs, next_page_token=page.next_token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: _Context) -> pb.CancelJobResponse:
-        reason = optional(request.reason, "reason", longest=1_000)
-        view = await self._jobs.cancel(current_tenant(), request.job_id, context.peer(), reason)
+        view = await self._jobs.cancel(current_tenant(), request.job_id, context.peer(), request.reason)
         return pb.CancelJobResponse(job=convert_jobs.export_job(view))
 
     # Streams are written to the context, which grpc.aio takes as well as a generator, and which waits for the reader.

@@ -12,14 +12,14 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc.aio
 import structlog
-from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from profile_export.api import tenancy
+from profile_export.api.admission import admitting
 from profile_export.api.status import code_of, disk_refusal, internal_status, server_draining, status_of
 from profile_export.domain.catalog import Tenant
-from profile_export.domain.errors import DomainError, InvalidArgumentError, UnimplementedError
+from profile_export.domain.errors import DomainError, UnimplementedError
 
 REQUEST_ID = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -73,7 +73,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: str, handler: _Handler) -> _Handler:
         behaviour = _as_coroutine_function(handler)
-        decode = _refusing_decoder(handler.request_deserializer)
+        decode = admitting(method, handler.request_deserializer or _as_it_is)
         encode = _lenient_encoder(handler.response_serializer)
         serves_drained = method.startswith(_OF_THE_SERVER)
 
@@ -199,19 +199,8 @@ def _as_coroutine_function(handler: _Handler) -> _Behaviour:
     return write_all
 
 
-def _refusing_decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    if decode is None:
-        return lambda raw: raw
-
-    def refusing(raw: bytes) -> Any:
-        try:
-            return decode(raw)
-        except DecodeError as error:
-            raise InvalidArgumentError(
-                "MESSAGE_MALFORMED", "The bytes are not a message of this method."
-            ) from error
-
-    return refusing
+def _as_it_is(raw: bytes) -> bytes:
+    return raw
 
 
 def _lenient_encoder(encode: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:

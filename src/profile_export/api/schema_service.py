@@ -13,7 +13,6 @@ from profile_export.api.tenancy import current_tenant
 from profile_export.domain.catalog import CLASSES
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.unions import union_schema
-from profile_export.domain.xdm_places import MAX_ID
 from profile_export.ingest.registration import Registration
 from profile_export.store.catalog import Catalog
 from profile_export.store.schemas import Schemas
@@ -43,7 +42,7 @@ class SchemaService(SchemaServiceServicer):
         return pb.CreateSchemaResponse(schema=convert_datasets.schema(schema), replayed=replayed)
 
     async def GetSchema(self, request: pb.GetSchemaRequest, context: _Context) -> pb.GetSchemaResponse:
-        schema_id = required(request.schema_id, "schema_id", MAX_ID)
+        schema_id = required(request.schema_id, "schema_id")
         version = request.version if request.HasField("version") else None
         schema = await self._schemas.get(current_tenant(), schema_id, version)
         return pb.GetSchemaResponse(schema=convert_datasets.schema(schema))

@@ -134,7 +134,7 @@ class Dataset(_message.Message):
     id: _builtins.str
     """Output only. 24 hexadecimal characters, set by the server, never reused."""
     name: _builtins.str
-    """Required. Descriptive, 1 to 255 characters, need not be unique. Set by the caller."""
+    """Required. Descriptive, need not be unique. Set by the caller."""
     description: _builtins.str
     """Optional free text. Empty: none. Set by the caller."""
     kind: Global___DatasetKind.ValueType
@@ -216,14 +216,15 @@ class SchemaRef(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Required. URI of a built-in or registered schema. Built in are
-    `https://ns.adobe.com/xdm/context/profile` (records),
-    `https://ns.adobe.com/xdm/context/experienceevent` (events) and
-    `https://ns.adobe.com/xdm/context/profile__union` (export destination, two underscores).
+    """Required. URI of a built-in or registered schema. Built in are `https://ns.adobe.com/xdm/context/profile`
+    (records), `https://ns.adobe.com/xdm/context/experienceevent` (events) and
+    `https://ns.adobe.com/xdm/context/profile__union` (export destination, two underscores). At most 1,000
+    characters.
     """
     content_type: _builtins.str
     """Optional. Media type with version, such as `application/vnd.adobe.xed+json;version=1`. Media type and
-    version are compared leniently. Empty on input: that value; on output always filled.
+    version are compared leniently. Empty on input: that value; on output always filled. At most 255
+    characters.
     """
     def __init__(
         self,
@@ -248,7 +249,9 @@ class TagValues(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. The values in the order given by the caller. May be empty."""
+        """Required. The values in the order given by the caller. May be empty. At most 100 items of at most 256
+        characters each.
+        """
 
     def __init__(
         self,
@@ -275,10 +278,12 @@ class IdentityField(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     PRIMARY_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Required. Field path such as `personalEmail.address`. It leads to one value, not through an array or a map."""
+    """Required. Field path such as `personalEmail.address`. It leads to one value, not through an array or a map.
+    At most 1,024 characters.
+    """
     namespace: _builtins.str
-    """Required. Namespace of the identity, such as `Email`. Registered in the tenant on first use, then
-    found without regard to case and written in the registered spelling.
+    """Required. Namespace of the identity, such as `Email`. Registered in the tenant on first use, then found
+    without regard to case and written in the registered spelling. At most 255 characters.
     """
     primary: _builtins.bool
     """Optional. True: the primary identity of a record whose `identityMap` marks none. At most one field of a
@@ -308,7 +313,7 @@ class FieldDeclaration(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Required. Field path such as `person.birthDate`."""
+    """Required. Field path such as `person.birthDate`. At most 1,024 characters."""
     @_builtins.property
     def type(self) -> Global___FieldType:
         """Required. The type of the field at this path."""
@@ -336,7 +341,7 @@ class Field(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Output only. The last part of the field path, such as `address`."""
+    """Output only. The last part of the field path, such as `address`. At most 255 characters."""
     @_builtins.property
     def type(self) -> Global___FieldType:
         """Output only. The type of the field. Objects carry their own fields, so that this is a tree."""
@@ -357,7 +362,7 @@ Global___Field: _TypeAlias = Field  # noqa: Y015
 
 @_typing.final
 class FieldType(_message.Message):
-    """FieldType is the type of a field."""
+    """FieldType is the type of a field. In a request types are nested at most 32 levels deep."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -438,7 +443,7 @@ class ObjectType(_message.Message):
     FIELDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___Field]:
-        """Required. The fields, sorted by name."""
+        """Required. The fields, sorted by name. At most 5,000 items."""
 
     def __init__(
         self,

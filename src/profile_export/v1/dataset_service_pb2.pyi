@@ -64,7 +64,7 @@ Global___UploadFormat: _TypeAlias = UploadFormat  # noqa: Y015
 
 @_typing.final
 class CreateDatasetRequest(_message.Message):
-    """CreateDatasetRequest is the request of CreateDataset."""
+    """CreateDatasetRequest is the request of CreateDataset. At most 512 KiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -99,12 +99,12 @@ class CreateDatasetRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     BATCH_RETENTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. 1 to 255 characters."""
+    """Required. Descriptive, need not be unique. At most 255 characters."""
     description: _builtins.str
-    """Optional. Free text."""
+    """Optional. Free text. At most 10,000 characters."""
     request_id: _builtins.str
-    """Optional. Key that makes the call safe to repeat, 1 to 128 characters, unique in the tenant for datasets.
-    Empty: every call makes a dataset.
+    """Optional. Key that makes the call safe to repeat, unique in the tenant for datasets. Empty: every call
+    makes a dataset. At most 128 characters.
     """
     @_builtins.property
     def schema_ref(self) -> _dataset_pb2.SchemaRef:
@@ -112,18 +112,21 @@ class CreateDatasetRequest(_message.Message):
 
     @_builtins.property
     def tags(self) -> _containers.MessageMap[_builtins.str, _dataset_pb2.TagValues]:
-        """Optional. Two values under the tag `unifiedProfile` have a meaning: `enabled:false` keeps the dataset out of
-        exports and of the union schema, `isUpsert:true` makes records patch field by field instead of
-        replacing (refused where there are none). `unifiedProfile: ["enabled:true"]` is the default. Other tags are kept as they are.
+        """Optional. Two values under the tag `unifiedProfile` have a meaning: `enabled:false` keeps the dataset out
+        of exports and of the union schema, `isUpsert:true` makes records patch field by field instead of replacing
+        (refused where there are none). `unifiedProfile: ["enabled:true"]` is the default. Other tags are kept as
+        they are. At most 100 entries, with keys of at most 255 characters.
         """
 
     @_builtins.property
     def identity_fields(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.IdentityField]:
-        """Optional. Fields that hold identities, besides `identityMap`. Refused for a union dataset."""
+        """Optional. Fields that hold identities, besides `identityMap`. Refused for a union dataset. At most 100
+        items.
+        """
 
     @_builtins.property
     def declared_fields(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.FieldDeclaration]:
-        """Optional. Types to use instead of learned ones. Refused for a union dataset."""
+        """Optional. Types to use instead of learned ones. Refused for a union dataset. At most 5,000 items."""
 
     @_builtins.property
     def iceberg(self) -> _dataset_pb2.IcebergSettings:
@@ -190,7 +193,7 @@ class GetDatasetRequest(_message.Message):
 
     DATASET_ID_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
-    """Required. The dataset."""
+    """Required. The dataset. At most 128 characters."""
     def __init__(
         self,
         *,
@@ -241,11 +244,13 @@ class ListDatasetsRequest(_message.Message):
     page_size: _builtins.int
     """Optional. At most so many per page; 0: 100, at most 1000."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before. Empty: the first page."""
+    """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over name, kind, schema_id, create_time. Empty: all."""
+    """Optional. Conjunction over name, kind, schema_id, create_time. Empty: all. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. One of create_time, update_time, name, perhaps with ` desc`. Empty: see "Lists" at the service."""
+    """Optional. One of create_time, update_time, name, perhaps with ` desc`. Empty: see "Lists" at the service.
+    At most 255 characters.
+    """
     def __init__(
         self,
         *,
@@ -292,7 +297,9 @@ Global___ListDatasetsResponse: _TypeAlias = ListDatasetsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateDatasetRequest(_message.Message):
-    """UpdateDatasetRequest is the request of UpdateDataset. At least one change is required."""
+    """UpdateDatasetRequest is the request of UpdateDataset. At least one change is required. At most 512 KiB
+    altogether.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -304,11 +311,11 @@ class UpdateDatasetRequest(_message.Message):
     ADD_DECLARED_FIELDS_FIELD_NUMBER: _builtins.int
     BATCH_RETENTION_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
-    """Required. The dataset."""
+    """Required. The dataset. At most 128 characters."""
     name: _builtins.str
-    """Optional. New name, 1 to 255 characters. Absent: unchanged."""
+    """Optional. New name, not empty. Absent: unchanged. At most 255 characters."""
     description: _builtins.str
-    """Optional. New description, may be empty. Absent: unchanged."""
+    """Optional. New description, may be empty. Absent: unchanged. At most 10,000 characters."""
     @_builtins.property
     def tags(self) -> Global___DatasetTags:
         """Optional. All tags, replacing those it has. Absent: unchanged."""
@@ -319,7 +326,7 @@ class UpdateDatasetRequest(_message.Message):
 
     @_builtins.property
     def add_declared_fields(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.FieldDeclaration]:
-        """Optional. Types to declare or to widen, added to those it has."""
+        """Optional. Types to declare or to widen, added to those it has. At most 5,000 items."""
 
     @_builtins.property
     def batch_retention(self) -> _duration_pb2.Duration:
@@ -384,7 +391,9 @@ class DatasetTags(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.MessageMap[_builtins.str, _dataset_pb2.TagValues]:
-        """Optional. As in CreateDatasetRequest.tags. Empty: no tags."""
+        """Optional. As in CreateDatasetRequest.tags. Empty: no tags. At most 100 entries, with keys of at most 255
+        characters.
+        """
 
     def __init__(
         self,
@@ -431,7 +440,7 @@ class DeleteDatasetRequest(_message.Message):
 
     DATASET_ID_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
-    """Required. The dataset."""
+    """Required. The dataset. At most 128 characters."""
     def __init__(
         self,
         *,
@@ -471,7 +480,7 @@ class PreviewDatasetRequest(_message.Message):
     DATASET_ID_FIELD_NUMBER: _builtins.int
     ROW_COUNT_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
-    """Required. The dataset."""
+    """Required. The dataset. At most 128 characters."""
     row_count: _builtins.int
     """Optional. How many rows, at most 1000. 0: 100."""
     def __init__(
@@ -522,12 +531,12 @@ class CreateBatchRequest(_message.Message):
     BATCH_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
-    """Required. The dataset."""
+    """Required. The dataset. At most 128 characters."""
     batch_id: _builtins.str
-    """Optional. `[A-Za-z0-9_-]{1,64}`, unique in the tenant. Empty: the server chooses."""
+    """Optional. `[A-Za-z0-9_-]{1,64}`, unique in the tenant. Empty: the server chooses. At most 64 characters."""
     request_id: _builtins.str
-    """Optional. Key that makes the call safe to repeat, 1 to 128 characters, unique in the tenant for batches.
-    Empty: a repetition is known by batch_id only.
+    """Optional. Key that makes the call safe to repeat, unique in the tenant for batches. Empty: a repetition is
+    known by batch_id only. At most 128 characters.
     """
     def __init__(
         self,
@@ -574,7 +583,7 @@ Global___CreateBatchResponse: _TypeAlias = CreateBatchResponse  # noqa: Y015
 
 @_typing.final
 class UploadBatchRequest(_message.Message):
-    """UploadBatchRequest is one message of an upload."""
+    """UploadBatchRequest is one message of an upload. At most 4 MiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -582,7 +591,9 @@ class UploadBatchRequest(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The next bytes of the file, cut anywhere. 1 MiB per message is a good size, 4 MiB is too much."""
+    """The next bytes of the file, cut anywhere. 1 MiB per message is a good size, 4 MiB is too much. At most 4
+    MiB.
+    """
     @_builtins.property
     def start(self) -> Global___UploadStart:
         """The first message."""
@@ -621,16 +632,16 @@ class UploadStart(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     MAX_BAD_RECORDS_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
-    """Required. A record or event dataset."""
+    """Required. A record or event dataset. At most 128 characters."""
     format: Global___UploadFormat.ValueType
     """Required. What the bytes are."""
     batch_id: _builtins.str
     """Required. `[A-Za-z0-9_-]{1,64}`, unique in the tenant: chosen by the caller, which makes the upload safe to
-    repeat, or made by CreateBatch.
+    repeat, or made by CreateBatch. At most 64 characters.
     """
     file_name: _builtins.str
     """Optional. Name of the file within the batch, `[A-Za-z0-9_.-]{1,128}`. Rows count on in the order of names.
-    Empty: `1`.
+    Empty: `1`. At most 128 characters.
     """
     offset: _builtins.int
     """Optional. Where `data` goes on, in bytes. 0: from the beginning, dropping what was received of an
@@ -669,7 +680,7 @@ class UploadFinish(_message.Message):
     byte_count: _builtins.int
     """Required. Length of the whole file in bytes, not of this stream only. 0: an empty file."""
     sha256: _builtins.str
-    """Required. SHA-256 of the whole file, 64 hexadecimal characters."""
+    """Required. SHA-256 of the whole file, 64 hexadecimal characters. At most 64 characters."""
     def __init__(
         self,
         *,
@@ -720,7 +731,7 @@ class CompleteBatchRequest(_message.Message):
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
-    """Required. A batch made by CreateBatch."""
+    """Required. A batch made by CreateBatch. At most 64 characters."""
     def __init__(
         self,
         *,
@@ -771,9 +782,9 @@ class AbortBatchRequest(_message.Message):
     BATCH_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
-    """Required. The batch."""
+    """Required. The batch. At most 64 characters."""
     reason: _builtins.str
-    """Optional. Free text, kept in Batch.state_reason."""
+    """Optional. Free text, kept in Batch.state_reason. At most 1,000 characters."""
     def __init__(
         self,
         *,
@@ -821,9 +832,9 @@ class RevertBatchRequest(_message.Message):
     BATCH_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
-    """Required. The batch."""
+    """Required. The batch. At most 64 characters."""
     reason: _builtins.str
-    """Optional. Free text, kept in Batch.state_reason."""
+    """Optional. Free text, kept in Batch.state_reason. At most 1,000 characters."""
     def __init__(
         self,
         *,
@@ -870,7 +881,7 @@ class GetBatchRequest(_message.Message):
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
-    """Required. The batch."""
+    """Required. The batch. At most 64 characters."""
     def __init__(
         self,
         *,
@@ -920,17 +931,19 @@ class ListBatchesRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
-    """Optional. Only batches of this dataset. Empty: of all datasets of the tenant."""
+    """Optional. Only batches of this dataset. Empty: of all datasets of the tenant. At most 128 characters."""
     page_size: _builtins.int
     """Optional. At most so many per page; 0: 100, at most 1000."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before. Empty: the first page."""
+    """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over state, create_time, ingest_time. Unless it names state, `state = SUCCEEDED` is added.
-    Empty: all SUCCEEDED ones.
+    """Optional. Conjunction over state, create_time, ingest_time. Unless it names state, `state = SUCCEEDED` is
+    added. Empty: all SUCCEEDED ones. At most 10,000 characters.
     """
     order_by: _builtins.str
-    """Optional. One of create_time, ingest_time, perhaps with ` desc`. Empty: see "Lists" at the service."""
+    """Optional. One of create_time, ingest_time, perhaps with ` desc`. Empty: see "Lists" at the service. At most
+    255 characters.
+    """
     def __init__(
         self,
         *,
@@ -988,15 +1001,17 @@ class ListRejectedRowsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
-    """Required. The batch."""
+    """Required. The batch. At most 64 characters."""
     page_size: _builtins.int
     """Optional. At most so many per page; 0: 100, at most 1000."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before. Empty: the first page."""
+    """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over file_name, reason, path. Empty: all."""
+    """Optional. Conjunction over file_name, reason, path. Empty: all. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. One of file_name, perhaps with ` desc`. Empty: see "Lists" at the service."""
+    """Optional. One of file_name, perhaps with ` desc`. Empty: see "Lists" at the service. At most 255
+    characters.
+    """
     def __init__(
         self,
         *,
@@ -1054,15 +1069,15 @@ class ListBatchFilesRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
-    """Required. A SUCCEEDED batch."""
+    """Required. A SUCCEEDED batch. At most 64 characters."""
     page_size: _builtins.int
     """Optional. At most so many per page; 0: 100, at most 1000."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before. Empty: the first page."""
+    """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over name. Empty: all."""
+    """Optional. Conjunction over name. Empty: all. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. One of name, perhaps with ` desc`. Empty: see "Lists" at the service."""
+    """Optional. One of name, perhaps with ` desc`. Empty: see "Lists" at the service. At most 255 characters."""
     def __init__(
         self,
         *,
@@ -1119,9 +1134,9 @@ class ReadBatchFileRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
-    """Required. A SUCCEEDED batch."""
+    """Required. A SUCCEEDED batch. At most 64 characters."""
     file_name: _builtins.str
-    """Required. DataFile.name as listed."""
+    """Required. DataFile.name as listed. At most 1,024 characters."""
     offset: _builtins.int
     """Optional. First byte to send, counted from 0, at most the length of the file."""
     length: _builtins.int
@@ -1180,7 +1195,7 @@ class GetReceiptRequest(_message.Message):
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
-    """Required. A batch that an export job made."""
+    """Required. A batch that an export job made. At most 64 characters."""
     def __init__(
         self,
         *,

@@ -29,8 +29,13 @@ class DatasetServiceStub:
        (use the server's contract), UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try
        again after the time in RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and
        INTERNAL INTERNAL (report it with the x-request-id).
+     - What a field, a list or a whole message may hold is said at each; a message without a word of it has at most
+       64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
+       NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
+       limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
-       NOT_BUILT with a sentence that names the field or method.
+       NOT_BUILT with a sentence that names the field (by its number, where the server
+       does not know it) or the method.
      - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
        next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
        PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
@@ -264,8 +269,13 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
        (use the server's contract), UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try
        again after the time in RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and
        INTERNAL INTERNAL (report it with the x-request-id).
+     - What a field, a list or a whole message may hold is said at each; a message without a word of it has at most
+       64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
+       NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
+       limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
-       NOT_BUILT with a sentence that names the field or method.
+       NOT_BUILT with a sentence that names the field (by its number, where the server
+       does not know it) or the method.
      - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
        next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
        PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither

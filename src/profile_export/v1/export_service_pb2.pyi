@@ -49,15 +49,16 @@ Global___Exactness: _TypeAlias = Exactness  # noqa: Y015
 
 @_typing.final
 class CreateJobRequest(_message.Message):
-    """CreateJobRequest is the request of CreateJob."""
+    """CreateJobRequest is the request of CreateJob. At most 256 KiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Key that makes the call safe to repeat, 1 to 128 characters, unique in the tenant for jobs. Kept
-    as long as the job: after retention has removed that, the id makes a new one. Empty: every call makes a job.
+    """Optional. Key that makes the call safe to repeat, unique in the tenant for jobs. Kept as long as the job:
+    after retention has removed that, the id makes a new one. Empty: every call makes a job. At most 128
+    characters.
     """
     @_builtins.property
     def spec(self) -> _job_pb2.ExportSpec:
@@ -107,7 +108,7 @@ Global___CreateJobResponse: _TypeAlias = CreateJobResponse  # noqa: Y015
 
 @_typing.final
 class EstimateJobRequest(_message.Message):
-    """EstimateJobRequest is the request of EstimateJob."""
+    """EstimateJobRequest is the request of EstimateJob. At most 256 KiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -360,11 +361,15 @@ class ListJobsRequest(_message.Message):
     page_size: _builtins.int
     """Optional. At most so many per page; 0: 100, at most 1000."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before. Empty: the first page."""
+    """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over state, dataset_id, create_time, update_time. Empty: all."""
+    """Optional. Conjunction over state, dataset_id, create_time, update_time. Empty: all. At most 10,000
+    characters.
+    """
     order_by: _builtins.str
-    """Optional. One of create_time, update_time, perhaps with ` desc`. Empty: create_time desc."""
+    """Optional. One of create_time, update_time, perhaps with ` desc`. Empty: create_time desc. At most 255
+    characters.
+    """
     def __init__(
         self,
         *,
@@ -420,7 +425,7 @@ class CancelJobRequest(_message.Message):
     job_id: _builtins.int
     """Required. The job."""
     reason: _builtins.str
-    """Optional. Free text, kept in JobCancellation.reason."""
+    """Optional. Free text, kept in JobCancellation.reason. At most 1,000 characters."""
     def __init__(
         self,
         *,
@@ -564,14 +569,14 @@ class WatchJobsRequest(_message.Message):
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     MIN_PROGRESS_INTERVAL_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
-    """Optional. Only jobs that write to this dataset. Empty: all."""
+    """Optional. Only jobs that write to this dataset. Empty: all. At most 128 characters."""
     after_revision: _builtins.int
     """Optional. A revision of the tenant as received before. Absent: the list first. Given: no list and no mark,
     only changes after it; 0: every change from the first, if all are kept. Negative is refused.
     """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobState.ValueType]:
-        """Optional. Only jobs in one of these states. Empty: all."""
+        """Optional. Only jobs in one of these states. Empty: all. At most 10 items."""
 
     @_builtins.property
     def from_create_time(self) -> _timestamp_pb2.Timestamp:

@@ -168,17 +168,21 @@ class ExportSpec(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     EVALUATE_SEGMENTS_FIELD_NUMBER: _builtins.int
     schema_name: _builtins.str
-    """Optional. The class, `_xdm.context.profile`. Empty: the destination's class. Anything else is refused."""
+    """Optional. The class, `_xdm.context.profile`. Empty: the destination's class. Anything else is refused. At
+    most 255 characters.
+    """
     engine: _builtins.str
-    """Optional. What runs the job: `duckdb` or `spark`. Empty: the server's choice, on output filled in."""
+    """Optional. What runs the job: `duckdb` or `spark`. Empty: the server's choice, on output filled in. At most
+    255 characters.
+    """
     evaluate_segments: _builtins.bool
     """Optional. True: evaluate segments as part of the job."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Field paths such as `person.name` or `identityMap`, one per entry, without commas; they may
-        name an object or lead through arrays and maps. They choose columns, never rows. Empty: every field of
-        the union schema that some exported profile can have. `identities.id` and the like select from
-        `identityMap`. `timeSeriesEvents` is refused: use event_list.
+        """Optional. Field paths such as `person.name` or `identityMap`, one per entry, without commas; they may name
+        an object or lead through arrays and maps. They choose columns, never rows. Empty: every field of the union
+        schema that some exported profile can have. `identities.id` and the like select from `identityMap`.
+        `timeSeriesEvents` is refused: use event_list. At most 5,000 items of at most 1,024 characters each.
         """
 
     @_builtins.property
@@ -243,7 +247,7 @@ class ExportFilter(_message.Message):
     """
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentFilter]:
-        """Optional. A profile needs to be in one of these segments. Empty: no restriction."""
+        """Optional. A profile needs to be in one of these segments. Empty: no restriction. At most 500 items."""
 
     @_builtins.property
     def segment_qualification_time(self) -> Global___TimeWindow:
@@ -281,12 +285,16 @@ class SegmentFilter(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
     segment_id: _builtins.str
-    """Required. Id of the segment, compared exactly. One that nobody is in gives nothing and a note."""
+    """Required. Id of the segment, compared exactly. One that nobody is in gives nothing and a note. At most 255
+    characters.
+    """
     namespace: _builtins.str
-    """Optional. Namespace of the segment, without regard to case. Empty: `ups`, on output filled in."""
+    """Optional. Namespace of the segment, without regard to case. Empty: `ups`, on output filled in. At most 255
+    characters.
+    """
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___MembershipStatus.ValueType]:
-        """Optional. Empty: REALIZED and EXISTING, on output filled in."""
+        """Optional. Empty: REALIZED and EXISTING, on output filled in. At most 10 items."""
 
     def __init__(
         self,
@@ -343,7 +351,9 @@ class EventList(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Field paths within an event, as in ExportSpec.fields. Empty: every field of the event class."""
+        """Optional. Field paths within an event, as in ExportSpec.fields. Empty: every field of the event class. At
+        most 5,000 items of at most 1,024 characters each.
+        """
 
     @_builtins.property
     def filter(self) -> Global___EventFilter:
@@ -404,7 +414,9 @@ class ExportDestination(_message.Message):
     DATASET_ID_FIELD_NUMBER: _builtins.int
     SEGMENT_PER_BATCH_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
-    """Required. A dataset of the schema `https://ns.adobe.com/xdm/context/profile__union`."""
+    """Required. A dataset of the schema `https://ns.adobe.com/xdm/context/profile__union`. At most 128
+    characters.
+    """
     segment_per_batch: _builtins.bool
     """Optional; needs filter.segments. True: one batch per segment, all visible at the same moment, and a
     profile is in the batch of every segment it is in. False: one batch.

@@ -95,7 +95,7 @@ class MergePolicy(_message.Message):
     A job keeps the version it was created with.
     """
     name: _builtins.str
-    """Required. Descriptive, 1 to 255 characters, need not be unique. Set by the caller."""
+    """Required. Descriptive, need not be unique. Set by the caller."""
     schema_name: _builtins.str
     """Output only on a policy that was made without one: the class it is for, `_xdm.context.profile`."""
     identity_graph: Global___IdentityGraph.ValueType
@@ -155,7 +155,7 @@ class AttributeMerge(_message.Message):
     def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of source datasets, strongest first. Required for DATA_SET_PRECEDENCE, where record datasets that
         are not named take no part and event datasets are restricted only if one is named. Must be empty for
-        TIMESTAMP_ORDERED.
+        TIMESTAMP_ORDERED. At most 1,000 items of at most 128 characters each.
         """
 
     def __init__(
@@ -181,7 +181,9 @@ class MergePolicyRef(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Required where the message is given. Id of a merge policy of the tenant or of the built-in one."""
+    """Required where the message is given. Id of a merge policy of the tenant or of the built-in one. At most 128
+    characters.
+    """
     version: _builtins.int
     """Optional. Absent on input: the latest version. On output always set."""
     def __init__(

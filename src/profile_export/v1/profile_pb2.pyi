@@ -30,9 +30,11 @@ class Identity(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
-    """Required. Namespace such as `Email`; found without regard to case, sent in the registered spelling."""
+    """Required. Namespace such as `Email`; found without regard to case, sent in the registered spelling. At most
+    255 characters.
+    """
     id: _builtins.str
-    """Required. The id as text, compared exactly."""
+    """Required. The id as text, compared exactly. At most 100,000 characters."""
     def __init__(
         self,
         *,

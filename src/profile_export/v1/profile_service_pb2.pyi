@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CreateMergePolicyRequest(_message.Message):
-    """CreateMergePolicyRequest is the request of CreateMergePolicy."""
+    """CreateMergePolicyRequest is the request of CreateMergePolicy. At most 256 KiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -33,13 +33,13 @@ class CreateMergePolicyRequest(_message.Message):
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     SCHEMA_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. 1 to 255 characters."""
+    """Required. Descriptive, need not be unique. At most 255 characters."""
     identity_graph: _merge_policy_pb2.IdentityGraph.ValueType
     """Required. Which identities are one person."""
     is_default: _builtins.bool
     """Optional. True: becomes the default of its class."""
     schema_name: _builtins.str
-    """Optional. The class. Empty: `_xdm.context.profile`; anything else is refused."""
+    """Optional. The class. Empty: `_xdm.context.profile`; anything else is refused. At most 255 characters."""
     @_builtins.property
     def attribute_merge(self) -> _merge_policy_pb2.AttributeMerge:
         """Required. Which value wins."""
@@ -94,7 +94,7 @@ class GetMergePolicyRequest(_message.Message):
     MERGE_POLICY_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     merge_policy_id: _builtins.str
-    """Required. The policy."""
+    """Required. The policy. At most 128 characters."""
     version: _builtins.int
     """Optional. Absent: the latest version."""
     def __init__(
@@ -150,11 +150,15 @@ class ListMergePoliciesRequest(_message.Message):
     page_size: _builtins.int
     """Optional. At most so many per page; 0: 100, at most 1000."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before. Empty: the first page."""
+    """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over name, is_default, identity_graph, attribute_merge.type. Empty: all."""
+    """Optional. Conjunction over name, is_default, identity_graph, attribute_merge.type. Empty: all. At most
+    10,000 characters.
+    """
     order_by: _builtins.str
-    """Optional. One of create_time, name, perhaps with ` desc`. Empty: see "Lists" at the service."""
+    """Optional. One of create_time, name, perhaps with ` desc`. Empty: see "Lists" at the service. At most 255
+    characters.
+    """
     def __init__(
         self,
         *,
@@ -201,7 +205,9 @@ Global___ListMergePoliciesResponse: _TypeAlias = ListMergePoliciesResponse  # no
 
 @_typing.final
 class UpdateMergePolicyRequest(_message.Message):
-    """UpdateMergePolicyRequest is the request of UpdateMergePolicy. At least one change is required."""
+    """UpdateMergePolicyRequest is the request of UpdateMergePolicy. At least one change is required. At most 256
+    KiB altogether.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -211,9 +217,9 @@ class UpdateMergePolicyRequest(_message.Message):
     IDENTITY_GRAPH_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     merge_policy_id: _builtins.str
-    """Required. The policy."""
+    """Required. The policy. At most 128 characters."""
     name: _builtins.str
-    """Optional. Absent: unchanged."""
+    """Optional. Absent: unchanged. At most 255 characters."""
     identity_graph: _merge_policy_pb2.IdentityGraph.ValueType
     """Optional. UNSPECIFIED: unchanged."""
     is_default: _builtins.bool
@@ -280,7 +286,7 @@ class DeleteMergePolicyRequest(_message.Message):
 
     MERGE_POLICY_ID_FIELD_NUMBER: _builtins.int
     merge_policy_id: _builtins.str
-    """Required. The policy."""
+    """Required. The policy. At most 128 characters."""
     def __init__(
         self,
         *,
@@ -313,7 +319,7 @@ Global___DeleteMergePolicyResponse: _TypeAlias = DeleteMergePolicyResponse  # no
 
 @_typing.final
 class GetProfileRequest(_message.Message):
-    """GetProfileRequest is the request of GetProfile."""
+    """GetProfileRequest is the request of GetProfile. At most 1 MiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -326,7 +332,9 @@ class GetProfileRequest(_message.Message):
 
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Field paths as in ExportSpec.fields. Empty: all."""
+        """Optional. Field paths as in ExportSpec.fields. Empty: all. At most 5,000 items of at most 1,024 characters
+        each.
+        """
 
     @_builtins.property
     def merge_policy(self) -> _merge_policy_pb2.MergePolicyRef:
@@ -373,7 +381,7 @@ Global___GetProfileResponse: _TypeAlias = GetProfileResponse  # noqa: Y015
 
 @_typing.final
 class ListProfileEventsRequest(_message.Message):
-    """ListProfileEventsRequest is the request of ListProfileEvents."""
+    """ListProfileEventsRequest is the request of ListProfileEvents. At most 1 MiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -389,18 +397,20 @@ class ListProfileEventsRequest(_message.Message):
     page_size: _builtins.int
     """Optional. At most so many per page; 0: 100, at most 1000."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before. Empty: the first page."""
+    """Optional. next_page_token of the page before. Empty: the first page. At most 200,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over dataset_id, id, ingest_time. Empty: all."""
+    """Optional. Conjunction over dataset_id, id, ingest_time. Empty: all. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. `event_time` or `event_time desc`. Empty: event_time."""
+    """Optional. `event_time` or `event_time desc`. Empty: event_time. At most 255 characters."""
     @_builtins.property
     def identity(self) -> _profile_pb2.Identity:
         """Required. Any identity of the profile; with graph `none` its primary one."""
 
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Field paths within an event, as in EventList.fields. Empty: all."""
+        """Optional. Field paths within an event, as in EventList.fields. Empty: all. At most 5,000 items of at most
+        1,024 characters each.
+        """
 
     @_builtins.property
     def merge_policy(self) -> _merge_policy_pb2.MergePolicyRef:
@@ -465,7 +475,7 @@ Global___ListProfileEventsResponse: _TypeAlias = ListProfileEventsResponse  # no
 
 @_typing.final
 class DeleteProfileRequest(_message.Message):
-    """DeleteProfileRequest is the request of DeleteProfile."""
+    """DeleteProfileRequest is the request of DeleteProfile. At most 1 MiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

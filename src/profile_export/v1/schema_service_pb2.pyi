@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CreateSchemaRequest(_message.Message):
-    """CreateSchemaRequest is the request of CreateSchema."""
+    """CreateSchemaRequest is the request of CreateSchema. At most 3.25 MiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,15 +30,17 @@ class CreateSchemaRequest(_message.Message):
     REFERENCED_DOCUMENTS_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELDS_FIELD_NUMBER: _builtins.int
     document: _builtins.str
-    """Required. The document, JSON text, at most 1 MiB. Its `$id` becomes the schema's id."""
+    """Required. The document, JSON text. Its `$id` becomes the schema's id. At most 1 MiB."""
     @_builtins.property
     def referenced_documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Other documents that `$ref` names, registered in the same step: all or none."""
+        """Optional. Other documents that `$ref` names, registered in the same step: all or none. At most 500 items of
+        at most 1 MiB each.
+        """
 
     @_builtins.property
     def identity_fields(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.IdentityField]:
-        """Optional. Identity descriptors: fields that hold identities in every dataset that is made of the schema from
-        now on, besides those that the dataset names itself.
+        """Optional. Identity descriptors: fields that hold identities in every dataset that is made of the schema
+        from now on, besides those that the dataset names itself. At most 100 items.
         """
 
     def __init__(
@@ -93,7 +95,7 @@ class GetSchemaRequest(_message.Message):
     SCHEMA_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     schema_id: _builtins.str
-    """Required. The `$id`."""
+    """Required. The `$id`. At most 1,000 characters."""
     version: _builtins.int
     """Optional. Absent: the newest version."""
     def __init__(
@@ -149,11 +151,13 @@ class ListSchemasRequest(_message.Message):
     page_size: _builtins.int
     """Optional. At most so many per page; 0: 100, at most 1000."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before. Empty: the first page."""
+    """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over kind, class_id, built_in, create_time. Empty: all."""
+    """Optional. Conjunction over kind, class_id, built_in, create_time. Empty: all. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. One of create_time, id, perhaps with ` desc`. Empty: see "Lists" at the service."""
+    """Optional. One of create_time, id, perhaps with ` desc`. Empty: see "Lists" at the service. At most 255
+    characters.
+    """
     def __init__(
         self,
         *,
@@ -206,7 +210,7 @@ class GetUnionSchemaRequest(_message.Message):
 
     SCHEMA_NAME_FIELD_NUMBER: _builtins.int
     schema_name: _builtins.str
-    """Required. `_xdm.context.profile` or `_xdm.context.experienceevent`."""
+    """Required. `_xdm.context.profile` or `_xdm.context.experienceevent`. At most 255 characters."""
     def __init__(
         self,
         *,

@@ -1,0 +1,324 @@
+"""What a request has to be before anything is done with it: readable, known, and within the limits of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from profile_export.api import limits
+from profile_export.api.limits import Limit
+from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
+from profile_export.v1 import (
+    dataset_service_pb2,
+    export_service_pb2,
+    profile_service_pb2,
+    schema_service_pb2,
+)
+
+_Decode: TypeAlias = Callable[[bytes], Any]
+# Where a value stands: what it stands in, the field's name, and its index there or None; () is the request.
+_Where: TypeAlias = "tuple[_Where, str, int | None] | tuple[()]"
+
+_PACKAGE = dataset_service_pb2.DESCRIPTOR.package
+_REQUESTS: dict[str, Descriptor] = {
+    f"/{service.full_name}/{method.name}": method.input_type
+    for module in (dataset_service_pb2, schema_service_pb2, profile_service_pb2, export_service_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+_TYPE = "FieldType"
+_MORE = 128  # in a byte of a number on the wire: another one follows
+_LONGEST_SHIFT = 63
+_NUL = "\0"
+
+
+def admitting(method: str, decode: _Decode) -> _Decode:
+    """Return what decodes the requests of a method, and refuses those that are too much.
+
+    What it returns raises:
+        InvalidArgumentError: The bytes are no message of the method, or it is over a limit; the field is named.
+        UnimplementedError: The message has a field that the contract here does not have.
+    """
+    request = _REQUESTS.get(method)
+    if request is None:
+        most = limits.FOREIGN_MESSAGE_BYTES
+
+        def decoded(raw: bytes) -> Any:
+            _check_size(raw, most)
+            return _decoded(decode, raw)
+
+        return decoded
+    return _Door(request, decode).admit
+
+
+class _Door:
+    """Decodes and checks the requests of one method."""
+
+    def __init__(self, request: Descriptor, decode: _Decode) -> None:
+        self._decode = decode
+        self._most_bytes = limits.MOST_MESSAGE_BYTES.get(request.name, limits.MESSAGE_BYTES)
+        self._most_fields = limits.MOST_TOP_FIELDS.get(request.name)
+        self._part = _part_of(request)
+        self._least = self._part.least(set())
+
+    def admit(self, raw: bytes) -> Any:
+        _check_size(raw, self._most_bytes)
+        if self._most_fields is not None:
+            _check_top_fields(raw, self._most_fields)
+        message = _decoded(self._decode, raw)
+        # Most requests have fewer bytes than any limit allows; U+0000 is the only other thing that is looked for.
+        if len(raw) > self._least or b"\0" in raw:
+            _Walk().check(message, self._part, ())
+        before = message.ByteSize()
+        message.DiscardUnknownFields()
+        if message.ByteSize() != before:
+            raise _unknown(_decoded(self._decode, raw))
+        return message
+
+
+def _decoded(decode: _Decode, raw: bytes) -> Any:
+    try:
+        return decode(raw)
+    except DecodeError as error:
+        raise InvalidArgumentError(
+            "MESSAGE_MALFORMED", "The bytes are not a message of this method."
+        ) from error
+
+
+def _check_size(raw: bytes, most: int) -> None:
+    if len(raw) > most:
+        raise InvalidArgumentError(
+            "MESSAGE_TOO_LARGE",
+            f"The message has {len(raw):,} bytes; this method takes at most {most:,}.",
+            metadata={"limit": str(most), "sent": str(len(raw))},
+        )
+
+
+def _check_top_fields(raw: bytes, most: int) -> None:
+    """Count the fields at the top of a message as it is on the wire, up to one more than there may be."""
+    at = 0
+    try:
+        for _ in range(most):
+            if at >= len(raw):
+                return
+            tag, at = _varint(raw, at)
+            match tag & 7:
+                case 0:
+                    _, at = _varint(raw, at)
+                case 1:
+                    at += 8
+                case 2:
+                    length, at = _varint(raw, at)
+                    at += length
+                case 5:
+                    at += 4
+                # The ends of groups, which nothing of ours has; and what is none, on which the decoder has its say.
+                case _:
+                    continue
+    except IndexError:  # cut off: the decoder says so
+        return
+    if at < len(raw):
+        raise InvalidArgumentError(
+            "TOO_MANY_ITEMS",
+            f"The message has more than {most:,} fields and items.",
+            metadata={"limit": str(most)},
+        )
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = raw[at]
+        at += 1
+        value |= (byte & ~_MORE) << shift
+        if byte < _MORE or shift > _LONGEST_SHIFT:
+            return value, at
+        shift += 7
+
+
+# --- Parts: messages of the contract, and what the table says of their fields ---
+
+
+@dataclass(slots=True)
+class _Rule:
+    """What is checked of one field; `part` is the message in it, None for scalars and messages that need no check."""
+
+    name: str
+    limit: Limit
+    is_repeated: bool = False
+    is_map: bool = False
+    is_text: bool = False
+    part: _Part | None = None
+
+    def least(self, seen: set[str]) -> int:
+        """Return up to how many bytes of a message nothing of it can be too much."""
+        bounds = [
+            bound for bound in (self.limit.length, self.limit.items, self.limit.size) if bound is not None
+        ]
+        inner = self.part.least(seen) if self.part else limits.MOST_PARTS
+        return min([*bounds, inner])
+
+
+@dataclass(slots=True)
+class _Part:
+    """A message of the contract, by the numbers of its fields."""
+
+    name: str
+    rules: dict[int, _Rule] = field(default_factory=dict)
+
+    def least(self, seen: set[str]) -> int:
+        """As `_Rule.least`."""
+        if self.name in seen:
+            return limits.MOST_TYPES_DEEP
+        seen.add(self.name)
+        return min((rule.least(seen) for rule in self.rules.values()), default=limits.MOST_PARTS)
+
+
+_PARTS: dict[str, _Part] = {}
+
+
+def _part_of(descriptor: Descriptor) -> _Part:
+    part = _PARTS.get(descriptor.full_name)
+    if part is None:
+        part = _PARTS[descriptor.full_name] = _Part(descriptor.name)
+        of_part = limits.LIMITS.get(descriptor.name, {})
+        for one in descriptor.fields:
+            rule = _rule_of(one, of_part.get(one.name, Limit()))
+            if rule.is_text or rule.part or rule.limit != Limit():
+                part.rules[one.number] = rule
+    return part
+
+
+def _rule_of(one: FieldDescriptor, limit: Limit) -> _Rule:
+    rule = _Rule(one.name, limit, is_repeated=one.is_repeated, is_text=one.type == one.TYPE_STRING)
+    if one.message_type and one.message_type.GetOptions().map_entry:
+        rule.is_map, rule.is_text = True, True
+        value = one.message_type.fields_by_name["value"].message_type
+        rule.part = _part_of(value) if value else None
+    elif one.message_type and one.message_type.file.package == _PACKAGE:
+        rule.part = _part_of(one.message_type)
+    return rule
+
+
+class _Walk:
+    """One look at all of a request: counts first, then what is in them, so that it never takes longer than allowed."""
+
+    def __init__(self) -> None:
+        self._parts = self._deep = 0
+
+    def check(self, message: Message, part: _Part, where: _Where) -> None:
+        """Check a message and all in it.
+
+        Raises:
+            InvalidArgumentError: It is over a limit, or a text has a character that is none.
+        """
+        self._parts += 1
+        if self._parts > limits.MOST_PARTS:
+            raise _too_many(where, limits.MOST_PARTS, None)
+        is_type = part.name == _TYPE
+        self._deep += is_type
+        if self._deep > limits.MOST_TYPES_DEEP:
+            raise InvalidArgumentError.of_field(
+                _path(where),
+                f"is nested deeper than {limits.MOST_TYPES_DEEP} levels.",
+                "NESTED_TOO_DEEP",
+                limit=str(limits.MOST_TYPES_DEEP),
+            )
+        for descriptor, value in message.ListFields():
+            rule = part.rules.get(descriptor.number)
+            if rule is not None:
+                self._check_field(value, rule, where)
+        self._deep -= is_type
+
+    def _check_field(self, value: Any, rule: _Rule, where: _Where) -> None:
+        if rule.is_repeated and rule.limit.items is not None and len(value) > rule.limit.items:
+            raise _too_many((where, rule.name, None), rule.limit.items, len(value))
+        if rule.is_map:
+            self._check_map(value, rule, (where, rule.name, None))
+        elif rule.part and rule.is_repeated:
+            for index, item in enumerate(value):
+                self.check(item, rule.part, (where, rule.name, index))
+        elif rule.part:
+            self.check(value, rule.part, (where, rule.name, None))
+        elif rule.is_repeated and rule.is_text:
+            for index, text in enumerate(value):
+                _check_length(text, rule, (where, rule.name, index))
+        elif not rule.is_repeated:
+            _check_length(value, rule, (where, rule.name, None))
+
+    def _check_map(self, entries: Mapping[str, Any], rule: _Rule, where: _Where) -> None:
+        for key in entries:
+            _check_length(key, rule, (where, "key", None))
+            if rule.part:
+                self.check(entries[key], rule.part, (where, "value", None))
+
+
+def _check_length(value: str | bytes, rule: _Rule, where: _Where) -> None:
+    limit = rule.limit
+    if limit.length is not None and len(value) > limit.length:
+        raise _too_long(where, limit.length, len(value), "characters")
+    if limit.size is not None and len(value) * 4 > limit.size:
+        size = len(value.encode()) if isinstance(value, str) else len(value)
+        if size > limit.size:
+            raise _too_long(where, limit.size, size, "bytes")
+    # Not every database takes it, and no text that people write has it.
+    if rule.is_text and _NUL in value:
+        raise InvalidArgumentError.of_field(_path(where), "must not have the character U+0000.")
+
+
+def _too_long(where: _Where, most: int, sent: int, unit: str) -> InvalidArgumentError:
+    return InvalidArgumentError.of_field(
+        _path(where),
+        f"has {sent:,} {unit}; at most {most:,} are taken.",
+        "FIELD_TOO_LONG",
+        limit=str(most),
+        sent=str(sent),
+    )
+
+
+def _too_many(where: _Where, most: int, sent: int | None) -> InvalidArgumentError:
+    told = {} if sent is None else {"sent": str(sent)}
+    has = f"has {sent:,} items" if sent is not None else "is one message too many in its request"
+    return InvalidArgumentError.of_field(
+        _path(where), f"{has}; at most {most:,} are taken.", "TOO_MANY_ITEMS", limit=str(most), **told
+    )
+
+
+def _unknown(message: Message) -> UnimplementedError:
+    """Name a field that the contract does not have; there is one."""
+    waiting: list[tuple[Message, _Where]] = [(message, ())]
+    while waiting:
+        one, where = waiting.pop()
+        unknown = UnknownFieldSet(one)
+        if len(unknown):
+            return UnimplementedError.of_field(_path((where, str(unknown[0].field_number), None)))
+        for descriptor, value in one.ListFields():
+            waiting += reversed(_inside(descriptor, value, where))
+    return UnimplementedError.of_field("message")  # somewhere that is not looked into
+
+
+def _inside(descriptor: FieldDescriptor, value: Any, where: _Where) -> Sequence[tuple[Message, _Where]]:
+    if descriptor.message_type is None:
+        return ()
+    name = descriptor.name
+    if descriptor.message_type.GetOptions().map_entry:
+        if descriptor.message_type.fields_by_name["value"].message_type is None:
+            return ()
+        return [(value[key], ((where, name, None), "value", None)) for key in value]
+    if descriptor.is_repeated:
+        return [(item, (where, name, index)) for index, item in enumerate(value)]
+    return [(value, (where, name, None))]
+
+
+def _path(where: _Where) -> str:
+    """Write where a value stands, such as `spec.fields[3]`."""
+    names: list[str] = []
+    while where:
+        where, name, index = where
+        names.append(name if index is None else f"{name}[{index}]")
+    return ".".join(reversed(names))
