@@ -196,11 +196,12 @@ def wire(number: int, content: bytes) -> bytes:
 
 
 def number_of(part: str, member: str) -> int:
-    return PART_TYPES[part].fields_by_name[member].number
+    found: int = PART_TYPES[part].fields_by_name[member].number
+    return found
 
 
-PART_TYPES = {
-    step.containing_type.name: step.containing_type for one in PLACES for step in one.values[0].steps
+PART_TYPES: dict[str, Descriptor] = {
+    step.containing_type.name: step.containing_type for place in ALL for step in place.steps
 }
 
 
