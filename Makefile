@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 # One more than the cores that it is to be quick on: tests wait for processes and back-offs.
 WORKERS ?= 3
 KILLS ?= 200
+CALLS ?= 20000
 SEED ?=
 
 VENV := .venv
@@ -93,6 +94,10 @@ test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmar
 chaos: $(READY) ## Kill processes at KILLS=200 random moments and all named points; SEED=… as before (an hour)
 	SEED=$(SEED) KILLS=$(KILLS) $(PY) -m pytest -s tests/chaos/test_chaos.py tests/system/test_upload_kills.py \
 		tests/system/test_mirror.py
+
+.PHONY: fuzz
+fuzz: $(READY) ## Send all methods CALLS=20000 calls no client makes; SEED=… as before (minutes)
+	SEED=$(SEED) CALLS=$(CALLS) $(PY) -m pytest -s tests/hostile/test_fuzz_methods.py
 
 .PHONY: soak
 soak: $(READY) ## Open and cancel 20,000 watches, and let 5,000 clients come back at once (minutes)

@@ -526,6 +526,13 @@ async def test_health_answers_for_the_server_and_for_every_service(caller: Calle
     assert await caller.serving(ECHO) == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_health_lists_the_server_and_every_service(caller: Caller) -> None:
+    listed = await caller.health.List(health_pb2.HealthListRequest())
+
+    assert {"", ECHO} <= set(listed.statuses)
+    assert {one.status for one in listed.statuses.values()} == {health_pb2.HealthCheckResponse.SERVING}
+
+
 async def test_health_of_a_service_that_is_not_there_is_not_found(caller: Caller) -> None:
     with capture_logs() as lines:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

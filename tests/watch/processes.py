@@ -7,7 +7,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 from tests.system.terminal import environment
@@ -42,6 +42,11 @@ class Running:
         return await self._process.wait()
 
     @property
+    def code(self) -> int | None:
+        """How it has ended; None if it has not."""
+        return self._process.returncode
+
+    @property
     def resident_bytes(self) -> int:
         """The memory that it holds, without its children."""
         pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
@@ -49,11 +54,12 @@ class Running:
 
 
 @asynccontextmanager
-async def running(*words: str) -> AsyncIterator[Running]:
-    """Run a Python module with its arguments."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *words, stdin=PIPE, stdout=PIPE, cwd=ROOT, env=environment()
-    )
+async def running(*words: str, log: Path | None = None) -> AsyncIterator[Running]:
+    """Run a Python module with its arguments; with a log, what it writes to stderr goes there."""
+    with log.open("ab") if log else nullcontext() as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *words, stdin=PIPE, stdout=PIPE, stderr=errors, cwd=ROOT, env=environment()
+        )
     one = Running(process)
     try:
         yield one

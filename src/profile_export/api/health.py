@@ -21,6 +21,17 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # it comes witho
         super().__init__()
         self._ending = asyncio.Event()
 
+    async def List(
+        self, request: health_pb2.HealthListRequest, context: Any
+    ) -> health_pb2.HealthListResponse:
+        """Tell the health of every service; grpc's own servicer has everything but this."""
+        return health_pb2.HealthListResponse(
+            statuses={
+                service: health_pb2.HealthCheckResponse(status=status)
+                for service, status in self._server_status.items()
+            }
+        )
+
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         """Tell each change of a service's health, until the server stops."""
         told = asyncio.ensure_future(super().Watch(request, context))
