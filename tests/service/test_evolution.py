@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from profile_export.api import convert_fields
+from profile_export.api import convert_datasets
 from profile_export.domain.schema import dotted_path
 from profile_export.v1 import batch_pb2
 from tests.service.evolutions import Contradiction, Format, Step, contradictions, evolutions, parquet_of
@@ -38,7 +38,7 @@ async def check_evolution(channel: grpc.aio.Channel, steps: list[Step], data: st
             )
 
     fields = types_of((await caller.get_dataset(evolving)).fields)
-    assert types_of(convert_fields.fields(steps[-1].known)).items() <= fields.items()
+    assert types_of(convert_datasets.union_schema("", steps[-1].known, []).fields).items() <= fields.items()
     assert await caller.visible_batches(evolving) == [step.id for step in steps]
     for step in steps:
         assert await stored_rows(caller, step.id) == [as_sent(row) for row in step.rows]

@@ -296,7 +296,7 @@ def test_an_object_has_not_endlessly_many_names() -> None:
     full = {f"n{number}": TEXT for number in range(MAX_NAMES)}
 
     with pytest.raises(ValueRefusedError, match="more than 5000 names"):
-        check_name("one", full, ())
+        check_name("one", full, (), {})
 
 
 def test_a_refusal_of_the_row_itself_says_so() -> None:

@@ -162,7 +162,7 @@ def test_fields_that_are_known_stay_and_the_others_are_told_apart() -> None:
     reduced, unknown = without_unknown_fields(request, RECORDS, EVENTS)
 
     assert reduced == ExportRequest("d1", ("name",), event_list=EventList(("_id",)))
-    assert unknown == [UnknownPath("nmae", "name"), UnknownPath("_idd", "_id")]
+    assert unknown == [UnknownPath("nmae", RECORDS), UnknownPath("_idd", EVENTS)]
 
 
 def test_where_no_field_is_known_identities_are_kept_and_the_ids_of_events() -> None:
@@ -226,7 +226,7 @@ def test_s23_an_unknown_field_is_refused_with_its_place_in_the_request() -> None
     with pytest.raises(InvalidArgumentError) as refused:
         bound(ExportRequest("d1", ("name", "nmae")))
 
-    assert (refused.value.metadata["field"], refused.value.metadata["nearest"]) == ("spec.fields[1]", "name")
+    assert refused.value.metadata == {"field": "spec.fields[1]", "path": "nmae"}
 
 
 def test_s23_fields_of_events_are_looked_up_among_events() -> None:

@@ -29,11 +29,11 @@ from profile_export.domain.schema import (
     TypeConflictError,
     dotted_path,
     leaves,
-    to_json,
     type_at,
     union_objects,
     union_types,
 )
+from profile_export.domain.type_json import to_json
 
 SCALARS = [Scalar(kind) for kind in ScalarKind]
 CONFLICT = "conflict"

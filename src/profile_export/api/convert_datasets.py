@@ -88,7 +88,7 @@ def _batch_retention(
 
 def dataset(value: Dataset, mirror: MirrorStatus | None) -> dataset_pb2.Dataset:
     """Write a dataset; `mirror` is None if it is not mirrored and never was."""
-    return dataset_pb2.Dataset(
+    message = dataset_pb2.Dataset(
         id=value.id,
         name=value.name,
         description=value.description,
@@ -98,13 +98,14 @@ def dataset(value: Dataset, mirror: MirrorStatus | None) -> dataset_pb2.Dataset:
         kind=_KINDS[value.kind],
         tags={name: dataset_pb2.TagValues(values=values) for name, values in value.tags.items()},
         identity_fields=[convert_fields.identity_field(field) for field in value.identity_fields],
-        declared_fields=[convert_fields.declaration(declared) for declared in value.declared_fields],
-        fields=convert_fields.fields(value.fields),
         mirror=_mirror_status(value.id, mirror) if mirror else None,
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
         batch_retention=duration(value.batch_retention),
     )
+    convert_fields.write_declarations(value.declared_fields, message.declared_fields)
+    convert_fields.write_fields(value.fields, message.fields)
+    return message
 
 
 def _mirror_status(dataset_id: str, value: MirrorStatus) -> dataset_pb2.MirrorStatus:
@@ -122,7 +123,7 @@ def _mirror_status(dataset_id: str, value: MirrorStatus) -> dataset_pb2.MirrorSt
 
 def schema(value: Schema, *, listed: bool = False) -> schema_pb2.Schema:
     """Write a schema; without document and fields in a list."""
-    return schema_pb2.Schema(
+    message = schema_pb2.Schema(
         id=value.id,
         title=value.title,
         kind=dataset_pb2.DATASET_KIND_UNSPECIFIED if value.kind is None else _KINDS[value.kind],
@@ -130,16 +131,16 @@ def schema(value: Schema, *, listed: bool = False) -> schema_pb2.Schema:
         version=value.version,
         built_in=value.create_time is None,
         document="" if listed else value.document,
-        fields=[] if listed else convert_fields.fields(value.fields),
         identity_fields=[convert_fields.identity_field(field) for field in value.identity_fields],
         create_time=timestamp(value.create_time),
     )
+    if not listed:
+        convert_fields.write_fields(value.fields, message.fields)
+    return message
 
 
 def union_schema(name: str, fields: ObjectType, sources: Sequence[Dataset]) -> schema_pb2.UnionSchema:
     """Write the union schema of a class and what it was merged from."""
-    return schema_pb2.UnionSchema(
-        schema_name=name,
-        fields=convert_fields.fields(fields),
-        dataset_ids=sorted(dataset.id for dataset in sources),
-    )
+    message = schema_pb2.UnionSchema(schema_name=name, dataset_ids=sorted(dataset.id for dataset in sources))
+    convert_fields.write_fields(fields, message.fields)
+    return message

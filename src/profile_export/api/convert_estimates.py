@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from profile_export.api.convert_jobs import export_spec
 from profile_export.api.estimates import Estimated
+from profile_export.api.suggestions import nearest_paths
 from profile_export.api.values import rows_that_fit
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.estimate import Figure
@@ -43,7 +44,10 @@ def estimate_job(
             pb.LeftOutFigure(reason=reason, profiles=_figure(figure))
             for reason, figure in figures.left_out.items()
         ],
-        unknown_fields=[pb.UnknownField(path=one.path, nearest=one.nearest) for one in unknown],
+        unknown_fields=[
+            pb.UnknownField(path=one.path, nearest=nearest)
+            for one, nearest in zip(unknown, nearest_paths(unknown), strict=True)
+        ],
         sample_rows=rows_that_fit(found.rows),
         notes=found.notes,
     )

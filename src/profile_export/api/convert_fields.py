@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
 from profile_export.domain import schema
 from profile_export.domain.catalog import FieldDeclaration, IdentityField
 from profile_export.domain.errors import InvalidArgumentError
@@ -20,11 +22,15 @@ _SCALARS = {
 _KINDS = {wire: kind for kind, wire in _SCALARS.items()}
 
 
-def fields(value: schema.ObjectType) -> list[dataset_pb2.Field]:
-    """Write named fields, sorted by name."""
-    return [
-        dataset_pb2.Field(name=name, type=_field_type(value.fields[name])) for name in sorted(value.fields)
-    ]
+def write_fields(value: schema.ObjectType, into: RepeatedCompositeFieldContainer[dataset_pb2.Field]) -> None:
+    """Write named fields, sorted by name, into a field of a message.
+
+    In place, since a message that is given to another is copied with all that is in it, at each level again.
+    """
+    for name in sorted(value.fields):
+        added = into.add()
+        added.name = name
+        _write_type(value.fields[name], added.type)
 
 
 def identity_fields(message: Iterable[dataset_pb2.IdentityField]) -> tuple[IdentityField, ...]:
@@ -53,23 +59,29 @@ def declarations(message: Sequence[dataset_pb2.FieldDeclaration], where: str) ->
     )
 
 
-def declaration(value: FieldDeclaration) -> dataset_pb2.FieldDeclaration:
-    """Write a declared field."""
-    return dataset_pb2.FieldDeclaration(path=".".join(value.path), type=_field_type(value.type))
+def write_declarations(
+    values: Iterable[FieldDeclaration], into: RepeatedCompositeFieldContainer[dataset_pb2.FieldDeclaration]
+) -> None:
+    """Write declared fields into a field of a message."""
+    for value in values:
+        added = into.add()
+        added.path = ".".join(value.path)
+        _write_type(value.type, added.type)
 
 
-def _field_type(value: schema.FieldType) -> dataset_pb2.FieldType:
+def _write_type(value: schema.FieldType, into: dataset_pb2.FieldType) -> None:
     match value:
-        case schema.ObjectType():
-            return dataset_pb2.FieldType(object=dataset_pb2.ObjectType(fields=fields(value)))
-        case schema.ArrayType(item):
-            return dataset_pb2.FieldType(array=dataset_pb2.ArrayType(item=_field_type(item)))
-        case schema.MapType(member):
-            return dataset_pb2.FieldType(map=dataset_pb2.MapType(value=_field_type(member)))
-        case schema.DecimalType(precision, scale):
-            return dataset_pb2.FieldType(decimal=dataset_pb2.DecimalType(precision=precision, scale=scale))
         case schema.Scalar(kind):
-            return dataset_pb2.FieldType(scalar=_SCALARS[kind])
+            into.scalar = _SCALARS[kind]
+        case schema.ObjectType():
+            into.object.SetInParent()
+            write_fields(value, into.object.fields)
+        case schema.ArrayType(item):
+            _write_type(item, into.array.item)
+        case schema.MapType(member):
+            _write_type(member, into.map.value)
+        case schema.DecimalType(precision, scale):
+            into.decimal.precision, into.decimal.scale = precision, scale
 
 
 def _read_type(message: dataset_pb2.FieldType, where: str) -> schema.FieldType:

@@ -11,6 +11,7 @@ import grpc.aio
 from profile_export.api import convert_estimates, convert_jobs
 from profile_export.api.convert import page_request
 from profile_export.api.estimates import Estimates
+from profile_export.api.suggestions import suggesting
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.watch import WatchOptions
 from profile_export.api.watch_jobs import FeedOptions
@@ -73,7 +74,9 @@ class ExportService(ExportServiceServicer):
         tenant = current_tenant()
         destination = await self._catalog.get_dataset(tenant, asked.destination_id)
         policy = await self._policies.find_policy(tenant, asked.policy_id, asked.policy_version)
-        return bind(asked, destination, policy, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
+        return suggesting(bind)(
+            asked, destination, policy, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT]
+        )
 
     async def GetJob(self, request: pb.GetJobRequest, context: _Context) -> pb.GetJobResponse:
         view = await self._jobs.get(current_tenant(), request.job_id)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from profile_export.api.suggestions import suggesting
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import FailedPreconditionError, UnavailableError
 from profile_export.domain.event_listing import EventListing, FoundEvent, events_of
@@ -48,7 +49,7 @@ class Lookups:
             FailedPreconditionError: The person has too many identities, or the engine cannot resolve them.
             UnavailableError: The engine broke while it found out who is one person; trying again may help.
         """
-        plan = plan_profile(asked.policy, await self._snapshots.take(asked.tenant), asked.fields)
+        plan = suggesting(plan_profile)(asked.policy, await self._snapshots.take(asked.tenant), asked.fields)
         rows = await self._rows(plan, asked.identity)
         return await asyncio.to_thread(profile_of, plan, rows, asked.identity)
 
@@ -61,7 +62,7 @@ class Lookups:
             FailedPreconditionError: As `profile`.
             UnavailableError: As `profile`.
         """
-        plan = plan_events(asked.policy, await self._snapshots.take(asked.tenant), asked.fields)
+        plan = suggesting(plan_events)(asked.policy, await self._snapshots.take(asked.tenant), asked.fields)
         rows = await self._rows(plan, asked.identity)
         return await asyncio.to_thread(events_of, plan, rows, asked.identity, listing, page)
 

@@ -22,13 +22,16 @@ from profile_export.domain.schema import (
     TEXT,
     TIMESTAMP,
     ArrayType,
+    DecimalType,
     FieldPath,
     FieldType,
+    GrowingObject,
     MapType,
     ObjectType,
+    Scalar,
+    TypeConflictError,
+    leaves,
     nested,
-    type_at,
-    union_objects,
 )
 
 _TENANT_PART = re.compile(r"[A-Za-z0-9@_.-]{1,64}")
@@ -182,13 +185,31 @@ def initial_fields(
     Raises:
         TypeConflictError: A declared path contradicts the schema or another one, or holds no identity there.
     """
-    fields = schema.fields
+    fields = GrowingObject(schema.fields)
     for declared in declared_fields:
-        fields = union_objects(fields, nested(declared.path, declared.type))
+        fields.add(nested(declared.path, declared.type))
     for identity in identity_fields:
-        kind = LONG if type_at(fields, identity.path) == LONG else TEXT
-        fields = union_objects(fields, nested(identity.path, kind))
-    return fields
+        kind = LONG if fields.at(identity.path) == LONG else TEXT
+        fields.add(nested(identity.path, kind))
+    return fields.type()
+
+
+def with_declared(fields: ObjectType, declared_fields: Sequence[FieldDeclaration]) -> ObjectType:
+    """Return the fields of a dataset with further declared types.
+
+    Raises:
+        TypeConflictError: One is not as wide as what is known.
+    """
+    grown = GrowingObject(fields)
+    for declared in declared_fields:
+        wanted = nested(declared.path, declared.type)
+        grown.add(wanted)
+        # A union takes the wider of both: a narrower declaration would be accepted and ignored.
+        for path, kind in leaves(wanted):
+            known = grown.at(path)
+            if isinstance(kind, Scalar | DecimalType) and known != kind:
+                raise TypeConflictError(path, known or "", kind)
+    return grown.type()
 
 
 def check_tags(kind: DatasetKind, tags: Mapping[str, tuple[str, ...]]) -> None:
@@ -275,6 +296,6 @@ def _check_field_path(path: FieldPath, field: str) -> None:
         )
     try:
         for depth, name in enumerate(path):
-            check_name(name, {}, path[:depth])
+            check_name(name, {}, path[:depth], {})
     except ValueRefusedError as refused:
         raise InvalidArgumentError.of_field(field, refused.reason) from None

@@ -124,13 +124,14 @@ def check_value(
     return _check_single(value, known, path)
 
 
-def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath) -> None:
+def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath, folded: dict[str, str]) -> None:
     """Refuse a new name for a field.
 
     Args:
-        name: The name, not among `known`.
-        known: The names beside it.
+        name: The name; those beside it are others.
+        known: Those beside it.
         path: The object that it stands in, empty for the record itself.
+        folded: Gets those of `known` by how they are folded, for the next call.
 
     Raises:
         ValueRefusedError: It is empty, has a dot, is not Unicode, is reserved, or is one too many.
@@ -143,14 +144,15 @@ def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath) -> No
             (*path, name), "has a dot in its name, where field paths have them between names"
         )
     _check_text(name, (*path, ascii(name)))
-    folded = name.casefold()
-    if not path and folded in _RESERVED:
-        raise ValueRefusedError((name,), f"has the name of the system column '{_RESERVED[folded]}'")
-    if len(known) >= MAX_NAMES:
+    own = name.casefold()
+    if not path and own in _RESERVED:
+        raise ValueRefusedError((name,), f"has the name of the system column '{_RESERVED[own]}'")
+    if len(folded) < len(known):
+        folded.update((spelled.casefold(), spelled) for spelled in known)
+    if len(folded) >= MAX_NAMES:
         raise ValueRefusedError((*path, name), f"stands in an object with more than {MAX_NAMES} names")
-    for spelled in known:
-        if spelled.casefold() == folded:
-            raise TypeConflictError((*path, name), f"'{spelled}'", f"'{name}'", "its name stands")
+    if own in folded:
+        raise TypeConflictError((*path, name), f"'{folded[own]}'", f"'{name}'", "its name stands")
 
 
 # --- Objects, maps, arrays ---
@@ -165,11 +167,12 @@ def _check_object(
     fields = known.fields
     kept: dict[str, Any] = {}
     grown: dict[str, FieldType] = {}
+    folded: dict[str, str] = {}
     for name, member in value.items():
         if member is None:
             continue
         known_type = fields.get(name)
-        # Most values are plain ones of the known type: the way past the calls makes the loop half as long.
+        # Most values are plain: the way past the calls makes the loop half as long.
         if type(known_type) is Scalar and _is_plain(member, known_type.kind):
             kept[name] = member
             continue
@@ -179,9 +182,10 @@ def _check_object(
         if checked is None:
             continue
         if name not in fields:
-            check_name(name, {**fields, **grown}, path)
+            check_name(name, fields, path, folded)
         if learned is not None and learned is not fields.get(name):
             grown[name] = learned
+            folded[name.casefold()] = name
         kept[name] = checked
     if grown:
         return kept, ObjectType({**fields, **grown})
@@ -240,14 +244,10 @@ def _check_single(value: Any, known: FieldType | None, path: FieldPath) -> tuple
         _check_text(value, path)
         return (value, TEXT) if known is None else (_text_as(value, known, path), known)
     if isinstance(value, bool):
-        return value, _expect(BOOLEAN, known, path)
+        if known is not None and known != BOOLEAN:
+            raise TypeConflictError(path, known, BOOLEAN)
+        return value, known or BOOLEAN
     return (_double(value, path), DOUBLE) if known is None else (_number_as(value, known, path), known)
-
-
-def _expect(found: Scalar, known: FieldType | None, path: FieldPath) -> FieldType:
-    if known is None or known == found:
-        return known or found
-    raise TypeConflictError(path, known, found)
 
 
 def _check_text(value: str, path: FieldPath) -> None:

@@ -110,6 +110,7 @@ def check_order(attribute_merge: AttributeMerge, order: Sequence[str], is_source
         )
     if order and not ranks:
         raise _order_invalid("attribute_merge.order", "ranks datasets under dataSetPrecedence only.")
+    named: set[str] = set()
     for place, dataset_id in enumerate(order):
         field = f"attribute_merge.order[{place}]"
         if dataset_id not in is_source:
@@ -119,8 +120,9 @@ def check_order(attribute_merge: AttributeMerge, order: Sequence[str], is_source
                 field,
                 f"'{dataset_id}' is no source: exports read neither unions nor what is tagged enabled:false.",
             )
-        if dataset_id in order[:place]:
+        if dataset_id in named:
             raise _order_invalid(field, f"names '{dataset_id}' a second time.")
+        named.add(dataset_id)
 
 
 def _order_invalid(field: str, description: str) -> InvalidArgumentError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
 
@@ -186,9 +185,11 @@ def union_types(known: FieldType, found: FieldType, path: FieldPath = ()) -> Fie
         case ObjectType(), ObjectType():
             return union_objects(known, found, path)
         case ArrayType(), ArrayType():
-            return ArrayType(union_types(known.item, found.item, (*path, "[]")))
+            item = union_types(known.item, found.item, (*path, "[]"))
+            return known if item is known.item else ArrayType(item)
         case MapType(), MapType():
-            return MapType(union_types(known.value, found.value, (*path, "*")))
+            value = union_types(known.value, found.value, (*path, "*"))
+            return known if value is known.value else MapType(value)
         case _ if known == found:
             return known
     wider = _wider_number(known, found)
@@ -203,14 +204,76 @@ def union_objects(known: ObjectType, found: ObjectType, path: FieldPath = ()) ->
     Raises:
         TypeConflictError: As `union_types`.
     """
-    fields = dict(known.fields)
-    by_folded = {name.casefold(): name for name in fields}
-    for name, field_type in found.fields.items():
-        spelled = by_folded.setdefault(name.casefold(), name)
+    growing = GrowingObject(known, path)
+    growing.add(found)
+    return growing.type()
+
+
+class GrowingObject:
+    """An object type that takes in one after the other, each in the time that it takes to look through that one."""
+
+    __slots__ = ("_fields", "_folded", "_known", "_path")
+
+    def __init__(self, known: ObjectType, path: FieldPath = ()) -> None:
+        self._known, self._path = known, path
+        self._fields: dict[str, FieldType | GrowingObject] | None = None  # a copy, once something has grown
+        self._folded: dict[str, str] | None = None
+
+    def add(self, found: ObjectType) -> None:
+        """Take in the fields of another one.
+
+        Raises:
+            TypeConflictError: As `union_types`; nothing may be added any more.
+        """
+        fields: Mapping[str, FieldType | GrowingObject] = self._fields or self._known.fields
+        for name, kind in found.fields.items():
+            known = fields.get(name)
+            if known is kind:
+                continue
+            if known is None:
+                self._check_name(name)
+                joined: FieldType | GrowingObject = kind
+            elif isinstance(kind, ObjectType) and isinstance(known, ObjectType | GrowingObject):
+                joined = (
+                    known if isinstance(known, GrowingObject) else GrowingObject(known, (*self._path, name))
+                )
+                joined.add(kind)
+            else:
+                there = known.type() if isinstance(known, GrowingObject) else known
+                joined = union_types(there, kind, (*self._path, name))
+            if joined is not known:
+                fields = self._fields = self._fields or dict(self._known.fields)
+                self._fields[name] = joined
+
+    def _check_name(self, name: str) -> None:
+        if self._folded is None:
+            self._folded = {spelled.casefold(): spelled for spelled in self._known.fields}
+        spelled = self._folded.setdefault(name.casefold(), name)
         if spelled != name:
-            raise TypeConflictError((*path, name), f"'{spelled}'", f"'{name}'", "its name stands")
-        fields[name] = union_types(fields[name], field_type, (*path, name)) if name in fields else field_type
-    return known if fields == known.fields else ObjectType(fields)
+            raise TypeConflictError((*self._path, name), f"'{spelled}'", f"'{name}'", "its name stands")
+
+    def at(self, path: FieldPath) -> FieldType | None:
+        """Return the type of the field at a path, as `type_at` has it."""
+        place = self
+        for depth, name in enumerate(path):
+            member = (place._fields or place._known.fields).get(name)
+            if not isinstance(member, GrowingObject):
+                return None if member is None else type_at(ObjectType({name: member}), path[depth:])
+            place = member
+        return place.type()
+
+    def type(self) -> ObjectType:
+        """Return what it is by now; what it began with if nothing was added."""
+        if self._fields is None:
+            return self._known
+        fields = {
+            name: member.type() if isinstance(member, GrowingObject) else member
+            for name, member in self._fields.items()
+        }
+        grown = len(fields) > len(self._known.fields) or any(
+            fields[name] is not member for name, member in self._known.fields.items()
+        )
+        return ObjectType(fields) if grown else self._known
 
 
 def _wider_number(known: FieldType, found: FieldType) -> FieldType | None:
@@ -248,24 +311,6 @@ def leaves(schema: ObjectType, path: FieldPath = ()) -> Iterator[tuple[FieldPath
             yield from leaves(field_type, (*path, name))
         else:
             yield (*path, name), field_type
-
-
-def to_json(field_type: FieldType) -> Any:
-    """Write a type as plain JSON, order of fields included: a word for a scalar, one-key objects for the rest."""
-    match field_type:
-        case ObjectType(fields):
-            return {"object": {name: to_json(member) for name, member in fields.items()}}
-        case ArrayType(item):
-            return {"array": to_json(item)}
-        case MapSelection(value, keys, others):
-            chosen = {key: to_json(kept) for key, kept in keys.items()}
-            return {"map": to_json(value), "keys": chosen, "others": others and to_json(others)}
-        case MapType(value):
-            return {"map": to_json(value)}
-        case DecimalType(precision, scale):
-            return {"decimal": [precision, scale]}
-        case scalar:
-            return scalar.kind.value
 
 
 def type_at(schema: ObjectType, path: FieldPath) -> FieldType | None:

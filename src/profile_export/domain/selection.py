@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.errors import FieldViolation, InvalidArgumentError
 from profile_export.domain.identity import fold_namespace
 from profile_export.domain.schema import (
     IDENTITY_MAP,
@@ -17,6 +17,7 @@ from profile_export.domain.schema import (
     MapSelection,
     MapType,
     ObjectType,
+    Scalar,
     identity_item_type,
     identity_map_type,
 )
@@ -34,10 +35,6 @@ _ALIASES: Mapping[FieldPath, tuple[str, ...]] = {
     (_IDENTITIES, "namespace", "code"): ("id",),
     (IDENTITY_MAP,): IDENTITY_MEMBERS,
 }
-
-# Of an unknown path that is so much longer than any known one, only the beginning is compared: it is no slip of the
-# pen, and comparing takes time by its length.
-_MOST_SURPLUS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +77,51 @@ class Selection:
     identities: IdentitySelection
 
 
+@dataclass(frozen=True, slots=True)
+class UnknownPath:
+    """A field path that no source has, and the union schema that it was looked for in."""
+
+    path: str
+    schema: ObjectType
+
+    def candidates(self) -> list[str]:
+        """Return the paths that it may have been meant for: all that are known, also behind the keys that it names."""
+        known = known_paths(self.schema)
+        member: FieldType | None = self.schema
+        names = _names(self.path)
+        for depth, name in enumerate(names):
+            while isinstance(member, ArrayType):
+                member = member.item
+            if isinstance(member, MapType):
+                member = member.value
+                known += _walk(member, ".".join(names[: depth + 1]) + ".")
+            else:
+                member = member.fields.get(name) if isinstance(member, ObjectType) else None
+        return known
+
+
+class UnknownFieldError(InvalidArgumentError):
+    """A field of a request names a path that no source has. Who tells the caller adds the nearest known path."""
+
+    def __init__(self, where: str, unknown: UnknownPath) -> None:
+        description = f"no source has a field '{unknown.path}'."
+        super().__init__(
+            UNKNOWN_FIELD,
+            f"{where}: {description}",
+            metadata={"field": where, "path": unknown.path},
+            violations=(FieldViolation(where, description),),
+        )
+        self.where, self.unknown = where, unknown
+
+    def with_nearest(self, nearest: str) -> InvalidArgumentError:
+        """Return the same refusal with the known path that is nearest."""
+        path = self.unknown.path
+        description = f"no source has a field '{path}'; the nearest known path is '{nearest}'."
+        return InvalidArgumentError.of_field(
+            self.where, description, UNKNOWN_FIELD, path=path, nearest=nearest
+        )
+
+
 def select_fields(
     schema: ObjectType,
     paths: Sequence[str],
@@ -96,12 +138,13 @@ def select_fields(
             keys as they are.
 
     Raises:
-        InvalidArgumentError: A path is unknown (with the nearest known one) or is `timeSeriesEvents`.
+        UnknownFieldError: A path is unknown.
+        InvalidArgumentError: A path is `timeSeriesEvents`.
     """
     attributes = ObjectType({name: member for name, member in schema.fields.items() if name != IDENTITY_MAP})
     if not paths:
         return Selection(attributes, IdentitySelection(IDENTITY_MEMBERS))
-    wanted: list[FieldPath] = []
+    wanted = _Wanted()
     members: set[str] = set()
     namespaces: dict[str, set[str]] = {}
     for index, text in enumerate(paths):
@@ -111,9 +154,9 @@ def select_fields(
         elif path[0] == IDENTITY_MAP:
             namespaces.setdefault(path[1], set()).update(path[2:] or IDENTITY_MEMBERS)
         else:
-            wanted.append(path)
+            wanted.add(path)
     chosen = {namespace: _ordered(found) for namespace, found in namespaces.items()}
-    return Selection(_prune_object(attributes, wanted), IdentitySelection(_ordered(members), chosen))
+    return Selection(_Pruning().of_object(attributes, wanted), IdentitySelection(_ordered(members), chosen))
 
 
 def _resolved(
@@ -122,9 +165,10 @@ def _resolved(
     """Return a path as it is known, or an alias.
 
     Raises:
+        UnknownFieldError: As `select_fields`.
         InvalidArgumentError: As `select_fields`.
     """
-    path = _registered(tuple(text.strip().split(".")), spellings)
+    path = _registered(_names(text), spellings)
     if path[0] == TIME_SERIES_EVENTS:
         raise InvalidArgumentError.of_field(
             where, "events are switched on and their fields chosen by 'event_list'."
@@ -132,6 +176,10 @@ def _resolved(
     if path not in _ALIASES:
         _check_path(schema, path, where)
     return path
+
+
+def _names(text: str) -> FieldPath:
+    return tuple(text.strip().split("."))
 
 
 def _ordered(members: Collection[str]) -> tuple[str, ...]:
@@ -145,14 +193,6 @@ def _registered(path: FieldPath, spellings: Mapping[str, Mapping[str, str]]) -> 
     return (path[0], spellings[path[0]].get(fold_namespace(path[1]), path[1]), *path[2:])
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownPath:
-    """A field path that no source has, and the nearest one that some has."""
-
-    path: str
-    nearest: str
-
-
 def unknown_paths(schema: ObjectType, paths: Sequence[str], request_field: str) -> Sequence[UnknownPath]:
     """Return the paths that `select_fields` would refuse as unknown.
 
@@ -163,67 +203,84 @@ def unknown_paths(schema: ObjectType, paths: Sequence[str], request_field: str) 
     for index, path in enumerate(paths):
         try:
             _resolved(schema, path, f"{request_field}[{index}]", {})
-        except InvalidArgumentError as error:
-            if error.reason != UNKNOWN_FIELD:
-                raise
-            unknown.append(UnknownPath(path, error.metadata["nearest"]))
+        except UnknownFieldError:
+            unknown.append(UnknownPath(path, schema))
     return unknown
 
 
 def _check_path(schema: ObjectType, path: FieldPath, where: str) -> None:
-    text = ".".join(path)
     member: FieldType = schema
-    known = known_paths(schema)
-    for depth, name in enumerate(path):
+    for name in path:
         while isinstance(member, ArrayType):
             member = member.item
         if isinstance(member, MapType):
             member = member.value
-            known += _walk(member, ".".join(path[: depth + 1]) + ".")
             continue
         found = member.fields.get(name) if isinstance(member, ObjectType) else None
         if found is None:
-            nearest = _nearest(text, known)
-            raise InvalidArgumentError.of_field(
-                where,
-                f"no source has a field '{text}'; the nearest known path is '{nearest}'.",
-                reason=UNKNOWN_FIELD,
-                path=text,
-                nearest=nearest,
-            )
+            raise UnknownFieldError(where, UnknownPath(".".join(path), schema))
         member = found
 
 
-def _prune(member: FieldType, wanted: Sequence[FieldPath]) -> FieldType:
-    """Keep of a type what the paths name: a path that ends here keeps all of it."""
-    if isinstance(member, ArrayType):
-        return ArrayType(_prune(member.item, wanted))
-    if () in wanted:
-        return member
-    if isinstance(member, MapType):
-        return _prune_map(member, wanted)
-    return _prune_object(member, wanted) if isinstance(member, ObjectType) else member
+class _Wanted:
+    """What paths name below a place, as a tree: `whole` says that one of them ends there."""
 
+    __slots__ = ("members", "whole")
 
-def _prune_object(schema: ObjectType, wanted: Sequence[FieldPath]) -> ObjectType:
-    return ObjectType(
-        {
-            name: _prune(field, [path[1:] for path in wanted if path[0] == name])
-            for name, field in schema.fields.items()
-            if any(path[0] == name for path in wanted)
+    def __init__(self) -> None:
+        self.whole = False
+        self.members: dict[str, _Wanted] = {}
+
+    def add(self, path: FieldPath) -> None:
+        """Add a path from here."""
+        place = self
+        for name in path:
+            place = place.members.setdefault(name, _Wanted())
+        place.whole = True
+
+    @classmethod
+    def of_all(cls, some: Iterable[_Wanted]) -> _Wanted:
+        """Return what any of them names."""
+        together = cls()
+        below: dict[str, list[_Wanted]] = {}
+        for one in some:
+            together.whole |= one.whole
+            for name, member in one.members.items():
+                below.setdefault(name, []).append(member)
+        together.members = {
+            name: found[0] if len(found) == 1 else cls.of_all(found) for name, found in below.items()
         }
-    )
+        return together
 
 
-def _prune_map(whole: MapType, wanted: Sequence[FieldPath]) -> MapSelection:
-    """Keep of a map the keys that paths go to, each with what the paths behind it name."""
-    behind: dict[str, list[FieldPath]] = {}
-    for key, *rest in wanted:
-        behind.setdefault(key, []).append(tuple(rest))
-    every = [path for paths in behind.values() for path in paths]
-    return MapSelection(
-        _prune(whole.value, every), {key: _prune(whole.value, paths) for key, paths in behind.items()}
-    )
+class _Pruning:
+    """Types cut down to what is wanted of them: a path that ends at one keeps all of it."""
+
+    def __init__(self) -> None:
+        # An object behind a map is pruned once for each key: its names are numbered once.
+        self._places: dict[int, Mapping[str, int]] = {}
+
+    def of(self, member: FieldType, wanted: _Wanted) -> FieldType:
+        """Cut any type down."""
+        if isinstance(member, ArrayType):
+            return ArrayType(self.of(member.item, wanted))
+        if wanted.whole:
+            return member
+        if isinstance(member, MapType):
+            every = _Wanted.of_all(wanted.members.values())
+            return MapSelection(
+                self.of(member.value, every),
+                {key: self.of(member.value, behind) for key, behind in wanted.members.items()},
+            )
+        return self.of_object(member, wanted) if isinstance(member, ObjectType) else member
+
+    def of_object(self, schema: ObjectType, wanted: _Wanted) -> ObjectType:
+        """Keep of an object the members that are wanted, in its own order."""
+        places = self._places.get(id(schema))
+        if places is None:
+            places = self._places[id(schema)] = {name: place for place, name in enumerate(schema.fields)}
+        names = sorted(wanted.members, key=places.__getitem__)
+        return ObjectType({name: self.of(schema.fields[name], wanted.members[name]) for name in names})
 
 
 def known_paths(schema: ObjectType) -> list[str]:
@@ -232,27 +289,10 @@ def known_paths(schema: ObjectType) -> list[str]:
 
 
 def _walk(member: FieldType, prefix: str) -> Iterator[str]:
-    if isinstance(member, ArrayType):
-        yield from _walk(member.item, prefix)
-    elif isinstance(member, ObjectType):
+    while isinstance(member, ArrayType):
+        member = member.item
+    if isinstance(member, ObjectType):
         for name, field in member.fields.items():
             yield f"{prefix}{name}"
-            yield from _walk(field, f"{prefix}{name}.")
-
-
-def _nearest(text: str, known: Sequence[str]) -> str:
-    compared = text[: max(map(len, known)) + _MOST_SURPLUS]
-    return min(known, key=lambda path: (_edit_distance(compared, path), path.encode()))
-
-
-def _edit_distance(one: str, other: str) -> int:
-    """Count the characters to insert, delete or replace (Levenshtein)."""
-    row = list(range(len(other) + 1))
-    for index, character in enumerate(one, start=1):
-        diagonal, row[0] = row[0], index
-        for column, candidate in enumerate(other, start=1):
-            diagonal, row[column] = (
-                row[column],
-                min(row[column] + 1, row[column - 1] + 1, diagonal + (character != candidate)),
-            )
-    return row[-1]
+            if not isinstance(field, Scalar):
+                yield from _walk(field, f"{prefix}{name}.")

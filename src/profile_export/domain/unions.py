@@ -8,6 +8,7 @@ from profile_export.domain.catalog import BUILT_IN_SCHEMAS, Dataset, DatasetKind
 from profile_export.domain.schema import (
     TIME_SERIES_EVENTS,
     ArrayType,
+    GrowingObject,
     ObjectType,
     TypeConflictError,
     union_objects,
@@ -20,19 +21,19 @@ def union_by_kind(sources: Sequence[Dataset]) -> Mapping[DatasetKind, ObjectType
     Raises:
         TypeConflictError: Two datasets contradict each other; it names both.
     """
-    unions: dict[DatasetKind, ObjectType] = {
-        schema.kind: schema.fields
+    unions: dict[DatasetKind, GrowingObject] = {
+        schema.kind: GrowingObject(schema.fields)
         for schema in BUILT_IN_SCHEMAS.values()
         if schema.kind in {DatasetKind.RECORD, DatasetKind.EVENT}
     }
     earlier: list[Dataset] = []
     for dataset in sources:
         try:
-            unions[dataset.kind] = union_objects(unions[dataset.kind], dataset.fields)
+            unions[dataset.kind].add(dataset.fields)
         except TypeConflictError as conflict:
             raise conflict.between(dataset.id, _who_knows(earlier, dataset)) from None
         earlier.append(dataset)
-    return unions
+    return {kind: union.type() for kind, union in unions.items()}
 
 
 def _who_knows(earlier: Sequence[Dataset], dataset: Dataset) -> str:

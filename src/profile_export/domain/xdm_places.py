@@ -263,7 +263,7 @@ def _check_names(names: Collection[str], path: FieldPath) -> None:
         )
     for name in names:
         try:
-            check_name(name, {}, path)
+            check_name(name, {}, path, {})
         except ValueRefusedError as refused:
             raise SchemaInvalidError(dotted_path((*path, name)), "properties", refused.reason) from None
 

@@ -9,8 +9,9 @@ from functools import cached_property
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.plan import ExportPlan
 from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import EMPTY, SEGMENT_MEMBERSHIP, ObjectType, to_json
+from profile_export.domain.schema import EMPTY, SEGMENT_MEMBERSHIP, ObjectType
 from profile_export.domain.selection import IdentitySelection
+from profile_export.domain.type_json import to_json
 from profile_export.engines.leaves import Leaf, needed_leaves, without_empty
 
 

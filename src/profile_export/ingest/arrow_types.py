@@ -73,15 +73,17 @@ def object_type(found: pa.Schema | pa.StructType, path: FieldPath, untyped: set[
         ValueRefusedError: As `field_type`.
         TypeConflictError: As `field_type`.
     """
-    names: dict[str, FieldType] = {}
+    names: set[str] = set()
+    folded: dict[str, str] = {}
     learned: dict[str, FieldType] = {}
     for member in found:
         inside = (*path, member.name)
         if member.name in names:
             raise ValueRefusedError(inside, "stands twice")
-        check_name(member.name, names, path)
+        check_name(member.name, {}, path, folded)
         member_type = field_type(member.type, inside, untyped)
-        names[member.name] = member_type or TEXT
+        names.add(member.name)
+        folded[member.name.casefold()] = member.name
         if member_type is not None:
             learned[member.name] = member_type
     return ObjectType(learned)

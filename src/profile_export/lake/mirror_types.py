@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from profile_export.domain.schema import ArrayType, DecimalType, FieldType, MapType, ObjectType, to_json
+from profile_export.domain.schema import ArrayType, DecimalType, FieldType, MapType, ObjectType
+from profile_export.domain.type_json import to_json
 from profile_export.lake.arrow_types import arrow_type
 
 

@@ -23,6 +23,7 @@ from profile_export.domain.catalog import (
     initial_fields,
     is_source,
     usable_kind,
+    with_declared,
 )
 from profile_export.domain.errors import (
     AlreadyExistsError,
@@ -31,16 +32,7 @@ from profile_export.domain.errors import (
 )
 from profile_export.domain.job import FINAL_STATES
 from profile_export.domain.paging import Page, PageRequest, cut_page
-from profile_export.domain.schema import (
-    DecimalType,
-    ObjectType,
-    Scalar,
-    TypeConflictError,
-    leaves,
-    nested,
-    type_at,
-    union_objects,
-)
+from profile_export.domain.schema import ObjectType, TypeConflictError
 from profile_export.domain.unions import union_by_kind
 from profile_export.store.column_types import digest_of
 from profile_export.store.compactions import drop_compactions
@@ -200,7 +192,7 @@ class Catalog:
                 "iceberg": dataset.iceberg if change.iceberg is None else change.iceberg,
                 "batch_retention": retention or None,
                 "declared_fields": _with_newer(dataset.declared_fields, change.declared_fields),
-                "fields": _grown(dataset.fields, change.declared_fields),
+                "fields": with_declared(dataset.fields, change.declared_fields),
             }
             if all(getattr(dataset, name) == value for name, value in values.items()):
                 return dataset
@@ -281,23 +273,6 @@ def _with_newer(
 ) -> tuple[FieldDeclaration, ...]:
     types = {declared.path: declared.type for declared in (*known, *added)}
     return tuple(FieldDeclaration(path, kind) for path, kind in types.items())
-
-
-def _grown(fields: ObjectType, declared_fields: Sequence[FieldDeclaration]) -> ObjectType:
-    """Add declared types to what is known.
-
-    Raises:
-        TypeConflictError: One is not as wide as what is known.
-    """
-    for declared in declared_fields:
-        wanted = nested(declared.path, declared.type)
-        fields = union_objects(fields, wanted)
-        # A union takes the wider of both: a narrower declaration would be accepted and ignored.
-        for path, kind in leaves(wanted):
-            known = type_at(fields, path)
-            if isinstance(kind, Scalar | DecimalType) and known != kind:
-                raise TypeConflictError(path, known or "", kind)
-    return fields
 
 
 async def _unfinished_jobs(connection: AsyncConnection, tenant_id: Any, dataset: Dataset) -> list[int]:

@@ -287,7 +287,7 @@ class UnknownField(_message.Message):
     path: _builtins.str
     """The path as requested."""
     nearest: _builtins.str
-    """The nearest path that is known. Empty: none."""
+    """The nearest path that is known. Empty: none, or five unknown paths before it have got one."""
     def __init__(
         self,
         *,
