@@ -200,9 +200,7 @@ def number_of(part: str, member: str) -> int:
     return found
 
 
-PART_TYPES: dict[str, Descriptor] = {
-    step.containing_type.name: step.containing_type for place in ALL for step in place.steps
-}
+PART_TYPES = {part.name: part for place in ALL for step in place.steps if (part := step.containing_type)}
 
 
 async def raw(caller: Caller, channel: Any, method: MethodDescriptor, message: bytes) -> Refusal:
