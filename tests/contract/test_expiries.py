@@ -17,7 +17,6 @@ from profile_export.domain.catalog import Tenant
 from profile_export.domain.compaction import MERGED_FROM
 from profile_export.domain.errors import FailedPreconditionError, NotFoundError
 from profile_export.domain.job import JobError, JobState, Phase, Progress
-from profile_export.domain.paging import PageRequest
 from profile_export.domain.plan import ExportCounts
 from profile_export.domain.planning import plan_export
 from profile_export.domain.policy import BUILT_IN_POLICY
@@ -39,6 +38,7 @@ from profile_export.store.receipts import Receipts
 from profile_export.store.tables import batches
 from tests.contract.house import NO_GRACE, TENANT, UNION, House, opened
 from tests.databases import Place
+from tests.pages import page_of
 
 MONTH = timedelta(days=30)
 HOUR = timedelta(hours=1)
@@ -84,7 +84,7 @@ class Keeper:
         return [(await self.batches.get_batch(TENANT, batch_id)).state for batch_id in batch_ids]
 
     async def counting(self, dataset_id: str) -> list[str]:
-        page = await self.batches.list_batches(TENANT, dataset_id, PageRequest.of(0, ""))
+        page = await self.batches.list_batches(TENANT, dataset_id, page_of())
         return [batch.id for batch in page.items]
 
     async def claimed(self, request_id: str = "") -> Claim:
@@ -165,7 +165,7 @@ async def test_a_batch_older_than_its_dataset_says_counts_no_longer_and_says_why
     assert MONTH <= old.expire_time - old.ingest_time < MONTH + HOUR
     # and nobody can have its files, or take it back
     for call in (
-        keeper.batches.list_files(TENANT, "old", PageRequest.of(0, "")),
+        keeper.batches.list_files(TENANT, "old", page_of()),
         keeper.batches.revert(TENANT, "old", ""),
     ):
         with pytest.raises(FailedPreconditionError, match="EXPIRED"):
@@ -178,7 +178,7 @@ async def test_a_batch_says_when_it_will_expire(keeper: Keeper) -> None:
     await keeper.batches.revert(TENANT, "b", "wrong")
 
     shown = [await keeper.batches.get_batch(TENANT, batch_id) for batch_id in "abc"]
-    [listed] = (await keeper.batches.list_batches(TENANT, dataset_id, PageRequest.of(0, ""))).items
+    [listed] = (await keeper.batches.list_batches(TENANT, dataset_id, page_of())).items
 
     assert shown[0].ingest_time
     assert [batch.expire_time for batch in shown] == [shown[0].ingest_time + MONTH, None, None]
@@ -311,7 +311,7 @@ async def test_a_job_that_ended_long_ago_is_removed_and_what_it_has_made_stays(k
     # then nothing of the old one is left but that it has expired
     assert (first, second) == ([old.job.id], ())
     assert await keeper.refusal(old.job.id) == "EXPIRED"
-    listed = await keeper.house.jobs.list(TENANT, PageRequest.of(0, ""))
+    listed = await keeper.house.jobs.list(TENANT, page_of())
     assert [view.job.id for view in listed.items] == [running.job.id, young.job.id]
     async with keeper.house.database.read() as connection:
         for table in (job_transitions, job_stamps, job_ranges):
@@ -320,7 +320,7 @@ async def test_a_job_that_ended_long_ago_is_removed_and_what_it_has_made_stays(k
     # and its batch counts, with its file and its receipt
     batch = await keeper.batches.get_batch(TENANT, old.job.batch_id)
     assert (batch.state, batch.job_id, batch.rows) == (BatchState.SUCCEEDED, old.job.id, 2)
-    files = await keeper.batches.list_files(TENANT, old.job.batch_id, PageRequest.of(0, ""))
+    files = await keeper.batches.list_files(TENANT, old.job.batch_id, page_of())
     assert [file.name for file in files.items] == ["f"]
     receipt: Receipt = (await keeper.receipts.get(TENANT, old.job.batch_id)).receipt
     assert (receipt.job_id, receipt.metrics.counts.profiles_exported) == (old.job.id, 2)
@@ -425,7 +425,7 @@ async def test_each_step_is_a_short_transaction_and_a_crash_between_two_leaves_t
 
     # when one server takes a step and is gone, and another goes on
     await keeper.sweeper(MONTH).step()
-    left = await keeper.counting(dataset_id), await keeper.house.jobs.list(TENANT, PageRequest.of(0, ""))
+    left = await keeper.counting(dataset_id), await keeper.house.jobs.list(TENANT, page_of())
     steps = await run(keeper.sweeper(MONTH))
 
     # then each job and batch was there whole, or is gone whole

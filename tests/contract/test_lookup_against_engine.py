@@ -19,7 +19,6 @@ from profile_export.domain.errors import NotFoundError
 from profile_export.domain.event_listing import EventListing, events_of
 from profile_export.domain.identity import Identity, identity_key
 from profile_export.domain.lookup import FoundProfile, profile_of
-from profile_export.domain.paging import PageRequest
 from profile_export.domain.plan import ExportPlan
 from profile_export.domain.policy import IdentityGraph
 from profile_export.domain.resolution import SourceRow
@@ -36,6 +35,7 @@ from tests.contract.strategies import (
     exports_of_upserts,
 )
 from tests.contract.test_engine_against_merge import Exporter, lines
+from tests.pages import page_of
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -121,7 +121,7 @@ def check_events(plan: ExportPlan, rows: list[SourceRow], identity: Identity, fo
     """List the person's events, two at a time: they are those that the profile has attached."""
     listing, token, values = EventListing.of(None, None, "", ""), "", list[Any]()
     while plan.events:
-        page = events_of(plan, rows, identity, listing, PageRequest.of(2, token))
+        page = events_of(plan, rows, identity, listing, page_of(2, token))
         values += [event.values or None for event in page.items]
         token = page.next_token
         if not token:

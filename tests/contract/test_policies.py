@@ -5,11 +5,11 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from profile_export.domain.catalog import Tenant
-from profile_export.domain.paging import PageRequest
 from profile_export.domain.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, PolicyChange
 from profile_export.store.database import Database
 from profile_export.store.policies import Policies
 from tests.databases import Place, engine_of, make_former_tables
+from tests.pages import page_of
 
 
 async def test_policies_made_before_there_were_versions_are_there_and_change(empty_place: Place) -> None:
@@ -26,7 +26,7 @@ async def test_policies_made_before_there_were_versions_are_there_and_change(emp
     policies, tenant = Policies(database), Tenant()
 
     # then its policy is there as it was, and goes on
-    listed = (await policies.list_policies(tenant, PageRequest.of(0, ""))).items
+    listed = (await policies.list_policies(tenant, page_of())).items
     changed = await policies.update_policy(tenant, "p", PolicyChange(name="new", is_default=True))
     first = await policies.find_policy(tenant, "p", 1)
     await database.close()

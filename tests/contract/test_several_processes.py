@@ -17,7 +17,6 @@ from sqlalchemy import text
 from profile_export.domain.batch import DataFile
 from profile_export.domain.errors import UnavailableError
 from profile_export.domain.job import JobState
-from profile_export.domain.paging import PageRequest
 from profile_export.domain.plan import ExportCounts
 from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
@@ -29,6 +28,7 @@ from profile_export.store.jobs import NewJob
 from profile_export.store.notices import Notices
 from tests.contract.test_store import RUNNING, TENANT, UNION, Store, facts
 from tests.databases import Place, Postgres
+from tests.pages import page_of
 
 JOBS = 24
 FEW = 6
@@ -104,9 +104,9 @@ async def test_jobs_are_each_claimed_once_by_many_workers_and_their_batches_coun
 
     # then each was one worker's, once, and the batches are numbered without a gap
     assert len({claim.job.id for claim in claimed}) == len(claimed) == JOBS
-    jobs = (await stores[0].jobs.list(TENANT, PageRequest.of(0, ""))).items
+    jobs = (await stores[0].jobs.list(TENANT, page_of())).items
     assert {view.job.state for view in jobs} == {JobState.SUCCEEDED}
-    batches = (await stores[0].batches.list_batches(TENANT, "", PageRequest.of(0, ""))).items
+    batches = (await stores[0].batches.list_batches(TENANT, "", page_of())).items
     assert [batch.number for batch in batches] == list(range(1, JOBS + 1))
 
 
@@ -122,7 +122,7 @@ async def test_a_reader_never_sees_a_batch_before_one_with_a_lower_number(stores
     # when they are listed meanwhile
     seen: list[list[int | None]] = []
     while not uploads.done() or not seen or len(seen[-1]) < JOBS:
-        listed = await stores[-1].batches.list_batches(TENANT, "", PageRequest.of(0, ""))
+        listed = await stores[-1].batches.list_batches(TENANT, "", page_of())
         seen.append([batch.number for batch in listed.items])
     await uploads
 

@@ -17,7 +17,6 @@ from profile_export.domain.batch import BatchState, DataFile, UploadStart
 from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
 from profile_export.domain.errors import FailedPreconditionError
 from profile_export.domain.job import FIRST_BACK_OFF, JobError, JobState, Phase, Progress
-from profile_export.domain.paging import PageRequest
 from profile_export.domain.plan import ExportCounts
 from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
@@ -39,6 +38,7 @@ from profile_export.store.snapshots import Snapshots
 from profile_export.store.tables import metadata
 from profile_export.store.uploads import Uploads
 from tests.databases import Place, engine_of, make_former_tables
+from tests.pages import page_of
 
 NUMBERS = count()
 TENANT = Tenant()
@@ -112,7 +112,7 @@ class Store:
 
     async def succeeded(self) -> list[str]:
         """The batches that count."""
-        listed = await self.batches.list_batches(TENANT, "", PageRequest.of(0, ""))
+        listed = await self.batches.list_batches(TENANT, "", page_of())
         return [batch.id for batch in listed.items]
 
     async def claimed(self) -> Claim:
@@ -215,7 +215,7 @@ async def test_a_cancel_and_a_commit_at_the_same_moment_have_one_winner(store: S
     assert isinstance(refused[0], FailedPreconditionError)
     job = (await store.jobs.get(TENANT, claim.job.id)).job
     batch = await store.batches.get_batch(TENANT, job.batch_id)
-    listed = await store.batches.list_batches(TENANT, "", PageRequest.of(0, ""))
+    listed = await store.batches.list_batches(TENANT, "", page_of())
     if job.state is JobState.SUCCEEDED:
         assert [found.id for found in listed.items] == [job.batch_id]
         assert (batch.state, batch.rows, batch.number) == (BatchState.SUCCEEDED, 3, 1)

@@ -19,12 +19,13 @@ from profile_export.domain.errors import (
 from profile_export.domain.event_listing import EventListing, events_of
 from profile_export.domain.identity import Identity
 from profile_export.domain.lookup import FoundProfile, plan_events, plan_profile, profile_of
-from profile_export.domain.paging import MAX_PAGE_SIZE, PageRequest, cut_page
+from profile_export.domain.paging import MAX_PAGE_SIZE, cut_page
 from profile_export.domain.planning import Snapshot
 from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.domain.schema import EMPTY, IDENTITY_MEMBERS, LONG, TEXT, DecimalType
 from profile_export.domain.selection import IdentitySelection
 from tests.builders import Part, at, events, plan_of, records, row, rows_of
+from tests.pages import page_of
 
 NONE, PDG = IdentityGraph.NONE, IdentityGraph.PDG
 
@@ -246,7 +247,7 @@ def listed(
     found: list[str] = []
     token = ""
     while True:
-        page = events_of(plan, rows_of(parts), who("Email:ann"), listing, PageRequest.of(size, token))
+        page = events_of(plan, rows_of(parts), who("Email:ann"), listing, page_of(size, token))
         assert len(page.items) <= (size or MAX_PAGE_SIZE)
         found += [event.id for event in page.items]
         token = page.next_token
@@ -291,7 +292,7 @@ def test_a_window_has_its_start_and_not_its_end() -> None:
 
 def test_an_event_is_told_with_its_place_and_the_fields_that_are_chosen() -> None:
     part = visits(visit("e", at(0), batch="b1"))
-    listing, page = EventListing.of(None, None, "id = e", ""), PageRequest.of(0, "")
+    listing, page = EventListing.of(None, None, "id = e", ""), page_of()
 
     for paths, values in ((["page"], {"page": "page e"}), (["segmentMembership"], {})):
         parts = [
@@ -313,7 +314,7 @@ def test_an_event_is_told_with_its_place_and_the_fields_that_are_chosen() -> Non
 
 def test_a_person_without_events_has_an_empty_page_and_nobody_is_not_found() -> None:
     plan, rows = plan_of([ANN], event_fields=[]), rows_of([ANN])
-    listing, page = EventListing.of(None, None, "", ""), PageRequest.of(0, "")
+    listing, page = EventListing.of(None, None, "", ""), page_of()
 
     assert events_of(plan, rows, who("CRM:1"), listing, page).items == ()
     with pytest.raises(NotFoundError):
@@ -332,7 +333,7 @@ def test_a_person_without_events_has_an_empty_page_and_nobody_is_not_found() -> 
     ],
 )
 def test_a_token_that_was_made_up_is_refused(cursor: str) -> None:
-    token = cut_page([cursor, "more"], PageRequest.of(1, ""), str).next_token
+    token = cut_page([cursor, "more"], page_of(1), str).next_token
     part = visits(visit("e", at(0)))
 
     with pytest.raises(DomainError) as refused:
@@ -341,7 +342,7 @@ def test_a_token_that_was_made_up_is_refused(cursor: str) -> None:
             rows_of([part]),
             who("Email:ann"),
             EventListing.of(None, None, "", ""),
-            PageRequest.of(1, token),
+            page_of(1, token),
         )
 
     assert refused.value.reason == "PAGE_TOKEN_INVALID"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
+from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, PageRequest, cut_page
+from profile_export.domain.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, PageRequest, Seal, cut_page
+from tests.pages import KEY, page_of
+
+SEAL = Seal(KEY, ())
 
 
 def token_of(cursor: str, *arguments: str) -> str:
     """The token that a list hands out after the item of this key."""
-    return cut_page([cursor, "more"], PageRequest.of(1, "", *arguments), str).next_token
+    return cut_page([cursor, "more"], page_of(1, "", *arguments), str).next_token
 
 
 def encoded(text: bytes) -> str:
@@ -26,7 +30,7 @@ def read_all(items: list[int], page_size: int) -> list[int]:
     read: list[int] = []
     token = ""
     while True:
-        request = PageRequest.of(page_size, token, "dataset-1")
+        request = page_of(page_size, token, "dataset-1")
         after = [item for item in items if not request.cursor or item > int(request.cursor)]
         page = cut_page(after[: request.size + 1], request, str)
         read += page.items
@@ -46,20 +50,20 @@ def read_all(items: list[int], page_size: int) -> list[int]:
     ],
 )
 def test_a_page_has_the_size_asked_for_within_limits(asked: int, given_size: int) -> None:
-    request = PageRequest.of(asked, "")
+    request = page_of(asked, "")
 
     assert request.size == given_size
 
 
 def test_a_negative_size_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="must not be negative") as refused:
-        PageRequest.of(-1, "")
+        page_of(-1, "")
 
     assert refused.value.metadata["field"] == "page_size"
 
 
 def test_without_a_token_a_list_begins_at_the_beginning() -> None:
-    request = PageRequest.of(10, "", "dataset-1")
+    request = page_of(10, "", "dataset-1")
 
     assert request.cursor == ""
 
@@ -68,13 +72,13 @@ def test_without_a_token_a_list_begins_at_the_beginning() -> None:
 def test_a_token_brings_back_the_key_of_the_last_item(cursor: str) -> None:
     token = token_of(cursor, "dataset-1", "")
 
-    assert PageRequest.of(5, token, "dataset-1", "").cursor == cursor
+    assert page_of(5, token, "dataset-1", "").cursor == cursor
 
 
 def test_the_size_may_change_from_page_to_page() -> None:
     token = token_of("7", "dataset-1")
 
-    assert PageRequest.of(50, token, "dataset-1").cursor == "7"
+    assert page_of(50, token, "dataset-1").cursor == "7"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ def test_a_token_is_refused_with_other_arguments(others: tuple[str, ...]) -> Non
     token = token_of("7", "dataset-1", "")
 
     with pytest.raises(InvalidArgumentError, match="same other arguments") as refused:
-        PageRequest.of(5, token, *others)
+        page_of(5, token, *others)
 
     assert refused.value.reason == "PAGE_TOKEN_INVALID"
     assert refused.value.metadata["field"] == "page_token"
@@ -111,52 +115,116 @@ def test_a_token_is_refused_with_other_arguments(others: tuple[str, ...]) -> Non
 )
 def test_a_token_that_is_not_ours_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgumentError, match="next_page_token") as refused:
-        PageRequest.of(5, token, "dataset-1")
+        page_of(5, token, "dataset-1")
 
     assert refused.value.reason == "PAGE_TOKEN_INVALID"
 
 
-@pytest.mark.parametrize("cursor", [b"7", b"null", b'["7"]'])
-def test_a_token_whose_key_is_no_text_is_refused(cursor: bytes) -> None:
-    bound_to = PageRequest.of(5, "", "dataset-1").arguments
+def test_a_token_of_another_installation_is_refused() -> None:
+    token = Seal(b"another", ("dataset-1",)).token("7")
 
     with pytest.raises(InvalidArgumentError, match="next_page_token"):
-        PageRequest.of(5, encoded(b'[%b, "%b"]' % (cursor, bound_to.encode())), "dataset-1")
+        page_of(5, token, "dataset-1")
+
+
+@pytest.mark.parametrize("cursor", ["7", "", "ünï", "part 1.csv 17", "x" * 1_000])
+def test_a_token_that_was_changed_by_one_bit_or_one_letter_is_refused(cursor: str) -> None:
+    seal = Seal(KEY, ("dataset-1",))
+    token = seal.token(cursor)
+    raw = b64decode(token, altchars=b"-_")
+    flipped = [
+        raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :]
+        for at, bit in product(range(len(raw))[:40], range(8))
+    ]
+    cut = [raw[:at] for at in range(len(raw))[:40]]
+    longer = [raw + b"\0", b"\0" + raw, raw + raw]
+    letters = [
+        token[:at] + letter + token[at + 1 :] for at in range(len(token))[-8:] for letter in "AQgw9_-=+/ \n"
+    ]
+
+    for changed in (
+        *map(encoded, (*flipped, *cut, *longer)),
+        *letters,
+        f"{token}=",
+        f" {token}",
+        f"{token}\n",
+    ):
+        if changed not in {"", token}:
+            with pytest.raises(InvalidArgumentError) as refused:
+                seal.cursor(changed)
+            assert refused.value.reason == "PAGE_TOKEN_INVALID"
+
+
+def test_what_a_token_is_bound_to_is_taken_apart_as_it_was_put_together() -> None:
+    bound = [("a", "b"), ("ab",), ("a", "b", ""), ("", "a", "b"), ('a", "b',), ("a\0b",)]
+
+    tokens = {Seal(KEY, one).token("7") for one in bound}
+
+    assert len(tokens) == len(bound)
+
+
+def test_a_seal_does_not_show_its_key() -> None:
+    assert "key" not in repr(Seal(b"key", ("list",)))
 
 
 @given(st.text())
 def test_any_text_as_a_token_is_refused_and_breaks_nothing(token: str) -> None:
     if not token:
-        assert PageRequest.of(5, token).cursor == ""
+        assert page_of(5, token).cursor == ""
         return
 
     with pytest.raises(InvalidArgumentError):
-        PageRequest.of(5, token)
+        page_of(5, token)
 
 
 def test_a_page_that_is_not_full_is_the_last() -> None:
-    page = cut_page([1, 2], PageRequest.of(3, ""), str)
+    page = cut_page([1, 2], page_of(3, ""), str)
 
     assert (page.items, page.next_token) == ((1, 2), "")
 
 
+def test_a_page_of_which_the_store_has_read_a_part_only_goes_on_behind_that() -> None:
+    page = cut_page([1, 2], page_of(3), str, has_more=True)
+
+    assert page.items == (1, 2)
+    assert page_of(3, page.next_token).cursor == "2"
+
+
+@pytest.mark.parametrize("items", [[1, 2, 3], [1, 2, 3, 4]])
+def test_the_first_items_of_a_page_are_a_page_with_a_token_of_its_own(items: list[int]) -> None:
+    page: Page[int] = cut_page(items, page_of(3), str)
+
+    assert page.first(2).items == (1, 2)
+    assert page_of(3, page.first(2).next_token).cursor == "2"
+    assert page.first(3) == page
+
+
+def test_a_page_turned_into_other_items_has_the_same_tokens() -> None:
+    page = cut_page([1, 2, 3], page_of(2), str)
+
+    turned = page.turned(lambda item: item * 10)
+
+    assert (turned.items, turned.next_token) == ((10, 20), page.next_token)
+    assert page_of(2, turned.first(1).next_token).cursor == "1"
+
+
 def test_a_page_that_is_just_full_is_the_last_if_nothing_follows() -> None:
-    page = cut_page([1, 2, 3], PageRequest.of(3, ""), str)
+    page = cut_page([1, 2, 3], page_of(3, ""), str)
 
     assert (page.items, page.next_token) == ((1, 2, 3), "")
 
 
 def test_a_page_with_more_behind_it_leaves_the_surplus_item_to_the_next() -> None:
-    page = cut_page([1, 2, 3, 4], PageRequest.of(3, ""), str)
+    page = cut_page([1, 2, 3, 4], page_of(3, ""), str)
 
     assert page.items == (1, 2, 3)
-    assert PageRequest.of(3, page.next_token).cursor == "3"
+    assert page_of(3, page.next_token).cursor == "3"
 
 
 def test_a_page_of_nothing_is_the_last() -> None:
     nothing: list[int] = []
 
-    page = cut_page(nothing, PageRequest.of(3, ""), str)
+    page = cut_page(nothing, page_of(3, ""), str)
 
     assert (page.items, page.next_token) == ((), "")
 
@@ -169,12 +237,12 @@ def test_pages_together_are_the_whole_list_without_gap_or_repetition(count: int,
 
 
 def test_the_key_of_a_list_by_number_is_a_number() -> None:
-    assert PageRequest.of(0, token_of("42")).number == 42
+    assert page_of(0, token_of("42")).number == 42
 
 
 @pytest.mark.parametrize("cursor", ["x", "-1", "1.5", "9" * 19])
 def test_a_made_up_key_of_a_list_by_number_is_refused(cursor: str) -> None:
-    request = PageRequest.of(0, token_of(cursor))
+    request = page_of(0, token_of(cursor))
 
     with pytest.raises(InvalidArgumentError) as refused:
         _ = request.number
@@ -183,13 +251,13 @@ def test_a_made_up_key_of_a_list_by_number_is_refused(cursor: str) -> None:
 
 
 def test_the_key_of_a_list_by_name_and_number_is_both() -> None:
-    assert PageRequest(10, "part 1.csv 17", "").place == ("part 1.csv", 17)
-    assert PageRequest(10, "", "").place == ("", 0)
+    assert PageRequest(10, "part 1.csv 17", SEAL).place == ("part 1.csv", 17)
+    assert PageRequest(10, "", SEAL).place == ("", 0)
 
 
 @pytest.mark.parametrize("cursor", ["part", "part x", "part -1"])
 def test_a_made_up_key_of_a_list_by_name_and_number_is_refused(cursor: str) -> None:
-    request = PageRequest(10, cursor, "")
+    request = PageRequest(10, cursor, SEAL)
 
     with pytest.raises(InvalidArgumentError):
         _ = request.place

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
-from profile_export.domain.paging import PageRequest
 
 
 def required(value: str, field: str) -> str:
@@ -34,17 +32,6 @@ def refuse_unbuilt(message: Message, *fields: str, prefix: str = "") -> None:
     for field in fields:
         if field in listed:
             raise UnimplementedError.of_field(f"{prefix}{field}")
-
-
-def page_request(request: Any, *arguments: str) -> PageRequest:
-    """Read the paging fields of a list request; `arguments` are its other ones.
-
-    Raises:
-        InvalidArgumentError: As `PageRequest.of`.
-        UnimplementedError: It has a filter or an order.
-    """
-    refuse_unbuilt(request, "filter", "order_by")
-    return PageRequest.of(request.page_size, request.page_token, *arguments)
 
 
 def timestamp(instant: datetime | None) -> Timestamp | None:

@@ -10,7 +10,6 @@ from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.event_listing import EventListing, FoundEvent
 from profile_export.domain.identity import Identity
 from profile_export.domain.lookup import FoundProfile
-from profile_export.domain.paging import PageRequest
 from profile_export.domain.policy import MergePolicy
 from profile_export.v1 import merge_policy_pb2, profile_pb2
 from profile_export.v1 import profile_service_pb2 as pb
@@ -53,20 +52,6 @@ def event_listing(request: pb.ListProfileEventsRequest) -> EventListing:
     return EventListing.of(
         instant(request, "start_time"), instant(request, "end_time"), request.filter, request.order_by
     )
-
-
-def events_page(request: pb.ListProfileEventsRequest) -> PageRequest:
-    """Read which page is asked for; its token holds for the same request only.
-
-    Raises:
-        InvalidArgumentError: As `PageRequest.of`.
-    """
-    arguments = pb.ListProfileEventsRequest()
-    arguments.CopyFrom(request)
-    arguments.ClearField("page_size")
-    arguments.ClearField("page_token")
-    digested = arguments.SerializeToString(deterministic=True).hex()
-    return PageRequest.of(request.page_size, request.page_token, digested)
 
 
 def profile(found: FoundProfile, policy: MergePolicy) -> profile_pb2.Profile:

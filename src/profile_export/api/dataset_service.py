@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import grpc.aio
 
 from profile_export.api import convert_batches, convert_datasets, convert_receipts
-from profile_export.api.convert import page_request
+from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.transfer import first_message, receive, stretch
 from profile_export.api.values import rows_that_fit
@@ -47,6 +47,7 @@ class DatasetRooms:
     sessions: UploadSessions
     loading: Loading
     lake: LocalLake
+    pages: Pages
 
 
 class DatasetService(DatasetServiceServicer):
@@ -55,7 +56,7 @@ class DatasetService(DatasetServiceServicer):
     def __init__(self, rooms: DatasetRooms, new_id: Callable[[], str]) -> None:
         self._catalog, self._batches, self._opened = rooms.catalog, rooms.batches, rooms.opened
         self._sessions, self._loading, self._lake = rooms.sessions, rooms.loading, rooms.lake
-        self._receipts, self._mirrors = rooms.receipts, rooms.mirrors
+        self._receipts, self._mirrors, self._pages = rooms.receipts, rooms.mirrors, rooms.pages
         self._new_id = new_id
 
     # --- Datasets ---
@@ -67,33 +68,32 @@ class DatasetService(DatasetServiceServicer):
         dataset, replayed = await self._catalog.create_dataset(
             current_tenant(), new, self._new_id(), request.request_id
         )
-        [written] = await self._written(dataset)
-        return pb.CreateDatasetResponse(dataset=written, replayed=replayed)
+        return pb.CreateDatasetResponse(dataset=await self._written(dataset), replayed=replayed)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: _Context) -> pb.GetDatasetResponse:
         dataset = await self._catalog.get_dataset(current_tenant(), request.dataset_id)
-        [written] = await self._written(dataset)
-        return pb.GetDatasetResponse(dataset=written)
+        return pb.GetDatasetResponse(dataset=await self._written(dataset))
 
     async def ListDatasets(
         self, request: pb.ListDatasetsRequest, context: _Context
     ) -> pb.ListDatasetsResponse:
-        page = await self._catalog.list_datasets(current_tenant(), page_request(request))
-        return pb.ListDatasetsResponse(
-            datasets=await self._written(*page.items), next_page_token=page.next_token
+        page = await self._catalog.list_datasets(current_tenant(), await self._pages.of_all(request))
+        mirrors = await self._mirrors.of([dataset.id for dataset in page.items])
+        datasets, token = fitting(
+            page, lambda dataset: convert_datasets.dataset(dataset, mirrors.get(dataset.id))
         )
+        return pb.ListDatasetsResponse(datasets=datasets, next_page_token=token)
 
-    async def _written(self, *datasets: Dataset) -> Sequence[dataset_pb2.Dataset]:
-        mirrors = await self._mirrors.of([dataset.id for dataset in datasets])
-        return [convert_datasets.dataset(dataset, mirrors.get(dataset.id)) for dataset in datasets]
+    async def _written(self, dataset: Dataset) -> dataset_pb2.Dataset:
+        mirrors = await self._mirrors.of([dataset.id])
+        return convert_datasets.dataset(dataset, mirrors.get(dataset.id))
 
     async def UpdateDataset(
         self, request: pb.UpdateDatasetRequest, context: _Context
     ) -> pb.UpdateDatasetResponse:
         change = convert_datasets.dataset_change(request)
         dataset = await self._catalog.update_dataset(current_tenant(), request.dataset_id, change)
-        [written] = await self._written(dataset)
-        return pb.UpdateDatasetResponse(dataset=written)
+        return pb.UpdateDatasetResponse(dataset=await self._written(dataset))
 
     async def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: _Context
@@ -156,18 +156,19 @@ class DatasetService(DatasetServiceServicer):
 
     async def ListBatches(self, request: pb.ListBatchesRequest, context: _Context) -> pb.ListBatchesResponse:
         page = await self._batches.list_batches(
-            current_tenant(), request.dataset_id, page_request(request, request.dataset_id)
+            current_tenant(), request.dataset_id, await self._pages.of_all(request)
         )
-        batches = [await self._shown(batch) for batch in page.items]
-        return pb.ListBatchesResponse(batches=batches, next_page_token=page.next_token)
+        # Nothing is under way of batches that count.
+        batches, token = fitting(page, lambda batch: convert_batches.batch(batch, {}))
+        return pb.ListBatchesResponse(batches=batches, next_page_token=token)
 
     async def ListRejectedRows(
         self, request: pb.ListRejectedRowsRequest, context: _Context
     ) -> pb.ListRejectedRowsResponse:
         batch = await self._batches.get_batch(current_tenant(), request.batch_id)
-        page = await self._loading.rejected_rows(batch, page_request(request, request.batch_id))
-        rows = [convert_batches.rejected_row(file_name, row) for file_name, row in page.items]
-        return pb.ListRejectedRowsResponse(rows=rows, next_page_token=page.next_token)
+        page = await self._loading.rejected_rows(batch, await self._pages.of_all(request))
+        rows, token = fitting(page, lambda one: convert_batches.rejected_row(*one))
+        return pb.ListRejectedRowsResponse(rows=rows, next_page_token=token)
 
     # --- Files ---
 
@@ -175,10 +176,12 @@ class DatasetService(DatasetServiceServicer):
         self, request: pb.ListBatchFilesRequest, context: _Context
     ) -> pb.ListBatchFilesResponse:
         page = await self._batches.list_files(
-            current_tenant(), request.batch_id, page_request(request, request.batch_id)
+            current_tenant(), request.batch_id, await self._pages.of_all(request)
         )
-        files = [convert_batches.data_file(file, self._lake.location(file.path)) for file in page.items]
-        return pb.ListBatchFilesResponse(files=files, next_page_token=page.next_token)
+        files, token = fitting(
+            page, lambda file: convert_batches.data_file(file, self._lake.location(file.path))
+        )
+        return pb.ListBatchFilesResponse(files=files, next_page_token=token)
 
     # A stream is written to the context, which grpc.aio takes as well as a generator, and which waits for the reader.
     async def ReadBatchFile(  # type: ignore[override]  # as said

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import grpc.aio
 
 from profile_export.api import convert_estimates, convert_jobs
-from profile_export.api.convert import page_request
 from profile_export.api.estimates import Estimates
+from profile_export.api.pages import Pages, fitting
 from profile_export.api.suggestions import suggesting
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.watch import WatchOptions
@@ -38,9 +38,11 @@ class ExportService(ExportServiceServicer):
         jobs: Jobs,
         watches: Watches,
         estimates: Estimates,
+        pages: Pages,
         new_id: Callable[[], str],
     ) -> None:
         self._estimates = estimates
+        self._pages = pages
         self._catalog = catalog
         self._policies = policies
         self._jobs = jobs
@@ -83,9 +85,9 @@ class ExportService(ExportServiceServicer):
         return pb.GetJobResponse(job=convert_jobs.export_job(view))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: _Context) -> pb.ListJobsResponse:
-        page = await self._jobs.list(current_tenant(), page_request(request))
-        jobs = [convert_jobs.export_job(view) for view in page.items]
-        return pb.ListJobsResponse(jobs=jobs, next_page_token=page.next_token)
+        page = await self._jobs.list(current_tenant(), await self._pages.of_all(request))
+        jobs, token = fitting(page, convert_jobs.export_job)
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: _Context) -> pb.CancelJobResponse:
         view = await self._jobs.cancel(current_tenant(), request.job_id, context.peer(), request.reason)

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import grpc.aio
 
 from profile_export.api import convert_policies, convert_profiles
-from profile_export.api.convert import page_request, required
+from profile_export.api.convert import required
 from profile_export.api.lookups import Asked, Lookups
+from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
 from profile_export.domain.errors import UnimplementedError
 from profile_export.store.policies import Policies
@@ -22,9 +23,10 @@ _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class ProfileService(ProfileServiceServicer):
     """Serves merge policies from the store, and profiles from what a snapshot of it holds."""
 
-    def __init__(self, policies: Policies, lookups: Lookups, new_id: Callable[[], str]) -> None:
+    def __init__(self, policies: Policies, lookups: Lookups, pages: Pages, new_id: Callable[[], str]) -> None:
         self._policies = policies
         self._lookups = lookups
+        self._pages = pages
         self._new_id = new_id
 
     async def CreateMergePolicy(
@@ -45,9 +47,9 @@ class ProfileService(ProfileServiceServicer):
     async def ListMergePolicies(
         self, request: pb.ListMergePoliciesRequest, context: _Context
     ) -> pb.ListMergePoliciesResponse:
-        page = await self._policies.list_policies(current_tenant(), page_request(request))
-        listed = [convert_policies.merge_policy(policy) for policy in page.items]
-        return pb.ListMergePoliciesResponse(merge_policies=listed, next_page_token=page.next_token)
+        page = await self._policies.list_policies(current_tenant(), await self._pages.of_all(request))
+        listed, token = fitting(page, convert_policies.merge_policy)
+        return pb.ListMergePoliciesResponse(merge_policies=listed, next_page_token=token)
 
     async def UpdateMergePolicy(
         self, request: pb.UpdateMergePolicyRequest, context: _Context
@@ -72,10 +74,10 @@ class ProfileService(ProfileServiceServicer):
     async def ListProfileEvents(
         self, request: pb.ListProfileEventsRequest, context: _Context
     ) -> pb.ListProfileEventsResponse:
-        listing, page = convert_profiles.event_listing(request), convert_profiles.events_page(request)
+        listing, page = convert_profiles.event_listing(request), await self._pages.of(request)
         found = await self._lookups.events(await self._asked(request), listing, page)
-        events = [convert_profiles.event(event) for event in found.items]
-        return pb.ListProfileEventsResponse(events=events, next_page_token=found.next_token)
+        events, token = fitting(found, convert_profiles.event)
+        return pb.ListProfileEventsResponse(events=events, next_page_token=token)
 
     async def _asked(self, request: convert_profiles.Request) -> Asked:
         tenant, identity = current_tenant(), convert_profiles.identity(request)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc.aio
 
 from profile_export.api import convert_datasets
-from profile_export.api.convert import page_request, required
+from profile_export.api.convert import required
 from profile_export.api.convert_fields import identity_fields
+from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
 from profile_export.domain.catalog import CLASSES
 from profile_export.domain.errors import NotFoundError
@@ -25,10 +27,11 @@ _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class SchemaService(SchemaServiceServicer):
     """Serves schemas from the store."""
 
-    def __init__(self, catalog: Catalog, schemas: Schemas, registration: Registration) -> None:
+    def __init__(self, catalog: Catalog, schemas: Schemas, registration: Registration, pages: Pages) -> None:
         self._catalog = catalog
         self._schemas = schemas
         self._registration = registration
+        self._pages = pages
 
     async def CreateSchema(
         self, request: pb.CreateSchemaRequest, context: _Context
@@ -48,9 +51,9 @@ class SchemaService(SchemaServiceServicer):
         return pb.GetSchemaResponse(schema=convert_datasets.schema(schema))
 
     async def ListSchemas(self, request: pb.ListSchemasRequest, context: _Context) -> pb.ListSchemasResponse:
-        page = await self._schemas.list(current_tenant(), page_request(request))
-        schemas = [convert_datasets.schema(schema, listed=True) for schema in page.items]
-        return pb.ListSchemasResponse(schemas=schemas, next_page_token=page.next_token)
+        page = await self._schemas.list(current_tenant(), await self._pages.of_all(request))
+        schemas, token = fitting(page, partial(convert_datasets.schema, listed=True))
+        return pb.ListSchemasResponse(schemas=schemas, next_page_token=token)
 
     async def GetUnionSchema(
         self, request: pb.GetUnionSchemaRequest, context: _Context

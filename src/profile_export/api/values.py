@@ -9,20 +9,20 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 
+from profile_export.domain.paging import MAX_PAGE_BYTES
 from profile_export.domain.schema import EXACT_IN_A_DOUBLE
-
-_MOST_ROW_BYTES = 3 * 1024 * 1024
 
 
 def rows_that_fit(values: Iterable[Mapping[str, object]]) -> Sequence[Struct]:
-    """Write rows as objects, as many as a client takes in one message."""
+    """Write rows as objects, as many as an answer has room for, and at least one."""
     written: list[Struct] = []
-    room = _MOST_ROW_BYTES
+    room = MAX_PAGE_BYTES
     for value in values:
-        written.append(row(value))
-        room -= written[-1].ByteSize()
-        if room < 0:
+        message = row(value)
+        room -= message.ByteSize()
+        if written and room < 0:
             break
+        written.append(message)
     return written
 
 

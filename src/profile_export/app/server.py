@@ -9,6 +9,7 @@ from profile_export.api.dataset_service import DatasetRooms, DatasetService
 from profile_export.api.estimates import Estimates
 from profile_export.api.export_service import ExportService
 from profile_export.api.lookups import Lookups
+from profile_export.api.pages import Pages
 from profile_export.api.profile_service import ProfileService
 from profile_export.api.schema_service import SchemaService
 from profile_export.api.server import BindError, GrpcServer, contract, create_server
@@ -37,6 +38,7 @@ from profile_export.store.changes import Changes
 from profile_export.store.compactions import Compactions
 from profile_export.store.drops import Drops
 from profile_export.store.expiries import Expiries
+from profile_export.store.instance import Instances
 from profile_export.store.jobs import Jobs
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
@@ -86,6 +88,7 @@ class Application:
         estimates = Estimates(snapshots, self._jobs.engine, self._lake, new_id)
         mappings = Mappings(self._jobs.duckdb, self._lake.root, self._lake.folder("mappings"), new_id)
         lookups = Lookups(snapshots, mappings, self._lake.root)
+        pages = Pages(Instances(self._database))
         self._services = contract(
             datasets=DatasetService(
                 DatasetRooms(
@@ -97,12 +100,13 @@ class Application:
                     sessions,
                     loading,
                     self._lake,
+                    pages,
                 ),
                 new_id,
             ),
-            schemas=SchemaService(catalog, schemas, Registration(schemas)),
-            profiles=ProfileService(policies, lookups, new_id),
-            exports=ExportService(catalog, policies, jobs, self._watches, estimates, new_id),
+            schemas=SchemaService(catalog, schemas, Registration(schemas), pages),
+            profiles=ProfileService(policies, lookups, pages, new_id),
+            exports=ExportService(catalog, policies, jobs, self._watches, estimates, pages, new_id),
         )
         keep = timedelta(minutes=settings.mirror_keep_minutes)
         self._mirrors = Mirrors(self._database)

@@ -100,7 +100,7 @@ def events_of(
     if after:
         listed = [event for event in listed if (_key(event) < after if latest_first else _key(event) > after)]
     page = cut_page(listed[: request.size + 1], request, _cursor)
-    return Page(tuple(_found(plan, event) for event in page.items), page.next_token)
+    return page.turned(lambda event: _found(plan, event))
 
 
 def _key(event: Row) -> _EventKey:

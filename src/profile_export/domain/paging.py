@@ -1,45 +1,82 @@
-"""Pages of lists: tokens bound to the arguments they were given with, by key and never by offset (AIP-158)."""
+"""Pages of lists: tokens that nobody else can make, bound to their list, by key and never by offset (AIP-158)."""
 
 from __future__ import annotations
 
+import hmac
 import json
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from profile_export.domain.errors import InvalidArgumentError
 
 Item = TypeVar("Item")
+Other = TypeVar("Other")
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+MAX_PAGE_BYTES = 2 * 2**20
+"""About how many bytes a page may have: it ends early, but has one item at least."""
 _LONGEST_NUMBER = 18  # digits that every 64-bit integer has room for
+_MAC_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Makes the page tokens of one list, and knows them again.
+
+    Attributes:
+        key: What only the servers of one installation know.
+        bound_to: What a token is good for: the tenant, the list and its other arguments.
+    """
+
+    key: bytes = field(repr=False)
+    bound_to: tuple[str, ...]
+
+    def token(self, cursor: str) -> str:
+        """Return the token of what follows a key of the list."""
+        return self._sealed(cursor.encode())
+
+    def cursor(self, token: str) -> str:
+        """Return the key that a token was made of.
+
+        Raises:
+            InvalidArgumentError: It was not made with this seal, or has been changed since.
+        """
+        try:
+            content = b64decode(token, altchars=b"-_", validate=True)[_MAC_BYTES:]
+        except ValueError:
+            raise refused_token() from None
+        # Compared as text: of one content there is one token, whatever else Base64 would take for it.
+        if not hmac.compare_digest(self._sealed(content), token):
+            raise refused_token()
+        return content.decode()
+
+    def _sealed(self, content: bytes) -> str:
+        bound = json.dumps(self.bound_to).encode()
+        mac = hmac.digest(self.key, bound + b"\0" + content, "sha256")[:_MAC_BYTES]
+        return urlsafe_b64encode(mac + content).decode()
 
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """Which page: up to `size` items after the one with the key `cursor`; an empty cursor is the beginning.
-
-    `arguments` digests the list's other arguments; a token is good for the same ones only.
-    """
+    """Which page: up to `size` items after the one with the key `cursor`; an empty cursor is the beginning."""
 
     size: int
     cursor: str
-    arguments: str
+    seal: Seal
 
     @classmethod
-    def of(cls, page_size: int, page_token: str, *arguments: str) -> PageRequest:
+    def of(cls, page_size: int, page_token: str, seal: Seal) -> PageRequest:
         """Read a page request; a size of 0 means `DEFAULT_PAGE_SIZE`, one above `MAX_PAGE_SIZE` means that.
 
         Raises:
-            InvalidArgumentError: The size is negative, or the token is not one of ours for these arguments.
+            InvalidArgumentError: The size is negative, or the token is not one of this list.
         """
         if page_size < 0:
             raise InvalidArgumentError.of_field("page_size", "must not be negative.")
-        digest = sha256(json.dumps(arguments).encode()).hexdigest()[:16]
-        cursor = _read_token(page_token, digest) if page_token else ""
-        return cls(min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), cursor, digest)
+        cursor = seal.cursor(page_token) if page_token else ""
+        return cls(min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), cursor, seal)
 
     @property
     def number(self) -> int:
@@ -67,31 +104,37 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """Items in their order, and the token of the next page; an empty token means there is none."""
+    """Items in their order with their keys, and whether others follow."""
 
     items: tuple[Item, ...]
-    next_token: str
+    cursors: tuple[str, ...]
+    has_more: bool
+    seal: Seal
+
+    @property
+    def next_token(self) -> str:
+        """The token of the next page; empty if there is none."""
+        return self.seal.token(self.cursors[-1]) if self.has_more else ""
+
+    def first(self, count: int) -> Page[Item]:
+        """Return a page of the first items, at least one; the others are for the next page."""
+        more = self.has_more or count < len(self.items)
+        return replace(self, items=self.items[:count], cursors=self.cursors[:count], has_more=more)
+
+    def turned(self, change: Callable[[Item], Other]) -> Page[Other]:
+        """Return the page with something else in the place of each item."""
+        return Page(tuple(map(change, self.items)), self.cursors, self.has_more, self.seal)
 
 
-def cut_page(items: Sequence[Item], request: PageRequest, key: Callable[[Item], str]) -> Page[Item]:
-    """Cut one page from up to `request.size + 1` items; the surplus one only tells that there are more."""
+def cut_page(
+    items: Sequence[Item], request: PageRequest, key: Callable[[Item], str], *, has_more: bool = False
+) -> Page[Item]:
+    """Cut one page from up to `request.size + 1` items; the surplus one only tells that there are more.
+
+    `has_more` says so where not even that one was read.
+    """
     page = tuple(items[: request.size])
-    more = len(items) > request.size
-    return Page(page, _write_token(key(page[-1]), request.arguments) if more else "")
-
-
-def _write_token(cursor: str, arguments: str) -> str:
-    return urlsafe_b64encode(json.dumps([cursor, arguments]).encode()).decode()
-
-
-def _read_token(token: str, arguments: str) -> str:
-    try:
-        cursor, bound_to = json.loads(urlsafe_b64decode(token.encode()))
-    except (ValueError, TypeError, RecursionError):  # no Base64, no JSON, no pair, nested without end
-        cursor, bound_to = None, None
-    if not isinstance(cursor, str) or bound_to != arguments:
-        raise refused_token()
-    return cursor
+    return Page(page, tuple(map(key, page)), has_more or len(items) > request.size, request.seal)
 
 
 def refused_token() -> InvalidArgumentError:

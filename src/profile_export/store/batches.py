@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, insert, select, update
+from sqlalchemy import Row, Select, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import (
@@ -26,10 +26,18 @@ from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
 from profile_export.store.drops import drop
 from profile_export.store.events import Wakeups
+from profile_export.store.page_rows import characters, page_rows
 from profile_export.store.tables import batches, datasets, files, uploads
 from profile_export.store.tenants import BatchPlace, id_of
 
 _SHOWN = [column for column in uploads.c if column.name != "facts"]
+# What is long of a batch are its uploads: their errors, or that they are many.
+_CHARACTERS = func.coalesce(
+    select(func.sum(characters(uploads.c.file_name, uploads.c.errors, uploads.c.folder)))
+    .where(uploads.c.batch_key == batches.c.key)
+    .scalar_subquery(),
+    0,
+)
 
 
 class Batches:
@@ -66,9 +74,10 @@ class Batches:
         async with self.database.read() as connection:
             if dataset_id:
                 await dataset_of(connection, id_of(tenant), dataset_id)
-            rows = (await connection.execute(query.order_by(batches.c.number).limit(request.size + 1))).all()
+            query = query.order_by(batches.c.number)
+            rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
             found = await _batches_from(connection, rows)
-        return cut_page(found, request, lambda last: str(last.number))
+        return cut_page(found, request, lambda last: str(last.number), has_more=more)
 
     @whole
     async def list_files(self, tenant: Tenant, batch_id: str, request: PageRequest) -> Page[DataFile]:

@@ -41,9 +41,18 @@ from profile_export.store.datasets import check_union, dataset_from, dataset_of,
 from profile_export.store.drops import drop
 from profile_export.store.job_tables import jobs
 from profile_export.store.mirrors import ask_drop
+from profile_export.store.page_rows import characters, page_rows
 from profile_export.store.schemas import newest_schema
 from profile_export.store.tables import datasets
 from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, register_namespaces
+
+_CHARACTERS = characters(
+    datasets.c.description,
+    datasets.c.tags,
+    datasets.c.identity_fields,
+    datasets.c.declared_fields,
+    datasets.c.fields,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +167,10 @@ class Catalog:
         if request.cursor:
             after = select(datasets.c.create_time).where(datasets.c.id == request.cursor).scalar_subquery()
             query = query.where(tuple_(datasets.c.create_time, datasets.c.id) > tuple_(after, request.cursor))
-        query = query.order_by(datasets.c.create_time, datasets.c.id).limit(request.size + 1)
+        query = query.order_by(datasets.c.create_time, datasets.c.id)
         async with self.database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        return cut_page([dataset_from(row) for row in rows], request, lambda last: last.id)
+            rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
+        return cut_page([dataset_from(row) for row in rows], request, lambda last: last.id, has_more=more)
 
     @whole
     async def update_dataset(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:

@@ -23,9 +23,12 @@ from profile_export.domain.job import (
 )
 from profile_export.store.database import database_time, slices
 from profile_export.store.job_tables import job_stamps, jobs, leases
+from profile_export.store.page_rows import characters
 
 JOB_COLUMNS = tuple(column for column in jobs.c if column.name not in {"plan", "resolved"})
 """What a job is to its callers; its plan may name any number of files."""
+JOB_CHARACTERS = characters(jobs.c.bound, jobs.c.segment_batches, jobs.c.errors, jobs.c.metrics, jobs.c.notes)
+"""How much of a row that is, about."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 

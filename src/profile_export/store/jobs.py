@@ -27,9 +27,18 @@ from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.events import Wakeups
 from profile_export.store.expiries import existing_job
-from profile_export.store.job_rows import JOB_COLUMNS, JobView, job_from, transition_from, view_of, views_of
+from profile_export.store.job_rows import (
+    JOB_CHARACTERS,
+    JOB_COLUMNS,
+    JobView,
+    job_from,
+    transition_from,
+    view_of,
+    views_of,
+)
 from profile_export.store.job_tables import job_transitions, jobs
 from profile_export.store.moves import log, move_job, stamp
+from profile_export.store.page_rows import page_rows
 from profile_export.store.tables import batches
 from profile_export.store.tenants import ensure_tenant, id_of
 
@@ -104,9 +113,11 @@ class Jobs:
         if request.cursor:
             query = query.where(jobs.c.id < request.number)
         async with self.database.read() as connection:
-            rows = (await connection.execute(query.order_by(jobs.c.id.desc()).limit(request.size + 1))).all()
+            rows, more = await page_rows(
+                connection, query.order_by(jobs.c.id.desc()), request.size, JOB_CHARACTERS
+            )
             views = await views_of(connection, rows, self._kept_for)
-        return cut_page(views, request, lambda last: str(last.job.id))
+        return cut_page(views, request, lambda last: str(last.job.id), has_more=more)
 
     @whole
     async def cancel(self, tenant: Tenant, job_id: int, requested_by: str, reason: str) -> JobView:

@@ -24,9 +24,12 @@ from profile_export.domain.policy import (
 )
 from profile_export.store.column_types import to_micros
 from profile_export.store.database import Database, database_time, whole
+from profile_export.store.page_rows import characters, page_rows
 from profile_export.store.policy_tables import merge_policies, merge_policy_versions
 from profile_export.store.tables import datasets
 from profile_export.store.tenants import ensure_tenant, id_of
+
+_CHARACTERS = characters(merge_policy_versions.c.name, merge_policy_versions.c.order)
 
 
 class Policies:
@@ -86,12 +89,11 @@ class Policies:
             _newest(tenant_id)
             .where(tuple_(merge_policies.c.create_time, merge_policies.c.id) > after)
             .order_by(merge_policies.c.create_time, merge_policies.c.id)
-            .limit(request.size + 1)
         )
         async with self.database.read() as connection:
             built_in = [] if request.cursor else [await _built_in(connection, tenant_id)]
-            rows = (await connection.execute(query)).all()
-        return cut_page([*built_in, *map(_policy, rows)], request, _place)
+            rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
+        return cut_page([*built_in, *map(_policy, rows)], request, _place, has_more=more)
 
     @whole
     async def update_policy(self, tenant: Tenant, policy_id: str, change: PolicyChange) -> MergePolicy:

@@ -13,10 +13,15 @@ from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, Schema,
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.registry import check_beside, next_version
+from profile_export.domain.schema import EMPTY
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_from, grow_fields, source_datasets
+from profile_export.store.page_rows import characters, page_rows
 from profile_export.store.tables import datasets, schemas
 from profile_export.store.tenants import ensure_tenant, id_of
+
+_LISTED = [column for column in schemas.c if column.name not in {"document", "rules", "fields"}]
+_CHARACTERS = characters(schemas.c.title, schemas.c.class_id, schemas.c.identity_fields)
 
 
 class Schemas:
@@ -80,7 +85,10 @@ class Schemas:
 
     @whole
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[Schema]:
-        """Return a page of schemas in their newest versions: those that are only built in first, then oldest first."""
+        """Return a page of schemas in their newest versions: those that are only built in first, then oldest first.
+
+        Those that are registered come without document, rules and fields.
+        """
         tenant_id = id_of(tenant)
         query = _newest(tenant_id).order_by(schemas.c.create_time, schemas.c.id)
         async with self.database.read() as connection:
@@ -100,8 +108,10 @@ class Schemas:
                     tuple_(schemas.c.create_time, schemas.c.id)
                     > tuple_(after.scalar_subquery(), request.cursor)
                 )
-            rows = (await connection.execute(query.limit(request.size + 1))).all()
-        return cut_page([*built_in, *map(_schema, rows)], request, lambda last: last.id)
+            rows, more = await page_rows(
+                connection, query.with_only_columns(*_LISTED), request.size, _CHARACTERS
+            )
+        return cut_page([*built_in, *map(_listed, rows)], request, lambda last: last.id, has_more=more)
 
 
 async def newest_schema(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema:
@@ -170,15 +180,17 @@ def _row(tenant_id: int, schema: Schema) -> dict[str, Any]:
 
 
 def _schema(row: Row[Any]) -> Schema:
+    return replace(_listed(row), fields=row.fields, document=row.document, rules=row.rules)
+
+
+def _listed(row: Row[Any]) -> Schema:
     return Schema(
         id=row.id,
         kind=None if row.kind is None else DatasetKind(row.kind),
-        fields=row.fields,
+        fields=EMPTY,
         class_id=row.class_id,
         title=row.title,
         version=row.version,
-        document=row.document,
-        rules=row.rules,
         identity_fields=row.identity_fields,
         create_time=row.create_time,
     )

@@ -1,0 +1,70 @@
+"""Pages of lists: which one a request asks for, and as much of it as an answer has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from profile_export.api.convert import refuse_unbuilt
+from profile_export.api.tenancy import current_tenant
+from profile_export.domain.paging import MAX_PAGE_BYTES, Item, Page, PageRequest, Seal
+from profile_export.store.instance import Instances
+
+_Written = TypeVar("_Written", bound=Message)
+
+
+class Pages:
+    """Reads the page requests of all lists; their tokens hold at every server of the same database."""
+
+    def __init__(self, instances: Instances) -> None:
+        self._instances = instances
+        self._key: bytes | None = None
+
+    async def of_all(self, request: Any) -> PageRequest:
+        """Read the page that is asked for of a list that is neither filtered nor sorted.
+
+        Raises:
+            InvalidArgumentError: As `of`.
+            UnimplementedError: The request has a filter or an order.
+        """
+        refuse_unbuilt(request, "filter", "order_by")
+        return await self.of(request)
+
+    async def of(self, request: Any) -> PageRequest:
+        """Read the page that is asked for; tokens hold for this tenant and the same request only.
+
+        Raises:
+            InvalidArgumentError: As `PageRequest.of`.
+        """
+        tenant = current_tenant()
+        rest = type(request)()
+        rest.CopyFrom(request)
+        rest.ClearField("page_size")
+        rest.ClearField("page_token")
+        arguments = sha256(rest.SerializeToString(deterministic=True)).hexdigest()
+        bound_to = (tenant.org, tenant.sandbox, request.DESCRIPTOR.full_name, arguments)
+        return PageRequest.of(request.page_size, request.page_token, Seal(await self._token_key(), bound_to))
+
+    async def _token_key(self) -> bytes:
+        if self._key is None:
+            instance = await self._instances.get()
+            if instance is None:
+                raise RuntimeError("No list can be asked for before the start has made the instance.")
+            self._key = instance.token_key
+        return self._key
+
+
+def fitting(page: Page[Item], write: Callable[[Item], _Written]) -> tuple[list[_Written], str]:
+    """Write the items of a page that fit into an answer, at least one; return the token of what follows them, too."""
+    written: list[_Written] = []
+    room = MAX_PAGE_BYTES
+    for item in page.items:
+        message = write(item)
+        room -= message.ByteSize()
+        if written and room < 0:
+            break
+        written.append(message)
+    return written, page.first(len(written)).next_token

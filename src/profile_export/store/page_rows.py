@@ -1,0 +1,55 @@
+"""Rows of lists: as many as a page takes, and no more bytes than an answer has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, func
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.paging import MAX_PAGE_BYTES
+
+_FEW = 8
+"""So many are read without asking first how large they are."""
+
+
+async def page_rows(
+    connection: AsyncConnection, query: Select[Any], size: int, stored: ColumnElement[int]
+) -> tuple[Sequence[Row[Any]], bool]:
+    """Read up to `size` rows of a sorted query, but stop behind those that fill an answer; say whether others follow.
+
+    Args:
+        connection: Within a transaction.
+        query: Sorted, without a limit.
+        size: How many rows are wanted.
+        stored: What a row holds in characters, about, but for what is always short.
+    """
+    if size < _FEW:
+        rows = (await connection.execute(query.limit(size + 1))).all()
+        return rows[:size], len(rows) > size
+    measured = query.with_only_columns(stored, maintain_column_froms=True).limit(size + 1)
+    sizes = (await connection.execute(measured)).scalars().all()
+    count = min(size, fitting_count(sizes))
+    rows = (await connection.execute(query.limit(count))).all() if count else ()
+    return rows, count < len(sizes)
+
+
+def characters(*columns: ColumnElement[Any]) -> ColumnElement[int]:
+    """Return how many characters some columns of a row have together."""
+    lengths = [func.coalesce(func.length(column), 0) for column in columns]
+    total: ColumnElement[int] = lengths[0]
+    for length in lengths[1:]:
+        total = total + length
+    return total
+
+
+def fitting_count(sizes: Iterable[int]) -> int:
+    """Return how many of the first rows fit into an answer; at least one, if there is one."""
+    count, room = 0, MAX_PAGE_BYTES
+    for size in sizes:
+        room -= size
+        if count and room < 0:
+            break
+        count += 1
+    return count
