@@ -268,7 +268,9 @@ def _check_length(value: str | bytes, rule: _Rule, where: _Where) -> None:
             raise _too_long(where, limit.size, size, "bytes")
     # Not every database takes it, and no text that people write has it.
     if rule.is_text and _NUL in value:
-        raise InvalidArgumentError.of_field(_path(where), "must not have the character U+0000.")
+        raise InvalidArgumentError.of_field(
+            _path(where), "must not have the character U+0000.", "TEXT_INVALID"
+        )
 
 
 def _too_long(where: _Where, most: int, sent: int, unit: str) -> InvalidArgumentError:
