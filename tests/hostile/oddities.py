@@ -75,7 +75,7 @@ class Oddities:
         for one in inside:
             inside += [member for field, value in one.ListFields() for member in _members(field, value)]
         chosen = self._dice.choice(inside)
-        fields: Sequence[FieldDescriptor] = chosen.DESCRIPTOR.fields
+        fields: list[Any] = list(chosen.DESCRIPTOR.fields)
         if fields:
             field = self._dice.choice(fields)
             chosen.ClearField(field.name)
