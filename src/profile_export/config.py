@@ -24,11 +24,13 @@ _YES = {
     "no": False,
     "off": False,
 }
+_SECONDS_OR_MORE = "give whole seconds, 1 or more"
 _BYTES = "give whole bytes, 1 or more"
 _SECONDS = "give whole seconds, 0 or more"
 _URL = "give postgresql://USER@HOST/DATABASE"
 _LEAST_MEMORY_MB = 512
 """Less, and exports of profiles with links fail: their merge needs that much for its operators alone."""
+_INGEST_MEMORY_MB = 2_000
 _MOST_DAYS = 36_500
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -67,6 +69,9 @@ class ServeSettings(WorkSettings):
     jobs after they ended, None: for ever, `watch_history_minutes` how far back a watch of all jobs can go on.
 
     A record or event with more than `max_record_bytes` or `max_event_bytes` is rejected.
+
+    `ingest_processes` is how many processes read uploads and schemas, None: one per core; a file may take them
+    `ingest_cpu_seconds` and for each MiB of it `ingest_cpu_seconds_per_mib` more.
     """
 
     grpc_address: tuple[str, int]
@@ -75,10 +80,18 @@ class ServeSettings(WorkSettings):
     connection_age_seconds: int
     max_record_bytes: int
     max_event_bytes: int
+    ingest_processes: int | None
+    ingest_cpu_seconds: int
+    ingest_cpu_seconds_per_mib: int
     download_grace_seconds: int
     mirror_keep_minutes: int
     job_retention_days: int | None
     watch_history_minutes: int
+
+    @property
+    def ingest_memory_mb(self) -> int:
+        """What a process that reads uploads and schemas may hold, in 10^6 bytes."""
+        return self.memory_limit_mb or _INGEST_MEMORY_MB
 
     @property
     def watch_history(self) -> timedelta:
@@ -144,6 +157,14 @@ def load(options: Options, environ: Mapping[str, str]) -> ServeSettings:
         # Adobe's guardrails.
         max_record_bytes=source.read("max_record_bytes", _whole(1), 100_000, _BYTES),
         max_event_bytes=source.read("max_event_bytes", _whole(1), 10_000, _BYTES),
+        ingest_processes=source.read(
+            "ingest_processes",
+            _whole(1),
+            None,
+            "give a whole number, 1 or more, or leave it out",
+        ),
+        ingest_cpu_seconds=source.read("ingest_cpu_seconds", _whole(1), 30, _SECONDS_OR_MORE),
+        ingest_cpu_seconds_per_mib=source.read("ingest_cpu_seconds_per_mib", _whole(0), 2, _SECONDS),
     )
     if not settings.insecure and not _is_loopback(settings.grpc_address[0]):
         raise source.refusal(

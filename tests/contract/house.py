@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
 import pytest_asyncio
 from sqlalchemy import update
 
@@ -23,8 +22,9 @@ from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.domain.request import BoundRequest, EventList, ExportRequest
 from profile_export.engines.duckdb_session import DuckDbSession
 from profile_export.ingest.ingestion import ingest
-from profile_export.lake.children import Children
 from profile_export.lake.local import LocalLake
+from profile_export.processes.pool import Pool
+from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.compactor import Compactor
 from profile_export.runner.sweep import Sweeper
 from profile_export.store.attempts import Attempts
@@ -58,7 +58,7 @@ class House:
     """A data directory with what compacts it, a step at a time."""
 
     folder: Path
-    children: Children
+    children: Pool
     place: Place | None = None
     """Where the store is, if not in the folder."""
 
@@ -163,16 +163,16 @@ async def opened(house: House) -> AsyncIterator[House]:
         await house.database.close()
 
 
-@pytest.fixture(scope="module")
-def children() -> Iterator[Children]:
+@pytest_asyncio.fixture(scope="module")
+async def children() -> AsyncIterator[Pool]:
     """Processes for everything that runs in one, shared by the tests of a module."""
-    started = Children(niceness=1)
-    yield started
-    started.close()
+    supervisor = Supervisor()
+    yield supervisor.pool(niceness=1)
+    await supervisor.close()
 
 
 @pytest_asyncio.fixture
-async def house(tmp_path: Path, children: Children) -> AsyncIterator[House]:
+async def house(tmp_path: Path, children: Pool) -> AsyncIterator[House]:
     """An open data directory of its own for each test."""
     async with opened(House(tmp_path, children)) as made:
         yield made

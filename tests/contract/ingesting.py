@@ -20,6 +20,7 @@ from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
 from profile_export.ingest.task import IngestResult, IngestTask
 
 CRM = IdentityField(("crmId",), "CRM", primary=True)
+BYTES_HELD = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Uploader:
             identity_fields=identity_fields,
             folder=self.folder / "files",
             rows_per_file=rows_per_file,
-            **others,
+            **{"bytes_held": BYTES_HELD, **others},
         )
 
     def ingest(

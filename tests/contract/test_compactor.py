@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from profile_export.domain.compaction import FULL_ROWS
 from profile_export.domain.job import Phase, Progress
 from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.lake.children import Children
 from profile_export.lake.compaction import CompactTask, compact
+from profile_export.processes.pool import Pool
+from profile_export.processes.supervisor import Supervisor
 from profile_export.store.jobs import NewJob
 from profile_export.store.tables import batches, files
 from tests.contract.house import EVENT, TENANT, UNION, House, children, opened, pinned
@@ -26,7 +27,7 @@ __all__ = ["children"]  # a fixture
 
 
 @pytest_asyncio.fixture
-async def house(tmp_path: Path, children: Children) -> AsyncIterator[House]:
+async def house(tmp_path: Path, children: Pool) -> AsyncIterator[House]:
     async with opened(House(tmp_path, children)) as made:
         yield made
 
@@ -130,22 +131,22 @@ async def test_a_merge_of_merged_files_is_void_when_one_of_them_is_gone(house: H
     assert await house.drops.folders() == []
 
 
-class Hooked(Children):
+class Hooked(Pool):
     """Children of whom every result is followed by something."""
 
     after: Callable[[], Awaitable[None]]
 
-    async def run(self, work: Callable[[Any], Any], task: Any) -> Any:
-        result = await super().run(work, task)
+    async def run(self, *work: Any) -> Any:
+        result = await super().run(*work)
         await self.after()
         return result
 
 
-@pytest.fixture
-def hooked() -> Iterator[Hooked]:
-    started = Hooked()
-    yield started
-    started.close()
+@pytest_asyncio.fixture
+async def hooked() -> AsyncIterator[Hooked]:
+    supervisor = Supervisor()
+    yield Hooked(supervisor, supervisor.watch, most=1)
+    await supervisor.close()
 
 
 async def test_a_void_merge_leaves_no_file(tmp_path: Path, hooked: Hooked) -> None:

@@ -23,7 +23,7 @@ from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.receipt import Receipt
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.domain.retention import REMEMBERED
-from profile_export.lake.children import Children
+from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.expiries import ExpirySweeper
 from profile_export.store import expiries as expiries_of_store
 from profile_export.store.attempts import Claim, RangeDone
@@ -130,7 +130,7 @@ class Keeper:
 
 @pytest_asyncio.fixture
 async def keeper(tmp_path: Path, place: Place) -> AsyncIterator[Keeper]:
-    async with opened(House(tmp_path, Children(), place)) as house:
+    async with opened(House(tmp_path, Supervisor().pool(), place)) as house:
         yield Keeper(house)
 
 
@@ -225,7 +225,7 @@ async def test_what_a_server_expired_before_it_died_leaves_the_disk_with_the_nex
     await keeper.house.database.close()
 
     # when the next one starts and sweeps
-    async with opened(House(tmp_path, Children(), place)) as later:
+    async with opened(House(tmp_path, Supervisor().pool(), place)) as later:
         kept = {
             *await Batches(later.database, later.wakeups).kept_folders(),
             *await later.drops.folders(),

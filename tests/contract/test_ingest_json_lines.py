@@ -19,6 +19,7 @@ from profile_export.domain.identity import Identity, identity_key
 from profile_export.domain.schema import DOUBLE, LONG, TEXT, ArrayType, DecimalType, ObjectType
 from profile_export.ingest import sent_rows
 from profile_export.ingest.ingestion import ingest
+from tests.contract import ingesting
 from tests.contract.ingesting import CRM, Uploader
 
 EMAIL = IdentityField(("contact", "email"), "Email")
@@ -148,7 +149,7 @@ def small_batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if request.param != "one batch":
         monkeypatch.setattr(sent_rows, "_ROWS_PER_BATCH", 1)
     if request.param == "read twice":
-        monkeypatch.setattr(sent_rows, "MAX_BYTES_HELD", 0)
+        monkeypatch.setattr(ingesting, "BYTES_HELD", 0)
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -656,12 +656,8 @@ def test_a_row_is_as_large_as_its_values(
     assert [(error.row, error.code) for error in result.errors] == [(3, "RECORD_TOO_LARGE")]
 
 
-def test_a_file_of_large_rows_is_read_some_at_a_time(
-    uploader: Uploader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parquet, "_BYTES_AT_ONCE", 1)
-
-    result = uploader.ingest(people(10, n=pa.array(range(10))), CRM)
+def test_a_file_of_large_rows_is_read_some_at_a_time(uploader: Uploader) -> None:
+    result = uploader.ingest(people(10, n=pa.array(range(10))), CRM, bytes_held=1)
 
     assert [(row["_row"], row["n"]) for row in uploader.rows(result)] == [(n, n) for n in range(10)]
 

@@ -14,6 +14,7 @@ from profile_export.ingest import rejected, sent_rows
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.rejected import kept_text, read_rejected
+from tests.contract import ingesting
 from tests.contract.ingesting import CRM, Uploader
 
 EVENT = {"crmId": "1", "_id": "e", "timestamp": "2024-01-01T00:00:00Z"}
@@ -259,7 +260,7 @@ def test_an_exponent_beyond_reckoning_is_refused(uploader: Uploader) -> None:
 def small_batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sent_rows, "_ROWS_PER_BATCH", 2)
     if request.param == "read twice":
-        monkeypatch.setattr(sent_rows, "MAX_BYTES_HELD", 0)
+        monkeypatch.setattr(ingesting, "BYTES_HELD", 0)
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -28,7 +28,7 @@ from profile_export.engines.duckdb_session import DuckDbSession
 from profile_export.engines.kept_graphs import KeptGraphs
 from profile_export.engines.keys import KEY
 from profile_export.engines.mapping import MappingWriter, mapping_facts
-from profile_export.lake.children import Children
+from profile_export.processes.supervisor import Supervisor
 from tests.builders import Part, plan_of, records, row
 from tests.contract.house import House
 from tests.contract.house import opened as opened_house
@@ -336,7 +336,7 @@ def test_a_file_system_without_second_names_gets_copies(lake: Path, monkeypatch:
 
 @pytest_asyncio.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with opened_house(House(tmp_path, Children())) as made:
+    async with opened_house(House(tmp_path, Supervisor().pool())) as made:
         yield made
 
 

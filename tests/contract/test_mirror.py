@@ -14,8 +14,8 @@ import pytest_asyncio
 from sqlalchemy import select, text, update
 
 from profile_export.domain.mirror import MirroredBatch, MirrorStatus, TableState
-from profile_export.lake.children import Children
 from profile_export.lake.iceberg import IcebergMirror
+from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.mirror import Mirror
 from profile_export.store.database import migrate
 from profile_export.store.mirror_status import MirrorStatuses
@@ -392,9 +392,9 @@ async def test_a_mirror_whose_process_is_ended_as_it_stops_gives_its_work_back_w
 ) -> None:
     await world.dataset("d1")
     await world.batch("d1", "b1")
-    children = Children()
-    await asyncio.to_thread(children.kill)
-    mirror = Mirror("ended", world.mirrors, world.tables, children, world.wakeups, HOUR)
+    supervisor = Supervisor()
+    await supervisor.close()
+    mirror = Mirror("ended", world.mirrors, world.tables, supervisor.pool(), world.wakeups, HOUR)
     mirror.stop()
 
     await mirror.step()
@@ -410,7 +410,8 @@ async def test_a_mirror_works_in_a_process_of_its_own_and_in_the_next_when_that_
     # given one that dies in the middle
     await world.dataset("d1")
     await world.batch("d1", "b1")
-    children = Children()
+    supervisor = Supervisor()
+    children = supervisor.pool()
     dying = Mirror(
         "dying", world.mirrors, Dying(world.data_dir, HOUR, world.catalog_url), children, world.wakeups, HOUR
     )
@@ -420,7 +421,7 @@ async def test_a_mirror_works_in_a_process_of_its_own_and_in_the_next_when_that_
     # when another one tries again in the same place
     await again_at_once(world)
     await Mirror("next", world.mirrors, world.tables, children, world.wakeups, HOUR).step()
-    await asyncio.to_thread(children.kill)
+    await supervisor.close()
 
     assert told == "The process that did the work has ended."
     assert world.held("d1") == ["b1"]

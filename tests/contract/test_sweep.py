@@ -15,7 +15,7 @@ from profile_export.domain.job import LEASE_TTL, Phase, Progress
 from profile_export.domain.plan import ExportCounts
 from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.lake.children import Children
+from profile_export.processes.supervisor import Supervisor
 from profile_export.store.attempts import Claim, RangeDone
 from profile_export.store.database import database_time
 from profile_export.store.drops import drop
@@ -27,7 +27,7 @@ from tests.databases import Place
 
 @pytest_asyncio.fixture
 async def house(tmp_path: Path, place: Place) -> AsyncIterator[House]:
-    async with opened(House(tmp_path, Children(), place)) as made:
+    async with opened(House(tmp_path, Supervisor().pool(), place)) as made:
         yield made
 
 

@@ -77,6 +77,9 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         mirror_keep_minutes=60,
         job_retention_days=None,
         watch_history_minutes=1_440,
+        ingest_processes=None,
+        ingest_cpu_seconds=30,
+        ingest_cpu_seconds_per_mib=2,
     )
 
 
@@ -100,6 +103,9 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_MIRROR_KEEP_MINUTES": "5",
             "PROFILE_EXPORT_JOB_RETENTION_DAYS": "90",
             "PROFILE_EXPORT_WATCH_HISTORY_MINUTES": "30",
+            "PROFILE_EXPORT_INGEST_PROCESSES": "3",
+            "PROFILE_EXPORT_INGEST_CPU_SECONDS": "20",
+            "PROFILE_EXPORT_INGEST_CPU_SECONDS_PER_MIB": "0",
         },
     )
 
@@ -120,6 +126,9 @@ def test_every_option_has_its_variable() -> None:
         mirror_keep_minutes=5,
         job_retention_days=90,
         watch_history_minutes=30,
+        ingest_processes=3,
+        ingest_cpu_seconds=20,
+        ingest_cpu_seconds_per_mib=0,
     )
 
 

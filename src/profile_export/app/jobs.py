@@ -11,6 +11,7 @@ from profile_export.app.processes import StartError
 from profile_export.config import WorkSettings
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
+from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.lapses import LapseSweeper
 from profile_export.runner.ports import Engine
 from profile_export.runner.receipts import ReceiptWriter
@@ -40,6 +41,7 @@ class JobRunner:
     ) -> None:
         self.name = f"{os.getpid()}-{new_id()}"
         self.wakeups = Wakeups()
+        self.supervisor = Supervisor()
         try:
             self.database = Database(settings.database_url or settings.data_dir)
             notices = [Notices(settings.database_url, self.wakeups)] if settings.database_url else []
@@ -117,6 +119,7 @@ class JobRunner:
         """End what still runs, the engine and the store."""
         await self.end_background()
         await self.duckdb.close()
+        await self.supervisor.close()
         await self.database.close()
 
     def raise_what_ended_it(self) -> None:

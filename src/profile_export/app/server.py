@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from datetime import UTC, datetime, timedelta
 
 from profile_export.api.dataset_service import DatasetRooms, DatasetService
@@ -19,11 +20,11 @@ from profile_export.app.jobs import JobRunner, new_id
 from profile_export.app.processes import StartError
 from profile_export.config import ServeSettings
 from profile_export.engines.mappings import Mappings
+from profile_export.ingest.expense import Expense
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
 from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
-from profile_export.lake.children import Children
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake
 from profile_export.runner.compactor import Compactor
@@ -49,6 +50,8 @@ from profile_export.store.uploads import Uploads
 
 _COMMIT_SECONDS = 2.0
 """How long the mirror may take to end a commit that is under way."""
+_LEAST_INGEST_PROCESSES = 2
+"""So that one tenant's slow file does not keep another's waiting."""
 _STAND_BACK = 10
 """The niceness of what can wait: an upload or an export gets ten times its processor time."""
 
@@ -72,8 +75,12 @@ class Application:
         self._jobs = JobRunner(settings, engine, lake)
         self._database, self._lake, wakeups = self._jobs.database, self._jobs.lake, self._jobs.wakeups
         snapshots, receipts = self._jobs.snapshots, self._jobs.receipts
-        self._ingesting = Children(warm_for=ingest)
-        self._compacting = Children(niceness=_STAND_BACK)
+        supervisor = self._jobs.supervisor
+        self._ingesting = supervisor.pool(
+            most=settings.ingest_processes or max(_LEAST_INGEST_PROCESSES, os.cpu_count() or 1),
+            warm_for=ingest,
+        )
+        compacting, self._mirroring = (supervisor.pool(niceness=_STAND_BACK) for _ in range(2))
         batches = Batches(self._database, wakeups)
         catalog, policies = Catalog(self._database), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database)
@@ -83,7 +90,10 @@ class Application:
         self._watches = Watches(jobs, changes, wakeups, lambda: datetime.now(UTC))
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
-        loading = Loading(rooms, limits, new_id)
+        expense = Expense(
+            settings.ingest_cpu_seconds, settings.ingest_cpu_seconds_per_mib, settings.ingest_memory_mb
+        )
+        loading = Loading(rooms, limits, expense, new_id)
         sessions = UploadSessions(uploads, loading, new_id)
         estimates = Estimates(snapshots, self._jobs.engine, self._lake, new_id)
         mappings = Mappings(self._jobs.duckdb, self._lake.root, self._lake.folder("mappings"), new_id)
@@ -111,12 +121,11 @@ class Application:
         keep = timedelta(minutes=settings.mirror_keep_minutes)
         self._mirrors = Mirrors(self._database)
         tables = IcebergMirror(settings.data_dir, keep, settings.database_url)
-        self._mirroring = Children(niceness=_STAND_BACK)
         self._mirror = Mirror(self._jobs.name, self._mirrors, tables, self._mirroring, wakeups, keep)
         self._mirror_task: asyncio.Task[None] | None = None
         compactions, drops = Compactions(self._database), Drops(self._database)
         grace = timedelta(seconds=settings.download_grace_seconds)
-        self._compactor = Compactor(compactions, wakeups, self._lake, self._compacting, new_id)
+        self._compactor = Compactor(compactions, wakeups, self._lake, compacting, new_id)
         self._sweeper = Sweeper(drops, self._lake, grace)
         self._expiry_sweeper = ExpirySweeper(
             Expiries(self._database, wakeups), changes, settings.job_retention, settings.watch_history
@@ -160,6 +169,7 @@ class Application:
             await self._jobs.lapses.lose_all()
             await self._mirrors.release_all()
             await self._leftovers.clear(timedelta(0))
+        self._ingesting.warm()
         await self._jobs.start()
         self._mirror_task = asyncio.create_task(self._mirror.run())
         self._jobs.run_beside(self._compactor.run())
@@ -186,9 +196,6 @@ class Application:
 
     async def _close(self) -> None:
         await self._jobs.end_background()
-        await asyncio.to_thread(self._ingesting.close)
-        await asyncio.to_thread(self._compacting.kill)
-        await asyncio.to_thread(self._mirroring.kill)
         await self._jobs.close()
 
     async def _stop_working(self) -> None:
@@ -197,5 +204,5 @@ class Application:
         if self._mirror_task:
             # A rebuild may take long, and whatever is cut off is decided anew.
             await asyncio.wait([self._mirror_task], timeout=_COMMIT_SECONDS)
-            await asyncio.to_thread(self._mirroring.kill)
+            await self._mirroring.close()
             await self._mirror_task

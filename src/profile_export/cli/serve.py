@@ -13,9 +13,9 @@ MemoryLimit = Annotated[
     Text,
     typer.Option(
         metavar="MB",
-        help="The most memory that a process of the engine holds, within a tenth; 512 or more. A job has one "
-        "process, an estimate another. Larger data is cut finer and spilled to the disk; profiles of far "
-        "more than 10 KB need more than 512. Default: no limit.",
+        help="The most memory that a process of the engine holds, within a tenth, and one that reads uploads; 512 or "
+        "more. A job has one process, an estimate another. Larger data is cut finer and spilled to the disk; profiles "
+        "of far more than 10 KB need more than 512. Default: no limit for the engine, 2000 for what reads uploads.",
     ),
 ]
 Threads = Annotated[
@@ -85,6 +85,26 @@ def serve(
     max_event_bytes: Annotated[
         Text, typer.Option(metavar="BYTES", help="The largest experience event. Default: 10000.")
     ] = None,
+    ingest_processes: Annotated[
+        Text,
+        typer.Option(
+            metavar="N",
+            help="How many processes read uploads and schemas at most; a tenant has one while others wait. Default: "
+            "one per core, at least 2.",
+        ),
+    ] = None,
+    ingest_cpu_seconds: Annotated[
+        Text,
+        typer.Option(
+            metavar="SECONDS",
+            help="Processor time that reading an upload or a schema may take; five times that by the clock. "
+            "Default: 30.",
+        ),
+    ] = None,
+    ingest_cpu_seconds_per_mib: Annotated[
+        Text,
+        typer.Option(metavar="SECONDS", help="What it may take more for each MiB that was sent. Default: 2."),
+    ] = None,
     mirror_keep_minutes: Annotated[
         Text,
         typer.Option(
@@ -131,6 +151,9 @@ def serve(
         "max_record_bytes": max_record_bytes,
         "max_event_bytes": max_event_bytes,
         "download_grace_seconds": download_grace_seconds,
+        "ingest_processes": ingest_processes,
+        "ingest_cpu_seconds": ingest_cpu_seconds,
+        "ingest_cpu_seconds_per_mib": ingest_cpu_seconds_per_mib,
         "mirror_keep_minutes": mirror_keep_minutes,
         "job_retention_days": job_retention_days,
         "watch_history_minutes": watch_history_minutes,

@@ -6,6 +6,7 @@ of the *work* of a job is data (`job.JobError`) and never one of these.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,6 +38,10 @@ class DomainError(Exception):
         self.metadata = dict(metadata or {})
         self.violations = violations
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel between processes as it is: what `__init__` was told is not kept as such."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class InvalidArgumentError(DomainError):

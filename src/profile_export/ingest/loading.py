@@ -16,14 +16,17 @@ from profile_export.domain.errors import (
 )
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
+from profile_export.ingest.expense import Expense
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.outcomes import SentFile, facts_of, rows_rejected
+from profile_export.ingest.interest import Interest
+from profile_export.ingest.outcomes import SentFile, facts_of, rows_rejected, too_expensive, unreadable
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
 from profile_export.ingest.task import IngestTask
 from profile_export.ingest.turns import Turns
-from profile_export.lake.children import ChildDiedError, Children
 from profile_export.lake.local import LocalLake
+from profile_export.processes.errors import ChildDiedError, TooExpensiveError
+from profile_export.processes.pool import Pool
 from profile_export.store.catalog import Catalog
 from profile_export.store.facts import UploadFacts
 from profile_export.store.loading import BatchChangedError, FieldsGrewError, LoadingBatches, OpenBatch
@@ -56,17 +59,19 @@ class LoadingRooms:
     uploads: Uploads
     batches: LoadingBatches
     lake: LocalLake
-    children: Children
+    children: Pool
 
 
 class Loading:
     """Turns what was uploaded into batches, for all tenants."""
 
-    def __init__(self, rooms: LoadingRooms, limits: RowLimits, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, rooms: LoadingRooms, limits: RowLimits, expense: Expense, new_id: Callable[[], str]
+    ) -> None:
         self._catalog, self._schemas = rooms.catalog, rooms.schemas
         self._uploads, self._batches = rooms.uploads, rooms.batches
         self._lake, self._children = rooms.lake, rooms.children
-        self._limits = limits
+        self._limits, self._expense = limits, expense
         self._new_id = new_id
         self._completing = Turns()
 
@@ -80,19 +85,23 @@ class Loading:
             return upload.byte_count
         return await asyncio.to_thread(self._lake.received, upload.staged_as)
 
-    async def take(self, tenant: Tenant, opened: OpenUpload, sha256: str, byte_count: int) -> Batch:
+    async def take(
+        self, tenant: Tenant, opened: OpenUpload, sha256: str, byte_count: int, interest: Interest
+    ) -> Batch:
         """Turn the bytes of a file into data files; they count, or wait for their batch if it has several files.
 
         Raises:
             InvalidArgumentError: Rows were refused.
             FailedPreconditionError: Its fields contradict those of another dataset, or the batch was given up.
+            ExhaustedError: It takes too much to read.
             UnavailableError: The process that parses has died; the bytes are kept.
+            AbandonedError: Nobody waits for it any more; the bytes are kept.
         """
         sent = SentFile(opened.batch.id, opened.folder, opened.upload, sha256, byte_count)
         try:
             if opened.batch.several_files:
-                return await self._beside_others(tenant, opened, sent)
-            batch = await self._alone(tenant, opened, sent)
+                return await self._beside_others(tenant, opened, sent, interest)
+            batch = await self._alone(tenant, opened, sent, interest)
         except _FileRefusedError as refused:
             rows = refused.rows
             await self.refuse(tenant, opened, rows.rows, rows.rejected_rows, refused.folder)
@@ -119,13 +128,15 @@ class Loading:
             NotFoundError: There is no such batch.
             UnavailableError: The process that parses has died; the batch can be completed again.
         """
-        return await self._completing.take((tenant, batch_id), lambda: self._complete(tenant, batch_id))
+        return await self._completing.take(
+            (tenant, batch_id), lambda interest: self._complete(tenant, batch_id, interest)
+        )
 
-    async def _complete(self, tenant: Tenant, batch_id: str) -> Batch | None:
+    async def _complete(self, tenant: Tenant, batch_id: str, interest: Interest) -> Batch | None:
         while (opened := await self._batches.loading_batch(tenant, batch_id)) is not None:
             sent: dict[str, UploadFacts] = {}
             try:
-                await self._settle(tenant, opened, sent)
+                await self._settle(tenant, opened, sent, interest)
                 batch = await self._batches.commit_batch(tenant, batch_id, sent)
             except (BatchChangedError, FieldsGrewError):
                 await self._drop(opened, sent)
@@ -141,7 +152,7 @@ class Loading:
                 await self._drop(opened, sent)
                 await self._uploads.check_loading(tenant, batch_id)
                 raise
-            except DomainError:
+            except Exception:
                 await self._drop(opened, sent)
                 raise
             else:
@@ -215,11 +226,11 @@ class Loading:
 
     # --- One file ---
 
-    async def _alone(self, tenant: Tenant, opened: OpenUpload, sent: SentFile) -> Batch:
+    async def _alone(self, tenant: Tenant, opened: OpenUpload, sent: SentFile, interest: Interest) -> Batch:
         while True:
             # Asked for anew: another batch may have taught the dataset fields meanwhile.
             dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
-            facts = await self._ingested(tenant, dataset, sent, dataset.fields, first_row=0)
+            facts = await self._ingested(tenant, dataset, sent, (dataset.fields, 0), interest)
             try:
                 committed = {sent.upload.file_name: facts}
                 return await self._batches.commit_batch(tenant, sent.batch_id, committed)
@@ -229,21 +240,25 @@ class Loading:
                 await self._remove(facts.folder)
                 raise
 
-    async def _beside_others(self, tenant: Tenant, opened: OpenUpload, sent: SentFile) -> Batch:
+    async def _beside_others(
+        self, tenant: Tenant, opened: OpenUpload, sent: SentFile, interest: Interest
+    ) -> Batch:
         """Ingest a file with the row numbers it will have if no file of a smaller name comes after it."""
         dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
         beside = await self._uploads.beside(tenant, sent.batch_id, sent.upload.file_name)
         fields = dataset.fields
         for known in beside.fields:
             fields = union_objects(fields, known)
-        facts = await self._ingested(tenant, dataset, sent, fields, beside.first_row)
+        facts = await self._ingested(tenant, dataset, sent, (fields, beside.first_row), interest)
         try:
             return await self._uploads.accept_upload(tenant, opened, facts)
         except DomainError:
             await self._remove(facts.folder)
             raise
 
-    async def _settle(self, tenant: Tenant, opened: OpenBatch, settled: dict[str, UploadFacts]) -> None:
+    async def _settle(
+        self, tenant: Tenant, opened: OpenBatch, settled: dict[str, UploadFacts], interest: Interest
+    ) -> None:
         """Bring the files of a batch together: rows that count on, and no type that one of them lacks.
 
         `settled` gets what each file holds then, by name.
@@ -255,13 +270,20 @@ class Loading:
             right = facts
             if facts.first_row != first_row or any(type_at(fields, path) for path in facts.untyped):
                 sent = SentFile(opened.batch.id, opened.folder, upload, facts.sha256, facts.byte_count)
-                right = await self._ingested(tenant, opened.dataset, sent, fields, first_row)
+                right = await self._ingested(tenant, opened.dataset, sent, (fields, first_row), interest)
             settled[upload.file_name] = right
             first_row += right.rows
 
     async def _ingested(
-        self, tenant: Tenant, dataset: Dataset, sent: SentFile, fields: ObjectType, first_row: int
+        self,
+        tenant: Tenant,
+        dataset: Dataset,
+        sent: SentFile,
+        known: tuple[ObjectType, int],
+        interest: Interest,
     ) -> UploadFacts:
+        """Ingest a file into a folder of its own; `known` are the fields that it has at least, and its first row."""
+        fields, first_row = known
         schema = await self._schemas.get(tenant, dataset.schema.id)
         folder = f"{sent.folder}/{self._new_id()}"
         task = IngestTask(
@@ -277,19 +299,26 @@ class Loading:
             max_row_bytes=self._limits.of(dataset.kind),
             declared=frozenset(declared.path for declared in dataset.declared_fields),
             rules=schema.rules,
+            bytes_held=self._expense.bytes_held,
         )
         try:
-            result = await self._children.run(ingest, task)
-        except ChildDiedError:
+            limits = self._expense.limits(sent.byte_count)
+            result = await interest.during(self._children.run(ingest, task, tenant, limits))
+        except RowsRefusedError as refused:
+            raise _FileRefusedError(folder, refused) from None
+        except TooExpensiveError as over:
             await self._remove(folder)
+            raise _FileRefusedError(folder, too_expensive(over)) from None
+        except ChildDiedError as died:
+            await self._remove(folder)
+            if died.is_crash:
+                raise _FileRefusedError(folder, unreadable()) from None
             raise UnavailableError(
                 "INGEST_DIED",
                 "The process that read the upload died; what has arrived is kept: send 'finish' again.",
                 retry_after=_RETRY_AFTER,
             ) from None
-        except RowsRefusedError as refused:
-            raise _FileRefusedError(folder, refused) from None
-        except OSError:
+        except Exception:
             await self._remove(folder)
             raise
         await asyncio.to_thread(self._lake.sync, folder)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from profile_export.domain.batch import DataFile, Upload
+from profile_export.domain.batch import DataFile, RowError, Upload
 from profile_export.domain.errors import (
     DomainError,
+    ExhaustedError,
     FailedPreconditionError,
     FieldViolation,
     InvalidArgumentError,
@@ -14,6 +15,7 @@ from profile_export.domain.errors import (
 from profile_export.domain.reasons import Reason
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.task import IngestResult, NamespacesSent
+from profile_export.processes.errors import TooExpensiveError
 from profile_export.store.facts import NamespaceUse, UploadFacts
 
 _VIOLATIONS_TOLD = 10
@@ -64,6 +66,8 @@ def rows_rejected(refused: RowsRefusedError) -> DomainError:
     message = f"Nothing was kept. {told[0]}{way_out}"
     if is_conflict and first.row is None:
         return FailedPreconditionError(first.code, message, metadata={"path": first.path})
+    if first.code == Reason.INGEST_TOO_EXPENSIVE:
+        return ExhaustedError(first.code, message)
     about_rows = first.row is not None and first.code != Reason.FILE_INVALID
     return InvalidArgumentError(
         "ROW_REJECTED" if about_rows else first.code,
@@ -76,3 +80,18 @@ def rows_rejected(refused: RowsRefusedError) -> DomainError:
         },
         violations=tuple(FieldViolation("data", text) for text in told[:_VIOLATIONS_TOLD]),
     )
+
+
+def too_expensive(over: TooExpensiveError) -> RowsRefusedError:
+    """Return the refusal of a file that takes more to read than it may."""
+    message = (
+        f"Reading the file took more than {over}: send its rows in smaller files, with shorter values or simpler "
+        "rules."
+    )
+    return RowsRefusedError((RowError(None, Reason.INGEST_TOO_EXPENSIVE.value, message),), 0)
+
+
+def unreadable() -> RowsRefusedError:
+    """Return the refusal of a file that no reader gets through."""
+    message = "The file cannot be read: the reader broke down over it. Write it anew, or in another format."
+    return RowsRefusedError((RowError(None, Reason.FILE_UNREADABLE.value, message),), 0)

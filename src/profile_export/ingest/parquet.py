@@ -50,8 +50,6 @@ from profile_export.ingest.writer import BatchWriter
 from profile_export.lake.arrow_types import arrow_type, file_schema
 from profile_export.lake.data_file import ROWS_PER_GROUP
 
-_BYTES_AT_ONCE = 128 * 1024 * 1024
-
 
 def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) -> IngestResult:
     """Turn a Parquet upload into data files.
@@ -85,7 +83,7 @@ def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) ->
 
 def _batches(task: IngestTask) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(task.source, coerce_int96_timestamp_unit="us") as file:
-        batches = file.iter_batches(_rows_at_once(file.metadata))
+        batches = file.iter_batches(_rows_at_once(file.metadata, task.bytes_held // 2))
         while True:
             with _refusing_unsound():
                 batch = next(batches, None)
@@ -98,10 +96,10 @@ def _batches(task: IngestTask) -> Iterator[pa.RecordBatch]:
                 )
 
 
-def _rows_at_once(metadata: pq.FileMetaData) -> int:
+def _rows_at_once(metadata: pq.FileMetaData, most_bytes: int) -> int:
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
-    return max(1, min(ROWS_PER_GROUP, _BYTES_AT_ONCE // max(widest, 1)))
+    return max(1, min(ROWS_PER_GROUP, most_bytes // max(widest, 1)))
 
 
 def _taken(column: pa.Array) -> pa.Array:

@@ -21,7 +21,7 @@ from profile_export.ingest.refusals import Refusals
 from profile_export.ingest.rows import RowBatch, RowChecker
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.untyped import still_untyped
-from profile_export.ingest.writer import MAX_BYTES_HELD, BatchWriter
+from profile_export.ingest.writer import BatchWriter
 from profile_export.lake.arrow_types import file_schema
 
 _ROWS_PER_BATCH = 16_384
@@ -105,7 +105,7 @@ def _read_once(
             continue
         waiting.append(_Waiting(batch.table(checker.fields, has_untyped=bool(left_out)), left_out))
         bytes_held += waiting[-1].table.nbytes
-        if bytes_held > MAX_BYTES_HELD or checker.next_row - task.first_row > task.rows_per_file:
+        if bytes_held > task.bytes_held or checker.next_row - task.first_row > task.rows_per_file:
             waiting = None
     return waiting
 

@@ -19,6 +19,7 @@ from profile_export.domain.errors import (
     InvalidArgumentError,
     PastEndError,
 )
+from profile_export.ingest.interest import Interest
 from profile_export.ingest.loading import Loading
 from profile_export.store.uploads import OpenUpload, Uploads
 
@@ -118,9 +119,15 @@ class UploadSession:
         """
         if self.replayed:
             return self._recognise(byte_count, sha256)
-        taking = asyncio.create_task(self._check_and_take(byte_count, sha256.lower()))
+        interest = Interest()
+        taking = asyncio.create_task(self._check_and_take(byte_count, sha256.lower(), interest))
+        taking.add_done_callback(lambda _: taking.cancelled() or taking.exception())  # whoever is left to ask
         self._busy = taking
-        return await asyncio.shield(taking)
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            interest.lose()
+            raise
 
     def when_over(self, release: Callable[[], None]) -> None:
         """Close the file and call `release`: now, or when what is under way has ended."""
@@ -138,7 +145,7 @@ class UploadSession:
             self._file.close()
         release()
 
-    async def _check_and_take(self, byte_count: int, sha256: str) -> Batch:
+    async def _check_and_take(self, byte_count: int, sha256: str, interest: Interest) -> Batch:
         error = self._mismatch(byte_count, sha256)
         if error:
             refused = RowError(None, error.reason, error.message)
@@ -146,7 +153,7 @@ class UploadSession:
             raise error
         if self._file:
             self._file.close()
-        return await self._loading.take(self._tenant, self._opened, sha256, byte_count)
+        return await self._loading.take(self._tenant, self._opened, sha256, byte_count, interest)
 
     def _mismatch(self, byte_count: int, sha256: str) -> DomainError | None:
         if self._received != byte_count:

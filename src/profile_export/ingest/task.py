@@ -21,7 +21,8 @@ class IngestTask:
     declared. A file gets at most `rows_per_file` rows.
 
     Up to `max_bad_records` rows may be rejected, among them those of more than `max_row_bytes`; the others are numbered
-    from `first_row` without gaps. `rules` is the text of the rules that every record keeps, empty for none.
+    from `first_row` without gaps. `rules` is the text of the rules that every record keeps, empty for none. About
+    `bytes_held` of rows wait in memory until they are written.
     """
 
     source: Path
@@ -37,6 +38,7 @@ class IngestTask:
     max_row_bytes: int = 100_000
     declared: frozenset[FieldPath] = frozenset()
     rules: str = ""
+    bytes_held: int = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

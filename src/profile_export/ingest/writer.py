@@ -12,9 +12,6 @@ from profile_export.domain.plan import WrittenFile
 from profile_export.ingest.task import IngestTask
 from profile_export.lake.data_file import sync, write_data_file
 
-MAX_BYTES_HELD = 256 * 1024 * 1024
-"""How much Arrow data may wait for its file: it is copied once to be sorted, so this bounds the memory."""
-
 
 class BatchWriter:
     """Takes the rows of a batch in order and writes its files; a context that removes them again if it fails."""
@@ -22,6 +19,7 @@ class BatchWriter:
     def __init__(self, task: IngestTask) -> None:
         self._folder = task.folder
         self._rows_per_file = task.rows_per_file
+        self._most_held = task.bytes_held  # copied once to be sorted, so this bounds the memory
         self._held: list[pa.Table] = []
         self._rows_held = 0
         self._bytes_held = 0
@@ -45,7 +43,7 @@ class BatchWriter:
             self._held.append(part)
             self._rows_held += part.num_rows
             self._bytes_held += part.nbytes
-            if self._rows_held == self._rows_per_file or self._bytes_held >= MAX_BYTES_HELD:
+            if self._rows_held == self._rows_per_file or self._bytes_held >= self._most_held:
                 self._write()
 
     def finish(self) -> tuple[WrittenFile, ...]:

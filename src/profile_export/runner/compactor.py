@@ -8,8 +8,8 @@ from collections.abc import Callable
 import structlog
 
 from profile_export.domain.plan import WrittenFile
-from profile_export.lake.children import Children
 from profile_export.lake.compaction import CompactTask, compact
+from profile_export.processes.pool import Pool
 from profile_export.runner.background import repeat
 from profile_export.runner.ports import Lake
 from profile_export.store.compactions import Compactions, Merge
@@ -37,7 +37,7 @@ class Compactor:
         compactions: Compactions,
         wakeups: Wakeups,
         lake: Lake,
-        children: Children,
+        children: Pool,
         new_id: Callable[[], str],
     ) -> None:
         self._compactions = compactions

@@ -11,8 +11,8 @@ from typing import ParamSpec, TypeVar
 import structlog
 
 from profile_export.domain.mirror import TableState
-from profile_export.lake.children import ChildDiedError
 from profile_export.lake.iceberg import MirrorConflictError, MirrorError, TypesChangedError
+from profile_export.processes.errors import ChildDiedError
 from profile_export.runner.background import repeat
 from profile_export.runner.ports import Elsewhere, MirrorTables
 from profile_export.store.events import Wakeups

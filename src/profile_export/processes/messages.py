@@ -1,0 +1,107 @@
+"""What parent and child say to each other: pickled messages, each behind its length.
+
+The parent sends one request at a time; the child answers with any number of `Said` and one `Done` or `Raised`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any, Protocol
+
+LENGTH = Struct(">Q")
+Say = Callable[[object], None]
+"""Tells the parent something meanwhile; may be called from any thread."""
+
+
+class Guest(Protocol):
+    """What a child holds between requests, for a dialogue."""
+
+    def answer(self, request: Any) -> Any:
+        """Do what is asked and return what comes of it."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the system itself shall not let the child exceed meanwhile; None: nothing.
+
+    They are wider than what the parent watches: they hold for what grows faster than it looks.
+    """
+
+    memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Do nothing: the function has been imported on its way here."""
+
+    work: Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Do `work(task)`."""
+
+    work: Callable[[Any], object]
+    task: Any
+    bounds: Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Begin a dialogue with the guest that `make` makes."""
+
+    make: Callable[[Any, Say], Guest]
+    task: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Let the guest answer."""
+
+    request: Any
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """End the dialogue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Something on the way to the answer."""
+
+    what: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer."""
+
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The request failed."""
+
+    error: Exception
+
+
+def encode(message: object) -> bytes:
+    """Write a message with its length in front."""
+    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Any:
+    """Read a message; both ends are this program, so what is read can be trusted."""
+    return pickle.loads(body)  # noqa: S301 - only our own process writes to this pipe
