@@ -12,6 +12,7 @@ from profile_export.config import WorkSettings
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
 from profile_export.processes.supervisor import Supervisor
+from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.lapses import LapseSweeper
 from profile_export.runner.ports import Engine
 from profile_export.runner.receipts import ReceiptWriter
@@ -24,6 +25,7 @@ from profile_export.store.lapses import Lapses
 from profile_export.store.notices import Notices
 from profile_export.store.opening import CannotOpenError
 from profile_export.store.receipts import Receipts
+from profile_export.store.renewals import Renewals
 from profile_export.store.snapshots import Snapshots
 
 _KEY_BYTES = 32
@@ -54,11 +56,13 @@ class JobRunner:
         self.receipts = Receipts(self.database)
         self.lapses = Lapses(self.database, self.wakeups)
         self._receipt_writer = ReceiptWriter(self.receipts, self.lake)
+        self._keeper = LeaseKeeper(Renewals(self.database))
         attempts = Attempts(self.database, self.wakeups)
         self._workers = [
             Worker(
                 f"{self.name}-{number}",
                 attempts,
+                self._keeper,
                 self.snapshots,
                 self.wakeups,
                 self.engine,
@@ -67,7 +71,7 @@ class JobRunner:
             )
             for number in range(settings.workers)
         ]
-        self._beside = [LapseSweeper(self.lapses).run, *(one.run for one in notices)]
+        self._beside = [LapseSweeper(self.lapses, self._keeper).run, *(one.run for one in notices)]
         self._working: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []
 
@@ -120,6 +124,7 @@ class JobRunner:
         await self.end_background()
         await self.duckdb.close()
         await self.supervisor.close()
+        await asyncio.to_thread(self._keeper.close)
         await self.database.close()
 
     def raise_what_ended_it(self) -> None:

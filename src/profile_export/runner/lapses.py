@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 
 from profile_export.runner.background import repeat
+from profile_export.runner.keeper import LeaseKeeper
 from profile_export.store.lapses import Lapses
 
 _POLL_SECONDS = 1.0
@@ -14,8 +15,8 @@ _log = structlog.get_logger(__name__)
 class LapseSweeper:
     """Looks for lapses; every server has one, whether or not it runs jobs."""
 
-    def __init__(self, lapses: Lapses) -> None:
-        self._lapses = lapses
+    def __init__(self, lapses: Lapses, keeper: LeaseKeeper) -> None:
+        self._lapses, self._keeper = lapses, keeper
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -23,7 +24,7 @@ class LapseSweeper:
 
     async def step(self) -> bool:
         """End what is over. A worker that still runs such an attempt learns of it as of every change, and stops."""
-        ended = await self._lapses.end()
+        ended = await self._lapses.end(self._keeper.keeps)
         for job in ended:
             _log.warning("lapsed", job_id=job.id, attempt=job.attempt, state=job.state.value)
         return bool(ended)

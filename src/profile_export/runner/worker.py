@@ -14,12 +14,13 @@ import structlog
 
 from profile_export.domain.batch import DataFile, attempt_folder
 from profile_export.domain.errors import DomainError, FailedPreconditionError, UnavailableError
-from profile_export.domain.job import LEASE_MARGIN, LEASE_TTL, JobError, JobState, Phase, Progress, Resolved
+from profile_export.domain.job import JobError, JobState, Phase, Progress, Resolved
 from profile_export.domain.pace import Pace
 from profile_export.domain.plan import ExportPlan, WrittenFile
 from profile_export.domain.planning import plan_export
 from profile_export.domain.receipt import RECEIPT_FILE
 from profile_export.engines.results import EngineDiedError, EngineFailedError, EngineProgress
+from profile_export.runner.keeper import TRUSTED_SECONDS, LeaseKeeper
 from profile_export.runner.ports import Engine, EngineAttempt, Lake
 from profile_export.runner.receipts import ReceiptWriter
 from profile_export.runner.waiting import first_of
@@ -30,7 +31,6 @@ from profile_export.store.snapshots import Snapshots
 
 HEARTBEAT_SECONDS = 1.0
 POLL_SECONDS = 1.0
-TRUSTED_SECONDS = (LEASE_TTL - LEASE_MARGIN).total_seconds()
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
@@ -38,10 +38,11 @@ _T = TypeVar("_T")
 class Worker:
     """Runs one job after the other until it is told to stop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a job needs of every room
         self,
         name: str,
         attempts: Attempts,
+        keeper: LeaseKeeper,
         snapshots: Snapshots,
         wakeups: Wakeups,
         engine: Engine,
@@ -49,6 +50,7 @@ class Worker:
         receipts: ReceiptWriter,
     ) -> None:
         self._receipts = receipts
+        self._keeper = keeper
         self._name = name
         self._attempts = attempts
         self._snapshots = snapshots
@@ -116,17 +118,16 @@ class Worker:
         loop = asyncio.get_running_loop()
         next_beat = loop.time() + HEARTBEAT_SECONDS
         with self._wakeups.of_job(fence.job_id) as changed:
-            async with asyncio.timeout_at(trusted_until) as trust:
+            async with self._keeper.holding(fence, trusted_until) as held:
                 while not work.done():
                     if self._stopping.is_set():
                         return True
                     changed.clear()
-                    if loop.time() >= next_beat:
-                        next_beat = loop.time() + HEARTBEAT_SECONDS
-                        renewed = _trusted_from_now()
+                    if (asked := loop.time()) >= next_beat:
+                        next_beat = asked + HEARTBEAT_SECONDS
                         state = await _answer(self._attempts.heartbeat(fence, attempt.progress))
                         if state:
-                            trust.reschedule(renewed)
+                            held.beat(asked)
                     else:
                         state = await _answer(self._attempts.state_of(fence))
                     if state is JobState.CANCELLING:

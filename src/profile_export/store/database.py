@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - of waiting for a connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -28,7 +28,7 @@ from profile_export.store.sqlite import SqliteFile
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Database time only: every instant that is written comes from here. SQLite's clock has milliseconds. PostgreSQL's
 # `now()` would be when the transaction began, which may be long before it got the lock.
-_NOW = {
+NOW = {
     "sqlite": text("SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"),
     "postgresql": text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"),
 }
@@ -64,6 +64,11 @@ class Database:
     def is_shared(self) -> bool:
         """Whether other processes may have it open."""
         return self._place.is_shared
+
+    @property
+    def renewer(self) -> Engine:
+        """What renews leases from a thread, each time with a connection of its own; its transactions block."""
+        return self._place.renewer
 
     async def open(self) -> None:
         """Keep others out unless it is shared, and bring the schema up to date.
@@ -156,7 +161,7 @@ def slices(values: Iterable[_Value]) -> Iterator[Sequence[_Value]]:
 
 async def database_time(connection: AsyncConnection) -> datetime:
     """Return the database's present time."""
-    return from_micros((await connection.execute(_NOW[connection.dialect.name])).scalar_one())
+    return from_micros((await connection.execute(NOW[connection.dialect.name])).scalar_one())
 
 
 def insert_new(connection: AsyncConnection, table: Table) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -30,16 +30,19 @@ class Lapses:
         self.database = database
         self._wakeups = wakeups
 
-    async def end(self) -> Sequence[Job]:
-        """End what time has ended, or a part of it that is fair to all tenants; return the jobs as they are then."""
-        return [job for job_id in await self._due() if (job := await self._end(job_id))]
+    async def end(self, is_kept: Callable[[Fence], bool] = lambda _fence: False) -> Sequence[Job]:
+        """End what time has ended, or a part of it that is fair to all tenants; return the jobs as they are then.
+
+        `is_kept` says which leases are known to be held, however late their heartbeat is.
+        """
+        return [job for job_id in await self._due() if (job := await self._end(job_id, is_kept))]
 
     async def lose_all(self) -> Sequence[Job]:
         """End the attempts of a former process; only one that has just locked the data directory may say so.
 
         Returns the jobs as they are then.
         """
-        return [job for job_id in await self._led() if (job := await self._end(job_id, dead=True))]
+        return [job for job_id in await self._led() if (job := await self._end(job_id))]
 
     @whole
     async def _due(self) -> Sequence[int]:
@@ -65,17 +68,17 @@ class Lapses:
             return (await connection.execute(query)).scalars().all()
 
     @whole
-    async def _end(self, job_id: int, *, dead: bool = False) -> Job | None:
+    async def _end(self, job_id: int, is_kept: Callable[[Fence], bool] | None = None) -> Job | None:
         """Make the move that is due, if it still is: whoever was faster has made another one.
 
-        With `dead`, the worker that holds the job is known to be, however long its lease.
+        Without `is_kept`, the worker that holds the job is known to be dead, however long its lease.
         """
         async with self.database.write() as connection:
             row = (await connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update())).one()
             lease = (await connection.execute(select(leases).where(leases.c.job_id == job_id))).first()
             now = await database_time(connection)
             silent_since = None
-            if lease and (dead or lease.expire_time <= now):
+            if lease and (is_kept is None or (lease.expire_time <= now and not is_kept(_fence_of(lease)))):
                 silent_since = lease.expire_time - LEASE_TTL
             lapse = lapsed(job_from(row), now, silent_since)
             if lapse is None:
@@ -91,9 +94,13 @@ class Lapses:
                 metrics=await metrics_of(connection, row),
             )
             if lease:
-                await end_attempt(connection, Fence(job_id, lease.attempt, lease.worker))
+                await end_attempt(connection, _fence_of(lease))
         self._wakeups.job_changed(job_id, row.tenant_id)
         return job_from(row)
+
+
+def _fence_of(lease: Row[Any]) -> Fence:
+    return Fence(lease.job_id, lease.attempt, lease.worker)
 
 
 async def _stamp_lost(connection: AsyncConnection, row: Row[Any], silent_since: datetime) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ExceptionContext, NullPool, event
+from sqlalchemy import Engine, ExceptionContext, NullPool, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from profile_export.domain.errors import InvalidArgumentError, UnavailableError
@@ -36,6 +36,10 @@ _SETTINGS = {
     # what is left of a lease between two heartbeats, or theirs expire meanwhile.
     "idle_in_transaction_session_timeout": "5s",
 }
+
+# A renewal waits as long as another transaction of this process may be idle, and a little longer.
+_RENEWAL_SECONDS = 6
+_RENEWAL_OPTIONS = f"-c application_name=profile-export -c jit=off -c statement_timeout={_RENEWAL_SECONDS}s"
 
 
 def connector(url: str) -> Callable[[], Coroutine[Any, Any, Any]]:
@@ -74,6 +78,7 @@ class PostgresDatabase:
         self.reader = self._engine("REPEATABLE READ", None, **_pool(_READERS))
         # It writes alone as well: servers that start together wait for the one that migrates.
         self.migrator = self._engine("READ COMMITTED", _ALONE, poolclass=NullPool)
+        self.renewer = _renewer(url)
 
     def _engine(self, isolation: Any, begin: str | None, **pool: Any) -> AsyncEngine:
         engine = create_async_engine(
@@ -101,6 +106,22 @@ class PostgresDatabase:
 
     def let_go(self) -> None:
         """Nothing to unlock."""
+
+
+def _renewer(url: str) -> Engine:
+    def connect() -> Any:
+        import psycopg  # noqa: PLC0415 - an extra, as above
+
+        return psycopg.connect(url, connect_timeout=_RENEWAL_SECONDS, options=_RENEWAL_OPTIONS)
+
+    # As other heartbeats, it writes beside what is no end of an attempt.
+    engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
+
+    @event.listens_for(engine, "begin")
+    def lock(connection: Any) -> None:
+        connection.exec_driver_sql(_BESIDE)
+
+    return engine
 
 
 def _pool(size: int) -> dict[str, int]:

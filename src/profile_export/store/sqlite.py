@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from sqlalchemy import ExceptionContext, NullPool, event
+from sqlalchemy import Engine, ExceptionContext, NullPool, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from profile_export.domain.errors import UnavailableError
@@ -16,6 +16,7 @@ from profile_export.store.opening import CannotOpenError
 from profile_export.store.sqlite_connection import connect
 
 _WAIT_FOR_WRITER_SECONDS = 60
+_WAIT_FOR_RENEWAL_SECONDS = 0.5
 _READERS = 4
 _RETRY_AFTER = timedelta(seconds=5)
 # What is the matter with the disk, by SQLite's codes without what each adds about the place.
@@ -43,6 +44,8 @@ class SqliteFile:
         self.reader = _engine(path, "BEGIN", pool_size=_READERS)
         # Without the settings of the others: where a migration makes a table anew, foreign keys have to wait.
         self.migrator = create_async_engine(_url(path), poolclass=NullPool)
+
+        self.renewer = _renewer(path)
 
     async def take(self) -> None:
         """Lock the data directory, making it if need be.
@@ -93,6 +96,19 @@ def _engine(path: Path, begin: str, pool_size: int) -> AsyncEngine:
         connection.connection.driver_connection.begin(begin)
 
     event.listen(engine.sync_engine, "handle_error", _tell_the_caller)
+    return engine
+
+
+def _renewer(path: Path) -> Engine:
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=_WAIT_FOR_RENEWAL_SECONDS, isolation_level=None)
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+
+    @event.listens_for(engine, "begin")
+    def begin_as_said(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
     return engine
 
 

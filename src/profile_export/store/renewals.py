@@ -1,0 +1,40 @@
+"""Renewing leases from a thread: what keeps the loop busy must not cost the jobs that are run beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError
+
+from profile_export.domain.job import LEASE_TTL
+from profile_export.store.column_types import from_micros
+from profile_export.store.database import NOW, Database
+from profile_export.store.job_tables import leases
+from profile_export.store.leases import Fence
+
+
+class Renewals:
+    """Renewals of the leases of all jobs. Calls block."""
+
+    def __init__(self, database: Database) -> None:
+        self._engine = database.renewer
+
+    def renew(self, fence: Fence) -> bool:
+        """Renew a lease that has not expired; False where it has, is another's, or the database does not answer.
+
+        What the attempt had reached stays as its heartbeat has told it.
+        """
+        try:
+            with self._engine.begin() as connection:
+                now = from_micros(connection.execute(NOW[connection.dialect.name]).scalar_one())
+                its_lease = update(leases).where(
+                    leases.c.job_id == fence.job_id,
+                    leases.c.attempt == fence.attempt,
+                    leases.c.worker == fence.worker,
+                    leases.c.expire_time > now,
+                )
+                return connection.execute(its_lease.values(expire_time=now + LEASE_TTL)).rowcount == 1
+        except DBAPIError as error:
+            # A transaction of this process is under way, and no other process could take the job over.
+            return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
