@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
+
+from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 
 Options = Mapping[str, str | bool | None]
 _T = TypeVar("_T")
@@ -27,7 +29,10 @@ _YES = {
 _SECONDS_OR_MORE = "give whole seconds, 1 or more"
 _BYTES = "give whole bytes, 1 or more"
 _SECONDS = "give whole seconds, 0 or more"
+_MINUTES = "give whole minutes, 1 or more"
 _URL = "give postgresql://USER@HOST/DATABASE"
+_SHARE = "give a whole number, or 0 for no limit"
+_MB = 1_000_000
 _LEAST_MEMORY_MB = 512
 """Less, and exports of profiles with links fail: their merge needs that much for its operators alone."""
 _INGEST_MEMORY_MB = 2_000
@@ -47,6 +52,7 @@ class WorkSettings:
     `workers` is how many jobs run at once. `memory_limit_mb` is what a process of the engine may hold at most (peak
     RSS, in 10^6 bytes, within a tenth); a job has one such process, an estimate another. None bounds DuckDB alone, by
     its own default. `threads` bounds the engine's threads, None: one per core; a small memory limit allows fewer.
+    `quotas` are the shares of each tenant, of which a worker process knows the running jobs alone.
     """
 
     data_dir: Path
@@ -55,6 +61,7 @@ class WorkSettings:
     memory_limit_mb: int | None
     threads: int | None
     log_level: str
+    quotas: Quotas
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,9 @@ class ServeSettings(WorkSettings):
     `download_grace_seconds` is how long files that nothing needs any more stay for those who may still be reading them,
     `mirror_keep_minutes` how long a snapshot of an Iceberg table after it was the newest, `job_retention_days` how long
     jobs after they ended, None: for ever, `watch_history_minutes` how far back a watch of all jobs can go on.
+
+    `upload_idle_minutes` is how long an upload may send nothing before it is ended, `upload_expiry_hours` how long
+    after the last sign of life a batch that is not complete is given up.
 
     A record or event with more than `max_record_bytes` or `max_event_bytes` is rejected.
 
@@ -87,6 +97,8 @@ class ServeSettings(WorkSettings):
     mirror_keep_minutes: int
     job_retention_days: int | None
     watch_history_minutes: int
+    upload_idle_minutes: int
+    upload_expiry_hours: int
 
     @property
     def ingest_memory_mb(self) -> int:
@@ -129,7 +141,7 @@ def load(options: Options, environ: Mapping[str, str]) -> ServeSettings:
     """
     source = _Source(options, environ)
     settings = ServeSettings(
-        **asdict(_work_settings(source, least_workers=0)),
+        **asdict(_work_settings(source, least_workers=0)) | {"quotas": _quotas(source)},
         grpc_address=source.read(
             "grpc_address",
             _address,
@@ -142,18 +154,16 @@ def load(options: Options, environ: Mapping[str, str]) -> ServeSettings:
             "connection_age_seconds", _whole(1), 3600, "give whole seconds, 1 or more"
         ),
         download_grace_seconds=source.read("download_grace_seconds", _whole(0), 3600, _SECONDS),
-        mirror_keep_minutes=source.read(
-            "mirror_keep_minutes", _whole(1), 60, "give whole minutes, 1 or more"
-        ),
+        mirror_keep_minutes=source.read("mirror_keep_minutes", _whole(1), 60, _MINUTES),
         job_retention_days=source.read(
             "job_retention_days",
             _whole(1, _MOST_DAYS),
             None,
             f"give whole days, 1 to {_MOST_DAYS}, or leave it out",
         ),
-        watch_history_minutes=source.read(
-            "watch_history_minutes", _whole(1), 1440, "give whole minutes, 1 or more"
-        ),
+        watch_history_minutes=source.read("watch_history_minutes", _whole(1), 1440, _MINUTES),
+        upload_idle_minutes=source.read("upload_idle_minutes", _whole(1), 10, _MINUTES),
+        upload_expiry_hours=source.read("upload_expiry_hours", _whole(1), 24, "give whole hours, 1 or more"),
         # Adobe's guardrails.
         max_record_bytes=source.read("max_record_bytes", _whole(1), 100_000, _BYTES),
         max_event_bytes=source.read("max_event_bytes", _whole(1), 10_000, _BYTES),
@@ -190,7 +200,20 @@ def _work_settings(source: _Source, *, least_workers: int) -> WorkSettings:
         ),
         threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
         log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
+        quotas=replace(DEFAULT_QUOTAS, running_jobs=_quota(source, "running_jobs")),
     )
+
+
+def _quotas(source: _Source) -> Quotas:
+    return Quotas(**{share.name: _quota(source, share.name) for share in fields(Quotas)})
+
+
+def _quota(source: _Source, name: str) -> int | None:
+    default: int = getattr(DEFAULT_QUOTAS, name)
+    if name == "staged_bytes":
+        megabytes = source.read("quota_staged_mb", _whole(0), default // _MB, _SHARE)
+        return megabytes * _MB or None
+    return source.read(f"quota_{name}", _whole(0), default, _SHARE) or None
 
 
 @dataclass(frozen=True, slots=True)

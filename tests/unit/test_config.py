@@ -1,9 +1,11 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from profile_export.config import ServeSettings, SettingsError, WorkSettings, load, load_worker
+from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 
 FOLDER = {"data_dir": ".data"}
 
@@ -42,6 +44,15 @@ BAD = [
     ("max_event_bytes", "many"),
     ("download_grace_seconds", "1h"),
     ("mirror_keep_minutes", "0"),
+    ("upload_idle_minutes", "0"),
+    ("upload_expiry_hours", "0"),
+    ("quota_waiting_jobs", "-1"),
+    ("quota_running_jobs", "all"),
+    ("quota_datasets", "1e3"),
+    ("quota_loading_batches", "-1"),
+    ("quota_staged_mb", "10 GB"),
+    ("quota_watches", "1.5"),
+    ("quota_transfers", "-0"),
 ]
 
 
@@ -80,6 +91,9 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         ingest_processes=None,
         ingest_cpu_seconds=30,
         ingest_cpu_seconds_per_mib=2,
+        upload_idle_minutes=10,
+        upload_expiry_hours=24,
+        quotas=Quotas(1_000, 100, 10_000, 1_000, 100_000_000_000, 25_000, 256),
     )
 
 
@@ -106,6 +120,15 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_INGEST_PROCESSES": "3",
             "PROFILE_EXPORT_INGEST_CPU_SECONDS": "20",
             "PROFILE_EXPORT_INGEST_CPU_SECONDS_PER_MIB": "0",
+            "PROFILE_EXPORT_UPLOAD_IDLE_MINUTES": "1",
+            "PROFILE_EXPORT_UPLOAD_EXPIRY_HOURS": "48",
+            "PROFILE_EXPORT_QUOTA_WAITING_JOBS": "1",
+            "PROFILE_EXPORT_QUOTA_RUNNING_JOBS": "2",
+            "PROFILE_EXPORT_QUOTA_DATASETS": "3",
+            "PROFILE_EXPORT_QUOTA_LOADING_BATCHES": "6",
+            "PROFILE_EXPORT_QUOTA_STAGED_MB": "4",
+            "PROFILE_EXPORT_QUOTA_WATCHES": "5",
+            "PROFILE_EXPORT_QUOTA_TRANSFERS": "0",
         },
     )
 
@@ -129,6 +152,9 @@ def test_every_option_has_its_variable() -> None:
         ingest_processes=3,
         ingest_cpu_seconds=20,
         ingest_cpu_seconds_per_mib=0,
+        upload_idle_minutes=1,
+        upload_expiry_hours=48,
+        quotas=Quotas(1, 2, 3, 6, 4_000_000, 5, None),
     )
 
 
@@ -202,13 +228,16 @@ def test_any_other_address_is_refused_unless_the_operator_accepts_it(text: str) 
 def test_a_worker_needs_the_folder_and_the_database_of_its_servers() -> None:
     url = "postgresql://me@there/x"
 
-    assert load_worker({**FOLDER, "database_url": url, "workers": "3"}, {}) == WorkSettings(
+    assert load_worker(
+        {**FOLDER, "database_url": url, "workers": "3", "quota_running_jobs": "7"}, {}
+    ) == WorkSettings(
         data_dir=Path(".data"),
         database_url=url,
         workers=3,
         memory_limit_mb=None,
         threads=None,
         log_level="info",
+        quotas=replace(DEFAULT_QUOTAS, running_jobs=7),
     )
     with pytest.raises(SettingsError, match=r"--database-url .* is required: give postgresql://"):
         load_worker(FOLDER, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ import grpc.aio
 
 from profile_export.api import convert_batches, convert_datasets, convert_receipts
 from profile_export.api.pages import Pages, fitting
+from profile_export.api.streams import Streams
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.transfer import first_message, receive, stretch
 from profile_export.api.values import rows_that_fit
@@ -48,15 +50,18 @@ class DatasetRooms:
     loading: Loading
     lake: LocalLake
     pages: Pages
+    transfers: Streams
 
 
 class DatasetService(DatasetServiceServicer):
     """Serves datasets and batches from the store, and their files from the lake."""
 
-    def __init__(self, rooms: DatasetRooms, new_id: Callable[[], str]) -> None:
+    def __init__(self, rooms: DatasetRooms, new_id: Callable[[], str], upload_idle: timedelta) -> None:
+        """Serve from rooms, and end uploads that send nothing for so long."""
         self._catalog, self._batches, self._opened = rooms.catalog, rooms.batches, rooms.opened
         self._sessions, self._loading, self._lake = rooms.sessions, rooms.loading, rooms.lake
         self._receipts, self._mirrors, self._pages = rooms.receipts, rooms.mirrors, rooms.pages
+        self._transfers, self._upload_idle = rooms.transfers, upload_idle
         self._new_id = new_id
 
     # --- Datasets ---
@@ -128,12 +133,13 @@ class DatasetService(DatasetServiceServicer):
     async def UploadBatch(
         self, request_iterator: AsyncIterable[pb.UploadBatchRequest], context: _Context
     ) -> pb.UploadBatchResponse:
-        messages = aiter(request_iterator)
-        start = convert_batches.upload_start(await first_message(messages))
-        async with self._sessions.open(current_tenant(), start) as session:
-            finish = await receive(messages, session)
-            batch = await session.finish(finish.byte_count, finish.sha256)
-            return pb.UploadBatchResponse(batch=await self._shown(batch), replayed=session.replayed)
+        tenant, messages = current_tenant(), aiter(request_iterator)
+        with self._transfers.one(tenant):
+            first = await first_message(messages, self._upload_idle)
+            async with self._sessions.open(tenant, convert_batches.upload_start(first)) as session:
+                finish = await receive(messages, session, self._upload_idle)
+                batch = await session.finish(finish.byte_count, finish.sha256)
+                return pb.UploadBatchResponse(batch=await self._shown(batch), replayed=session.replayed)
 
     async def CompleteBatch(
         self, request: pb.CompleteBatchRequest, context: _Context
@@ -190,10 +196,11 @@ class DatasetService(DatasetServiceServicer):
         file = await self._batches.get_file(current_tenant(), request.batch_id, request.file_name)
         length = stretch(request, file.bytes)
         facts = convert_batches.data_file(file, self._lake.location(file.path))
-        await context.write(pb.ReadBatchFileResponse(file=facts))
         chunks = self._lake.read(file.path, request.offset, length)
-        while chunk := await asyncio.to_thread(next, chunks, b""):
-            await context.write(pb.ReadBatchFileResponse(data=chunk))
+        with self._transfers.one(current_tenant()):
+            await context.write(pb.ReadBatchFileResponse(file=facts))
+            while chunk := await asyncio.to_thread(next, chunks, b""):
+                await context.write(pb.ReadBatchFileResponse(data=chunk))
 
     async def GetReceipt(self, request: pb.GetReceiptRequest, context: _Context) -> pb.GetReceiptResponse:
         stored = await self._receipts.get(current_tenant(), request.batch_id)

@@ -46,8 +46,9 @@ class JobWatches:
             NotFoundError: The tenant has no such job.
             PastEndError: `after_revision` is newer than the job.
             UnavailableError: The server is draining.
+            ExhaustedError: The tenant has as many watches as it may have.
         """
-        with self._watchers.one() as flag:
+        with self._watchers.one(tenant) as flag:
             async with self._logs.of((tenant, options.job_id), flag) as log:
                 log.view.job.check_reached(options.after_revision or 0)
                 await self._follow(log, flag, options, write)

@@ -57,8 +57,9 @@ class FeedWatches:
         Raises:
             PastEndError: `after_revision` is newer than what there is, or older than what is kept.
             UnavailableError: The server is draining.
+            ExhaustedError: The tenant has as many watches as it may have.
         """
-        with self._watchers.one() as flag:
+        with self._watchers.one(tenant) as flag:
             async with self._feeds.of(tenant, flag) as feed:
                 if options.after_revision is None:
                     revision = await self._list(tenant, options.wanted, write)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from profile_export.api import convert_jobs
 from profile_export.api.status import server_draining
+from profile_export.api.streams import Streams
+from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.v1 import export_service_pb2 as pb
 
@@ -22,19 +24,26 @@ _LONGEST_SECONDS = 60.0
 class Watchers:
     """The watches of a server, each by the flag that wakes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None) -> None:
+        """Make room for so many of each tenant; None: any number."""
+        self._of_tenant = Streams("watches", most, "End some; WatchJobs tells of all jobs in one.")
         self._flags: set[asyncio.Event] = set()
         self._ending = False
 
     @contextmanager
-    def one(self) -> Iterator[asyncio.Event]:
-        """Count a watch among them while the block runs; yield its flag."""
+    def one(self, tenant: Tenant) -> Iterator[asyncio.Event]:
+        """Count a watch among them while the block runs; yield its flag.
+
+        Raises:
+            ExhaustedError: The tenant has as many watches as it may have.
+        """
         flag = asyncio.Event()
-        self._flags.add(flag)
-        try:
-            yield flag
-        finally:
-            self._flags.discard(flag)
+        with self._of_tenant.one(tenant):
+            self._flags.add(flag)
+            try:
+                yield flag
+            finally:
+                self._flags.discard(flag)
 
     async def end_all(self) -> None:
         """Wake every watch, to find that the server is draining; its client resumes elsewhere."""

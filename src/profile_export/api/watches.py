@@ -12,6 +12,7 @@ from profile_export.api.watch import JobWatches
 from profile_export.api.watch_jobs import FeedWatches
 from profile_export.api.watchers import Watchers
 from profile_export.domain.catalog import Tenant
+from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.store.changes import Changes
 from profile_export.store.events import Wakeups
 from profile_export.store.jobs import Jobs
@@ -20,8 +21,15 @@ from profile_export.store.jobs import Jobs
 class Watches:
     """Watches of one job, `of_job`, and of all jobs of a tenant, `of_jobs`."""
 
-    def __init__(self, jobs: Jobs, changes: Changes, wakeups: Wakeups, now: Callable[[], datetime]) -> None:
-        watchers = Watchers()
+    def __init__(
+        self,
+        jobs: Jobs,
+        changes: Changes,
+        wakeups: Wakeups,
+        now: Callable[[], datetime],
+        quotas: Quotas = DEFAULT_QUOTAS,
+    ) -> None:
+        watchers = Watchers(quotas.watches)
         self.end_all = watchers.end_all
         logs = Readings[tuple[Tenant, int], JobLog](
             lambda tenant_and_job: JobLog(jobs, wakeups, *tenant_and_job, now)

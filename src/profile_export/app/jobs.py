@@ -57,7 +57,7 @@ class JobRunner:
         self.lapses = Lapses(self.database, self.wakeups)
         self._receipt_writer = ReceiptWriter(self.receipts, self.lake)
         self._keeper = LeaseKeeper(Renewals(self.database))
-        attempts = Attempts(self.database, self.wakeups)
+        attempts = Attempts(self.database, self.wakeups, settings.quotas)
         self._workers = [
             Worker(
                 f"{self.name}-{number}",

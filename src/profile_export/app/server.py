@@ -14,6 +14,7 @@ from profile_export.api.pages import Pages
 from profile_export.api.profile_service import ProfileService
 from profile_export.api.schema_service import SchemaService
 from profile_export.api.server import BindError, GrpcServer, contract, create_server
+from profile_export.api.streams import Streams
 from profile_export.api.watches import Watches
 from profile_export.app import processes
 from profile_export.app.jobs import JobRunner, new_id
@@ -32,6 +33,7 @@ from profile_export.runner.expiries import ExpirySweeper
 from profile_export.runner.leftovers import Leftovers
 from profile_export.runner.mirror import Mirror
 from profile_export.runner.ports import Engine
+from profile_export.runner.stale_uploads import StaleUploadSweeper
 from profile_export.runner.sweep import Sweeper
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
@@ -82,12 +84,12 @@ class Application:
         )
         compacting, self._mirroring = (supervisor.pool(niceness=_STAND_BACK) for _ in range(2))
         batches = Batches(self._database, wakeups)
-        catalog, policies = Catalog(self._database), Policies(self._database)
-        schemas, uploads = Schemas(self._database), Uploads(self._database)
-        opened = LoadingBatches(self._database, wakeups)
-        jobs = Jobs(self._database, wakeups, settings.job_retention)
+        catalog, policies = Catalog(self._database, settings.quotas), Policies(self._database)
+        schemas, uploads = Schemas(self._database), Uploads(self._database, settings.quotas)
+        opened = LoadingBatches(self._database, wakeups, settings.quotas)
+        jobs = Jobs(self._database, wakeups, settings.job_retention, settings.quotas)
         changes = Changes(self._database, settings.job_retention)
-        self._watches = Watches(jobs, changes, wakeups, lambda: datetime.now(UTC))
+        self._watches = Watches(jobs, changes, wakeups, lambda: datetime.now(UTC), settings.quotas)
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
         expense = Expense(
@@ -111,8 +113,10 @@ class Application:
                     loading,
                     self._lake,
                     pages,
+                    Streams("transfers", settings.quotas.transfers, "Wait until some have ended."),
                 ),
                 new_id,
+                timedelta(minutes=settings.upload_idle_minutes),
             ),
             schemas=SchemaService(catalog, schemas, Registration(schemas), pages),
             profiles=ProfileService(policies, lookups, pages, new_id),
@@ -127,8 +131,12 @@ class Application:
         grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(compactions, wakeups, self._lake, compacting, new_id)
         self._sweeper = Sweeper(drops, self._lake, grace)
+        expiries = Expiries(self._database, wakeups)
         self._expiry_sweeper = ExpirySweeper(
-            Expiries(self._database, wakeups), changes, settings.job_retention, settings.watch_history
+            expiries, changes, settings.job_retention, settings.watch_history
+        )
+        self._stale_uploads = StaleUploadSweeper(
+            expiries, loading, timedelta(hours=settings.upload_expiry_hours)
         )
         self._leftovers = Leftovers(batches, compactions, drops, loading, self._lake)
         self._server: GrpcServer | None = None
@@ -175,6 +183,7 @@ class Application:
         self._jobs.run_beside(self._compactor.run())
         self._jobs.run_beside(self._sweeper.run())
         self._jobs.run_beside(self._expiry_sweeper.run())
+        self._jobs.run_beside(self._stale_uploads.run())
         await self._server.start()
         shown = f"[{host}]" if ":" in host else host
         return f"listening on {shown}:{self.port}"

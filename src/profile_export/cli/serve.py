@@ -24,6 +24,13 @@ Threads = Annotated[
         metavar="N", help="Threads of the engine. Default: all cores, or as many as the memory limit feeds."
     ),
 ]
+QuotaRunningJobs = Annotated[
+    Text,
+    typer.Option(
+        metavar="N",
+        help="How many jobs of one tenant run at once, over all servers and workers; 0: any number. Default: 100.",
+    ),
+]
 LogLevel = Annotated[Text, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]
 
 
@@ -127,6 +134,59 @@ def serve(
             help="How far back a watch of all jobs can go on after it broke off. Default: 1440, a day.",
         ),
     ] = None,
+    upload_idle_minutes: Annotated[
+        Text,
+        typer.Option(
+            metavar="MINUTES",
+            help="How long an upload may send nothing before it is ended; it can be resumed. Default: 10.",
+        ),
+    ] = None,
+    upload_expiry_hours: Annotated[
+        Text,
+        typer.Option(
+            metavar="HOURS",
+            help="How long after its last byte a batch that is not complete is given up. Default: 24.",
+        ),
+    ] = None,
+    quota_waiting_jobs: Annotated[
+        Text,
+        typer.Option(
+            metavar="N", help="How many jobs of one tenant wait for a worker; 0: any number. Default: 1000."
+        ),
+    ] = None,
+    quota_running_jobs: QuotaRunningJobs = None,
+    quota_datasets: Annotated[
+        Text,
+        typer.Option(metavar="N", help="How many datasets one tenant has; 0: any number. Default: 10000."),
+    ] = None,
+    quota_loading_batches: Annotated[
+        Text,
+        typer.Option(
+            metavar="N",
+            help="How many batches of one tenant are being uploaded; 0: any number. Default: 1000.",
+        ),
+    ] = None,
+    quota_staged_mb: Annotated[
+        Text,
+        typer.Option(
+            metavar="MB",
+            help="How many bytes of one tenant are kept of uploads that do not count yet; 0: any number. "
+            "Default: 100000.",
+        ),
+    ] = None,
+    quota_watches: Annotated[
+        Text,
+        typer.Option(
+            metavar="N", help="How many watches of one tenant a server has; 0: any number. Default: 25000."
+        ),
+    ] = None,
+    quota_transfers: Annotated[
+        Text,
+        typer.Option(
+            metavar="N",
+            help="How many uploads and downloads of one tenant a server has at once; 0: any number. Default: 256.",
+        ),
+    ] = None,
 ) -> None:
     """Run a server until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -157,6 +217,15 @@ def serve(
         "mirror_keep_minutes": mirror_keep_minutes,
         "job_retention_days": job_retention_days,
         "watch_history_minutes": watch_history_minutes,
+        "upload_idle_minutes": upload_idle_minutes,
+        "upload_expiry_hours": upload_expiry_hours,
+        "quota_waiting_jobs": quota_waiting_jobs,
+        "quota_running_jobs": quota_running_jobs,
+        "quota_datasets": quota_datasets,
+        "quota_loading_batches": quota_loading_batches,
+        "quota_staged_mb": quota_staged_mb,
+        "quota_watches": quota_watches,
+        "quota_transfers": quota_transfers,
     }
     _become(app.serve, options, app.StartError)
 
@@ -172,6 +241,7 @@ def worker(
     workers: Annotated[Text, typer.Option(metavar="N", help="How many jobs run at once. Default: 1.")] = None,
     memory_limit_mb: MemoryLimit = None,
     threads: Threads = None,
+    quota_running_jobs: QuotaRunningJobs = None,
     log_level: LogLevel = None,
 ) -> None:
     """Run jobs beside servers that share a PostgreSQL database, until it is told to stop (Ctrl-C or SIGTERM).
@@ -190,6 +260,7 @@ def worker(
         "workers": workers,
         "memory_limit_mb": memory_limit_mb,
         "threads": threads,
+        "quota_running_jobs": quota_running_jobs,
         "log_level": log_level,
     }
     _become(app.work, options, app.StartError)

@@ -14,6 +14,9 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MOST_ERRORS = 100
 """How many errors a batch shows; `ListRejectedRows` has all."""
 
+MOST_FILES = 1_000
+"""How many files one batch has at most."""
+
 
 class BatchState(StrEnum):
     """Where a batch stands; the comment says who moves it next."""
@@ -71,8 +74,9 @@ class UploadState(StrEnum):
 class Upload:
     """One uploaded file of a batch.
 
-    `staged_as` names the place of its bytes as sent. `byte_count` and `sha256` are those of these bytes, None unless it
-    is COMPLETE. `folder` is where ingestion has put what it made of them, empty before that.
+    `staged_as` names the place of its bytes as sent, `staged_bytes` how many may be kept there. `byte_count` and
+    `sha256` are those of these bytes, None unless it is COMPLETE. `folder` is where ingestion has put what it made of
+    them, empty before that.
     """
 
     file_name: str
@@ -80,6 +84,7 @@ class Upload:
     max_bad_records: int
     state: UploadState
     staged_as: str
+    staged_bytes: int = 0
     byte_count: int | None = None
     sha256: str | None = None
     folder: str = ""
@@ -191,6 +196,22 @@ def check_takes_file(batch: Batch, dataset_id: str, file_name: str) -> None:
                 f"The batch '{batch.id}' is {batch.state.name}; upload under another batch_id.",
                 metadata={"batch_id": batch.id, "state": batch.state.name},
             )
+
+
+def check_file_count(batch_id: str, count: int) -> None:
+    """Refuse more files than a batch can have.
+
+    Raises:
+        InvalidArgumentError: There would be.
+    """
+    if count > MOST_FILES:
+        raise InvalidArgumentError.of_field(
+            "start.file_name",
+            f"the batch '{batch_id}' has {MOST_FILES:,} files, and none can have more; send the rest in another batch.",
+            "TOO_MANY_FILES",
+            count=str(count),
+            limit=str(MOST_FILES),
+        )
 
 
 def _taken(batch: Batch, why: str) -> AlreadyExistsError:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from profile_export.domain.errors import ExhaustedError
 
-_GIB = 1024**3
+_GB = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class Quotas:
     waiting_jobs: int | None = 1_000
     running_jobs: int | None = 100
     datasets: int | None = 10_000
-    staged_bytes: int | None = 100 * _GIB
+    loading_batches: int | None = 1_000
+    staged_bytes: int | None = 100 * _GB
     watches: int | None = 25_000
     transfers: int | None = 256
 

@@ -29,6 +29,11 @@ def batch_expiry_reason(kept_for: timedelta) -> str:
     return f"Expired: its dataset keeps batches for {_in_words(kept_for)}."
 
 
+def upload_expiry_reason(kept_for: timedelta) -> str:
+    """Say why a batch was given up that was being uploaded."""
+    return f"Given up: nothing was sent for {_in_words(kept_for)}. Upload it again."
+
+
 def expired_job(job_id: int, expire_time: datetime) -> NotFoundError:
     """Return the refusal of a job that retention has removed."""
     when = expire_time.isoformat(timespec="seconds").replace("+00:00", "Z")

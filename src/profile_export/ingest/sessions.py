@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -23,6 +24,10 @@ from profile_export.ingest.interest import Interest
 from profile_export.ingest.loading import Loading
 from profile_export.store.uploads import OpenUpload, Uploads
 
+_SIGN_OF_LIFE_SECONDS = 60.0
+"""How often an upload says that its bytes arrive: a batch of which nobody says so for hours is given up."""
+_MORE_BYTES = 16 * 1024 * 1024
+"""For how many bytes at a time an upload asks for room."""
 _RETRY_AFTER = timedelta(seconds=1)
 _Argument = TypeVar("_Argument")
 
@@ -58,7 +63,7 @@ class UploadSessions:
         try:
             folder = f"{start.dataset_id}/{self._new_id()}"
             opened = await self._uploads.open_upload(tenant, start, folder, staged_as=self._new_id())
-            session = UploadSession(self._loading, tenant, opened)
+            session = UploadSession(self._uploads, self._loading, tenant, opened)
             await session.prepare(start.offset)
             yield session
         finally:
@@ -72,12 +77,16 @@ class UploadSessions:
 class UploadSession:
     """One upload. Bytes are written as they come; `finish` decides."""
 
-    def __init__(self, loading: Loading, tenant: Tenant, opened: OpenUpload) -> None:
+    def __init__(self, uploads: Uploads, loading: Loading, tenant: Tenant, opened: OpenUpload) -> None:
+        self._uploads = uploads
         self._loading = loading
         self._tenant = tenant
         self._opened = opened
         self._hash = hashlib.sha256()
         self._received = 0
+        # How many bytes there is room for, and until when others take it that they arrive.
+        self._room = opened.upload.staged_bytes
+        self._noted_until = time.monotonic() + _SIGN_OF_LIFE_SECONDS
         self._file: BinaryIO | None = None
         # What goes on to its end even if the call is cancelled: opening the file, a write of bytes, or the commit.
         self._busy: asyncio.Future[Any] | None = None
@@ -105,8 +114,16 @@ class UploadSession:
             await self._to_its_end(self._open_file, offset)
 
     async def append(self, data: bytes) -> None:
-        """Take the next bytes."""
-        self._received += len(data)
+        """Take the next bytes.
+
+        Raises:
+            ExhaustedError: There is no room for them; what came before them is kept.
+            DomainError: As `Uploads.reserve`: the batch has ended meanwhile.
+        """
+        received = self._received + len(data)
+        if not self.replayed:
+            await self._note_arrival(received)
+        self._received = received
         await self._to_its_end(self._write, data)
 
     async def finish(self, byte_count: int, sha256: str) -> Batch:
@@ -145,12 +162,21 @@ class UploadSession:
             self._file.close()
         release()
 
+    async def _note_arrival(self, received: int) -> None:
+        """Make room for bytes before they are written, and now and then say that they arrive."""
+        if received <= self._room and time.monotonic() < self._noted_until:
+            return
+        wanted = self._room if received <= self._room else received + _MORE_BYTES
+        self._room = await self._uploads.reserve(self._tenant, self._opened, received, wanted)
+        self._noted_until = time.monotonic() + _SIGN_OF_LIFE_SECONDS
+
     async def _check_and_take(self, byte_count: int, sha256: str, interest: Interest) -> Batch:
         error = self._mismatch(byte_count, sha256)
         if error:
             refused = RowError(None, error.reason, error.message)
             await self._loading.refuse(self._tenant, self._opened, (refused,))
             raise error
+        await self._note_arrival(self._received)
         if self._file:
             self._file.close()
         return await self._loading.take(self._tenant, self._opened, sha256, byte_count, interest)

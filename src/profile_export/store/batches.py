@@ -230,6 +230,7 @@ def upload_from(row: Row[Any]) -> Upload:
         max_bad_records=row.max_bad_records,
         state=UploadState(row.state),
         staged_as=row.staged_as,
+        staged_bytes=row.staged_bytes,
         byte_count=row.byte_count,
         sha256=row.sha256,
         folder=row.folder,

@@ -32,6 +32,7 @@ from profile_export.domain.errors import (
 )
 from profile_export.domain.job import FINAL_STATES
 from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.schema import ObjectType, TypeConflictError
 from profile_export.domain.unions import union_by_kind
 from profile_export.store.column_types import digest_of
@@ -43,6 +44,7 @@ from profile_export.store.job_tables import jobs
 from profile_export.store.mirrors import ask_drop
 from profile_export.store.page_rows import characters, page_rows
 from profile_export.store.schemas import newest_schema
+from profile_export.store.shares import check_datasets
 from profile_export.store.tables import datasets
 from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, register_namespaces
 
@@ -90,8 +92,9 @@ class DatasetChange:
 class Catalog:
     """Datasets of all tenants."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         self.database = database
+        self._most_datasets = quotas.datasets
 
     @whole
     async def create_dataset(
@@ -104,6 +107,7 @@ class Catalog:
             NotFoundError: There is no such schema.
             InvalidArgumentError: Its identity fields, declared fields or tags cannot work.
             TypeConflictError: A type contradicts the schema, or the union of the class.
+            ExhaustedError: The tenant has as many datasets as it may have.
         """
         digest = digest_of(new)
         async with self.database.write() as connection:
@@ -116,6 +120,7 @@ class Catalog:
                 if found:
                     check_digest(found, digest, request_id)
                     return dataset_from(found), True
+            await check_datasets(connection, tenant_id, self._most_datasets)
             schema = await newest_schema(connection, tenant_id, new.schema.id)
             kind = usable_kind(schema)
             identities = _with_those_of_the_schema(new.identity_fields, schema.identity_fields)

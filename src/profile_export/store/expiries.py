@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
@@ -11,20 +12,28 @@ from typing import Any
 from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.batch import BatchState
+from profile_export.domain.batch import BatchState, UploadState
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import NotFoundError
-from profile_export.domain.retention import REMEMBERED, batch_expiry_reason, expired_job
+from profile_export.domain.retention import REMEMBERED, batch_expiry_reason, expired_job, upload_expiry_reason
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.drops import drop
 from profile_export.store.events import Wakeups
 from profile_export.store.job_rows import JOB_COLUMNS
 from profile_export.store.job_tables import expired_jobs, job_ranges, job_stamps, job_transitions, jobs
-from profile_export.store.tables import batches, datasets
+from profile_export.store.tables import LOADING, batches, datasets, uploads
 from profile_export.store.tenants import forget_job_revisions, id_by_name, id_of, next_job_revision
 
 # As many end in one transaction; whoever comes after it need not wait for all.
 MOST_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """Batches that were given up while they were uploaded, and under which names bytes of them are kept."""
+
+    batches: Sequence[str] = ()
+    staged: Sequence[str] = ()
 
 
 class Expiries:
@@ -58,6 +67,35 @@ class Expiries:
                 await drop(connection, [row.folder for row in rows])
         self._wakeups.batches_changed()
         return [row.id for rows in due.values() for row in rows]
+
+    @whole
+    async def expire_uploads(self, kept_for: timedelta) -> GivenUp:
+        """Fail batches of which nothing was sent for that long; they can be uploaded again."""
+        async with self.database.read() as connection:
+            if not await _due_uploads(connection, await database_time(connection) - kept_for):
+                return GivenUp()
+        async with self.database.write() as connection:
+            now = await database_time(connection)
+            keys = await _due_uploads(connection, now - kept_for)
+            ended = {
+                "state": BatchState.FAILED.value,
+                "state_reason": upload_expiry_reason(kept_for),
+                "end_time": now,
+                "staged_bytes": 0,
+            }
+            query = update(batches).where(batches.c.key.in_(keys)).values(ended).returning(batches.c.id)
+            ids = (await connection.execute(query)).scalars().all()
+            # Their rows say by which names the bytes are to be found, until the batch is uploaded again.
+            lost = {
+                "state": UploadState.OPEN.value,
+                "byte_count": None,
+                "sha256": None,
+                "facts": None,
+                "staged_bytes": 0,
+            }
+            sent = uploads.c.batch_key.in_(keys) & (uploads.c.state != UploadState.REFUSED.value)
+            gone = update(uploads).where(sent).values(lost).returning(uploads.c.staged_as)
+            return GivenUp(ids, (await connection.execute(gone)).scalars().all())
 
     @whole
     async def expire_jobs(self, kept_for: timedelta) -> Sequence[int]:
@@ -163,6 +201,14 @@ async def _due_batches(
         if not left:
             break
     return due
+
+
+async def _due_uploads(connection: AsyncConnection, before: datetime) -> Sequence[int]:
+    """Return the keys of batches that nothing was sent of since, the longest silent first."""
+    query = select(batches.c.key).where(LOADING, batches.c.active_time <= before)
+    return (
+        (await connection.execute(query.order_by(batches.c.active_time).limit(MOST_AT_ONCE))).scalars().all()
+    )
 
 
 async def _due_jobs(connection: AsyncConnection, before: datetime) -> Sequence[Row[*tuple[Any, ...]]]:

@@ -21,6 +21,7 @@ from profile_export.domain.job import (
     cancelling_move,
 )
 from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
@@ -39,6 +40,7 @@ from profile_export.store.job_rows import (
 from profile_export.store.job_tables import job_transitions, jobs
 from profile_export.store.moves import log, move_job, stamp
 from profile_export.store.page_rows import page_rows
+from profile_export.store.shares import check_waiting_jobs
 from profile_export.store.tables import batches
 from profile_export.store.tenants import ensure_tenant, id_of
 
@@ -58,8 +60,15 @@ class NewJob:
 class Jobs:
     """Jobs of all tenants, as callers see them; `kept_for` says how long after their end, None for ever."""
 
-    def __init__(self, database: Database, wakeups: Wakeups, kept_for: timedelta | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        wakeups: Wakeups,
+        kept_for: timedelta | None = None,
+        quotas: Quotas = DEFAULT_QUOTAS,
+    ) -> None:
         self.database = database
+        self._most_waiting = quotas.waiting_jobs
         self._wakeups = wakeups
         self._kept_for = kept_for
 
@@ -69,12 +78,14 @@ class Jobs:
 
         Raises:
             AlreadyExistsError: The request id stands for a job made from other values.
+            ExhaustedError: As many of the tenant's jobs wait as may.
         """
         digest = digest_of(new.bound.request)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             if found := await _made_by(connection, tenant_id, new.request_id, digest):
                 return await view_of(connection, found, self._kept_for), True
+            await check_waiting_jobs(connection, tenant_id, self._most_waiting)
             now = await database_time(connection)
             row = await _insert_job(connection, tenant_id, new, digest, now)
             first = Transition(1, None, JobState.NEW, now, 0, "created", JobMetrics())

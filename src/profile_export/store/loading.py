@@ -19,6 +19,7 @@ from profile_export.domain.batch import (
 )
 from profile_export.domain.catalog import Dataset, Tenant
 from profile_export.domain.errors import AlreadyExistsError
+from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.schema import type_at, union_objects
 from profile_export.store.batches import (
     add_files,
@@ -35,6 +36,7 @@ from profile_export.store.database import Database, whole
 from profile_export.store.datasets import dataset_of, field_set_of, grow_fields
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import UploadFacts
+from profile_export.store.shares import check_loading_batches
 from profile_export.store.tables import batches, uploads
 from profile_export.store.tenants import (
     IDENTITY,
@@ -74,9 +76,10 @@ class BatchChangedError(Exception):
 class LoadingBatches:
     """Batches of uploads of all tenants, until they count."""
 
-    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         self.database = database
         self._wakeups = wakeups
+        self._most_loading = quotas.loading_batches
 
     @whole
     async def create_batch(
@@ -95,6 +98,7 @@ class LoadingBatches:
             NotFoundError: There is no such dataset.
             FailedPreconditionError: It is a union dataset.
             AlreadyExistsError: The batch id or the request id stands for something else.
+            ExhaustedError: The tenant is uploading as many batches as it may.
         """
         digest = digest_of(dataset_id)
         async with self.database.write() as connection:
@@ -110,6 +114,7 @@ class LoadingBatches:
                     return await batch_from(connection, found), True
             row = (await connection.execute(batch_by_id(tenant_id, batch_id))).first()
             if row is None:
+                await check_loading_batches(connection, tenant_id, self._most_loading)
                 values = {
                     "several_files": True,
                     "request_id": request_id or None,

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 
 from profile_export.domain.batch import RowError
@@ -45,6 +46,9 @@ instance = Table(
     Column("id", Text, primary_key=True),
     Column("token_key", LargeBinary, nullable=False),
 )
+
+LOADING = text("state = 'loading' AND job_id IS NULL")
+"""Tells batches that are being uploaded; in these words only, or the index of the few among all is not used."""
 
 tenants = Table(
     "tenants",
@@ -110,6 +114,8 @@ datasets = Table(
     Column("request_digest", Text),
     UniqueConstraint("tenant_id", "request_id"),
     Index(None, "tenant_id", "create_time", "id"),
+    # What is there of a tenant is counted without reading it: fields may be many.
+    Index(None, "tenant_id", "delete_time"),
 )
 
 batches = Table(
@@ -139,6 +145,9 @@ batches = Table(
     Column("request_digest", Text),
     # The compacted file that holds a copy of its rows; null while there is none.
     Column("compaction_key", BigInteger),
+    # Of uploads: the last sign of life, within some minutes, and the bytes as sent that may be kept until it counts.
+    Column("active_time", Instant),
+    Column("staged_bytes", BigInteger, nullable=False, default=0, server_default="0"),
     UniqueConstraint("tenant_id", "id"),
     UniqueConstraint("tenant_id", "request_id"),
     Index(None, "dataset_id", "state", "compaction_key"),
@@ -146,6 +155,7 @@ batches = Table(
     Index(None, "dataset_id", "number"),
     Index(None, "dataset_id", "state", "ingest_time"),
     Index(None, "tenant_id", "create_time", "key"),
+    Index("ix_batches_loading", "tenant_id", "active_time", sqlite_where=LOADING, postgresql_where=LOADING),
 )
 
 # The uploaded files of a batch, each from before its first byte.
@@ -160,6 +170,8 @@ uploads = Table(
     Column("state", Text, nullable=False),
     # A generated name, under which the bytes as sent are kept until the batch counts.
     Column("staged_as", Text, nullable=False),
+    # How many bytes may be kept there.
+    Column("staged_bytes", BigInteger, nullable=False, default=0, server_default="0"),
     Column("byte_count", BigInteger),
     Column("sha256", Text),
     # Where ingestion has put its files and the rows it refused; empty before that.

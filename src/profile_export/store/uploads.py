@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import BigInteger, Row, cast, delete, func, insert, select, update
@@ -16,10 +16,12 @@ from profile_export.domain.batch import (
     Upload,
     UploadStart,
     UploadState,
+    check_file_count,
     check_takes_file,
 )
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import FailedPreconditionError
+from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.schema import ObjectType
 from profile_export.store.batches import (
     batch_by_id,
@@ -33,11 +35,12 @@ from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of, field_set_of
 from profile_export.store.drops import drop
 from profile_export.store.facts import UploadFacts
+from profile_export.store.shares import check_loading_batches, note_activity, room_for_bytes
 from profile_export.store.tables import batches, field_sets, uploads
-from profile_export.store.tenants import (
-    ensure_tenant,
-    id_of,
-)
+from profile_export.store.tenants import ensure_tenant, id_of
+
+FIRST_BYTES = 1024 * 1024
+"""How many bytes a file has room for from its beginning on, if there is any: small ones ask for no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,9 @@ class Beside:
 class Uploads:
     """Uploads of all tenants."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         self.database = database
+        self._quotas = quotas
 
     @whole
     async def open_upload(
@@ -89,11 +93,15 @@ class Uploads:
             NotFoundError: There is no such dataset.
             FailedPreconditionError: It is a union dataset, or the batch was given up.
             AlreadyExistsError: The batch takes no file of that name for that dataset.
+            ExhaustedError: The tenant has as many batches or bytes under way as it may have.
+            InvalidArgumentError: The batch has as many files as it can have.
         """
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             dataset = await writable_dataset(connection, tenant_id, start.dataset_id)
             row = (await connection.execute(batch_by_id(tenant_id, start.batch_id))).first()
+            if row is None or row.state == BatchState.FAILED:
+                await check_loading_batches(connection, tenant_id, self._quotas.loading_batches)
             if row is None:
                 row = await insert_batch(connection, tenant_id, dataset.id, start.batch_id, folder)
             else:
@@ -101,7 +109,43 @@ class Uploads:
                 if row.state == BatchState.FAILED:
                     row = await _reopen(connection, row, folder)
             upload = await _opened(connection, row, start, staged_as)
+            if upload.state is UploadState.OPEN:
+                known = upload.staged_bytes
+                room = await self._reserve(connection, row, upload, max(known, 1), max(known, FIRST_BYTES))
+                upload = replace(upload, staged_bytes=room)
             return OpenUpload(await batch_from(connection, row), upload, dataset, row.folder)
+
+    @whole
+    async def reserve(self, tenant: Tenant, opened: OpenUpload, least: int, wanted: int) -> int:
+        """Say that bytes arrive, and make room for them; return how many the file may have by now.
+
+        Args:
+            tenant: Whose.
+            opened: The file.
+            least: How many it has, with those that have just come.
+            wanted: How many it may have if there is room.
+
+        Raises:
+            NotFoundError: There is no such batch any more.
+            FailedPreconditionError: It has ended.
+            ExhaustedError: There is no room for that many.
+        """
+        async with self.database.write() as connection:
+            row = await existing_batch(connection, id_of(tenant), opened.batch.id)
+            check_still_loading(row)
+            return await self._reserve(connection, row, opened.upload, least, wanted)
+
+    async def _reserve(
+        self, connection: AsyncConnection, row: Row[Any], upload: Upload, least: int, wanted: int
+    ) -> int:
+        of_file = (uploads.c.batch_key == row.key, uploads.c.file_name == upload.file_name)
+        known: int = (await connection.execute(select(uploads.c.staged_bytes).where(*of_file))).scalar_one()
+        if least > known:
+            most = self._quotas.staged_bytes
+            known += await room_for_bytes(connection, row.tenant_id, most, least - known, wanted - known)
+            await connection.execute(update(uploads).where(*of_file).values(staged_bytes=known))
+        await note_activity(connection, row.key)
+        return known
 
     @whole
     async def refuse_upload(
@@ -120,8 +164,10 @@ class Uploads:
                 "errors": tuple(errors),
                 "rejected_rows": rejected_rows,
                 "folder": folder,
+                "staged_bytes": 0,
             }
             await connection.execute(upload_of(row, opened.upload.file_name).values(values))
+            await note_activity(connection, row.key)
             if not row.several_files:
                 await end_batch(connection, row, BatchState.FAILED)
 
@@ -138,6 +184,7 @@ class Uploads:
             field_set_id = await field_set_of(connection, row.dataset_id, facts.fields)
             values = accepted(facts) | {"facts": facts, "rows": facts.rows, "field_set_id": field_set_id}
             await connection.execute(upload_of(row, opened.upload.file_name).values(values))
+            await note_activity(connection, row.key)
             return await batch_from(connection, row)
 
     @whole
@@ -219,12 +266,14 @@ async def insert_batch(
     connection: AsyncConnection, tenant_id: int, dataset_id: str, batch_id: str, folder: str, **values: Any
 ) -> Row[Any]:
     """Make a LOADING batch and return its row."""
+    now = await database_time(connection)
     row = {
         "tenant_id": tenant_id,
         "id": batch_id,
         "dataset_id": dataset_id,
         "state": BatchState.LOADING.value,
-        "create_time": await database_time(connection),
+        "create_time": now,
+        "active_time": now,
         "folder": folder,
         **values,
     }
@@ -235,7 +284,7 @@ async def insert_batch(
 async def _reopen(connection: AsyncConnection, row: Row[Any], folder: str) -> Row[Any]:
     await connection.execute(delete(uploads).where(uploads.c.batch_key == row.key))
     await drop(connection, [row.folder])
-    values = {"state": BatchState.LOADING.value, "end_time": None, "folder": folder}
+    values = {"state": BatchState.LOADING.value, "state_reason": "", "end_time": None, "folder": folder}
     query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
     reopened: Row[Any] = (await connection.execute(query)).one()
     return reopened
@@ -254,6 +303,7 @@ async def _opened(connection: AsyncConnection, batch: Row[Any], start: UploadSta
         "errors": (),
     }
     if row is None:
+        await _check_file_count(connection, batch)
         new = {"batch_key": batch.key, "file_name": start.file_name, "staged_as": staged_as, **values}
         row = (await connection.execute(insert(uploads).values(new).returning(uploads))).one()
     elif row.state != UploadState.COMPLETE:
@@ -261,6 +311,11 @@ async def _opened(connection: AsyncConnection, batch: Row[Any], start: UploadSta
             await connection.execute(upload_of(batch, start.file_name).values(values).returning(uploads))
         ).one()
     return upload_from(row)
+
+
+async def _check_file_count(connection: AsyncConnection, batch: Row[Any]) -> None:
+    count = select(func.count()).select_from(uploads).where(uploads.c.batch_key == batch.key)
+    check_file_count(batch.id, (await connection.execute(count)).scalar_one() + 1)
 
 
 def upload_of(batch: Row[Any], file_name: str) -> Any:
@@ -273,6 +328,7 @@ def accepted(facts: UploadFacts) -> dict[str, Any]:
     return {
         "state": UploadState.COMPLETE.value,
         "byte_count": facts.byte_count,
+        "staged_bytes": facts.byte_count,
         "sha256": facts.sha256,
         "folder": facts.folder,
         "rejected_rows": facts.rejected_rows,
