@@ -58,11 +58,11 @@ class Attacked:
         return Size(**json.loads(await self._ask("size")))
 
     async def hold(self) -> None:
-        """Let attempts wait before their first range from now on."""
+        """Let the next attempt wait before its first range."""
         await self._ask("hold")
 
     async def go_on(self) -> None:
-        """Let attempts go on, those that wait and those to come."""
+        """Let the attempt that waits go on."""
         await self._ask("go on")
 
     def errors(self) -> list[str]:

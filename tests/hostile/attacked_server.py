@@ -7,7 +7,7 @@ Like `profile-export serve` it prints `listening on HOST:PORT`. Then it answers 
 `lag`   how late its loop was at the most since it was asked last, in milliseconds, and how much of that time the
         process had a processor: `LATE BUSY`
 `size`  what it holds, as JSON: memory without its children, open files, threads, children, tasks
-`hold`  from now on attempts wait before their first range; `go on` lets them, and those that come after them
+`hold`  the next attempt waits before its first range, until `go on`; those that come after it do not
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from profile_export.api.logs import configure_logs
 from profile_export.app import Application, processes
 from profile_export.config import load
 from tests.service.conftest import settings_for
-from tests.service.engines import Gate, GatedEngine, go_on, real_engine
+from tests.service.engines import Gate, GatedEngine, real_engine
 
 TICK_SECONDS = 0.005
 
@@ -51,6 +51,14 @@ class Lag:
         return told
 
 
+class FirstOnly(Gate):
+    """A gate at which nobody waits but the first."""
+
+    async def __call__(self) -> None:
+        if not self.reached.is_set():
+            await super().__call__()
+
+
 def size() -> str:
     gc.collect()
     own = Path("/proc/self")
@@ -72,7 +80,7 @@ def _parent(process: Path) -> int:
 
 
 async def answer(lines: asyncio.StreamReader, lag: Lag, engine: GatedEngine) -> None:
-    gate = Gate()
+    gate = FirstOnly()
     while line := (await lines.readline()).decode().strip():
         match line:
             case "lag":
@@ -80,11 +88,10 @@ async def answer(lines: asyncio.StreamReader, lag: Lag, engine: GatedEngine) -> 
             case "size":
                 told = size()
             case "hold":
-                gate = Gate()
+                gate = FirstOnly()
                 engine.before_run = gate
                 told = line
             case _:
-                engine.before_run = go_on
                 gate.passed.set()
                 told = line
         print(told, flush=True)  # noqa: T201 - as said
