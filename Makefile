@@ -11,6 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 WORKERS ?= 3
 KILLS ?= 200
 CALLS ?= 20000
+FILES ?= 2000
 SEED ?=
 
 VENV := .venv
@@ -96,8 +97,9 @@ chaos: $(READY) ## Kill processes at KILLS=200 random moments and all named poin
 		tests/system/test_mirror.py
 
 .PHONY: fuzz
-fuzz: $(READY) ## Send all methods CALLS=20000 calls no client makes; SEED=… as before (minutes)
-	SEED=$(SEED) CALLS=$(CALLS) $(PY) -m pytest -s tests/hostile/test_fuzz_methods.py
+fuzz: $(READY) ## Send all methods CALLS=20000 calls no client makes, and FILES=2000 damaged files; SEED=… as before (minutes)
+	SEED=$(SEED) CALLS=$(CALLS) FILES=$(FILES) $(PY) -m pytest -s tests/hostile/test_fuzz_methods.py \
+		tests/hostile/test_fuzz_files.py
 
 .PHONY: soak
 soak: $(READY) ## Open and cancel 20,000 watches, and let 5,000 clients come back at once (minutes)

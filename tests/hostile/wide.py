@@ -24,7 +24,7 @@ from tests.service.harness import SCHEMAS, Caller, export_spec, json_lines, uplo
 
 PARTS, FIELDS_PER_PART = 4, 2_490
 """Of a dataset: the fields of a row, which has at most 100 kB, and how many such rows until it may grow no more."""
-SMALL_DATASETS, BATCHES, SEGMENTS, JOBS, BAD_ROWS = 60, 200, 500, 20, 300
+SMALL_DATASETS, BATCHES, SEGMENTS, JOBS, BAD_ROWS = 40, 100, 500, 10, 300
 MIB = 1024 * 1024
 ODD = {"unifiedProfile": dataset_pb2.TagValues(values=["enabled:false"])}
 
