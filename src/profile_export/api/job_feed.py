@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import takewhile
 
 from profile_export.api import convert_jobs
 from profile_export.api.reading import Reading, Readings
@@ -72,7 +73,7 @@ class JobFeeds:
         if not all(one in known for one in wanted):
             read = await self.changes.between(tenant, revision, last)
             known = self._recent.add(tenant, number, {change.revision: _entry(change) for change in read})
-        return [known[one] for one in wanted]
+        return [known[one] for one in takewhile(known.__contains__, wanted)]
 
 
 class _Recent:

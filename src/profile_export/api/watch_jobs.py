@@ -79,7 +79,7 @@ class FeedWatches:
             for _, part in _parts((0, listed(view)) for view in page.views):
                 await write(self._message(0, part))
             self._watchers.check_goes_on()
-            if len(page.views) < MOST_CHANGES:
+            if not page.has_more:
                 break
             page = await self._feeds.changes.list(tenant, wanted, page.views[-1].job.id, MOST_CHANGES)
         while True:

@@ -15,10 +15,14 @@ from profile_export.domain.errors import PastEndError
 from profile_export.domain.job import JobState, Progress, Transition
 from profile_export.domain.job_filter import JobFilter
 from profile_export.store.database import Database, database_time, whole
-from profile_export.store.job_rows import JOB_COLUMNS, JobView, transition_from, views_of
+from profile_export.store.job_rows import JOB_CHARACTERS, JOB_COLUMNS, JobView, transition_from, views_of
 from profile_export.store.job_tables import expired_jobs, job_transitions, jobs, leases
+from profile_export.store.page_rows import FEW, characters, fitting_count, page_rows
 from profile_export.store.tables import tenants
 from profile_export.store.tenants import forget_job_revisions, id_of
+
+_ROOM = 256 * 1024
+"""How much is read at once for one of many watchers, in characters: about what one message of theirs has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,15 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """Jobs as they are at a revision of the tenant, and of those asked for the ones that have been removed."""
+    """Jobs as they are at a revision of the tenant, and of those asked for the ones that have been removed.
+
+    `has_more` says whether others follow.
+    """
 
     revision: int
     views: Sequence[JobView]
     removed: Sequence[int] = ()
+    has_more: bool = False
 
 
 class Changes:
@@ -93,7 +101,7 @@ class Changes:
 
     @whole
     async def between(self, tenant: Tenant, after: int, up_to: int) -> Sequence[Change]:
-        """Return the changes after a revision up to another one, all of them.
+        """Return the changes after a revision up to another one, or the first of them if they are large.
 
         Raises:
             PastEndError: Some are not kept any more.
@@ -101,6 +109,7 @@ class Changes:
         async with self.database.read() as connection:
             _, revision, forgotten = await _revisions(connection, tenant)
             check_kept(after, revision, forgotten)
+            up_to = await _within_reach(connection, tenant, after, up_to)
             moves = await self._moves(connection, tenant, after, up_to)
             gone = _within(expired_jobs, tenant, after, up_to)
             removals = [_removal(row) for row in await connection.execute(gone)]
@@ -135,7 +144,10 @@ class Changes:
 
     @whole
     async def list(self, tenant: Tenant, wanted: JobFilter, after_id: int, limit: int) -> Listed:
-        """Return the jobs that a filter lets through, in the order of their ids after a given one."""
+        """Return the jobs that a filter lets through, in the order of their ids after a given one.
+
+        They are fewer than `limit` where they are large.
+        """
         query = select(*JOB_COLUMNS).where(jobs.c.tenant_id == id_of(tenant), jobs.c.id > after_id)
         if wanted.states:
             query = query.where(jobs.c.state.in_([state.value for state in wanted.states]))
@@ -145,14 +157,14 @@ class Changes:
             query = query.where(jobs.c.create_time >= wanted.from_create_time)
         async with self.database.read() as connection:
             _, revision, _ = await _revisions(connection, tenant)
-            rows = (await connection.execute(query.order_by(jobs.c.id).limit(limit))).all()
-            return Listed(revision, await views_of(connection, rows, self._kept_for))
+            rows, more = await page_rows(connection, query.order_by(jobs.c.id), limit, JOB_CHARACTERS, _ROOM)
+            return Listed(revision, await views_of(connection, rows, self._kept_for), has_more=more)
 
     @whole
     async def changed_since(
         self, tenant: Tenant, wanted: JobFilter, revision: int, limit: int
     ) -> tuple[int, Listed]:
-        """Return the jobs that have changed since, as they are now: those of the first `limit` changes.
+        """Return the jobs that have changed since, as they are now: those of the first `limit` changes, or fewer.
 
         A filter that lets through one of a job's changes lets the job through. The number is the revision of the last
         change that was looked at: all have been if it is the one of `Listed`.
@@ -163,7 +175,7 @@ class Changes:
         async with self.database.read() as connection:
             _, now, forgotten = await _revisions(connection, tenant)
             check_kept(revision, now, forgotten)
-            up_to = min(now, revision + limit)
+            up_to = await _within_reach(connection, tenant, revision, min(now, revision + limit))
             moves = await self._moves(connection, tenant, revision, up_to)
             gone = await connection.execute(_within(expired_jobs, tenant, revision, up_to))
             removed = {
@@ -255,6 +267,27 @@ def _within(table: Any, tenant: Tenant, after: int, up_to: int) -> Select[Any]:
         )
         .order_by(table.c.tenant_revision)
     )
+
+
+async def _within_reach(connection: AsyncConnection, tenant: Tenant, after: int, up_to: int) -> int:
+    """Return up to which revision the changes, with their jobs, are not more than an answer has room for."""
+    if up_to - after <= FEW:
+        return up_to
+    of_job = JOB_CHARACTERS + characters(job_transitions.c.metrics)
+    moved = select(job_transitions.c.tenant_revision, of_job).join(
+        jobs, jobs.c.id == job_transitions.c.job_id
+    )
+    rows = (
+        await connection.execute(
+            moved.where(
+                job_transitions.c.tenant_id == id_of(tenant),
+                job_transitions.c.tenant_revision > after,
+                job_transitions.c.tenant_revision <= up_to,
+            ).order_by(job_transitions.c.tenant_revision)
+        )
+    ).all()
+    count = fitting_count((row[1] for row in rows), _ROOM)
+    return up_to if count == len(rows) else rows[count].tenant_revision - 1
 
 
 def _removal(row: Row[Any]) -> Change:

@@ -10,27 +10,32 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.paging import MAX_PAGE_BYTES
 
-_FEW = 8
+FEW = 8
 """So many are read without asking first how large they are."""
 
 
 async def page_rows(
-    connection: AsyncConnection, query: Select[Any], size: int, stored: ColumnElement[int]
+    connection: AsyncConnection,
+    query: Select[Any],
+    size: int,
+    stored: ColumnElement[int],
+    room: int = MAX_PAGE_BYTES,
 ) -> tuple[Sequence[Row[Any]], bool]:
-    """Read up to `size` rows of a sorted query, but stop behind those that fill an answer; say whether others follow.
+    """Read up to `size` rows of a sorted query, but stop behind those that fill the room; say whether others follow.
 
     Args:
         connection: Within a transaction.
         query: Sorted, without a limit.
         size: How many rows are wanted.
         stored: What a row holds in characters, about, but for what is always short.
+        room: How many of these there may be.
     """
-    if size < _FEW:
+    if size < FEW:
         rows = (await connection.execute(query.limit(size + 1))).all()
         return rows[:size], len(rows) > size
     measured = query.with_only_columns(stored, maintain_column_froms=True).limit(size + 1)
     sizes = (await connection.execute(measured)).scalars().all()
-    count = min(size, fitting_count(sizes))
+    count = min(size, fitting_count(sizes, room))
     rows = (await connection.execute(query.limit(count))).all() if count else ()
     return rows, count < len(sizes)
 
@@ -44,9 +49,9 @@ def characters(*columns: ColumnElement[Any]) -> ColumnElement[int]:
     return total
 
 
-def fitting_count(sizes: Iterable[int]) -> int:
-    """Return how many of the first rows fit into an answer; at least one, if there is one."""
-    count, room = 0, MAX_PAGE_BYTES
+def fitting_count(sizes: Iterable[int], room: int) -> int:
+    """Return how many of the first rows fit into so much room; at least one, if there is one."""
+    count = 0
     for size in sizes:
         room -= size
         if count and room < 0:
