@@ -22,6 +22,7 @@ class Reason(StrEnum):
     RECORD_TOO_LARGE = "RECORD_TOO_LARGE"
     FILE_INVALID = "FILE_INVALID"
     """The file as a whole is not what its format says."""
+    TOO_MANY_NAMESPACES = "TOO_MANY_NAMESPACES"
     FILE_UNREADABLE = "FILE_UNREADABLE"
     """Nobody knows what the file is: reading it failed in a way that is not foreseen."""
     INGEST_TOO_EXPENSIVE = "INGEST_TOO_EXPENSIVE"

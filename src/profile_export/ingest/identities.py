@@ -11,6 +11,7 @@ from profile_export.domain.catalog import IdentityField
 from profile_export.domain.identity import IdentityKey, fold_namespace, key_of
 from profile_export.domain.learning import ValueRefusedError, check_value
 from profile_export.domain.reasons import Reason
+from profile_export.domain.registered import MOST_BATCH_SPELLINGS
 from profile_export.domain.schema import (
     BOOLEAN,
     IDENTITY_MAP,
@@ -19,6 +20,7 @@ from profile_export.domain.schema import (
     FieldPath,
     TypeConflictError,
 )
+from profile_export.ingest.refusals import FileRefusedError
 from profile_export.ingest.task import NamespacesSent, NamespaceUse
 
 AUTHENTICATED_STATES = ("ambiguous", "authenticated", "loggedOut")
@@ -176,10 +178,20 @@ class NamespaceTally:
         self._spellings: set[str] = set()
 
     def see(self, spelling: str, row: int) -> None:
-        """Note a namespace of a row, counted from 0."""
+        """Note a namespace of a row, counted from 0.
+
+        Raises:
+            FileRefusedError: There are more than any batch can have.
+        """
         if spelling in self._spellings:
             return
         self._spellings.add(spelling)
+        if len(self._spellings) > MOST_BATCH_SPELLINGS:
+            raise FileRefusedError(
+                f"The file names more than {MOST_BATCH_SPELLINGS:,} namespaces: send what differs from row to row as "
+                "the id.",
+                reason=Reason.TOO_MANY_NAMESPACES,
+            )
         folded = fold_namespace(spelling)
         known, first_row = self._first.setdefault(folded, (spelling, row))
         if first_row == row and spelling < known:

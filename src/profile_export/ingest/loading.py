@@ -15,6 +15,7 @@ from profile_export.domain.errors import (
     UnavailableError,
 )
 from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.domain.registered import TooManyError
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
 from profile_export.ingest.expense import Expense
 from profile_export.ingest.ingestion import ingest
@@ -106,6 +107,9 @@ class Loading:
             rows = refused.rows
             await self.refuse(tenant, opened, rows.rows, rows.rejected_rows, refused.folder)
             raise rows_rejected(rows) from None
+        except TooManyError as many:
+            await self.refuse(tenant, opened, (RowError(None, many.reason, many.message),))
+            raise
         except TypeConflictError as conflict:
             path = conflict.metadata["path"]
             await self.refuse(tenant, opened, (RowError(None, conflict.reason, conflict.message, path),))

@@ -13,6 +13,7 @@ from profile_export.domain.errors import (
     InvalidArgumentError,
 )
 from profile_export.domain.reasons import Reason
+from profile_export.domain.registered import MOST_BATCH_SPELLINGS, TooManyError
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.task import IngestResult, NamespacesSent
 from profile_export.processes.errors import TooExpensiveError
@@ -66,6 +67,8 @@ def rows_rejected(refused: RowsRefusedError) -> DomainError:
     message = f"Nothing was kept. {told[0]}{way_out}"
     if is_conflict and first.row is None:
         return FailedPreconditionError(first.code, message, metadata={"path": first.path})
+    if first.code == Reason.TOO_MANY_NAMESPACES:
+        return TooManyError(first.code, message, metadata={"limit": str(MOST_BATCH_SPELLINGS)})
     if first.code == Reason.INGEST_TOO_EXPENSIVE:
         return ExhaustedError(first.code, message)
     about_rows = first.row is not None and first.code != Reason.FILE_INVALID

@@ -39,9 +39,9 @@ class FileRefusedError(Exception):
     `row` is the number of the row where that is known.
     """
 
-    def __init__(self, message: str, row: int | None = None) -> None:
+    def __init__(self, message: str, row: int | None = None, reason: Reason = Reason.FILE_INVALID) -> None:
         super().__init__(message)
-        self.error = RowError(row, Reason.FILE_INVALID.value, message)
+        self.error = RowError(row, reason.value, message)
 
 
 class Refusals:

@@ -29,7 +29,7 @@ from profile_export.domain.plan import ExportCounts, ExportPlan, notes_of
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.receipt import FilledBatch
 from profile_export.domain.schema import TypeConflictError, union_objects
-from profile_export.store.batches import add_files, batches_of_job, files_of, succeed_batch
+from profile_export.store.batches import AddedFile, add_files, batches_of_job, files_of, succeed_batch
 from profile_export.store.claims import may_be_due, next_job
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
@@ -177,8 +177,12 @@ class Attempts:
                 "peak_memory_bytes": done.peak_memory_bytes,
             }
             await connection.execute(insert(job_ranges).values(values))
-            for batch in await batches_of_job(connection, fence.job_id):
-                await add_files(connection, batch.key, done.files.get(batch.id, ()), None)
+            added = [
+                AddedFile(batch.key, file, None)
+                for batch in await batches_of_job(connection, fence.job_id)
+                for file in done.files.get(batch.id, ())
+            ]
+            await add_files(connection, added)
             await carry(connection, fence, progress)
         self._wakeups.job_changed(fence.job_id, row.tenant_id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, Select, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -239,12 +239,21 @@ def upload_from(row: Row[Any]) -> Upload:
     )
 
 
-async def add_files(
-    connection: AsyncConnection, batch_key: int, added: Sequence[DataFile], field_set_id: int | None
-) -> None:
-    """Write down files of a batch; they count when it does."""
+class AddedFile(NamedTuple):
+    """A file of a batch; `field_set_id` is the key of the fields that it was written with, None for an export's."""
+
+    batch_key: int
+    file: DataFile
+    field_set_id: int | None
+
+
+async def add_files(connection: AsyncConnection, added: Sequence[AddedFile]) -> None:
+    """Write down files of batches; they count when these do."""
     if added:
-        rows = [_file_row(file) | {"batch_key": batch_key, "field_set_id": field_set_id} for file in added]
+        rows = [
+            _file_row(one.file) | {"batch_key": one.batch_key, "field_set_id": one.field_set_id}
+            for one in added
+        ]
         await connection.execute(insert(files), rows)
 
 

@@ -33,6 +33,7 @@ from profile_export.domain.errors import (
 from profile_export.domain.job import FINAL_STATES
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
+from profile_export.domain.registered import check_dataset_fields
 from profile_export.domain.schema import ObjectType, TypeConflictError
 from profile_export.domain.unions import union_by_kind
 from profile_export.store.column_types import digest_of
@@ -108,6 +109,7 @@ class Catalog:
             InvalidArgumentError: Its identity fields, declared fields or tags cannot work.
             TypeConflictError: A type contradicts the schema, or the union of the class.
             ExhaustedError: The tenant has as many datasets as it may have.
+            TooManyError: More fields or namespaces would be known than may be.
         """
         digest = digest_of(new)
         async with self.database.write() as connection:
@@ -127,6 +129,8 @@ class Catalog:
             check_identity_fields(kind, identities)
             check_declared_fields(kind, new.declared_fields, "declared_fields")
             check_tags(kind, new.tags)
+            fields = initial_fields(schema, identities, new.declared_fields)
+            check_dataset_fields(fields)
             now = await database_time(connection)
             row = {
                 "id": dataset_id,
@@ -139,7 +143,7 @@ class Catalog:
                 "tags": new.tags,
                 "identity_fields": identities,
                 "declared_fields": new.declared_fields,
-                "fields": initial_fields(schema, identities, new.declared_fields),
+                "fields": fields,
                 "iceberg": kind is DatasetKind.UNION if new.iceberg is None else new.iceberg,
                 "batch_retention": new.batch_retention,
                 "create_time": now,
@@ -184,7 +188,8 @@ class Catalog:
         Raises:
             NotFoundError: There is no such dataset.
             InvalidArgumentError: The declared fields or tags cannot work.
-            FailedPreconditionError: A declared type narrows what is known, or tags bring a conflict into the union.
+            FailedPreconditionError: A declared type narrows what is known, tags bring a conflict into the union, or
+                more fields would be known than may be.
         """
         try:
             return await self._updated(tenant, dataset_id, change)
@@ -210,6 +215,7 @@ class Catalog:
             }
             if all(getattr(dataset, name) == value for name, value in values.items()):
                 return dataset
+            check_dataset_fields(values["fields"])
             values["update_time"] = await database_time(connection)
             query = update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
             updated = (await connection.execute(query)).one()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Row, select, update
@@ -9,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Dataset, DatasetKind, SchemaRef
 from profile_export.domain.errors import NotFoundError
+from profile_export.domain.registered import check_class_fields, check_dataset_fields
 from profile_export.domain.schema import ObjectType, union_objects
 from profile_export.domain.unions import union_by_kind
-from profile_export.store.column_types import digest_of
 from profile_export.store.database import insert_new
 from profile_export.store.tables import datasets, field_sets
 
@@ -48,10 +49,12 @@ async def grow_fields(
 
     Raises:
         TypeConflictError: It contradicts what the dataset or the union of its class knows.
+        TooManyError: The dataset, or its class, would know more fields than may be.
     """
     grown = union_objects(dataset.fields, found)
     if grown == dataset.fields:
         return
+    check_dataset_fields(grown)
     await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(fields=grown))
     await check_union(connection, tenant_id, newcomer=dataset.id)
 
@@ -61,9 +64,11 @@ async def check_union(connection: AsyncConnection, tenant_id: Any, newcomer: str
 
     Raises:
         TypeConflictError: It does; the newcomer is told as the one that brings the conflict.
+        TooManyError: They would know more fields than a class may.
     """
     sources = await source_datasets(connection, tenant_id)
-    union_by_kind(sorted(sources, key=lambda source: source.id == newcomer))
+    for union in union_by_kind(sorted(sources, key=lambda source: source.id == newcomer)).values():
+        check_class_fields(union)
 
 
 def dataset_from(row: Row[Any]) -> Dataset:
@@ -85,13 +90,18 @@ def dataset_from(row: Row[Any]) -> Dataset:
     )
 
 
-async def field_set_of(connection: AsyncConnection, dataset_id: str, fields: ObjectType) -> int:
-    """Return the key of the fields that files of a dataset were written with, each different set kept once."""
-    digest = digest_of(fields)
-    row = {"dataset_id": dataset_id, "digest": digest, "fields": fields}
-    await connection.execute(insert_new(connection, field_sets).values(row))
-    query = select(field_sets.c.id).where(
-        field_sets.c.dataset_id == dataset_id, field_sets.c.digest == digest
+async def field_sets_of(
+    connection: AsyncConnection, dataset_id: str, different: Mapping[str, ObjectType]
+) -> Mapping[str, int]:
+    """Return the keys of the fields that files of a dataset were written with, each different set kept once.
+
+    `different` are the sets by their digests, as are the keys.
+    """
+    rows = [
+        {"dataset_id": dataset_id, "digest": digest, "fields": fields} for digest, fields in different.items()
+    ]
+    await connection.execute(insert_new(connection, field_sets), rows)
+    query = select(field_sets.c.digest, field_sets.c.id).where(
+        field_sets.c.dataset_id == dataset_id, field_sets.c.digest.in_(different)
     )
-    field_set_id: int = (await connection.execute(query)).scalar_one()
-    return field_set_id
+    return {row.digest: row.id for row in await connection.execute(query)}

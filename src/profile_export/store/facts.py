@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from profile_export.domain.batch import DataFile, RowError
+from profile_export.domain.batch import DataFile, RowError, UploadState
+from profile_export.domain.identity import fold_namespace
 from profile_export.domain.schema import FieldPath, ObjectType
 
 
@@ -14,6 +17,17 @@ class NamespaceUse:
 
     first_spellings: tuple[str, ...] = ()
     all_spellings: frozenset[str] = frozenset()
+
+
+def used_together(uses: Iterable[NamespaceUse]) -> NamespaceUse:
+    """Return how several files, in their order, spell their namespaces together."""
+    first: dict[str, str] = {}
+    spellings: set[str] = set()
+    for use in uses:
+        for spelling in use.first_spellings:
+            first.setdefault(fold_namespace(spelling), spelling)
+        spellings |= use.all_spellings
+    return NamespaceUse(tuple(first.values()), frozenset(spellings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +52,16 @@ class UploadFacts:
     byte_count: int
     rejected_rows: int = 0
     errors: tuple[RowError, ...] = ()
+
+
+def accepted(facts: UploadFacts) -> dict[str, Any]:
+    """Return what the row of a complete file says."""
+    return {
+        "state": UploadState.COMPLETE.value,
+        "byte_count": facts.byte_count,
+        "staged_bytes": facts.byte_count,
+        "sha256": facts.sha256,
+        "folder": facts.folder,
+        "rejected_rows": facts.rejected_rows,
+        "errors": facts.errors,
+    }

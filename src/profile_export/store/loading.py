@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, delete, select
+from sqlalchemy import Row, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import (
     Batch,
     BatchState,
+    DataFile,
     Upload,
     UploadState,
     check_abortable,
@@ -20,8 +21,10 @@ from profile_export.domain.batch import (
 from profile_export.domain.catalog import Dataset, Tenant
 from profile_export.domain.errors import AlreadyExistsError
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
+from profile_export.domain.registered import check_batch_namespaces
 from profile_export.domain.schema import type_at, union_objects
 from profile_export.store.batches import (
+    AddedFile,
     add_files,
     batch_by_id,
     batch_from,
@@ -33,9 +36,9 @@ from profile_export.store.batches import (
 from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, whole
-from profile_export.store.datasets import dataset_of, field_set_of, grow_fields
+from profile_export.store.datasets import dataset_of, field_sets_of, grow_fields
 from profile_export.store.events import Wakeups
-from profile_export.store.facts import UploadFacts
+from profile_export.store.facts import UploadFacts, accepted, used_together
 from profile_export.store.shares import check_loading_batches
 from profile_export.store.tables import batches, uploads
 from profile_export.store.tenants import (
@@ -47,10 +50,8 @@ from profile_export.store.tenants import (
     register_namespaces,
 )
 from profile_export.store.uploads import (
-    accepted,
     check_still_loading,
     insert_batch,
-    upload_of,
     writable_dataset,
 )
 
@@ -172,7 +173,15 @@ class LoadingBatches:
             FieldsGrewError: A type is known now that a file lacked.
             BatchChangedError: It has other complete files, or counts already.
             FailedPreconditionError: It has ended meanwhile.
+            TooManyError: More fields or namespaces would be known than may be.
         """
+        used = {
+            IDENTITY: used_together(facts.identity_namespaces for facts in sent.values()),
+            SEGMENT: used_together(facts.segment_namespaces for facts in sent.values()),
+        }
+        for kind, use in used.items():
+            check_batch_namespaces(kind, use.first_spellings, use.all_spellings)
+        digests = {file_name: digest_of(facts.fields) for file_name, facts in sent.items()}
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             row = await existing_batch(connection, tenant_id, batch_id)
@@ -188,23 +197,20 @@ class LoadingBatches:
             await grow_fields(connection, tenant_id, dataset, fields)
             if any(type_at(fields, path) for facts in sent.values() for path in facts.untyped):
                 raise FieldsGrewError
+            for kind, use in used.items():
+                await register_namespaces(connection, tenant_id, kind, use.first_spellings, use.all_spellings)
             place = await next_place(connection, tenant_id)
-            counted = []
+            different = {digests[file_name]: facts.fields for file_name, facts in sent.items()}
+            field_set_ids = await field_sets_of(connection, dataset.id, different)
+            counted: list[DataFile] = []
+            added: list[AddedFile] = []
             for index, (file_name, facts) in enumerate(sent.items()):
-                for kind, use in (
-                    (IDENTITY, facts.identity_namespaces),
-                    (SEGMENT, facts.segment_namespaces),
-                ):
-                    await register_namespaces(
-                        connection, tenant_id, kind, use.first_spellings, use.all_spellings
-                    )
-                field_set_id = await field_set_of(connection, dataset.id, facts.fields)
                 prefix = f"{index:05}-" if row.several_files else ""
                 files = [replace(file, name=f"{prefix}{file.name}") for file in facts.files]
-                await add_files(connection, row.key, files, field_set_id)
+                added += (AddedFile(row.key, file, field_set_ids[digests[file_name]]) for file in files)
                 counted += files
-                query = upload_of(row, file_name).values(accepted(facts) | {"facts": None})
-                await connection.execute(query)
+            await add_files(connection, added)
+            await _note_accepted(connection, row.key, sent)
             row = await succeed_batch(connection, row.key, place, counted)
             batch = await batch_from(connection, row)
         self._wakeups.batches_changed()
@@ -244,3 +250,14 @@ async def _check_same_files(
     found = {row.file_name: row.sha256 for row in await connection.execute(query)}
     if found != {file_name: facts.sha256 for file_name, facts in sent.items()}:
         raise BatchChangedError
+
+
+async def _note_accepted(
+    connection: AsyncConnection, batch_key: int, sent: Mapping[str, UploadFacts]
+) -> None:
+    """Note that files, by name, are complete, and that it need not be known any more what they hold."""
+    rows = [{"of_file": file_name} | accepted(facts) | {"facts": None} for file_name, facts in sent.items()]
+    query = update(uploads).where(
+        uploads.c.batch_key == batch_key, uploads.c.file_name == bindparam("of_file")
+    )
+    await connection.execute(query, rows)

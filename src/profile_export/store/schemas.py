@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, Schema, Tenant
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.domain.registered import check_dataset_fields
 from profile_export.domain.registry import check_beside, next_version
 from profile_export.domain.schema import EMPTY
 from profile_export.store.database import Database, database_time, whole
@@ -46,6 +47,7 @@ class Schemas:
         Raises:
             TypeConflictError: One narrows or changes a field of its version before, or contradicts a dataset.
             AlreadyExistsError: One has the id of a schema that cannot be extended.
+            TooManyError: One, a dataset that follows it, or their class would know more fields than may be.
         """
         stored, replayed = read[-1], True
         async with self.database.write() as connection:
@@ -58,6 +60,7 @@ class Schemas:
                 if newer is None:
                     continue
                 stored = replace(newer, create_time=await database_time(connection))
+                check_dataset_fields(stored.fields, f"The schema '{stored.id}'")
                 await connection.execute(insert(schemas).values(_row(tenant_id, stored)))
                 await _follow(connection, tenant_id, stored)
         return stored, replayed

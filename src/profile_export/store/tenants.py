@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ScalarSelect, bindparam, select, update
+from sqlalchemy import ScalarSelect, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.identity import fold_namespace
+from profile_export.domain.registered import check_tenant_namespaces
 from profile_export.store.database import database_time, insert_new
 from profile_export.store.tables import namespace_spellings, namespaces, tenants
 
@@ -105,18 +106,26 @@ async def register_namespaces(
         kind: `IDENTITY` or `SEGMENT`.
         first_spellings: Of each namespace the spelling of the first place; registered if the namespace is new.
         all_spellings: Every spelling that was used, the first ones included.
+
+    Raises:
+        TooManyError: The tenant would have more than it may have.
     """
-    for spelling in first_spellings:
-        row = {
-            "tenant_id": tenant_id,
-            "kind": kind,
-            "folded": fold_namespace(spelling),
-            "registered": spelling,
-        }
-        await connection.execute(insert_new(connection, namespaces).values(row))
-    for spelling in all_spellings:
-        row = {"tenant_id": tenant_id, "kind": kind, "spelling": spelling, "folded": fold_namespace(spelling)}
-        await connection.execute(insert_new(connection, namespace_spellings).values(row))
+    named = [
+        {"tenant_id": tenant_id, "kind": kind, "folded": fold_namespace(spelling), "registered": spelling}
+        for spelling in first_spellings
+    ]
+    spelled = [
+        {"tenant_id": tenant_id, "kind": kind, "spelling": spelling, "folded": fold_namespace(spelling)}
+        for spelling in all_spellings
+    ]
+    if not spelled:
+        return
+    counts = []
+    for table, rows in ((namespaces, named), (namespace_spellings, spelled)):
+        await connection.execute(insert_new(connection, table), rows)
+        of_tenant = select(func.count()).where(table.c.tenant_id == tenant_id, table.c.kind == kind)
+        counts.append((await connection.execute(of_tenant)).scalar_one())
+    check_tenant_namespaces(kind, *counts)
 
 
 async def registered_namespaces(connection: AsyncConnection, tenant_id: Any, kind: str) -> Mapping[str, str]:

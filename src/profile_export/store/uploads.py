@@ -31,10 +31,11 @@ from profile_export.store.batches import (
     files_of,
     upload_from,
 )
+from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, database_time, whole
-from profile_export.store.datasets import dataset_of, field_set_of
+from profile_export.store.datasets import dataset_of, field_sets_of
 from profile_export.store.drops import drop
-from profile_export.store.facts import UploadFacts
+from profile_export.store.facts import UploadFacts, accepted
 from profile_export.store.shares import check_loading_batches, note_activity, room_for_bytes
 from profile_export.store.tables import batches, field_sets, uploads
 from profile_export.store.tenants import ensure_tenant, id_of
@@ -178,11 +179,12 @@ class Uploads:
         Raises:
             FailedPreconditionError: The batch has ended meanwhile.
         """
+        digest = digest_of(facts.fields)
         async with self.database.write() as connection:
             row = await existing_batch(connection, id_of(tenant), opened.batch.id)
             check_still_loading(row)
-            field_set_id = await field_set_of(connection, row.dataset_id, facts.fields)
-            values = accepted(facts) | {"facts": facts, "rows": facts.rows, "field_set_id": field_set_id}
+            ids = await field_sets_of(connection, row.dataset_id, {digest: facts.fields})
+            values = accepted(facts) | {"facts": facts, "rows": facts.rows, "field_set_id": ids[digest]}
             await connection.execute(upload_of(row, opened.upload.file_name).values(values))
             await note_activity(connection, row.key)
             return await batch_from(connection, row)
@@ -321,19 +323,6 @@ async def _check_file_count(connection: AsyncConnection, batch: Row[Any]) -> Non
 def upload_of(batch: Row[Any], file_name: str) -> Any:
     """Update the row of a file."""
     return update(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == file_name)
-
-
-def accepted(facts: UploadFacts) -> dict[str, Any]:
-    """Return what the row of a complete file says."""
-    return {
-        "state": UploadState.COMPLETE.value,
-        "byte_count": facts.byte_count,
-        "staged_bytes": facts.byte_count,
-        "sha256": facts.sha256,
-        "folder": facts.folder,
-        "rejected_rows": facts.rejected_rows,
-        "errors": facts.errors,
-    }
 
 
 def check_still_loading(row: Row[Any]) -> None:
