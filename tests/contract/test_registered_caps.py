@@ -19,6 +19,8 @@ from profile_export.domain.catalog import (
     Tenant,
 )
 from profile_export.domain.registered import (
+    LONGEST_NAME,
+    LONGEST_NAMESPACE,
     MOST_BATCH_NAMESPACES,
     MOST_BATCH_SPELLINGS,
     MOST_CLASS_FIELDS,
@@ -107,6 +109,41 @@ async def test_a_batch_names_so_many_namespaces_and_no_more(store: Store, kind: 
     assert caught.value.reason == "TOO_MANY_NAMESPACES"
     assert caught.value.metadata == {"kind": kind, "count": "1001", "limit": "1000"}
     assert await store.count(namespaces) == MOST_BATCH_NAMESPACES
+
+
+@pytest.mark.parametrize("kind", [IDENTITY, SEGMENT])
+async def test_a_namespace_has_so_many_characters_and_no_more(store: Store, kind: str) -> None:
+    dataset_id = await store.dataset()
+    field = "identities" if kind == IDENTITY else "segments"
+    await store.send(dataset_id, **{field: ["n" * LONGEST_NAMESPACE]})  # type: ignore[arg-type]  # one of the two
+
+    with pytest.raises(TooManyError) as caught:
+        await store.send(dataset_id, **{field: ["Email", "m" * (LONGEST_NAMESPACE + 1)]})  # type: ignore[arg-type]  # as above
+
+    assert caught.value.reason == "NAMESPACE_TOO_LONG"
+    assert caught.value.metadata == {"kind": kind, "length": "256", "limit": "255"}
+    assert await store.count(namespaces) == 1
+
+
+@pytest.mark.parametrize(
+    "within",
+    [TEXT, ArrayType(TEXT), MapType(TEXT), ObjectType({"a": TEXT})],
+    ids=["text", "array", "map", "object"],
+)
+async def test_the_name_of_a_field_has_so_many_characters_and_no_more(
+    store: Store, within: FieldType
+) -> None:
+    dataset_id = await store.dataset()
+    await store.send(dataset_id, ["n" * LONGEST_NAME], kind=within)
+
+    for kind in (within, ObjectType({"inner": within})):
+        with pytest.raises(TooManyError) as caught:
+            await store.send(dataset_id, ["m" * (LONGEST_NAME + 1)], kind=kind)
+        assert caught.value.reason == "FIELD_NAME_TOO_LONG"
+        assert caught.value.metadata == {"length": "1025", "limit": "1024"}
+
+    known = (await store.catalog.get_dataset(TENANT, dataset_id)).fields.fields
+    assert "m" * (LONGEST_NAME + 1) not in known
 
 
 async def test_spellings_of_few_namespaces_are_bounded_too(store: Store) -> None:

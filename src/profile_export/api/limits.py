@@ -58,7 +58,7 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "IdentityField": {"path": FIELD_PATH, "namespace": NAME},
     "FieldDeclaration": {"path": FIELD_PATH},
     "ObjectType": {"fields": DECLARED_FIELDS},
-    "Field": {"name": NAME},
+    "Field": {"name": FIELD_PATH},
     "Identity": {"namespace": NAME, "id": Limit(100_000)},
     "MergePolicyRef": {"id": ID},
     "AttributeMerge": {"order": Limit(128, items=1_000)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from profile_export.domain.errors import FailedPreconditionError
 from profile_export.domain.schema import ArrayType, FieldType, MapType, ObjectType
@@ -19,6 +19,10 @@ MOST_DATASET_FIELDS = 10_000
 """How many fields a dataset or a schema knows, those within arrays and maps included."""
 MOST_CLASS_FIELDS = 20_000
 """How many the union of a class knows."""
+LONGEST_NAME = 1_024
+"""How many characters a field's name has: as many as the path of one that an export asks for."""
+LONGEST_NAMESPACE = 255
+"""How many characters a namespace has."""
 
 
 class TooManyError(FailedPreconditionError):
@@ -39,8 +43,16 @@ def check_batch_namespaces(kind: str, namespaces: Collection[str], spellings: Co
     """Refuse a batch that names too many namespaces.
 
     Raises:
-        TooManyError: It does, or in too many spellings.
+        TooManyError: It does, or in too many spellings, or one is too long.
     """
+    longest = max(map(len, spellings), default=0)
+    if longest > LONGEST_NAMESPACE:
+        raise TooManyError(
+            "NAMESPACE_TOO_LONG",
+            f"A namespace of {kind} has {longest:,} characters, and may have {LONGEST_NAMESPACE}. It names a kind of "
+            "identifier or segment, such as 'Email': send what is longer as the id.",
+            metadata={"kind": kind, "length": str(longest), "limit": str(LONGEST_NAMESPACE)},
+        )
     for found, limit in ((namespaces, MOST_BATCH_NAMESPACES), (spellings, MOST_BATCH_SPELLINGS)):
         if len(found) > limit:
             raise too_many_namespaces(kind, len(found), limit, "The batch")
@@ -58,11 +70,19 @@ def check_tenant_namespaces(kind: str, namespaces: int, spellings: int) -> None:
 
 
 def check_dataset_fields(fields: ObjectType, of: str = "The dataset") -> None:
-    """Refuse a dataset, or what `of` names, that would know too many fields.
+    """Refuse a dataset, or what `of` names, that would know too many fields, or one with too long a name.
 
     Raises:
         TooManyError: It would.
     """
+    longest = _longest_name(fields)
+    if longest > LONGEST_NAME:
+        raise TooManyError(
+            "FIELD_NAME_TOO_LONG",
+            f"{of} would know a field whose name has {longest:,} characters, and may have {LONGEST_NAME:,}. Send what "
+            "is longer as a value, or the key of a map.",
+            metadata={"length": str(longest), "limit": str(LONGEST_NAME)},
+        )
     _check_fields(fields, MOST_DATASET_FIELDS, of)
 
 
@@ -88,15 +108,25 @@ def _check_fields(fields: ObjectType, limit: int, of: str) -> None:
 
 def field_count(kind: FieldType) -> int:
     """Return how many single values a type names, those of the items of arrays and maps included."""
-    count, waiting = 0, [kind]
+    return sum(not isinstance(one, ObjectType | ArrayType | MapType) for one in _all_within(kind))
+
+
+def _longest_name(kind: FieldType) -> int:
+    return max(
+        (len(name) for one in _all_within(kind) if isinstance(one, ObjectType) for name in one.fields),
+        default=0,
+    )
+
+
+def _all_within(kind: FieldType) -> Iterator[FieldType]:
+    waiting = [kind]
     while waiting:
-        match waiting.pop():
+        one = waiting.pop()
+        yield one
+        match one:
             case ObjectType(fields):
                 waiting += fields.values()
             case ArrayType(item):
                 waiting.append(item)
             case MapType(value):
                 waiting.append(value)
-            case _:
-                count += 1
-    return count

@@ -341,7 +341,7 @@ class Field(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Output only. The last part of the field path, such as `address`. At most 255 characters."""
+    """Output only. The last part of the field path, such as `address`. At most 1,024 characters."""
     @_builtins.property
     def type(self) -> Global___FieldType:
         """Output only. The type of the field. Objects carry their own fields, so that this is a tree."""
