@@ -28,6 +28,7 @@ from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake
+from profile_export.processes.pool import Pool
 from profile_export.runner.compactor import Compactor
 from profile_export.runner.expiries import ExpirySweeper
 from profile_export.runner.leftovers import Leftovers
@@ -118,7 +119,7 @@ class Application:
                 new_id,
                 timedelta(minutes=settings.upload_idle_minutes),
             ),
-            schemas=SchemaService(catalog, schemas, Registration(schemas), pages),
+            schemas=SchemaService(catalog, schemas, Registration(schemas, self._ingesting, expense), pages),
             profiles=ProfileService(policies, lookups, pages, new_id),
             exports=ExportService(catalog, policies, jobs, self._watches, estimates, pages, new_id),
         )
@@ -140,6 +141,11 @@ class Application:
         )
         self._leftovers = Leftovers(batches, compactions, drops, loading, self._lake)
         self._server: GrpcServer | None = None
+
+    @property
+    def ingesting(self) -> Pool:
+        """The processes that read what strangers send."""
+        return self._ingesting
 
     @property
     def port(self) -> int:

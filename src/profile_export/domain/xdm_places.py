@@ -5,6 +5,7 @@ Documents are JSON Schema, draft-06, and have been checked against its meta sche
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ MAX_NESTING = 200
 """How deep schemas may lie in one another, each `$ref`, `allOf` and property a level."""
 
 _RESERVED = {name.casefold() for name in (*SYSTEM_COLUMNS, TIME_SERIES_EVENTS)}
+_INDEX = re.compile(r"[0-9]{1,9}")
 _CHOICES = ("anyOf", "oneOf", "not")
 
 
@@ -246,7 +248,7 @@ def _pointed(document: Mapping[str, Any], pointer: str, ref: str) -> Any:
     first, *steps = pointer.split("/")
     for step in steps:
         name = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+        if isinstance(found, list) and _INDEX.fullmatch(name) and int(name) < len(found):
             found = found[int(name)]
         else:
             found = found.get(name) if isinstance(found, Mapping) else None

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any, BinaryIO, NamedTuple
 
-from profile_export.domain.learning import ValueRefusedError
+from profile_export.domain.learning import MAX_DEPTH, ValueRefusedError
 from profile_export.domain.schema import (
     SEGMENT_MEMBERSHIP,
     SEGMENT_MEMBERSHIP_TYPE,
@@ -199,6 +199,11 @@ def _columns(names: list[str], task: IngestTask) -> list[_Column]:
         path = tuple(name.split("."))
         if not all(path):
             message = f"The header has an empty name in column {place}: {name!r}."
+            raise FileRefusedError(message)
+        if len(path) > MAX_DEPTH:
+            message = (
+                f"The header has a name in column {place} that is nested deeper than {MAX_DEPTH} levels."
+            )
             raise FileRefusedError(message)
         if path in values:
             message = f"The header has the name '{name}' twice."

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import partial
 
+from profile_export.domain.batch import RowError
+from profile_export.domain.errors import DomainError
+from profile_export.domain.reasons import Reason
 from profile_export.ingest.csv_rows import read_csv
 from profile_export.ingest.json_array import read_json_array
 from profile_export.ingest.json_lines import read_json_lines
+from profile_export.ingest.output import OutputFailedError
 from profile_export.ingest.parquet import ingest_parquet
 from profile_export.ingest.refusals import FileRefusedError, Refusals, RowsRefusedError
 from profile_export.ingest.sent_rows import ingest_rows
@@ -20,6 +25,8 @@ _FORMATS: dict[str, Callable[[IngestTask, BatchWriter, Refusals], IngestResult]]
     "csv": partial(ingest_rows, read_csv),
     "parquet": ingest_parquet,
 }
+_OF_THE_BYTES = {None, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG}
+"""What Arrow raises for content that makes no sense, or the system for places in a file that it sends us to."""
 
 
 def ingest(task: IngestTask) -> IngestResult:
@@ -37,11 +44,32 @@ def ingest(task: IngestTask) -> IngestResult:
 
     Raises:
         RowsRefusedError: More rows than allowed, or the file as a whole, cannot be stored.
+        SchemaInvalidError: The rules cannot be used.
         OSError: The disk failed.
+        MemoryError: It takes more than there is.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
-    with BatchWriter(task) as writer, Refusals(task) as refusals:
-        try:
-            return _FORMATS[task.format](task, writer, refusals)
-        except FileRefusedError as refused:
-            raise RowsRefusedError((refused.error,), refusals.count) from None
+    try:
+        with BatchWriter(task) as writer, Refusals(task) as refusals:
+            try:
+                return _FORMATS[task.format](task, writer, refusals)
+            except BaseException as error:
+                if _is_known(error):
+                    raise
+                raise RowsRefusedError((_of_the_file(error),), refusals.count) from error
+    except OutputFailedError as failed:
+        raise failed.error from None
+
+
+def _is_known(error: BaseException) -> bool:
+    """Whether an error is told as it is: any other that reading strangers' bytes raises is the fault of these."""
+    if isinstance(error, OSError):
+        return error.errno not in _OF_THE_BYTES
+    return isinstance(error, RowsRefusedError | DomainError | OutputFailedError | MemoryError)
+
+
+def _of_the_file(error: BaseException) -> RowError:
+    if isinstance(error, FileRefusedError):
+        return error.error
+    message = "The file cannot be read: its content breaks the reader. Write it anew, or in another format."
+    return RowError(None, Reason.FILE_UNREADABLE.value, message)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+import structlog
+
 from profile_export.domain.batch import Batch, RejectedRow, RowError, Upload
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import (
@@ -15,6 +17,7 @@ from profile_export.domain.errors import (
     UnavailableError,
 )
 from profile_export.domain.paging import Page, PageRequest, cut_page
+from profile_export.domain.reasons import Reason
 from profile_export.domain.registered import TooManyError
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
 from profile_export.ingest.expense import Expense
@@ -35,6 +38,7 @@ from profile_export.store.schemas import Schemas
 from profile_export.store.uploads import OpenUpload, Uploads
 
 _RETRY_AFTER = timedelta(seconds=1)
+_log = structlog.get_logger(__name__)
 _MOST_PAGE_BYTES = 2 * 1024 * 1024
 """How many bytes of rows a page has: clients take 4 MiB in one message, of which some tell why."""
 
@@ -309,6 +313,8 @@ class Loading:
             limits = self._expense.limits(sent.byte_count)
             result = await interest.during(self._children.run(ingest, task, tenant, limits))
         except RowsRefusedError as refused:
+            if refused.rows[0].code == Reason.FILE_UNREADABLE:
+                _log.warning("file_unreadable", batch_id=sent.batch_id, exc_info=refused)
             raise _FileRefusedError(folder, refused) from None
         except TooExpensiveError as over:
             await self._remove(folder)
@@ -316,6 +322,7 @@ class Loading:
         except ChildDiedError as died:
             await self._remove(folder)
             if died.is_crash:
+                _log.warning("file_unreadable", batch_id=sent.batch_id, exit_code=died.exit_code)
                 raise _FileRefusedError(folder, unreadable()) from None
             raise UnavailableError(
                 "INGEST_DIED",

@@ -95,6 +95,6 @@ def too_expensive(over: TooExpensiveError) -> RowsRefusedError:
 
 
 def unreadable() -> RowsRefusedError:
-    """Return the refusal of a file that no reader gets through."""
-    message = "The file cannot be read: the reader broke down over it. Write it anew, or in another format."
+    """Return the refusal of a file that ended the process that read it."""
+    message = "The file cannot be read: its content breaks the reader. Write it anew, or in another format."
     return RowsRefusedError((RowError(None, Reason.FILE_UNREADABLE.value, message),), 0)

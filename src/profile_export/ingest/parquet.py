@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.learning import ValueRefusedError
@@ -29,7 +27,7 @@ from profile_export.domain.schema import (
     type_at,
     union_objects,
 )
-from profile_export.ingest.arrow_types import object_type, with_singles
+from profile_export.ingest.arrow_types import object_type
 from profile_export.ingest.conform import Place, Refused, accepted_fields, conform
 from profile_export.ingest.identities import (
     EMPTY_ID,
@@ -41,14 +39,14 @@ from profile_export.ingest.identities import (
 )
 from profile_export.ingest.identity_columns import DeclaredColumn, Identified, identify
 from profile_export.ingest.parquet_rows import row_bytes, row_texts, row_values
-from profile_export.ingest.refusals import FileRefusedError, Refusals, RowsRefusedError, row_error
+from profile_export.ingest.parquet_source import judged_schema, read_batches
+from profile_export.ingest.refusals import Refusals, RowsRefusedError, row_error
 from profile_export.ingest.rows import SystemColumns, missing_in_event, numbered
 from profile_export.ingest.rules import Rules
 from profile_export.ingest.sent_rows import too_large
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.writer import BatchWriter
 from profile_export.lake.arrow_types import arrow_type, file_schema
-from profile_export.lake.data_file import ROWS_PER_GROUP
 
 
 def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) -> IngestResult:
@@ -58,11 +56,10 @@ def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) ->
         RowsRefusedError: It contradicts the dataset's fields, or has more rows than allowed that cannot be stored.
         FileRefusedError: It is not sound Parquet.
     """
-    with _refusing_unsound(), pq.ParquetFile(task.source, coerce_int96_timestamp_unit="us") as file:
-        schema = file.schema_arrow
+    schema = judged_schema(task)
     columns = _Columns(task, schema)
     number = 1
-    for batch in _batches(task):
+    for batch in read_batches(task):
         table, refused = columns.stored(batch)
         for row, text in zip(sorted(refused), row_texts(batch, sorted(refused)), strict=True):
             refusals.add(number + row, refused[row], text)
@@ -79,47 +76,6 @@ def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) ->
         rejected_rows=refusals.count,
         errors=refusals.first,
     )
-
-
-def _batches(task: IngestTask) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(task.source, coerce_int96_timestamp_unit="us") as file:
-        batches = file.iter_batches(_rows_at_once(file.metadata, task.bytes_held // 2))
-        while True:
-            with _refusing_unsound():
-                batch = next(batches, None)
-                if batch is None:
-                    return
-                batch.validate(full=True)  # the reader takes bytes for text that are not UTF-8
-            if batch.num_rows:
-                yield pa.RecordBatch.from_arrays(
-                    [_taken(column) for column in batch.columns], batch.schema.names
-                )
-
-
-def _rows_at_once(metadata: pq.FileMetaData, most_bytes: int) -> int:
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
-    return max(1, min(ROWS_PER_GROUP, most_bytes // max(widest, 1)))
-
-
-def _taken(column: pa.Array) -> pa.Array:
-    """Return a column with text that can be taken out of it by row: Arrow cannot do so with views."""
-    viewless = with_singles(
-        column.type, lambda single: pa.string() if pa.types.is_string_view(single) else single
-    )
-    return column.cast(viewless) if "string_view" in str(column.type) else column
-
-
-@contextmanager
-def _refusing_unsound() -> Iterator[None]:
-    """Tell a file that is not sound Parquet as a refusal."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk, not the file's content
-        message = f"The file is not sound Parquet: {error}"
-        raise FileRefusedError(message) from None
 
 
 class _Columns:

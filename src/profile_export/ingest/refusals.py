@@ -41,7 +41,7 @@ class FileRefusedError(Exception):
 
     def __init__(self, message: str, row: int | None = None, reason: Reason = Reason.FILE_INVALID) -> None:
         super().__init__(message)
-        self.error = RowError(row, reason.value, message)
+        self.error = RowError(row, reason.value, _told(message))
 
 
 class Refusals:

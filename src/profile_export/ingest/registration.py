@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TypeVar
 
-from profile_export.domain.catalog import (
-    BUILT_IN_SCHEMAS,
-    DatasetKind,
-    IdentityField,
-    Schema,
-    Tenant,
-    check_identity_fields,
-)
+import structlog
+
+from profile_export.domain.catalog import DatasetKind, IdentityField, Schema, Tenant, check_identity_fields
+from profile_export.domain.errors import ExhaustedError, UnavailableError
+from profile_export.domain.reasons import Reason
 from profile_export.domain.schema import TypeConflictError
-from profile_export.domain.xdm import XdmSchema
-from profile_export.ingest.documents import parse_document, read_documents
+from profile_export.domain.xdm_places import SchemaInvalidError
+from profile_export.ingest.expense import Expense
+from profile_export.ingest.schema_reading import (
+    UNFORESEEN,
+    SchemasTask,
+    checked_names,
+    named,
+    read_schemas,
+    unreadable,
+)
+from profile_export.processes.errors import ChildDiedError, TooExpensiveError
+from profile_export.processes.pool import Pool
 from profile_export.store.schemas import Schemas
 
-# What other documents name is there from the start; what the classes hold themselves comes with the next version.
-_BUILT_IN = {
-    schema.id: {"$id": schema.id, "title": schema.title, "type": "object"}
-    for schema in BUILT_IN_SCHEMAS.values()
-    if schema.id == schema.class_id
-}
+_RETRY_AFTER = timedelta(seconds=1)
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+_log = structlog.get_logger(__name__)
 
 
 class Registration:
-    """Registers schemas, for all tenants."""
+    """Registers schemas, for all tenants.
 
-    def __init__(self, schemas: Schemas) -> None:
-        self._schemas = schemas
+    Args:
+        schemas: Where they are kept.
+        children: Where documents are read.
+        expense: What that may take.
+    """
+
+    def __init__(self, schemas: Schemas, children: Pool, expense: Expense) -> None:
+        self._schemas, self._children, self._expense = schemas, children, expense
 
     async def register(
         self,
@@ -56,59 +66,47 @@ class Registration:
             InvalidArgumentError: A document is none, or the identity fields cannot work.
             FailedPreconditionError: A named document is not known, or types contradict what is known.
             AlreadyExistsError: The id is that of the built-in union schema.
+            ExhaustedError: The documents take too much to read.
+            UnavailableError: The process that read them has died.
         """
         check_identity_fields(DatasetKind.RECORD, identity_fields)
-        texts = [*referenced_documents, document]
-        parsed = [await asyncio.to_thread(parse_document, text) for text in texts]
-        known = await self._named_by(tenant, parsed)
-        found = await asyncio.to_thread(read_documents, texts, known)
-        schemas = [_schema(read, text) for read, text in zip(found[:-1], texts[:-1], strict=True)]
-        schemas.append(_schema(found[-1], document, identity_fields))
+        texts = (*referenced_documents, document)
+        size = sum(map(len, texts))
+        known = await self._named_by(tenant, await self._read(tenant, checked_names, texts, size))
+        task = SchemasTask(texts, known, identity_fields)
+        schemas = await self._read(tenant, read_schemas, task, size + sum(map(len, known.values())))
         try:
             return await self._schemas.register(tenant, schemas)
         except TypeConflictError as conflict:
             raise conflict.as_precondition() from None
 
-    async def _named_by(
-        self, tenant: Tenant, documents: Iterable[Mapping[str, Any]]
-    ) -> Mapping[str, Mapping[str, Any]]:
-        """Return the known documents that these name, directly or through one another."""
-        known: dict[str, Mapping[str, Any]] = dict(_BUILT_IN)
+    async def _named_by(self, tenant: Tenant, names: frozenset[str]) -> Mapping[str, str]:
+        """Return the known documents of these ids, and those that they name, directly or through one another."""
+        known: dict[str, str] = {}
         asked: set[str] = set()
-        while wanted := {one for document in documents for one in _named_ids(document)} - asked:
+        while wanted := names - asked:
             asked |= wanted
-            texts = await self._schemas.documents(tenant, wanted)
-            known |= {schema_id: json.loads(text) for schema_id, text in texts.items()}
-            documents = [known[schema_id] for schema_id in texts]
+            found = await self._schemas.documents(tenant, wanted)
+            known |= found
+            texts = tuple(found.values())
+            names = await self._read(tenant, named, texts, sum(map(len, texts))) if texts else frozenset()
         return known
 
-
-def _named_ids(document: Any) -> Iterator[str]:
-    """List the ids of other documents in a document, perhaps repeatedly; what a `$ref` says behind `#` is left out."""
-    waiting = [document]  # a document may be nested deeper than calls may
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, list):
-            waiting += value
-        if not isinstance(value, dict):
-            continue
-        for name, member in value.items():
-            if name == "$ref" and isinstance(member, str):
-                yield member.partition("#")[0]
-            elif name == "meta:extends" and isinstance(member, list):
-                yield from (one for one in member if isinstance(one, str))
-            else:
-                waiting.append(member)
-
-
-def _schema(read: XdmSchema, text: str, identity_fields: tuple[IdentityField, ...] = ()) -> Schema:
-    return Schema(
-        id=read.id,
-        kind=read.kind,
-        fields=read.fields,
-        class_id=read.class_id,
-        title=read.title,
-        document=text,
-        rules=json.dumps(read.rules) if read.rules else "",
-        identity_fields=identity_fields,
-    )
+    async def _read(
+        self, tenant: Tenant, work: Callable[[_Task], _Result], task: _Task, byte_count: int
+    ) -> _Result:
+        try:
+            return await self._children.run(work, task, tenant, self._expense.limits(byte_count))
+        except SchemaInvalidError as refused:
+            if refused.rule == UNFORESEEN:
+                _log.warning("schema_unreadable", exc_info=refused)
+            raise
+        except TooExpensiveError as over:
+            message = f"Reading the schema document took more than {over}: write it simpler, or register it in parts."
+            raise ExhaustedError(Reason.INGEST_TOO_EXPENSIVE.value, message) from None
+        except ChildDiedError as died:
+            if died.is_crash:
+                _log.warning("schema_unreadable", exit_code=died.exit_code)
+                raise unreadable() from None
+            message = "The process that read the schema document died; send the same call again."
+            raise UnavailableError("INGEST_DIED", message, retry_after=_RETRY_AFTER) from None

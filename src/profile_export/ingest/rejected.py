@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from profile_export.domain.batch import RejectedRow
+from profile_export.ingest.output import writing
 from profile_export.lake.data_file import sync
 
 REJECTED_FILE = "rejected.parquet"
@@ -56,10 +57,11 @@ class RejectedWriter:
         if self._held:
             self._write()
         if self._file:
-            self._file.close()
-            self._file = None
-            sync(self._path)
-            sync(self._path.parent)
+            with writing():
+                self._file.close()
+                self._file = None
+                sync(self._path)
+                sync(self._path.parent)
 
     def discard(self) -> None:
         """Drop all rows and the file."""
@@ -71,10 +73,11 @@ class RejectedWriter:
         self._path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        if self._file is None:
-            self._file = pq.ParquetWriter(self._path, _SCHEMA, compression="zstd")
         columns = [[getattr(row, name) for row in self._held] for name in _SCHEMA.names]
-        self._file.write_table(pa.table(columns, _SCHEMA))
+        with writing():
+            if self._file is None:
+                self._file = pq.ParquetWriter(self._path, _SCHEMA, compression="zstd")
+            self._file.write_table(pa.table(columns, _SCHEMA))
         self._held.clear()
         self._bytes_held = 0
 

@@ -6,13 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jsonschema_rs import Draft6Validator, ValidationError
+from jsonschema_rs import Draft6Validator, FancyRegexOptions, RegexOptions, ValidationError
 
 from profile_export.domain.learning import ValueRefusedError
 from profile_export.domain.schema import FieldPath, dotted_path
 from profile_export.domain.xdm_places import SchemaInvalidError
 
 _MOST_SHOWN = 200
+_MOST_LOOKED_AROUND = 1_000
+"""Characters of a text that is held to a pattern with a lookaround or a reference back."""
+_PATTERNS = FancyRegexOptions(backtrack_limit=100_000)
+_DATA = {"enum", "const", "default", "examples"}
 _NAMED = {"properties", "definitions", "patternProperties", "dependencies"}
 _MISSING = "is missing, but the schema requires it"
 _FORBIDDEN = "may not be there, since the schema allows no such field (additionalProperties)"
@@ -28,7 +32,9 @@ class Rules:
     def __init__(self, text: str) -> None:
         """Compile the rules, JSON text."""
         try:
-            self._validator = Draft6Validator(json.loads(text), validate_formats=True, offline=True)
+            self._validator = Draft6Validator(
+                _bounded(json.loads(text)), validate_formats=True, offline=True, pattern_options=_PATTERNS
+            )
         except ValidationError as error:
             raise SchemaInvalidError(
                 _field_of(error.instance_path),
@@ -48,11 +54,35 @@ class Rules:
         try:
             if self._validator.is_valid(record):
                 return
-            error = next(self._validator.iter_errors(record))
+            self._validator.validate(record)  # goes no further than what it raises
         except UnicodeEncodeError:
             raise ValueRefusedError((), "holds half of a surrogate pair, which is not text") from None
-        path, complaint = _told(error)
-        raise ValueRefusedError(path, complaint)
+        except ValidationError as error:
+            path, complaint = _told(error)
+            raise ValueRefusedError(path, complaint) from None
+
+
+def _bounded(rules: dict[str, Any]) -> dict[str, Any]:
+    """Let patterns that take more than linear time, those that look around or back, meet short text only. In place."""
+    waiting: list[Any] = [rules]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            pattern = part.get("pattern")
+            if isinstance(pattern, str) and not _is_linear(pattern):
+                part["maxLength"] = min(part.get("maxLength", _MOST_LOOKED_AROUND), _MOST_LOOKED_AROUND)
+            waiting += [member for name, member in part.items() if name not in _DATA]
+    return rules
+
+
+def _is_linear(pattern: str) -> bool:
+    try:
+        Draft6Validator({"pattern": pattern}, pattern_options=RegexOptions())
+    except ValidationError:
+        return False
+    return True
 
 
 def rule_at(pointer: Sequence[str | int]) -> str:

@@ -26,6 +26,7 @@ from profile_export.lake.arrow_types import file_schema
 
 _ROWS_PER_BATCH = 16_384
 _BYTES_PER_BATCH = 8 * 1024 * 1024
+_CELLS_PER_BATCH = 2**20
 
 
 class SentRow(NamedTuple):
@@ -143,12 +144,17 @@ def _batches(read: ReadRows, task: IngestTask, checker: RowChecker, refusals: Re
             continue
         batch.add(value, identities)
         size += len(text)
-        if len(batch.values) == _ROWS_PER_BATCH or size >= _BYTES_PER_BATCH:
+        if len(batch.values) == _ROWS_PER_BATCH or size >= _BYTES_PER_BATCH or _is_wide(batch, checker):
             yield batch
             batch, size = RowBatch(task.batch_id, checker.next_row), 0
     refusals.settle()
     if batch.values:
         yield batch
+
+
+def _is_wide(batch: RowBatch, checker: RowChecker) -> bool:
+    """Whether rows take more room for what they do not hold than for what they do."""
+    return len(batch.values) * len(checker.fields.fields) >= _CELLS_PER_BATCH
 
 
 def _checked(checker: RowChecker, record: Any) -> tuple[dict[str, Any], RowIdentities]:

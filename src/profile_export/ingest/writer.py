@@ -9,6 +9,7 @@ from typing import Self
 import pyarrow as pa
 
 from profile_export.domain.plan import WrittenFile
+from profile_export.ingest.output import writing
 from profile_export.ingest.task import IngestTask
 from profile_export.lake.data_file import sync, write_data_file
 
@@ -51,7 +52,8 @@ class BatchWriter:
         if self._held:
             self._write()
         if self.files:
-            sync(self._folder)
+            with writing():
+                sync(self._folder)
         return tuple(self.files)
 
     def _path(self, number: int) -> Path:
@@ -62,4 +64,5 @@ class BatchWriter:
         self._held.clear()
         self._rows_held = self._bytes_held = 0
         path = self._path(len(self.files))
-        self.files.append(write_data_file(path, table.schema, [table]))
+        with writing():
+            self.files.append(write_data_file(path, table.schema, [table]))
