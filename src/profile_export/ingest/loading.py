@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-import structlog
-
 from profile_export.domain.batch import Batch, RejectedRow, RowError, Upload
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import (
@@ -17,19 +15,18 @@ from profile_export.domain.errors import (
     UnavailableError,
 )
 from profile_export.domain.paging import Page, PageRequest, cut_page
-from profile_export.domain.reasons import Reason
 from profile_export.domain.registered import TooManyError
 from profile_export.domain.schema import ObjectType, TypeConflictError, type_at, union_objects
 from profile_export.ingest.expense import Expense
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.interest import Interest
-from profile_export.ingest.outcomes import SentFile, facts_of, rows_rejected, too_expensive, unreadable
+from profile_export.ingest.outcomes import SentFile, facts_of, fault_of_file, rows_rejected
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
 from profile_export.ingest.task import IngestTask
 from profile_export.ingest.turns import Turns
 from profile_export.lake.local import LocalLake
-from profile_export.processes.errors import ChildDiedError, TooExpensiveError
+from profile_export.processes.errors import ChildDiedError
 from profile_export.processes.pool import Pool
 from profile_export.store.catalog import Catalog
 from profile_export.store.facts import UploadFacts
@@ -38,7 +35,6 @@ from profile_export.store.schemas import Schemas
 from profile_export.store.uploads import OpenUpload, Uploads
 
 _RETRY_AFTER = timedelta(seconds=1)
-_log = structlog.get_logger(__name__)
 _MOST_PAGE_BYTES = 2 * 1024 * 1024
 """How many bytes of rows a page has: clients take 4 MiB in one message, of which some tell why."""
 
@@ -312,25 +308,17 @@ class Loading:
         try:
             limits = self._expense.limits(sent.byte_count)
             result = await interest.during(self._children.run(ingest, task, tenant, limits))
-        except RowsRefusedError as refused:
-            if refused.rows[0].code == Reason.FILE_UNREADABLE:
-                _log.warning("file_unreadable", batch_id=sent.batch_id, exc_info=refused)
-            raise _FileRefusedError(folder, refused) from None
-        except TooExpensiveError as over:
-            await self._remove(folder)
-            raise _FileRefusedError(folder, too_expensive(over)) from None
-        except ChildDiedError as died:
-            await self._remove(folder)
-            if died.is_crash:
-                _log.warning("file_unreadable", batch_id=sent.batch_id, exit_code=died.exit_code)
-                raise _FileRefusedError(folder, unreadable()) from None
-            raise UnavailableError(
-                "INGEST_DIED",
-                "The process that read the upload died; what has arrived is kept: send 'finish' again.",
-                retry_after=_RETRY_AFTER,
-            ) from None
-        except Exception:
-            await self._remove(folder)
+        except Exception as error:
+            if not isinstance(error, RowsRefusedError):
+                await self._remove(folder)
+            if (refused := fault_of_file(error, sent.batch_id)) is not None:
+                raise _FileRefusedError(folder, refused) from None
+            if isinstance(error, ChildDiedError):
+                raise UnavailableError(
+                    "INGEST_DIED",
+                    "The process that read the upload died; what has arrived is kept: send 'finish' again.",
+                    retry_after=_RETRY_AFTER,
+                ) from None
             raise
         await asyncio.to_thread(self._lake.sync, folder)
         return facts_of(result, folder, sent, first_row)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
+
 from profile_export.domain.batch import DataFile, RowError, Upload
 from profile_export.domain.errors import (
     DomainError,
@@ -16,10 +18,11 @@ from profile_export.domain.reasons import Reason
 from profile_export.domain.registered import MOST_BATCH_SPELLINGS, TooManyError
 from profile_export.ingest.refusals import RowsRefusedError
 from profile_export.ingest.task import IngestResult, NamespacesSent
-from profile_export.processes.errors import TooExpensiveError
+from profile_export.processes.errors import ChildDiedError, TooExpensiveError
 from profile_export.store.facts import NamespaceUse, UploadFacts
 
 _VIOLATIONS_TOLD = 10
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +88,30 @@ def rows_rejected(refused: RowsRefusedError) -> DomainError:
     )
 
 
-def too_expensive(over: TooExpensiveError) -> RowsRefusedError:
-    """Return the refusal of a file that takes more to read than it may."""
-    message = (
-        f"Reading the file took more than {over}: send its rows in smaller files, with shorter values or simpler "
-        "rules."
-    )
-    return RowsRefusedError((RowError(None, Reason.INGEST_TOO_EXPENSIVE.value, message),), 0)
+def fault_of_file(error: Exception, batch_id: str) -> RowsRefusedError | None:
+    """Return the refusal of a file whose reading ended with an error; None where it is not the file's fault.
+
+    What nobody foresaw goes into the log.
+    """
+    match error:
+        case RowsRefusedError():
+            if error.rows[0].code == Reason.FILE_UNREADABLE:
+                _log.warning("file_unreadable", batch_id=batch_id, exc_info=error)
+            return error
+        case TooExpensiveError():
+            message = (
+                f"Reading the file took more than {error}: send its rows in smaller files, with shorter values or "
+                "simpler rules."
+            )
+            return _of_whole_file(Reason.INGEST_TOO_EXPENSIVE, message)
+        case ChildDiedError(is_crash=True):
+            _log.warning("file_unreadable", batch_id=batch_id, exit_code=error.exit_code)
+            message = (
+                "The file cannot be read: its content breaks the reader. Write it anew, or in another format."
+            )
+            return _of_whole_file(Reason.FILE_UNREADABLE, message)
+    return None
 
 
-def unreadable() -> RowsRefusedError:
-    """Return the refusal of a file that ended the process that read it."""
-    message = "The file cannot be read: its content breaks the reader. Write it anew, or in another format."
-    return RowsRefusedError((RowError(None, Reason.FILE_UNREADABLE.value, message),), 0)
+def _of_whole_file(reason: Reason, message: str) -> RowsRefusedError:
+    return RowsRefusedError((RowError(None, reason.value, message),), 0)
