@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,7 +24,6 @@ _Decode: TypeAlias = Callable[[bytes], Any]
 # Where a value stands: what it stands in, the field's name, and its index there or None; () is the request.
 _Where: TypeAlias = "tuple[_Where, str, int | None] | tuple[()]"
 
-_PACKAGE = dataset_service_pb2.DESCRIPTOR.package
 _REQUESTS: dict[str, Descriptor] = {
     f"/{service.full_name}/{method.name}": method.input_type
     for module in (dataset_service_pb2, schema_service_pb2, profile_service_pb2, export_service_pb2)
@@ -64,20 +63,17 @@ class _Door:
         self._most_bytes = limits.MOST_MESSAGE_BYTES.get(request.name, limits.MESSAGE_BYTES)
         self._most_fields = limits.MOST_TOP_FIELDS.get(request.name)
         self._part = _part_of(request)
-        self._least = self._part.least(set())
+        self._least = self._part.least()
 
     def admit(self, raw: bytes) -> Any:
         _check_size(raw, self._most_bytes)
         if self._most_fields is not None:
             _check_top_fields(raw, self._most_fields)
         message = _decoded(self._decode, raw)
-        # Most requests have fewer bytes than any limit allows; U+0000 is the only other thing that is looked for.
         if len(raw) > self._least or b"\0" in raw:
             _Walk().check(message, self._part, ())
-        before = message.ByteSize()
-        message.DiscardUnknownFields()
-        if message.ByteSize() != before:
-            raise _unknown(_decoded(self._decode, raw))
+        else:
+            _check_known(message, ())
         return message
 
 
@@ -146,7 +142,7 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class _Rule:
-    """What is checked of one field; `part` is the message in it, None for scalars and messages that need no check."""
+    """What is checked of one field; `part` is the message in it, None for a scalar."""
 
     name: str
     limit: Limit
@@ -154,14 +150,6 @@ class _Rule:
     is_map: bool = False
     is_text: bool = False
     part: _Part | None = None
-
-    def least(self, seen: set[str]) -> int:
-        """Return up to how many bytes of a message nothing of it can be too much."""
-        bounds = [
-            bound for bound in (self.limit.length, self.limit.items, self.limit.size) if bound is not None
-        ]
-        inner = self.part.least(seen) if self.part else limits.MOST_PARTS
-        return min([*bounds, inner])
 
 
 @dataclass(slots=True)
@@ -171,12 +159,15 @@ class _Part:
     name: str
     rules: dict[int, _Rule] = field(default_factory=dict)
 
-    def least(self, seen: set[str]) -> int:
-        """As `_Rule.least`."""
-        if self.name in seen:
-            return limits.MOST_TYPES_DEEP
-        seen.add(self.name)
-        return min((rule.least(seen) for rule in self.rules.values()), default=limits.MOST_PARTS)
+    def least(self) -> int:
+        """Return up to how many bytes of such a message need no walk: fewer than any limit, and no message in it."""
+        rules = self.rules.values()
+        if any(rule.part for rule in rules):
+            return 0
+        limits_of = [(rule.limit.length, rule.limit.items, rule.limit.size) for rule in rules]
+        return min(
+            (most for one in limits_of for most in one if most is not None), default=limits.MESSAGE_BYTES
+        )
 
 
 _PARTS: dict[str, _Part] = {}
@@ -200,7 +191,7 @@ def _rule_of(one: FieldDescriptor, limit: Limit) -> _Rule:
         rule.is_map, rule.is_text = True, True
         value = one.message_type.fields_by_name["value"].message_type
         rule.part = _part_of(value) if value else None
-    elif one.message_type and one.message_type.file.package == _PACKAGE:
+    elif one.message_type:
         rule.part = _part_of(one.message_type)
     return rule
 
@@ -216,7 +207,9 @@ class _Walk:
 
         Raises:
             InvalidArgumentError: It is over a limit, or a text has a character that is none.
+            UnimplementedError: It has a field that the contract does not have.
         """
+        _check_known(message, where)
         self._parts += 1
         if self._parts > limits.MOST_PARTS:
             raise _too_many(where, limits.MOST_PARTS, None)
@@ -291,30 +284,10 @@ def _too_many(where: _Where, most: int, sent: int | None) -> InvalidArgumentErro
     )
 
 
-def _unknown(message: Message) -> UnimplementedError:
-    """Name a field that the contract does not have; there is one."""
-    waiting: list[tuple[Message, _Where]] = [(message, ())]
-    while waiting:
-        one, where = waiting.pop()
-        unknown = UnknownFieldSet(one)
-        if len(unknown):
-            return UnimplementedError.of_field(_path((where, str(unknown[0].field_number), None)))
-        for descriptor, value in one.ListFields():
-            waiting += reversed(_inside(descriptor, value, where))
-    return UnimplementedError.of_field("message")  # somewhere that is not looked into
-
-
-def _inside(descriptor: FieldDescriptor, value: Any, where: _Where) -> Sequence[tuple[Message, _Where]]:
-    if descriptor.message_type is None:
-        return ()
-    name = descriptor.name
-    if descriptor.message_type.GetOptions().map_entry:
-        if descriptor.message_type.fields_by_name["value"].message_type is None:
-            return ()
-        return [(value[key], ((where, name, None), "value", None)) for key in value]
-    if descriptor.is_repeated:
-        return [(item, (where, name, index)) for index, item in enumerate(value)]
-    return [(value, (where, name, None))]
+def _check_known(message: Message, where: _Where) -> None:
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        raise UnimplementedError.of_field(_path((where, str(unknown[0].field_number), None)))
 
 
 def _path(where: _Where) -> str:
