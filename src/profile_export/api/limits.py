@@ -153,7 +153,7 @@ MOST_TOP_FIELDS: Mapping[str, int] = {"CreateSchemaRequest": 1_000, "UploadBatch
 
 A million empty items in four megabytes take half a second to decode.
 """
-MOST_PARTS = 20_000
+MOST_PARTS = 12_000
 """How many messages a request may consist of, at all depths."""
 MOST_TYPES_DEEP = 32
 """How many types of fields may be nested in one another in a request."""
