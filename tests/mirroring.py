@@ -29,6 +29,7 @@ from profile_export.store.facts import NamespaceUse, UploadFacts
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import LEASE_TTL, Mirrors
+from profile_export.store.named import Named
 from profile_export.store.tables import batches
 from profile_export.store.uploads import Uploads
 from tests.databases import Place
@@ -114,7 +115,7 @@ class World:
     async def folders(self) -> list[str]:
         """The folders of batches that may not leave the disk, without the dataset's."""
         drops = Drops(self.database)
-        counting = await Batches(self.database, self.wakeups).kept_folders()
+        counting = await Named(self.database).kept_folders()
         staying = {*counting, *await drops.folders()} - set(await drops.due(timedelta()))
         return sorted(folder.split("/")[1] for folder in staying)
 

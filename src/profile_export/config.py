@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
+from profile_export.domain.secret import Secret
 
 Options = Mapping[str, str | bool | None]
 _T = TypeVar("_T")
@@ -30,13 +32,15 @@ _SECONDS_OR_MORE = "give whole seconds, 1 or more"
 _BYTES = "give whole bytes, 1 or more"
 _SECONDS = "give whole seconds, 0 or more"
 _MINUTES = "give whole minutes, 1 or more"
-_URL = "give postgresql://USER@HOST/DATABASE"
 _SHARE = "give a whole number, or 0 for no limit"
 _MB = 1_000_000
+_URL = "give postgresql://USER@HOST:PORT/DATABASE, with %XX for what is special in it"
 _LEAST_MEMORY_MB = 512
 """Less, and exports of profiles with links fail: their merge needs that much for its operators alone."""
 _INGEST_MEMORY_MB = 2_000
 _MOST_DAYS = 36_500
+_DAYS = f"give whole days, 1 to {_MOST_DAYS}"
+_SECRETS = ("database_url",)
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -45,23 +49,38 @@ class SettingsError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkSettings:
-    """How jobs are run, by a server or by a worker process.
+class StoreSettings:
+    """Where everything is.
 
     `database_url` names a PostgreSQL database for the store, None: it is a file in `data_dir`, as all else is.
-    `workers` is how many jobs run at once. `memory_limit_mb` is what a process of the engine may hold at most (peak
-    RSS, in 10^6 bytes, within a tenth); a job has one such process, an estimate another. None bounds DuckDB alone, by
-    its own default. `threads` bounds the engine's threads, None: one per core; a small memory limit allows fewer.
-    `quotas` are the shares of each tenant, of which a worker process knows the running jobs alone.
     """
 
     data_dir: Path
-    database_url: str | None
+    database_url: Secret | None
+    log_level: str
+
+    @property
+    def url(self) -> str | None:
+        """The URL of the database, for who connects to it."""
+        return None if self.database_url is None else self.database_url.reveal()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSettings(StoreSettings):
+    """How jobs are run, by a server or by a worker process.
+
+    `workers` is how many jobs run at once. `memory_limit_mb` is what a process of the engine may hold at most (peak
+    RSS, in 10^6 bytes, within a tenth); a job has one such process, an estimate another. None bounds DuckDB alone, by
+    its own default. `threads` bounds the engine's threads, None: one per core; a small memory limit allows fewer.
+    `quotas` are the shares of each tenant, of which a worker process knows the running jobs alone. `adopt_lake` lets
+    the database have the files in `data_dir` whatever it knows of them.
+    """
+
     workers: int
     memory_limit_mb: int | None
     threads: int | None
-    log_level: str
     quotas: Quotas
+    adopt_lake: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +92,8 @@ class ServeSettings(WorkSettings):
 
     `download_grace_seconds` is how long files that nothing needs any more stay for those who may still be reading them,
     `mirror_keep_minutes` how long a snapshot of an Iceberg table after it was the newest, `job_retention_days` how long
-    jobs after they ended, None: for ever, `watch_history_minutes` how far back a watch of all jobs can go on.
+    jobs after they ended, None: for ever, `watch_history_minutes` how far back a watch of all jobs can go on,
+    `trash_days` how long the trash keeps what nobody knows.
 
     `upload_idle_minutes` is how long an upload may send nothing before it is ended, `upload_expiry_hours` how long
     after the last sign of life a batch that is not complete is given up.
@@ -99,6 +119,7 @@ class ServeSettings(WorkSettings):
     watch_history_minutes: int
     upload_idle_minutes: int
     upload_expiry_hours: int
+    trash_days: int
 
     @property
     def ingest_memory_mb(self) -> int:
@@ -114,6 +135,15 @@ class ServeSettings(WorkSettings):
     def job_retention(self) -> timedelta | None:
         """How long a job is kept after it ended; None: for ever."""
         return None if self.job_retention_days is None else timedelta(days=self.job_retention_days)
+
+
+def load_store(options: Options, environ: Mapping[str, str]) -> StoreSettings:
+    """Read where everything is, as `load` does for a server.
+
+    Raises:
+        SettingsError: A value is missing or cannot be used.
+    """
+    return _store_settings(_Source(options, environ))
 
 
 def load_worker(options: Options, environ: Mapping[str, str]) -> WorkSettings:
@@ -156,14 +186,12 @@ def load(options: Options, environ: Mapping[str, str]) -> ServeSettings:
         download_grace_seconds=source.read("download_grace_seconds", _whole(0), 3600, _SECONDS),
         mirror_keep_minutes=source.read("mirror_keep_minutes", _whole(1), 60, _MINUTES),
         job_retention_days=source.read(
-            "job_retention_days",
-            _whole(1, _MOST_DAYS),
-            None,
-            f"give whole days, 1 to {_MOST_DAYS}, or leave it out",
+            "job_retention_days", _whole(1, _MOST_DAYS), None, f"{_DAYS}, or leave it out"
         ),
         watch_history_minutes=source.read("watch_history_minutes", _whole(1), 1440, _MINUTES),
         upload_idle_minutes=source.read("upload_idle_minutes", _whole(1), 10, _MINUTES),
         upload_expiry_hours=source.read("upload_expiry_hours", _whole(1), 24, "give whole hours, 1 or more"),
+        trash_days=source.read("trash_days", _whole(1, _MOST_DAYS), 30, _DAYS),
         # Adobe's guardrails.
         max_record_bytes=source.read("max_record_bytes", _whole(1), 100_000, _BYTES),
         max_event_bytes=source.read("max_event_bytes", _whole(1), 10_000, _BYTES),
@@ -185,10 +213,17 @@ def load(options: Options, environ: Mapping[str, str]) -> ServeSettings:
     return settings
 
 
-def _work_settings(source: _Source, *, least_workers: int) -> WorkSettings:
-    return WorkSettings(
+def _store_settings(source: _Source) -> StoreSettings:
+    return StoreSettings(
         data_dir=source.required("data_dir", _path, "give a folder, such as --data-dir .data"),
         database_url=source.read("database_url", _postgresql_url, None, f"{_URL}, or leave it out"),
+        log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
+    )
+
+
+def _work_settings(source: _Source, *, least_workers: int) -> WorkSettings:
+    return WorkSettings(
+        **asdict(_store_settings(source)),
         workers=source.read(
             "workers", _whole(least_workers), 1, f"give a whole number of jobs, {least_workers} or more"
         ),
@@ -199,8 +234,8 @@ def _work_settings(source: _Source, *, least_workers: int) -> WorkSettings:
             f"give whole megabytes, {_LEAST_MEMORY_MB} or more, since an export needs as much, or leave it out",
         ),
         threads=source.read("threads", _whole(1), None, "give a whole number, 1 or more, or leave it out"),
-        log_level=source.read("log_level", _log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}"),
         quotas=replace(DEFAULT_QUOTAS, running_jobs=_quota(source, "running_jobs")),
+        adopt_lake=source.read("adopt_lake", _flag, default=False, advice="give true or false"),
     )
 
 
@@ -241,9 +276,11 @@ class _Source:
         try:
             return parse(text)
         except ValueError as error:
-            raise self.refusal(name, f"cannot be used: {advice}") from error
+            raise self.refusal(name, f"cannot be used: {advice}") from (None if name in _SECRETS else error)
 
     def refusal(self, name: str, what: str) -> SettingsError:
+        if name in _SECRETS:
+            return SettingsError(f"{_names(name)}: what was given {what}.")
         # repr, so that a line break in the value does not make two lines of one.
         return SettingsError(f"{_names(name)}: {self.given(name)!r} {what}.")
 
@@ -262,10 +299,14 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _postgresql_url(text: str) -> str:
-    if not text.startswith(("postgresql://", "postgres://")):
-        raise ValueError(text)
-    return text
+def _postgresql_url(text: str) -> Secret:
+    parts = urlsplit(text)
+    if parts.scheme not in {"postgresql", "postgres"} or not text.startswith(f"{parts.scheme}://"):
+        raise ValueError
+    # Several hosts, each with a port, are for the driver to read; of one, what is wrong with the port is said here.
+    if "," not in parts.netloc:
+        _ = parts.port
+    return Secret(text)
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -165,15 +165,17 @@ async def test_a_void_merge_leaves_no_file(tmp_path: Path, hooked: Hooked) -> No
 async def test_a_stop_in_the_middle_of_a_commit_takes_no_file_away(tmp_path: Path, hooked: Hooked) -> None:
     async with opened(House(tmp_path, hooked)) as house:
         await house.people(await house.dataset(), *range(10))
-        rows, merged = await house.export(), asyncio.Event()
+        rows, merged, go_on = await house.export(), asyncio.Event(), asyncio.Event()
 
         async def tell() -> None:
             merged.set()
+            await go_on.wait()
 
         hooked.after = tell
+        step = asyncio.create_task(house.compactor.step())
+        await merged.wait()
         async with house.database.write():  # the commit waits for it
-            step = asyncio.create_task(house.compactor.step())
-            await merged.wait()
+            go_on.set()
             await asyncio.wait([step], timeout=0.5)
             step.cancel()
             await asyncio.wait([step])

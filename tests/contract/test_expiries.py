@@ -34,6 +34,7 @@ from profile_export.store.database import database_time
 from profile_export.store.expiries import Expiries
 from profile_export.store.job_tables import expired_jobs, job_ranges, job_stamps, job_transitions, jobs
 from profile_export.store.jobs import NewJob
+from profile_export.store.named import Named
 from profile_export.store.receipts import Receipts
 from profile_export.store.tables import batches
 from tests.contract.house import NO_GRACE, TENANT, UNION, House, opened
@@ -227,7 +228,7 @@ async def test_what_a_server_expired_before_it_died_leaves_the_disk_with_the_nex
     # when the next one starts and sweeps
     async with opened(House(tmp_path, Supervisor().pool(), place)) as later:
         kept = {
-            *await Batches(later.database, later.wakeups).kept_folders(),
+            *await Named(later.database).kept_folders(),
             *await later.drops.folders(),
         }
         named_by_nothing = set(later.lake.untouched(NO_GRACE)) - kept

@@ -53,7 +53,7 @@ async def serve(data_dir: str, point: str) -> None:
         application = Application(settings, lake=DyingLake(Path(data_dir)))
     else:
         application = Application(settings, DyingEngine())
-    await processes.run(application)
+    await processes.run(lambda: application)
 
 
 if __name__ == "__main__":

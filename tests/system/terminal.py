@@ -58,7 +58,7 @@ class Terminal:
     sandbox: str
 
     def type(self, *words: str | Path, to: str = "") -> subprocess.CompletedProcess[str]:
-        talks = words[0] not in {"serve", "worker"} and words[:2] != ("jobs", "verify")
+        talks = words[0] not in {"serve", "worker", "db"} and words[:2] != ("jobs", "verify")
         typed = [*map(str, words), *(("--sandbox", self.sandbox) if talks else ())]
         variables = environment(PROFILE_EXPORT_ADDRESS=to or self.address)
         with tempfile.TemporaryDirectory() as folder:

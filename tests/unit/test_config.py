@@ -1,3 +1,4 @@
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 
 from profile_export.config import ServeSettings, SettingsError, WorkSettings, load, load_worker
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
+from profile_export.domain.secret import Secret
 
 FOLDER = {"data_dir": ".data"}
 
@@ -13,6 +15,13 @@ BAD = [
     ("data_dir", ""),
     ("data_dir", "a\0b"),
     ("database_url", "sqlite:///x"),
+    ("database_url", "postgresql:there/x"),
+    ("database_url", "postgresql://me@there:port/x"),
+    ("database_url", "postgresql://me@there:65536/x"),
+    ("database_url", "postgresql://[me@there/x"),
+    ("adopt_lake", "perhaps"),
+    ("trash_days", "0"),
+    ("trash_days", "a month"),
     ("grpc_address", ""),
     ("grpc_address", "50051"),
     ("grpc_address", ":50051"),
@@ -94,6 +103,8 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         upload_idle_minutes=10,
         upload_expiry_hours=24,
         quotas=Quotas(1_000, 100, 10_000, 1_000, 100_000_000_000, 25_000, 256),
+        adopt_lake=False,
+        trash_days=30,
     )
 
 
@@ -129,12 +140,14 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_QUOTA_STAGED_MB": "4",
             "PROFILE_EXPORT_QUOTA_WATCHES": "5",
             "PROFILE_EXPORT_QUOTA_TRANSFERS": "0",
+            "PROFILE_EXPORT_ADOPT_LAKE": "true",
+            "PROFILE_EXPORT_TRASH_DAYS": "7",
         },
     )
 
     assert settings == ServeSettings(
         data_dir=Path("/srv/data"),
-        database_url="postgresql://me@there/x",
+        database_url=Secret("postgresql://me@there/x"),
         grpc_address=("0.0.0.0", 9_000),
         insecure=True,
         workers=0,
@@ -155,6 +168,8 @@ def test_every_option_has_its_variable() -> None:
         upload_idle_minutes=1,
         upload_expiry_hours=48,
         quotas=Quotas(1, 2, 3, 6, 4_000_000, 5, None),
+        adopt_lake=True,
+        trash_days=7,
     )
 
 
@@ -187,7 +202,7 @@ def test_a_bad_option_is_one_line_with_both_names_and_the_way_out(name: str, val
     line = _refusal({**FOLDER, name: value}, {})
 
     _assert_one_line_with_both_names(line, name)
-    assert repr(value) in line
+    assert (repr(value) in line) is (name != "database_url")  # it may hold a password
     assert "give " in line
 
 
@@ -196,7 +211,7 @@ def test_a_bad_variable_is_one_line_with_both_names_and_the_way_out(name: str, v
     line = _refusal({}, {"PROFILE_EXPORT_DATA_DIR": ".data", f"PROFILE_EXPORT_{name.upper()}": value})
 
     _assert_one_line_with_both_names(line, name)
-    assert repr(value) in line
+    assert (repr(value) in line) is (name != "database_url")  # it may hold a password
     assert "give " in line
 
 
@@ -225,6 +240,35 @@ def test_any_other_address_is_refused_unless_the_operator_accepts_it(text: str) 
     assert load({**FOLDER, "grpc_address": text, "insecure": True}, {}).insecure
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://me:pass/word@there/x",
+        "postgresql://me:pass/word@there/x",
+        "postgresql://me:pass#word@there/x",
+        "postgresql://me:pass?word@there/x",
+        "postgresql://me:password@there:65536/x",
+        "postgresql://[me:password@there/x",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_not_repeated(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({**FOLDER, "database_url": url}, {})
+
+    _assert_one_line_with_both_names(str(caught.value), "database_url")
+    told = "".join(traceback.format_exception(caught.value))
+    assert "pass" not in told
+    assert "word" not in told
+
+
+def test_a_url_is_not_printed() -> None:
+    settings = load({**FOLDER, "database_url": "postgresql://me:password@there/x"}, {})
+
+    for printed in (repr(settings), str(settings.database_url), f"{settings}"):
+        assert "password" not in printed
+    assert settings.url == "postgresql://me:password@there/x"
+
+
 def test_a_worker_needs_the_folder_and_the_database_of_its_servers() -> None:
     url = "postgresql://me@there/x"
 
@@ -232,12 +276,13 @@ def test_a_worker_needs_the_folder_and_the_database_of_its_servers() -> None:
         {**FOLDER, "database_url": url, "workers": "3", "quota_running_jobs": "7"}, {}
     ) == WorkSettings(
         data_dir=Path(".data"),
-        database_url=url,
+        database_url=Secret(url),
         workers=3,
         memory_limit_mb=None,
         threads=None,
         log_level="info",
         quotas=replace(DEFAULT_QUOTAS, running_jobs=7),
+        adopt_lake=False,
     )
     with pytest.raises(SettingsError, match=r"--database-url .* is required: give postgresql://"):
         load_worker(FOLDER, {})

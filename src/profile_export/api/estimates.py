@@ -24,11 +24,9 @@ from profile_export.engines.results import (
     RangeResult,
     ResolutionFacts,
 )
-from profile_export.lake.local import LocalLake
+from profile_export.lake.local import ESTIMATES, LocalLake
 from profile_export.lake.preview import first_rows
 from profile_export.store.snapshots import Snapshots
-
-_FOLDER = "estimates"
 
 
 class _Attempt(Protocol):
@@ -86,7 +84,7 @@ class Estimates:
             of_segments,
             self._engine.values_per_range,
         )
-        folder = f"{_FOLDER}/{self._new_id()}"
+        folder = f"{ESTIMATES}/{self._new_id()}"
         async with self._turn:
             try:
                 return await self._counted(plan, self._lake.folder(folder), sample_rows)

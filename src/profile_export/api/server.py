@@ -102,6 +102,10 @@ class GrpcServer:
         """Begin to answer."""
         await self._server.start()
 
+    async def give_up(self) -> None:
+        """Stop at once, whether or not it has begun: one that is only forgotten may end the process with SIGABRT."""
+        await self._server.stop(None)
+
     async def drain(
         self,
         *,

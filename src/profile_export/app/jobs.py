@@ -12,6 +12,7 @@ from profile_export.config import WorkSettings
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
 from profile_export.processes.supervisor import Supervisor
+from profile_export.runner.belonging import Belonging, ForeignLakeError
 from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.lapses import LapseSweeper
 from profile_export.runner.ports import Engine
@@ -22,8 +23,9 @@ from profile_export.store.database import Database
 from profile_export.store.events import Wakeups
 from profile_export.store.instance import Instance, Instances
 from profile_export.store.lapses import Lapses
+from profile_export.store.named import Named
 from profile_export.store.notices import Notices
-from profile_export.store.opening import CannotOpenError
+from profile_export.store.opening import CannotOpenError, StoreMissingError
 from profile_export.store.receipts import Receipts
 from profile_export.store.renewals import Renewals
 from profile_export.store.snapshots import Snapshots
@@ -45,11 +47,15 @@ class JobRunner:
         self.wakeups = Wakeups()
         self.supervisor = Supervisor()
         try:
-            self.database = Database(settings.database_url or settings.data_dir)
-            notices = [Notices(settings.database_url, self.wakeups)] if settings.database_url else []
+            self.database = Database(settings.url or settings.data_dir)
+            notices = [Notices(settings.url, self.wakeups)] if settings.url else []
         except CannotOpenError as error:
             raise StartError(str(error)) from error
         self.lake = lake or LocalLake(settings.data_dir)
+        self.instances = Instances(self.database)
+        self._belonging = Belonging(
+            self.instances, Named(self.database), self.lake, adopt=settings.adopt_lake
+        )
         self.duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads, max(1, settings.workers))
         self.engine = engine or self.duckdb
         self.snapshots = Snapshots(self.database)
@@ -76,16 +82,23 @@ class JobRunner:
         self._background: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Open the store and the lake.
+        """Open the store and the lake, if they belong together.
 
         Raises:
-            StartError: The database cannot be used.
+            StartError: The database cannot be used, or is not that of the lake.
         """
         try:
-            await self.database.open()
-        except (CannotOpenError, OSError) as error:
+            await self.database.open(may_make=await self._belonging.may_make_store())
+            await self._belonging.settle(Instance(new_id(), secrets.token_bytes(_KEY_BYTES)))
+        except (StoreMissingError, ForeignLakeError) as error:
+            message = (
+                f"The database does not know the files in {self.lake.root}. Restore the database that they are of, or "
+                "name it with --database-url; or start with --adopt-lake (PROFILE_EXPORT_ADOPT_LAKE=true), which moves "
+                "what the database does not know to the trash."
+            )
+            raise StartError(message) from error
+        except CannotOpenError as error:
             raise StartError(str(error)) from error
-        await Instances(self.database).settle(Instance(new_id(), secrets.token_bytes(_KEY_BYTES)))
         await asyncio.to_thread(self.lake.open)
 
     async def start(self) -> None:

@@ -6,7 +6,15 @@ import asyncio
 import gc
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
+
+import structlog
+
+from profile_export.domain.errors import DomainError
+
+_log = structlog.get_logger(__name__)
 
 
 class StartError(Exception):
@@ -20,7 +28,7 @@ class Process(Protocol):
         """Begin, and return the line that says so.
 
         Raises:
-            StartError: It cannot; nothing is left open.
+            Exception: It cannot; nothing is left open.
         """
         ...
 
@@ -33,8 +41,8 @@ class Process(Protocol):
         ...
 
 
-async def run(process: Process) -> None:
-    """Run a process until SIGTERM or SIGINT.
+async def run(make: Callable[[], Process]) -> None:
+    """Make a process and run it until SIGTERM or SIGINT.
 
     Raises:
         StartError: It cannot start.
@@ -42,7 +50,9 @@ async def run(process: Process) -> None:
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    ready = await process.start()
+    with starting():
+        process = make()
+        ready = await process.start()
     # What is there by now stays. To look all of it over for garbage, again and again, would each time hold everybody up
     # for a quarter of a second.
     gc.collect()
@@ -52,3 +62,29 @@ async def run(process: Process) -> None:
     waits = [asyncio.ensure_future(told_to_stop.wait()), asyncio.ensure_future(process.ended())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     await process.stop()
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Be the one boundary of what keeps a process from starting: one sentence, and the rest in the log on request.
+
+    Raises:
+        StartError: Instead of whatever is raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        _log.debug("start_failed", exc_info=error)
+        if isinstance(error, StartError):
+            raise
+        raise StartError(_sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    """Say what kept a process from starting, and what to do; never with a text that may hold what is secret."""
+    if isinstance(error, DomainError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}. See to it, then start again."
+    return f"The start failed with {type(error).__name__}: --log-level debug shows the rest."

@@ -27,11 +27,11 @@ from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
 from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
 from profile_export.lake.iceberg import IcebergMirror
-from profile_export.lake.local import LocalLake
+from profile_export.lake.local import MAPPINGS, LocalLake
 from profile_export.processes.pool import Pool
 from profile_export.runner.compactor import Compactor
 from profile_export.runner.expiries import ExpirySweeper
-from profile_export.runner.leftovers import Leftovers
+from profile_export.runner.leftovers import LeftoverRooms, Leftovers
 from profile_export.runner.mirror import Mirror
 from profile_export.runner.ports import Engine
 from profile_export.runner.stale_uploads import StaleUploadSweeper
@@ -47,6 +47,7 @@ from profile_export.store.jobs import Jobs
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import Mirrors
+from profile_export.store.named import Named
 from profile_export.store.policies import Policies
 from profile_export.store.schemas import Schemas
 from profile_export.store.uploads import Uploads
@@ -65,7 +66,7 @@ async def run_server(settings: ServeSettings) -> None:
     Raises:
         StartError: The address or the database cannot be used.
     """
-    await processes.run(Application(settings))
+    await processes.run(lambda: Application(settings))
 
 
 class Application:
@@ -99,7 +100,7 @@ class Application:
         loading = Loading(rooms, limits, expense, new_id)
         sessions = UploadSessions(uploads, loading, new_id)
         estimates = Estimates(snapshots, self._jobs.engine, self._lake, new_id)
-        mappings = Mappings(self._jobs.duckdb, self._lake.root, self._lake.folder("mappings"), new_id)
+        mappings = Mappings(self._jobs.duckdb, self._lake.root, self._lake.folder(MAPPINGS), new_id)
         lookups = Lookups(snapshots, mappings, self._lake.root)
         pages = Pages(Instances(self._database))
         self._services = contract(
@@ -125,7 +126,7 @@ class Application:
         )
         keep = timedelta(minutes=settings.mirror_keep_minutes)
         self._mirrors = Mirrors(self._database)
-        tables = IcebergMirror(settings.data_dir, keep, settings.database_url)
+        tables = IcebergMirror(settings.data_dir, keep, settings.url)
         self._mirror = Mirror(self._jobs.name, self._mirrors, tables, self._mirroring, wakeups, keep)
         self._mirror_task: asyncio.Task[None] | None = None
         compactions, drops = Compactions(self._database), Drops(self._database)
@@ -139,7 +140,10 @@ class Application:
         self._stale_uploads = StaleUploadSweeper(
             expiries, loading, timedelta(hours=settings.upload_expiry_hours)
         )
-        self._leftovers = Leftovers(batches, compactions, drops, loading, self._lake)
+        left = LeftoverRooms(
+            self._jobs.instances, Named(self._database), compactions, drops, loading, self._lake
+        )
+        self._leftovers = Leftovers(left, timedelta(days=settings.trash_days))
         self._server: GrpcServer | None = None
 
     @property
@@ -158,24 +162,32 @@ class Application:
         """Open everything, settle what a former process left, and answer calls; return the line that says where.
 
         Raises:
-            StartError: The address or the database cannot be used.
+            StartError: The address or the database cannot be used. Whatever it raises, nothing is left open.
         """
         host, port = self._settings.grpc_address
         try:
-            await self._jobs.open()
-            self._server = await create_server(
-                self._services,
-                host=host,
-                port=port,
-                connection_age=timedelta(seconds=self._settings.connection_age_seconds),
-                new_request_id=new_id,
-            )
+            await self._open(host, port)
         except BindError as error:
             await self._close()
             raise StartError(str(error)) from error
-        except StartError:
+        except Exception:
+            if self._server:
+                await self._server.give_up()
+            await self._stop_working()
             await self._close()
             raise
+        shown = f"[{host}]" if ":" in host else host
+        return f"listening on {shown}:{self.port}"
+
+    async def _open(self, host: str, port: int) -> None:
+        await self._jobs.open()
+        self._server = await create_server(
+            self._services,
+            host=host,
+            port=port,
+            connection_age=timedelta(seconds=self._settings.connection_age_seconds),
+            new_request_id=new_id,
+        )
         if self._database.is_shared:
             # What is unfinished may be another process's; leases that nobody renews expire.
             self._jobs.run_beside(self._leftovers.run())
@@ -183,6 +195,7 @@ class Application:
             await self._jobs.lapses.lose_all()
             await self._mirrors.release_all()
             await self._leftovers.clear(timedelta(0))
+            self._jobs.run_beside(self._leftovers.empty_trash_again())
         self._ingesting.warm()
         await self._jobs.start()
         self._mirror_task = asyncio.create_task(self._mirror.run())
@@ -191,8 +204,6 @@ class Application:
         self._jobs.run_beside(self._expiry_sweeper.run())
         self._jobs.run_beside(self._stale_uploads.run())
         await self._server.start()
-        shown = f"[{host}]" if ":" in host else host
-        return f"listening on {shown}:{self.port}"
 
     async def ended(self) -> None:
         """Return when a worker cannot go on."""

@@ -13,7 +13,7 @@ async def run_worker(settings: WorkSettings) -> None:
     Raises:
         StartError: The database cannot be used.
     """
-    await processes.run(WorkerProcess(settings))
+    await processes.run(lambda: WorkerProcess(settings))
 
 
 class WorkerProcess:
@@ -30,10 +30,10 @@ class WorkerProcess:
         """
         try:
             await self._jobs.open()
-        except processes.StartError:
+            await self._jobs.start()
+        except Exception:
             await self._jobs.close()
             raise
-        await self._jobs.start()
         return "working"
 
     async def ended(self) -> None:

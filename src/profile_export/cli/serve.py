@@ -32,6 +32,14 @@ QuotaRunningJobs = Annotated[
     ),
 ]
 LogLevel = Annotated[Text, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]
+AdoptLake = Annotated[
+    bool | None,
+    typer.Option(
+        "--adopt-lake",
+        help="Take the data directory's files over though the database is not the one that they are of. What it "
+        "does not know goes to the trash.",
+    ),
+]
 
 
 def serve(
@@ -67,6 +75,7 @@ def serve(
     memory_limit_mb: MemoryLimit = None,
     threads: Threads = None,
     log_level: LogLevel = None,
+    adopt_lake: AdoptLake = None,
     drain_seconds: Annotated[
         Text,
         typer.Option(metavar="SECONDS", help="How long calls may take to finish when it stops. Default: 10."),
@@ -187,6 +196,14 @@ def serve(
             help="How many uploads and downloads of one tenant a server has at once; 0: any number. Default: 256.",
         ),
     ] = None,
+    trash_days: Annotated[
+        Text,
+        typer.Option(
+            metavar="DAYS",
+            help="How long files that the database does not know stay in the trash before they are removed. "
+            "Default: 30.",
+        ),
+    ] = None,
 ) -> None:
     """Run a server until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -206,6 +223,7 @@ def serve(
         "memory_limit_mb": memory_limit_mb,
         "threads": threads,
         "log_level": log_level,
+        "adopt_lake": adopt_lake,
         "drain_seconds": drain_seconds,
         "connection_age_seconds": connection_age_seconds,
         "max_record_bytes": max_record_bytes,
@@ -226,6 +244,7 @@ def serve(
         "quota_staged_mb": quota_staged_mb,
         "quota_watches": quota_watches,
         "quota_transfers": quota_transfers,
+        "trash_days": trash_days,
     }
     _become(app.serve, options, app.StartError)
 
@@ -243,6 +262,7 @@ def worker(
     threads: Threads = None,
     quota_running_jobs: QuotaRunningJobs = None,
     log_level: LogLevel = None,
+    adopt_lake: AdoptLake = None,
 ) -> None:
     """Run jobs beside servers that share a PostgreSQL database, until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -262,6 +282,7 @@ def worker(
         "threads": threads,
         "quota_running_jobs": quota_running_jobs,
         "log_level": log_level,
+        "adopt_lake": adopt_lake,
     }
     _become(app.work, options, app.StartError)
 

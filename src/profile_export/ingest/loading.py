@@ -160,6 +160,7 @@ class Loading:
                 await self._drop(opened, sent)
                 raise
             else:
+                await self._drop_former(opened, sent)
                 await self.clear_away([upload.staged_as for upload in opened.uploads])
                 return batch
         return None
@@ -329,6 +330,11 @@ class Loading:
         for facts in sent.values():
             if facts.folder not in before:
                 await self._remove(facts.folder)
+
+    async def _drop_former(self, opened: OpenBatch, sent: Mapping[str, UploadFacts]) -> None:
+        """Remove what was ingested before, and was ingested again for a commit that came about."""
+        for folder in {one.folder for one in opened.uploads.values()} - {one.folder for one in sent.values()}:
+            await self._remove(folder)
 
     async def _remove(self, folder: str) -> None:
         await asyncio.to_thread(self._lake.remove, folder)

@@ -5,23 +5,39 @@ from __future__ import annotations
 import glob
 import math
 import os
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from profile_export.domain.plan import GRAPHS
+from profile_export.domain.receipt import RECEIPT_FILE
+from profile_export.lake.trash import Trash
 
 CHUNK_BYTES = 1024 * 1024
+ESTIMATES = "estimates"
+MAPPINGS = "mappings"
+_INSTANCE = "instance"
+_BATCH_DEPTH = 2
+_OURS = re.compile(r"[0-9a-f]{24}")
+"""Names that are made here, see `app.jobs.new_id`."""
+_OF_A_BATCH = re.compile(rf"{_OURS.pattern}|[0-9]+|{re.escape(RECEIPT_FILE)}(\.[0-9a-f]+\.part)?")
+"""What the folder of a batch has in it: folders of attempts, and a receipt."""
 
 
 class LocalLake:
-    """Data files under `root`, each in the folder of its batch, and the bytes of uploads that are under way."""
+    """Data files under `root`, each in the folder of its batch, and the bytes of uploads that are under way.
+
+    What is taken out without anybody's having named it goes to `trash`.
+    """
 
     def __init__(self, data_dir: Path) -> None:
+        self.trash = Trash(data_dir)
         self.root = data_dir / "lake"
         self._uploads = data_dir / "uploads"
 
@@ -99,8 +115,17 @@ class LocalLake:
             left.unlink(missing_ok=True)
 
     def keep_only(self, folder: str, paths: Collection[str]) -> None:
-        """Remove from a batch's folder every file but these (relative to the root), and the folders left empty."""
+        """Remove from a batch's folder every file but these (relative to the root), and the folders left empty.
+
+        It may also be the folder of an attempt in one. What is no attempt's goes to the trash.
+        """
         kept = {self.root / path for path in paths}
+        if len(PurePosixPath(folder).parts) == _BATCH_DEPTH:
+            self.set_aside(
+                str(place.relative_to(self.root))
+                for place in (self.root / folder).glob("*")
+                if place not in kept and not _OF_A_BATCH.fullmatch(place.name)
+            )
         for place, _, names in os.walk(self.root / folder, topdown=False):
             for name in names:
                 file = Path(place, name)
@@ -109,27 +134,62 @@ class LocalLake:
             if not any(Path(place).iterdir()):
                 Path(place).rmdir()
 
+    def set_aside(self, paths: Iterable[str], uploads: Iterable[str] = ()) -> None:
+        """Move files and folders that nobody has named, and bytes of such uploads, to the trash."""
+        named = {"lake": paths, "uploads": uploads}
+        self.trash.put([f"{top}/{path}" for top, some in named.items() for path in some])
+
     def staged(self) -> list[str]:
         """Return under which names there are bytes of uploads."""
-        return [upload.name for upload in self._uploads.iterdir()]
+        return [upload.name for upload in self._uploads.iterdir()] if self._uploads.is_dir() else []
 
     def untouched(self, least: timedelta) -> list[str]:
         """Return the folders of batches in which nothing has been written for so long.
 
         Kept graphs are not among them: they belong to no batch.
         """
+        folders = (folder for folder in self.root.glob("*/*") if folder.is_dir())
+        return [folder for folder in self._untouched(folders, least) if not folder.startswith(f"{GRAPHS}/")]
+
+    def untouched_within(self, folder: str, least: timedelta) -> list[str]:
+        """Return what lies in a folder, or in its folders where it ends with `/*`, and has not been written so long."""
+        return self._untouched(self.root.glob(f"{folder}/*"), least)
+
+    def _untouched(self, places: Iterable[Path], least: timedelta) -> list[str]:
         before = time.time() - least.total_seconds()
-        folders = (
-            folder for folder in self.root.glob("*/*") if folder.relative_to(self.root).parts[0] != GRAPHS
-        )
-        return [str(folder.relative_to(self.root)) for folder in folders if _last_written(folder) <= before]
+        return [str(place.relative_to(self.root)) for place in places if _last_written(place) <= before]
+
+    def datasets(self) -> set[str]:
+        """Return the names of the top folders that have something of a dataset in them."""
+        tops = {folder.relative_to(self.root).parts[0] for folder in self.root.glob("*/*")}
+        return tops - {GRAPHS, ESTIMATES, MAPPINGS}
+
+    def instance(self) -> str | None:
+        """Return the id of the instance that the lake is of; None if it says nothing."""
+        try:
+            return (self.root / _INSTANCE).read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+
+    def become(self, instance_id: str) -> None:
+        """Say of which instance the lake is from now on."""
+        self.write(_INSTANCE, f"{instance_id}\n".encode())
+
+
+def is_passing(folder: str) -> bool:
+    """Say of a folder, relative to the lake's root, that it was made for the time of one call, and nothing else."""
+    top, _, name = folder.partition("/")
+    return top in {ESTIMATES, MAPPINGS} and _OURS.fullmatch(name) is not None
 
 
 def _last_written(folder: Path) -> float:
-    """Return when something in a folder was written last, as seconds since 1970; infinity where it has just gone."""
+    """Return when a file, or something in a folder, was written last, as seconds since 1970.
+
+    Infinity where it has just gone.
+    """
     times = []
-    for place, _, names in os.walk(folder):
-        for path in (Path(place), *(Path(place, name) for name in names)):
-            with suppress(FileNotFoundError):  # it has just gone
-                times.append(path.stat().st_mtime)
+    inside = (Path(place, name) for place, *names in os.walk(folder) for name in chain(*names))
+    for path in chain([folder], inside):
+        with suppress(FileNotFoundError):  # it has just gone
+            times.append(path.lstat().st_mtime)
     return max(times, default=math.inf)

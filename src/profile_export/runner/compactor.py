@@ -70,17 +70,22 @@ class Compactor:
         return True
 
     async def _carry_out(self, merge: Merge, folder: str) -> None:
+        await self._compactions.begin(folder)
         try:
             file = await self._merged(merge, folder)
         except Exception:
-            await asyncio.to_thread(self._lake.remove, folder)
+            await self._give_up(folder)
             raise
         # A commit that is cancelled goes on to its end, so from here on only its answer says whose the folder is. What
-        # nobody came to name is for the sweep at the next start.
+        # has only begun then is cleared up at the next start.
         if await self._compactions.commit(merge, folder, file):
             _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.segments), rows=file.rows)
         else:
-            await asyncio.to_thread(self._lake.remove, folder)
+            await self._give_up(folder)
+
+    async def _give_up(self, folder: str) -> None:
+        await asyncio.to_thread(self._lake.remove, folder)
+        await self._compactions.give_up([folder])
 
     async def _merged(self, merge: Merge, folder: str) -> WrittenFile:
         sources = tuple(self._lake.root / path for segment in merge.segments for path in segment.paths)

@@ -1,18 +1,26 @@
-"""What processes that died have left on the disk: the store does not name it, and nobody will come to."""
+"""What lies on the disk though the store does not name it, and nobody will come to.
+
+What a row once named, or what was made for one call, leaves the disk at once. Everything else goes to the trash: that
+the store does not know it may be the store's fault.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from profile_export.domain.receipt import RECEIPT_FILE
 from profile_export.ingest.loading import Loading
-from profile_export.lake.local import LocalLake
+from profile_export.lake.local import LocalLake, is_passing
 from profile_export.runner.background import repeat
-from profile_export.store.batches import Batches
 from profile_export.store.compactions import Compactions
 from profile_export.store.drops import Drops
+from profile_export.store.instance import Instances
+from profile_export.store.named import Named
 
 _POLL_SECONDS = 1800.0
 _UNDER_WAY = timedelta(hours=1)
@@ -20,14 +28,30 @@ _UNDER_WAY = timedelta(hours=1)
 _log = structlog.get_logger(__name__)
 
 
-class Leftovers:
-    """Left-over folders of batches, and bytes of uploads."""
+@dataclass(frozen=True, slots=True)
+class LeftoverRooms:
+    """What left-overs are told by."""
 
-    def __init__(
-        self, batches: Batches, compactions: Compactions, drops: Drops, loading: Loading, lake: LocalLake
-    ) -> None:
-        self._batches, self._compactions, self._drops = batches, compactions, drops
-        self._loading, self._lake = loading, lake
+    instances: Instances
+    named: Named
+    compactions: Compactions
+    drops: Drops
+    loading: Loading
+    lake: LocalLake
+
+
+class Leftovers:
+    """Left-over folders of batches, and bytes of uploads.
+
+    Args:
+        rooms: As they say.
+        keep_trash: How long the trash keeps what it gets.
+    """
+
+    def __init__(self, rooms: LeftoverRooms, keep_trash: timedelta) -> None:
+        self._rooms = rooms
+        self._lake, self._named = rooms.lake, rooms.named
+        self._keep_trash = keep_trash
 
     async def run(self) -> None:
         """Clear up beside others that are at work, until cancelled."""
@@ -36,22 +60,83 @@ class Leftovers:
     async def step(self) -> bool:
         """Clear up what nobody can be at work on any more."""
         await self.clear(_UNDER_WAY)
+        return await self.empty_trash()
+
+    async def empty_trash_again(self) -> None:
+        """Empty the trash of what has been in it for long, until cancelled."""
+        await repeat(self.empty_trash, poll_seconds=_POLL_SECONDS)
+
+    async def empty_trash(self) -> bool:
+        """Remove for good what the trash has kept for long enough."""
+        gone = await asyncio.to_thread(self._lake.trash.empty, datetime.now(UTC), self._keep_trash)
+        if gone:
+            _log.info("trash_emptied", folders=gone)
         return False
 
     async def clear(self, untouched: timedelta) -> None:
-        """Remove what nothing names and nobody has touched for so long; zero only if nobody else is at work."""
+        """Clear up what nothing names and nobody has touched for so long; zero only if nobody else is at work."""
+        instance = await self._rooms.instances.get()
+        of = await asyncio.to_thread(self._lake.instance)
+        if instance is None or of != instance.id:
+            # Another database has the lake now, and nothing in it is ours to judge.
+            _log.error("lake_of_another_database", instance=of)
+            return
         # Looked for first: what the store names is asked for when all of these could have been named.
         folders = await asyncio.to_thread(self._lake.untouched, untouched)
         staged = await asyncio.to_thread(self._lake.staged)
-        kept = {
-            *await self._batches.kept_folders(),
-            *await self._compactions.folders(),
-            *await self._drops.folders(),
-        }
-        # A name of one step keeps all folders of that dataset.
-        left = [folder for folder in folders if not {folder, folder.split("/")[0]} & kept]
-        for folder in left:
+        unknown = await self._clear_folders(folders, untouched)
+        unknown += await self._within_open(untouched)
+        unknown_staged = await self._clear_staged(staged)
+        await asyncio.to_thread(self._lake.set_aside, unknown, unknown_staged)
+
+    async def _clear_folders(self, folders: Collection[str], untouched: timedelta) -> list[str]:
+        """Remove those that a row once named; return those that none did."""
+        rooms = self._rooms
+        left = await unnamed(self._named, rooms.compactions, rooms.drops, folders)
+        begun = await rooms.compactions.begun(untouched)
+        known = {*begun, *await self._named.folders(left)}
+        gone = [folder for folder in left if folder in known or is_passing(folder)]
+        for folder in gone:
             await asyncio.to_thread(self._lake.remove, folder)
-        if left:
-            _log.info("left_overs_removed", folders=len(left))
-        await self._loading.clear_away(set(staged) - set(await self._batches.kept_uploads()))
+        if gone:
+            _log.info("left_overs_removed", folders=len(gone))
+        if over := [folder for folder in begun if not self._lake.folder(folder).exists()]:
+            await rooms.compactions.give_up(over)
+        under_way = {*await rooms.compactions.begun(timedelta(0)), *gone}
+        return [folder for folder in left if folder not in under_way]
+
+    async def _within_open(self, untouched: timedelta) -> list[str]:
+        """Return what lies in the folders of batches that are being loaded, and is nothing of theirs.
+
+        A batch that has counted already, as the receipt beside its files tells, is of a store that knew more than this
+        one: a backup has taken its place.
+        """
+        found: list[str] = []
+        for folder in await self._named.open_folders():
+            within = await self._within(folder.folder, untouched)
+            if folder.of_job:
+                if (receipt := f"{folder.folder}/{RECEIPT_FILE}") not in within:
+                    continue
+                # Its files lie in the folders of attempts.
+                within = [receipt, *await self._within(f"{folder.folder}/*", untouched)]
+            found += (path for path in within if path not in folder.named)
+        return found
+
+    async def _within(self, folder: str, untouched: timedelta) -> list[str]:
+        return await asyncio.to_thread(self._lake.untouched_within, folder, untouched)
+
+    async def _clear_staged(self, staged: Collection[str]) -> list[str]:
+        """Remove the bytes that a row once named; return under which names there are others."""
+        left = set(staged) - set(await self._named.kept_uploads())
+        known = await self._named.uploads(left)
+        await self._rooms.loading.clear_away(known)
+        return sorted(left - known)
+
+
+async def unnamed(
+    named: Named, compactions: Compactions, drops: Drops, folders: Collection[str]
+) -> list[str]:
+    """Return those of some folders that the store does not need."""
+    kept = {*await named.kept_folders(), *await compactions.folders(), *await drops.folders()}
+    # A name of one step keeps all folders of that dataset.
+    return [folder for folder in folders if not {folder, folder.split("/")[0]} & kept]

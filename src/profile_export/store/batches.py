@@ -154,28 +154,6 @@ class Batches:
         self._wakeups.batches_changed()
         return batch
 
-    @whole
-    async def kept_folders(self) -> Sequence[str]:
-        """Return the folders of all batches that need theirs: for files that count or will, or for refused rows."""
-        refused = select(uploads.c.batch_key).where(uploads.c.rejected_rows > 0)
-        needed = batches.c.state.in_((BatchState.SUCCEEDED.value, BatchState.LOADING.value)) | (
-            (batches.c.state == BatchState.FAILED.value) & batches.c.key.in_(refused)
-        )
-        async with self.database.read() as connection:
-            found = await connection.execute(select(batches.c.folder).where(needed, is_seen()))
-            return list(found.scalars())
-
-    @whole
-    async def kept_uploads(self) -> Sequence[str]:
-        """Return under which names the bytes of uploads are kept whose batches do not count yet."""
-        query = (
-            select(uploads.c.staged_as)
-            .join(batches, batches.c.key == uploads.c.batch_key)
-            .where(batches.c.state == BatchState.LOADING.value, is_seen())
-        )
-        async with self.database.read() as connection:
-            return list((await connection.execute(query)).scalars())
-
 
 async def batch_from(connection: AsyncConnection, row: Row[Any]) -> Batch:
     """Make a batch of its row and those of its uploads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -26,9 +27,9 @@ from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.compaction import FULL_BYTES, FULL_ROWS, MERGED_FROM, Segment, next_merge
 from profile_export.domain.plan import WrittenFile
-from profile_export.store.database import Database, slices, whole
+from profile_export.store.database import Database, database_time, slices, whole
 from profile_export.store.drops import drop
-from profile_export.store.tables import batches, compactions, datasets, files
+from profile_export.store.tables import batches, compactions, datasets, files, merges
 
 _NOT_COUNTING = [state.value for state in BatchState if state is not BatchState.SUCCEEDED]
 
@@ -67,6 +68,28 @@ class Compactions:
         return None
 
     @whole
+    async def begin(self, folder: str) -> None:
+        """Name the folder of a merge, before anything is written there."""
+        async with self.database.write() as connection:
+            row = {"folder": folder, "start_time": await database_time(connection)}
+            await connection.execute(insert(merges).values(row))
+
+    @whole
+    async def begun(self, least: timedelta) -> Sequence[str]:
+        """Return the folders of merges that began that long ago and have not been committed."""
+        async with self.database.read() as connection:
+            before = await database_time(connection) - least
+            query = select(merges.c.folder).where(merges.c.start_time <= before)
+            return (await connection.execute(query)).scalars().all()
+
+    @whole
+    async def give_up(self, folders: Collection[str]) -> None:
+        """Forget merges whose folders have left the disk."""
+        async with self.database.write() as connection:
+            for some in slices(folders):
+                await connection.execute(delete(merges).where(merges.c.folder.in_(some)))
+
+    @whole
     async def commit(self, merge: Merge, folder: str, file: WrittenFile) -> bool:
         """Make snapshots pin a merged file, and drop the compacted ones that it was merged from.
 
@@ -93,6 +116,7 @@ class Compactions:
                 "rows": file.rows,
                 "bytes": file.bytes,
             }
+            await connection.execute(delete(merges).where(merges.c.folder == folder))
             added = await connection.execute(insert(compactions).values(row).returning(compactions.c.key))
             await connection.execute(
                 update(batches)

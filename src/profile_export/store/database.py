@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from functools import cache, wraps
 from itertools import islice
 from pathlib import Path
+from sqlite3 import Error as DriverError
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from alembic import command
@@ -17,11 +18,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import TimeoutError  # noqa: A004 - of waiting for a connection
+from sqlalchemy.exc import SQLAlchemyError, TimeoutError  # noqa: A004 - of waiting for a connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from profile_export.domain.errors import UnavailableError
 from profile_export.store.column_types import from_micros
+from profile_export.store.opening import CannotOpenError, StoreMissingError
 from profile_export.store.postgresql import PostgresDatabase
 from profile_export.store.sqlite import SqliteFile
 
@@ -70,14 +72,49 @@ class Database:
         """What renews leases from a thread, each time with a connection of its own; its transactions block."""
         return self._place.renewer
 
-    async def open(self) -> None:
+    async def open(self, *, may_make: bool = True) -> None:
         """Keep others out unless it is shared, and bring the schema up to date.
+
+        Args:
+            may_make: Whether a store is made where there is none.
 
         Raises:
             CannotOpenError: Another process has it, or it cannot be reached.
+            StoreMissingError: There is none, and none may be made.
         """
-        await self._place.take()
-        await migrate(self._place.migrator)
+        try:
+            await self._place.take()
+            if not may_make and (self._place.is_empty() or await revision(self._place.migrator) is None):
+                raise StoreMissingError
+            await migrate(self._place.migrator)
+            # What is the matter with it is to be heard of now.
+            async with self.write() as connection:
+                await database_time(connection)
+            async with self.read() as connection:
+                await database_time(connection)
+        except (SQLAlchemyError, DriverError, UnavailableError, OSError) as error:
+            raise CannotOpenError(self._place.explain(error)) from error
+
+    async def revision(self) -> str | None:
+        """Return the version that the tables are of, whoever has it open; None if there are none.
+
+        Raises:
+            CannotOpenError: It cannot be read.
+        """
+        if self._place.is_empty():
+            return None
+        try:
+            return await revision(self._place.migrator)
+        except (SQLAlchemyError, DriverError, UnavailableError, OSError) as error:
+            raise CannotOpenError(self._place.explain(error)) from error
+
+    async def in_use(self) -> bool:
+        """Say whether another process has it open.
+
+        Raises:
+            CannotOpenError: Nobody can tell.
+        """
+        return await self._place.in_use()
 
     async def close(self) -> None:
         """Wait for what still runs, close the connections and let others in."""
@@ -170,6 +207,16 @@ def insert_new(connection: AsyncConnection, table: Table) -> Any:
     return insert(table).on_conflict_do_nothing()
 
 
+async def revision(engine: AsyncEngine) -> str | None:
+    """Return the version that the tables are of; None if there are none."""
+    async with engine.connect() as connection:
+        return await connection.run_sync(_revision)
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
 async def migrate(engine: AsyncEngine) -> None:
     """Bring a schema up to date."""
     async with engine.begin() as connection:
@@ -177,8 +224,15 @@ async def migrate(engine: AsyncEngine) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
-    if MigrationContext.configure(connection).get_current_revision() == _newest_revision():
+    there = _revision(connection)
+    if there == newest_revision():
         return
+    if there is not None and there not in _known_revisions():
+        message = (
+            f"The database is of a newer version ({there}) than this program, which knows up to {newest_revision()}: "
+            "install the newer one again, or restore a backup that was made before it."
+        )
+        raise CannotOpenError(message)
     config = _migrations()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
@@ -191,5 +245,13 @@ def _migrations() -> Config:
 
 
 @cache
-def _newest_revision() -> str | None:
+def newest_revision() -> str | None:
+    """Return the version of the tables that this program makes."""
     return ScriptDirectory.from_config(_migrations()).get_current_head()
+
+
+@cache
+def _known_revisions() -> frozenset[str]:
+    return frozenset(
+        script.revision for script in ScriptDirectory.from_config(_migrations()).walk_revisions()
+    )

@@ -9,6 +9,8 @@ visible, and each statement of a writing transaction sees all that is.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
@@ -19,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from profile_export.domain.errors import InvalidArgumentError, UnavailableError
 from profile_export.store.opening import CannotOpenError
 
+_OLDEST = 14
 _WAIT_FOR_CONNECTION_SECONDS = 60
 _READERS = 4
 _WRITERS_BESIDE = 4
@@ -28,8 +31,13 @@ _ALONE = f"SELECT pg_advisory_xact_lock({_LOCK})"
 _BESIDE = f"SELECT pg_advisory_xact_lock_shared({_LOCK})"
 # SQLSTATE `character_not_in_repertoire`: what gets here as text is Unicode, of which PostgreSQL refuses NUL alone.
 _NO_CHARACTER = "22021"
+_NAME = f"profile-export {socket.gethostname()[:30]} {os.getpid()}"
+_OTHERS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND application_name LIKE 'profile-export %' AND application_name <> $1"
+)
 _SETTINGS = {
-    "application_name": "profile-export",
+    "application_name": _NAME,
     # What is asked here takes less time than its compilation would.
     "jit": "off",
     # A process that is stopped or cut off within a transaction holds up the others for so long. It must be less than
@@ -59,7 +67,7 @@ def connector(url: str) -> Callable[[], Coroutine[Any, Any, Any]]:
     async def connect() -> Any:
         try:
             return await asyncpg.connect(url, server_settings=_SETTINGS)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise _unavailable() from error
 
     return connect
@@ -100,9 +108,41 @@ class PostgresDatabase:
         try:
             connection = await self._connect()
         except UnavailableError as error:
-            message = f"PostgreSQL cannot be reached: {error.__cause__ or type(error.__cause__).__name__}"
-            raise CannotOpenError(message) from error
-        await connection.close()
+            raise CannotOpenError(_why(error.__cause__)) from error
+        try:
+            version = connection.get_server_version().major
+            encoding = await connection.fetchval("SHOW server_encoding")
+        finally:
+            await connection.close()
+        if version < _OLDEST:
+            message = f"PostgreSQL {version} is too old for this program: it needs {_OLDEST} or newer."
+            raise CannotOpenError(message)
+        if encoding != "UTF8":
+            message = (
+                f"The database has the encoding {encoding}, and not UTF8: make one WITH ENCODING 'UTF8'."
+            )
+            raise CannotOpenError(message)
+
+    def is_empty(self) -> bool:
+        """No more than its tables tell."""
+        return False
+
+    async def in_use(self) -> bool:
+        """Say whether another process is connected, by its name."""
+        try:
+            connection = await self._connect()
+        except UnavailableError as error:
+            raise CannotOpenError(_why(error.__cause__)) from error
+        try:
+            return bool(await connection.fetchval(_OTHERS, _NAME))
+        finally:
+            await connection.close()
+
+    def explain(self, error: Exception) -> str:
+        """Say in one sentence what keeps the database from being used, and the way out."""
+        if isinstance(error, UnavailableError):
+            return error.message
+        return f"PostgreSQL refuses: {_text(getattr(error, 'orig', error))}."
 
     def let_go(self) -> None:
         """Nothing to unlock."""
@@ -122,6 +162,29 @@ def _renewer(url: str) -> Engine:
         connection.exec_driver_sql(_BESIDE)
 
     return engine
+
+
+def _why(error: BaseException | None) -> str:
+    """Say why there is no connection."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        return f"PostgreSQL cannot be reached: {' '.join(reason.split())}. See that it runs where --database-url says."
+    if hasattr(error, "sqlstate") and getattr(error, "sqlstate", None):
+        return (
+            f"PostgreSQL cannot be reached: {_text(error)}. See to it, or name another with --database-url."
+        )
+    # What is wrong with the URL may be said with a part of it, which may be the password.
+    return (
+        "PostgreSQL cannot be reached: --database-url cannot be read. Give postgresql://USER@HOST:PORT/DATABASE, with "
+        "%XX for what is special in it."
+    )
+
+
+def _text(error: object) -> str:
+    """Return what the server says of an error, on one line; of others no more than their kind."""
+    if getattr(error, "sqlstate", None):
+        return " ".join(str(error).split()).rstrip(".")
+    return type(error).__name__
 
 
 def _pool(size: int) -> dict[str, int]:

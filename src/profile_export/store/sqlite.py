@@ -19,11 +19,26 @@ _WAIT_FOR_WRITER_SECONDS = 60
 _WAIT_FOR_RENEWAL_SECONDS = 0.5
 _READERS = 4
 _RETRY_AFTER = timedelta(seconds=5)
-# What is the matter with the disk, by SQLite's codes without what each adds about the place.
+# What is the matter with the file or its disk, by SQLite's codes without what each adds about the place.
+_DAMAGED = ("DATABASE_DAMAGED", "The database is damaged: put a backup of it in its place.")
 _DISK_ERRORS = {
-    sqlite3.SQLITE_FULL: ("DISK_FULL", "is full. Free some of it"),
-    sqlite3.SQLITE_READONLY: ("DISK_READ_ONLY", "is read-only. Make it writable"),
-    sqlite3.SQLITE_IOERR: ("DISK_FAILED", "failed. See to it"),
+    sqlite3.SQLITE_FULL: (
+        "DISK_FULL",
+        "The disk that the store is on is full. Free some of it, then try again.",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        "DISK_READ_ONLY",
+        "The disk that the store is on is read-only. Make it writable, then try again.",
+    ),
+    sqlite3.SQLITE_IOERR: ("DISK_FAILED", "The disk that the store is on failed. See to it, then try again."),
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+}
+_OPENING_ERRORS = {
+    sqlite3.SQLITE_CANTOPEN: "it is no file, or may not be read and written. See to it, then start again",
+    sqlite3.SQLITE_PERM: "it may not be read and written. See to it, then start again",
+    sqlite3.SQLITE_BUSY: "another program has it locked. End that, then start again",
+    sqlite3.SQLITE_LOCKED: "another program has it locked. End that, then start again",
 }
 _PRIMARY = 0xFF
 
@@ -36,7 +51,7 @@ class SqliteFile:
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self._lock: TextIO | None = None
-        path = data_dir / "store.sqlite"
+        self._path = path = data_dir / "store.sqlite"
         # It takes the write lock at once: a transaction that reads first and writes later can fail with "database is
         # locked" whatever the busy timeout.
         self.writer = _engine(path, "BEGIN IMMEDIATE", pool_size=1)
@@ -53,8 +68,15 @@ class SqliteFile:
         Raises:
             CannotOpenError: Another process holds the lock.
         """
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._data_dir / "lock").open("w")
+        try:
+            self._data_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._data_dir / "lock").open("w")
+        except OSError as error:
+            message = (
+                f"The data directory {self._data_dir} cannot be used ({error.strerror}): name a folder with --data-dir "
+                "that can be made, read and written."
+            )
+            raise CannotOpenError(message) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -63,6 +85,29 @@ class SqliteFile:
                 f"{self._data_dir} is in use by another process: give this one a data directory of its own."
             )
             raise CannotOpenError(message) from None
+
+    def is_empty(self) -> bool:
+        """Whether there is no file, or nothing in it."""
+        return not self._path.exists() or self._path.stat().st_size == 0
+
+    async def in_use(self) -> bool:
+        """Say whether another process has locked the data directory."""
+        try:
+            with (self._data_dir / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    def explain(self, error: Exception) -> str:
+        """Say in one sentence what keeps the file from being opened, and the way out."""
+        code = _code(getattr(error, "orig", error))
+        if code in _DISK_ERRORS:
+            return f"{self._path}: {_DISK_ERRORS[code][1]}"
+        what = _OPENING_ERRORS.get(code, f"{type(error).__name__}; --log-level debug shows the rest")
+        return f"{self._path} cannot be opened: {what}."
 
     def let_go(self) -> None:
         """Unlock the data directory."""
@@ -114,8 +159,10 @@ def _renewer(path: Path) -> Engine:
 
 def _tell_the_caller(context: ExceptionContext) -> None:
     """Turn what is no fault of ours into an error that says what to do."""
-    code = getattr(context.original_exception, "sqlite_errorcode", None)
-    if code is not None and (known := _DISK_ERRORS.get(code & _PRIMARY)):
-        reason, what = known
-        message = f"The disk that the store is on {what}, then try again."
-        raise UnavailableError(reason, message, retry_after=_RETRY_AFTER)
+    if known := _DISK_ERRORS.get(_code(context.original_exception)):
+        raise UnavailableError(*known, retry_after=_RETRY_AFTER)
+
+
+def _code(error: object) -> int:
+    """Return SQLite's code of an error; 0 if it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & _PRIMARY

@@ -243,6 +243,14 @@ compactions = Table(
     sqlite_autoincrement=True,  # a key that a batch may still have is never given twice
 )
 
+# Folders that a merge writes its file into, each from before its first byte until a compacted file names it.
+merges = Table(
+    "merges",
+    metadata,
+    Column("folder", Text, primary_key=True),
+    Column("start_time", Instant, nullable=False),
+)
+
 # Folders that nothing needs any more, but for who may still be reading them.
 drops = Table(
     "drops",

@@ -1,0 +1,73 @@
+"""Whether a store and a lake belong together: asked at every start, before anything is changed in either."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from profile_export.domain.plan import GRAPHS
+from profile_export.lake.local import LocalLake
+from profile_export.store.instance import Instance, Instances
+from profile_export.store.named import Named
+
+_log = structlog.get_logger(__name__)
+
+
+class ForeignLakeError(Exception):
+    """The lake holds data that the store knows nothing of. Nothing has been changed."""
+
+
+class Belonging:
+    """Brings a store and a lake together that have one id, or of which one has nothing in it yet.
+
+    Args:
+        instances: The store's id.
+        named: What the store knows of the lake.
+        lake: The lake.
+        adopt: Whether the lake becomes the store's, whatever it says and holds.
+    """
+
+    def __init__(self, instances: Instances, named: Named, lake: LocalLake, *, adopt: bool) -> None:
+        self._instances, self._named, self._lake = instances, named, lake
+        self._adopt = adopt
+
+    async def may_make_store(self) -> bool:
+        """Say whether a store may be made for the lake: one that holds data had a store before."""
+        return self._adopt or not await asyncio.to_thread(self._holds_data)
+
+    async def settle(self, proposed: Instance) -> Instance:
+        """Return the one instance that store and lake are of, which both say from here on.
+
+        The store says so first: a start that breaks off between the two is gone on with by the next.
+
+        Args:
+            proposed: What a store becomes that is of no instance yet.
+
+        Raises:
+            ForeignLakeError: They are not of the same, and nobody has said that the store may have the lake.
+        """
+        there = await self._instances.get()
+        former = await asyncio.to_thread(self._lake.instance)
+        same = there is not None and there.id == former
+        if not same and not self._adopt and await asyncio.to_thread(self._holds_data):
+            # A store that has no id, or a lake that has none, is of an older version, or of a backup that one made.
+            if (there is not None and former is not None) or not await self._knows_lake():
+                raise ForeignLakeError
+            if there is None and former is not None:
+                proposed = Instance(former, proposed.token_key)
+        instance = await self._instances.settle(proposed)
+        if instance.id != former:
+            if self._adopt:
+                _log.warning("lake_adopted", instance=instance.id, former=former)
+                # Graphs are told by the keys of tenants, which are others in another store.
+                await asyncio.to_thread(self._lake.set_aside, [GRAPHS])
+            await asyncio.to_thread(self._lake.become, instance.id)
+        return instance
+
+    def _holds_data(self) -> bool:
+        return bool(self._lake.datasets() or self._lake.staged())
+
+    async def _knows_lake(self) -> bool:
+        datasets = await asyncio.to_thread(self._lake.datasets)
+        return await self._named.knows_any(datasets, await asyncio.to_thread(self._lake.staged))
