@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from profile_export.domain.batch import Batch, RejectedRow, RowError, Upload
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
@@ -143,24 +144,24 @@ class Loading:
                 await self._settle(tenant, opened, sent, interest)
                 batch = await self._batches.commit_batch(tenant, batch_id, sent)
             except (BatchChangedError, FieldsGrewError):
-                await self._drop(opened, sent)
+                await self._drop(sent, opened.uploads)
             except TypeConflictError as conflict:
-                await self._drop(opened, sent)
+                await self._drop(sent, opened.uploads)
                 raise conflict.as_precondition() from None
             except _FileRefusedError as refused:
-                await self._drop(opened, sent)
+                await self._drop(sent, opened.uploads)
                 await self._remove(refused.folder)
                 raise rows_rejected(refused.rows) from None
             except FileNotFoundError:
                 # The bytes leave with a batch that is given up.
-                await self._drop(opened, sent)
+                await self._drop(sent, opened.uploads)
                 await self._uploads.check_loading(tenant, batch_id)
                 raise
             except Exception:
-                await self._drop(opened, sent)
+                await self._drop(sent, opened.uploads)
                 raise
             else:
-                await self._drop_former(opened, sent)
+                await self._drop(opened.uploads, sent)
                 await self.clear_away([upload.staged_as for upload in opened.uploads])
                 return batch
         return None
@@ -324,16 +325,9 @@ class Loading:
         await asyncio.to_thread(self._lake.sync, folder)
         return facts_of(result, folder, sent, first_row)
 
-    async def _drop(self, opened: OpenBatch, sent: Mapping[str, UploadFacts]) -> None:
-        """Remove what was ingested again for a commit that did not come about."""
-        before = {facts.folder for facts in opened.uploads.values()}
-        for facts in sent.values():
-            if facts.folder not in before:
-                await self._remove(facts.folder)
-
-    async def _drop_former(self, opened: OpenBatch, sent: Mapping[str, UploadFacts]) -> None:
-        """Remove what was ingested before, and was ingested again for a commit that came about."""
-        for folder in {one.folder for one in opened.uploads.values()} - {one.folder for one in sent.values()}:
+    async def _drop(self, made: Mapping[Any, UploadFacts], counting: Mapping[Any, UploadFacts]) -> None:
+        """Remove what was ingested, but for what is the same in what counts."""
+        for folder in {facts.folder for facts in made.values()} - {one.folder for one in counting.values()}:
             await self._remove(folder)
 
     async def _remove(self, folder: str) -> None:
