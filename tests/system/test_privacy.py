@@ -30,7 +30,7 @@ def test_nobody_else_can_read_what_a_server_has_written(tmp_path: Path) -> None:
             done(terminal, "datasets", "upload", source, rows, "--batch-id", "b", "--max-bad-records", "1")
             union = terminal.get("datasets", "create", "Golden", "--kind", "union")
             done(terminal, "jobs", "create", "--to", union, "--watch")
-            done(terminal, "datasets", "download", source, tmp_path / "out")
+            done(terminal, "datasets", "download", source, "--to", tmp_path / "out")
     finally:
         os.umask(former)
 
