@@ -29,11 +29,17 @@ from profile_export.domain.plan import ExportCounts, ExportPlan, notes_of
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.receipt import FilledBatch
 from profile_export.domain.schema import TypeConflictError, union_objects
-from profile_export.store.batches import AddedFile, add_files, batches_of_job, files_of, succeed_batch
+from profile_export.store.batches import (
+    AddedFile,
+    CountedBatch,
+    add_files,
+    succeed_batches,
+)
 from profile_export.store.claims import may_be_due, next_job
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
 from profile_export.store.events import Wakeups
+from profile_export.store.job_batches import batches_of_job, files_of_job
 from profile_export.store.job_rows import job_from
 from profile_export.store.job_tables import job_ranges, jobs, leases
 from profile_export.store.leases import Fence, carry, drop_attempt, end_attempt, held
@@ -41,7 +47,7 @@ from profile_export.store.metrics import metrics_of
 from profile_export.store.moves import move_job, stamp
 from profile_export.store.receipts import add_receipts
 from profile_export.store.tables import datasets, tenants
-from profile_export.store.tenants import next_place
+from profile_export.store.tenants import next_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +208,16 @@ class Attempts:
             moved = await move_job(connection, row, SUCCEED, metrics=metrics)
             files: list[DataFile] = []
             filled: list[tuple[Row[Any], FilledBatch]] = []
-            for batch in await batches_of_job(connection, row.id):
-                counted = await files_of(connection, batch.key)
-                place = await next_place(connection, row.tenant_id)
-                await succeed_batch(connection, batch.key, place, counted)
+            succeeding: list[CountedBatch] = []
+            by_batch = await files_of_job(connection, row.id)
+            batches = await batches_of_job(connection, row.id)
+            places = await next_places(connection, row.tenant_id, len(batches))
+            for batch, place in zip(batches, places, strict=True):
+                counted = by_batch.get(batch.key, ())
+                succeeding.append(CountedBatch(batch.key, place, counted))
                 filled.append((batch, FilledBatch(batch.id, batch.folder, place.ingest_time, counted)))
                 files += counted
+            await succeed_batches(connection, succeeding)
             if row.plan is not None:
                 notes = notes_of(row.plan, metrics.counts)
                 await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))

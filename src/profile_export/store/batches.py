@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, delete, func, insert, select, update
+from sqlalchemy import Row, Select, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import (
@@ -93,7 +93,7 @@ class Batches:
             if request.cursor:
                 query = query.where(files.c.name > request.cursor)
             rows = (await connection.execute(query.order_by(files.c.name).limit(request.size + 1))).all()
-        return cut_page([_file(row) for row in rows], request, lambda last: last.name)
+        return cut_page([file_from(row) for row in rows], request, lambda last: last.name)
 
     @whole
     async def get_file(self, tenant: Tenant, batch_id: str, name: str) -> DataFile:
@@ -109,7 +109,7 @@ class Batches:
             row = (await connection.execute(query)).first()
         if row is None:
             raise NotFoundError.of("file", name)
-        return _file(row)
+        return file_from(row)
 
     @whole
     async def newest_files(self, tenant: Tenant, dataset_id: str, rows: int) -> Sequence[DataFile]:
@@ -129,7 +129,7 @@ class Batches:
             await dataset_of(connection, id_of(tenant), dataset_id)
             # Every file has at least one row.
             for row in await connection.execute(query.limit(rows)):
-                found.append(_file(row))
+                found.append(file_from(row))
                 rows -= row.rows
                 if rows <= 0:
                     break
@@ -235,22 +235,30 @@ async def add_files(connection: AsyncConnection, added: Sequence[AddedFile]) -> 
         await connection.execute(insert(files), rows)
 
 
-async def succeed_batch(
-    connection: AsyncConnection, batch_key: int, place: BatchPlace, counted: Sequence[DataFile]
-) -> Row[Any]:
-    """Make a batch count from this transaction's commit on; return its new row."""
-    values = {
-        "state": BatchState.SUCCEEDED.value,
-        "number": place.number,
-        "ingest_time": place.ingest_time,
-        "end_time": place.ingest_time,
-        "rows": sum(file.rows for file in counted),
-        "bytes": sum(file.bytes for file in counted),
-        "file_count": len(counted),
-    }
-    query = update(batches).where(batches.c.key == batch_key).values(values).returning(batches)
-    row: Row[Any] = (await connection.execute(query)).one()
-    return row
+class CountedBatch(NamedTuple):
+    """A batch that comes to count, by its key: its place among others, and its files."""
+
+    key: int
+    place: BatchPlace
+    files: Sequence[DataFile]
+
+
+async def succeed_batches(connection: AsyncConnection, counted: Sequence[CountedBatch]) -> None:
+    """Make batches count from this transaction's commit on."""
+    rows = [
+        {
+            "of_batch": one.key,
+            "state": BatchState.SUCCEEDED.value,
+            "number": one.place.number,
+            "ingest_time": one.place.ingest_time,
+            "end_time": one.place.ingest_time,
+            "rows": sum(file.rows for file in one.files),
+            "bytes": sum(file.bytes for file in one.files),
+            "file_count": len(one.files),
+        }
+        for one in counted
+    ]
+    await connection.execute(update(batches).where(batches.c.key == bindparam("of_batch")), rows)
 
 
 async def end_batch(connection: AsyncConnection, row: Row[Any], state: BatchState, reason: str = "") -> Batch:
@@ -264,23 +272,10 @@ async def end_batch(connection: AsyncConnection, row: Row[Any], state: BatchStat
     return await batch_from(connection, (await connection.execute(query)).one())
 
 
-async def drop_batch(connection: AsyncConnection, row: Row[Any], state: BatchState) -> None:
-    """End an export's batch without effect, and give its files up."""
-    await connection.execute(delete(files).where(files.c.batch_key == row.key))
-    await drop(connection, [row.folder], row.key)
-    await end_batch(connection, row, state)
-
-
 async def files_of(connection: AsyncConnection, batch_key: int) -> list[DataFile]:
     """Return the recorded files of a batch, whether it counts or not."""
     query = select(files).where(files.c.batch_key == batch_key).order_by(files.c.name)
-    return [_file(row) for row in await connection.execute(query)]
-
-
-async def batches_of_job(connection: AsyncConnection, job_id: int) -> Sequence[Row[Any]]:
-    """Return the batches that a job fills, in the order of its segments if each has one."""
-    query = select(batches).where(batches.c.job_id == job_id).order_by(batches.c.key)
-    return (await connection.execute(query)).all()
+    return [file_from(row) for row in await connection.execute(query)]
 
 
 def batch_by_id(tenant_id: Any, batch_id: str) -> Select[Any]:
@@ -313,7 +308,8 @@ async def _succeeded(connection: AsyncConnection, tenant: Tenant, batch_id: str)
     return row
 
 
-def _file(row: Row[Any]) -> DataFile:
+def file_from(row: Row[Any]) -> DataFile:
+    """Make a data file of its row."""
     return DataFile(row.name, row.path, row.rows, row.bytes, row.sha256)
 
 

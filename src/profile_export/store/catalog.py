@@ -152,7 +152,7 @@ class Catalog:
                 "request_digest": digest,
             }
             inserted = (await connection.execute(insert(datasets).values(row).returning(datasets))).one()
-            await check_union(connection, tenant_id, newcomer=dataset_id)
+            await check_union(connection, tenant_id, newcomers=[dataset_id])
             declared = [field.namespace for field in identities]
             await register_namespaces(connection, tenant_id, IDENTITY, declared, declared)
             return dataset_from(inserted), False
@@ -220,7 +220,7 @@ class Catalog:
             query = update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
             updated = (await connection.execute(query)).one()
             if is_source(dataset.kind, tags):
-                await check_union(connection, tenant_id, newcomer=dataset_id)
+                await check_union(connection, tenant_id, newcomers=[dataset_id])
             return dataset_from(updated)
 
     @whole

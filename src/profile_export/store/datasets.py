@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Dataset, DatasetKind, SchemaRef
@@ -51,23 +51,41 @@ async def grow_fields(
         TypeConflictError: It contradicts what the dataset or the union of its class knows.
         TooManyError: The dataset, or its class, would know more fields than may be.
     """
-    grown = union_objects(dataset.fields, found)
-    if grown == dataset.fields:
-        return
-    check_dataset_fields(grown)
-    await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(fields=grown))
-    await check_union(connection, tenant_id, newcomer=dataset.id)
+    await grow_all(connection, tenant_id, [dataset], found)
 
 
-async def check_union(connection: AsyncConnection, tenant_id: Any, newcomer: str) -> None:
-    """Refuse what a dataset has come to know if it contradicts other sources, within a transaction.
+async def grow_all(
+    connection: AsyncConnection, tenant_id: int, growing: Sequence[Dataset], found: ObjectType
+) -> None:
+    """Do as `grow_fields` for several datasets, which all come to know the same.
 
     Raises:
-        TypeConflictError: It does; the newcomer is told as the one that brings the conflict.
+        TypeConflictError: As `grow_fields`.
+        TooManyError: As `grow_fields`.
+    """
+    changed = {
+        dataset.id: fields
+        for dataset in growing
+        if (fields := union_objects(dataset.fields, found)) != dataset.fields
+    }
+    if not changed:
+        return
+    for fields in changed.values():
+        check_dataset_fields(fields)
+    rows = [{"of_dataset": dataset_id, "fields": fields} for dataset_id, fields in changed.items()]
+    await connection.execute(update(datasets).where(datasets.c.id == bindparam("of_dataset")), rows)
+    await check_union(connection, tenant_id, newcomers=changed)
+
+
+async def check_union(connection: AsyncConnection, tenant_id: Any, newcomers: Collection[str]) -> None:
+    """Refuse what datasets have come to know if it contradicts other sources, within a transaction.
+
+    Raises:
+        TypeConflictError: It does; a newcomer is told as the one that brings the conflict.
         TooManyError: They would know more fields than a class may.
     """
     sources = await source_datasets(connection, tenant_id)
-    for union in union_by_kind(sorted(sources, key=lambda source: source.id == newcomer)).values():
+    for union in union_by_kind(sorted(sources, key=lambda source: source.id in newcomers)).values():
         check_class_fields(union)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import PurePosixPath
@@ -81,17 +81,28 @@ class Drops:
                 await connection.execute(delete(drops).where(drops.c.folder.in_(some)))
 
 
-async def drop(connection: AsyncConnection, folders: Collection[str], batch_key: int | None = None) -> None:
+async def drop(connection: AsyncConnection, folders: Collection[str]) -> None:
     """Give folders up, in the transaction after which nothing new can come to need them.
 
     Args:
         connection: A writing transaction.
         folders: Of batches, of compacted files, or of whole datasets; relative to the lake's root, never used again.
-        batch_key: The batch of an export, if they are those of its attempts: nobody reads there but what it names.
     """
-    now = await database_time(connection)
-    rows = [{"folder": folder, "drop_time": now, "batch_key": batch_key} for folder in folders]
-    if rows:
+    await _drop(connection, dict.fromkeys(folders))
+
+
+async def drop_written(connection: AsyncConnection, folders: Mapping[str, int]) -> None:
+    """Give up folders that attempts at exports wrote in, each with the key of its batch, whose files alone are read."""
+    await _drop(connection, folders)
+
+
+async def _drop(connection: AsyncConnection, folders: Mapping[str, int | None]) -> None:
+    if folders:
+        now = await database_time(connection)
+        rows = [
+            {"folder": folder, "drop_time": now, "batch_key": batch_key}
+            for folder, batch_key in folders.items()
+        ]
         await connection.execute(insert_new(connection, drops), rows)
 
 

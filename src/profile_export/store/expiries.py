@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -51,22 +50,27 @@ class Expiries:
     async def expire_batches(self) -> Sequence[str]:
         """Hide batches that have counted as long as their dataset says, as a revert does; return their ids."""
         async with self.database.read() as connection:
-            if not await _due_batches(connection, await database_time(connection)):
-                return ()
+            keys = await _due_batches(connection, await database_time(connection))
+        if not keys:
+            return ()
         async with self.database.write() as connection:
             now = await database_time(connection)
-            due = await _due_batches(connection, now)
-            for kept_for, rows in due.items():
-                values = {
-                    "state": BatchState.EXPIRED.value,
-                    "state_reason": batch_expiry_reason(kept_for),
-                    "expire_time": now,
-                }
-                expiring = batches.c.key.in_([row.key for row in rows])
-                await connection.execute(update(batches).where(expiring).values(values))
-                await drop(connection, [row.folder for row in rows])
+            due = await _still_due(connection, keys, now)
+            if due:
+                expiring = update(batches).where(batches.c.key == bindparam("of_batch"))
+                values = [
+                    {
+                        "of_batch": row.key,
+                        "state": BatchState.EXPIRED.value,
+                        "state_reason": batch_expiry_reason(row.batch_retention),
+                        "expire_time": now,
+                    }
+                    for row in due
+                ]
+                await connection.execute(expiring, values)
+                await drop(connection, [row.folder for row in due])
         self._wakeups.batches_changed()
-        return [row.id for rows in due.values() for row in rows]
+        return [row.id for row in due]
 
     @whole
     async def expire_uploads(self, kept_for: timedelta) -> GivenUp:
@@ -178,29 +182,49 @@ async def existing_job(connection: AsyncConnection, tenant: Tenant, job_id: int)
     raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
 
 
-async def _due_batches(
-    connection: AsyncConnection, now: datetime
-) -> dict[timedelta, list[Row[*tuple[Any, ...]]]]:
-    """Return batches that are due, the oldest first, by how long their datasets keep them."""
+async def _due_batches(connection: AsyncConnection, now: datetime) -> Sequence[int]:
+    """Return the keys of batches that are due, the oldest of each dataset first."""
     keeping = select(datasets.c.id, datasets.c.batch_retention).where(
         datasets.c.batch_retention.is_not(None), datasets.c.delete_time.is_(None)
     )
-    due: dict[timedelta, list[Row[*tuple[Any, ...]]]] = defaultdict(list)
-    left = MOST_AT_ONCE
+    due: list[int] = []
     # One by one: joined, SQLite reads all batches there are to find those of the few datasets.
     for dataset in (await connection.execute(keeping.order_by(datasets.c.id))).all():
-        query = select(batches.c.key, batches.c.id, batches.c.folder).where(
+        query = select(batches.c.key).where(
             batches.c.dataset_id == dataset.id,
             batches.c.state == BatchState.SUCCEEDED.value,
             batches.c.ingest_time <= now - dataset.batch_retention,
         )
-        rows = (await connection.execute(query.order_by(batches.c.ingest_time).limit(left))).all()
-        if rows:
-            due[dataset.batch_retention] += rows
-            left -= len(rows)
-        if not left:
+        left = MOST_AT_ONCE - len(due)
+        due += (await connection.execute(query.order_by(batches.c.ingest_time).limit(left))).scalars()
+        if len(due) == MOST_AT_ONCE:
             break
     return due
+
+
+async def _still_due(
+    connection: AsyncConnection, keys: Sequence[int], now: datetime
+) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Return batches that were due and still are, with how long their datasets keep them."""
+    columns = (
+        batches.c.key,
+        batches.c.id,
+        batches.c.folder,
+        batches.c.ingest_time,
+        datasets.c.batch_retention,
+    )
+    query = (
+        select(*columns)
+        .join(datasets, datasets.c.id == batches.c.dataset_id)
+        .where(
+            batches.c.key.in_(keys),
+            batches.c.state == BatchState.SUCCEEDED.value,
+            datasets.c.batch_retention.is_not(None),
+            datasets.c.delete_time.is_(None),
+        )
+    )
+    rows = (await connection.execute(query.order_by(batches.c.key))).all()
+    return [row for row in rows if row.ingest_time + row.batch_retention <= now]
 
 
 async def _due_uploads(connection: AsyncConnection, before: datetime) -> Sequence[int]:

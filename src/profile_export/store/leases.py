@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import attempt_folder
 from profile_export.domain.job import Progress
-from profile_export.store.batches import batches_of_job
-from profile_export.store.drops import drop
+from profile_export.store.drops import drop_written
+from profile_export.store.job_batches import batches_of_job
 from profile_export.store.job_tables import jobs, leases
 
 
@@ -71,5 +71,7 @@ async def end_attempt(connection: AsyncConnection, fence: Fence) -> None:
 
 async def drop_attempt(connection: AsyncConnection, fence: Fence) -> None:
     """Have the sweeper look where an attempt wrote."""
-    for batch in await batches_of_job(connection, fence.job_id):
-        await drop(connection, [attempt_folder(batch.folder, fence.attempt)], batch.key)
+    filled = await batches_of_job(connection, fence.job_id)
+    await drop_written(
+        connection, {attempt_folder(batch.folder, fence.attempt): batch.key for batch in filled}
+    )

@@ -25,12 +25,13 @@ from profile_export.domain.registered import check_batch_namespaces
 from profile_export.domain.schema import type_at, union_objects
 from profile_export.store.batches import (
     AddedFile,
+    CountedBatch,
     add_files,
     batch_by_id,
     batch_from,
     end_batch,
     existing_batch,
-    succeed_batch,
+    succeed_batches,
     upload_from,
 )
 from profile_export.store.catalog import check_digest
@@ -46,7 +47,7 @@ from profile_export.store.tenants import (
     SEGMENT,
     ensure_tenant,
     id_of,
-    next_place,
+    next_places,
     register_namespaces,
 )
 from profile_export.store.uploads import (
@@ -199,7 +200,7 @@ class LoadingBatches:
                 raise FieldsGrewError
             for kind, use in used.items():
                 await register_namespaces(connection, tenant_id, kind, use.first_spellings, use.all_spellings)
-            place = await next_place(connection, tenant_id)
+            [place] = await next_places(connection, tenant_id)
             different = {digests[file_name]: facts.fields for file_name, facts in sent.items()}
             field_set_ids = await field_sets_of(connection, dataset.id, different)
             counted: list[DataFile] = []
@@ -211,8 +212,8 @@ class LoadingBatches:
                 counted += files
             await add_files(connection, added)
             await _note_accepted(connection, row.key, sent)
-            row = await succeed_batch(connection, row.key, place, counted)
-            batch = await batch_from(connection, row)
+            await succeed_batches(connection, [CountedBatch(row.key, place, counted)])
+            batch = await batch_from(connection, await existing_batch(connection, tenant_id, batch_id))
         self._wakeups.batches_changed()
         return batch
 

@@ -9,17 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import JobMetrics, Pinned, Resolved
 from profile_export.domain.plan import ExportCounts
-from profile_export.store.batches import batches_of_job, files_of
+from profile_export.store.job_batches import files_of_job
 from profile_export.store.job_tables import job_ranges
 
 
 async def metrics_of(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
     """Add up what the job has recorded, over all its attempts."""
-    files = [
-        file
-        for batch in await batches_of_job(connection, row.id)
-        for file in await files_of(connection, batch.key)
-    ]
+    by_batch = await files_of_job(connection, row.id)
+    files = [file for of_batch in by_batch.values() for file in of_batch]
     ranges = (await connection.execute(select(job_ranges).where(job_ranges.c.job_id == row.id))).all()
     sources = row.plan.sources if row.plan else ()
     return JobMetrics(

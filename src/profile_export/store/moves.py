@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.batch import BatchState
 from profile_export.domain.job import JobState, Move, Phase, Transition
-from profile_export.store.batches import batches_of_job, drop_batch
 from profile_export.store.database import database_time
+from profile_export.store.job_batches import drop_batches_of_job
 from profile_export.store.job_rows import job_from
 from profile_export.store.job_tables import job_ranges, job_stamps, job_transitions, jobs
 from profile_export.store.tenants import next_job_revision
@@ -53,8 +53,7 @@ async def move_job(connection: AsyncConnection, row: Row[Any], move: Move, **cha
     if job.is_final:
         await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == job.id))
     if job.state in _BATCH_ENDS:
-        for batch in await batches_of_job(connection, job.id):
-            await drop_batch(connection, batch, _BATCH_ENDS[job.state])
+        await drop_batches_of_job(connection, job.id, _BATCH_ENDS[job.state], now)
     return moved
 
 

@@ -111,6 +111,8 @@ async def add_receipts(
         filled: The batches, by their rows.
     """
     phases = (await phases_of(connection, [job]))[job.id]
-    for batch, facts in filled:
-        values = {"batch_key": batch.key, "receipt": receipt_of(job, plan, phases, facts), "written": False}
-        await connection.execute(insert(receipts).values(values))
+    rows = [
+        {"batch_key": batch.key, "receipt": receipt_of(job, plan, phases, facts), "written": False}
+        for batch, facts in filled
+    ]
+    await connection.execute(insert(receipts), rows)

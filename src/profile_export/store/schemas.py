@@ -16,7 +16,7 @@ from profile_export.domain.registered import check_dataset_fields
 from profile_export.domain.registry import check_beside, next_version
 from profile_export.domain.schema import EMPTY
 from profile_export.store.database import Database, database_time, whole
-from profile_export.store.datasets import dataset_from, grow_fields, source_datasets
+from profile_export.store.datasets import dataset_from, grow_all, source_datasets
 from profile_export.store.page_rows import characters, page_rows
 from profile_export.store.tables import datasets, schemas
 from profile_export.store.tenants import ensure_tenant, id_of
@@ -161,8 +161,8 @@ async def _follow(connection: AsyncConnection, tenant_id: int, schema: Schema) -
         datasets.c.schema_id == schema.id,
         datasets.c.delete_time.is_(None),
     )
-    for row in (await connection.execute(query)).all():
-        await grow_fields(connection, tenant_id, dataset_from(row), schema.fields)
+    following = [dataset_from(row) for row in (await connection.execute(query)).all()]
+    await grow_all(connection, tenant_id, following, schema.fields)
     check_beside(await source_datasets(connection, tenant_id), schema)
 
 

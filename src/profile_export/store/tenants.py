@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -55,23 +55,24 @@ class BatchPlace:
     ingest_time: datetime
 
 
-async def next_place(connection: AsyncConnection, tenant_id: int) -> BatchPlace:
-    """Give out the tenant's next batch number and ingest time; both grow, whatever the clock does."""
+async def next_places(connection: AsyncConnection, tenant_id: int, count: int = 1) -> Sequence[BatchPlace]:
+    """Give out the tenant's next batch numbers and ingest times; both grow, whatever the clock does."""
     now = await database_time(connection)
     row = (
         await connection.execute(
             select(tenants.c.last_batch_number, tenants.c.last_ingest_time).where(tenants.c.id == tenant_id)
         )
     ).one()
-    if row.last_ingest_time and row.last_ingest_time >= now:
-        now = row.last_ingest_time + timedelta(microseconds=1)
-    place = BatchPlace(row.last_batch_number + 1, now)
+    microsecond = timedelta(microseconds=1)
+    if row.last_ingest_time:
+        now = max(now, row.last_ingest_time + microsecond)
+    places = [BatchPlace(row.last_batch_number + 1 + at, now + at * microsecond) for at in range(count)]
     await connection.execute(
         update(tenants)
         .where(tenants.c.id == tenant_id)
-        .values(last_batch_number=place.number, last_ingest_time=place.ingest_time)
+        .values(last_batch_number=places[-1].number, last_ingest_time=places[-1].ingest_time)
     )
-    return place
+    return places
 
 
 async def next_job_revision(connection: AsyncConnection, tenant_id: int, changes: int = 1) -> int:
