@@ -12,14 +12,14 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import event, update
 
-from profile_export.domain.batch import DataFile, UploadStart
+from profile_export.domain.batch import BatchState, DataFile, UploadStart
 from profile_export.domain.catalog import DatasetKind, IdentityField, Schema, SchemaRef, Tenant
 from profile_export.domain.errors import DomainError
 from profile_export.domain.job import JobError, Phase, Progress
 from profile_export.domain.plan import ExportCounts
 from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.domain.schema import TEXT, ObjectType
+from profile_export.domain.schema import TEXT, ObjectType, TypeConflictError
 from profile_export.domain.segments import SegmentFilter
 from profile_export.store.attempts import Attempts, Claim, RangeDone
 from profile_export.store.batches import Batches
@@ -309,3 +309,26 @@ async def test_ten_times_as_much_takes_as_many_statements(store: Store, work: An
     many = await work(store, MANY)
 
     assert len(many) <= len(few) + 2, "\n".join(many)
+
+
+async def test_what_was_foreseen_beside_other_sources_is_looked_at_again_where_these_know_more_by_then(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await store.dataset(), await store.dataset()
+    for dataset_id in (first, second):
+        await store.open(dataset_id, dataset_id)
+    foreseen = store.loading._foreseen  # noqa: SLF001 - the moment between the look and the commit
+
+    async def overtaken(*of: Any) -> Any:
+        growth = await foreseen(*of)
+        monkeypatch.undo()
+        await store.loading.commit_batch(store.tenant, second, {"1": facts(fields=["Name"])})
+        return growth
+
+    monkeypatch.setattr(store.loading, "_foreseen", overtaken)
+
+    with pytest.raises(TypeConflictError):
+        await store.loading.commit_batch(store.tenant, first, {"1": facts(fields=["name"])})
+
+    batch = await store.batches.get_batch(store.tenant, first)
+    assert batch.state is BatchState.LOADING

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy import Row, Select, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Dataset, DatasetKind, SchemaRef
@@ -14,7 +15,7 @@ from profile_export.domain.registered import check_class_fields, check_dataset_f
 from profile_export.domain.schema import ObjectType, union_objects
 from profile_export.domain.unions import union_by_kind
 from profile_export.store.database import insert_new
-from profile_export.store.tables import datasets, field_sets
+from profile_export.store.tables import datasets, field_sets, tenants
 
 
 async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: str) -> Dataset:
@@ -40,6 +41,57 @@ async def source_datasets(connection: AsyncConnection, tenant_id: Any) -> list[D
         .order_by(datasets.c.create_time, datasets.c.id)
     )
     return [dataset for dataset in map(dataset_from, rows) if dataset.is_source]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What a dataset will know, checked beside what all sources of its tenant knew at a revision of these."""
+
+    revision: int
+    fields: ObjectType
+    is_new: bool
+
+
+async def foresee_growth(
+    connection: AsyncConnection, tenant_id: Any, dataset: Dataset, found: ObjectType
+) -> Growth:
+    """Do the work of `grow_fields` before the writing transaction, for which everybody waits.
+
+    Raises:
+        TypeConflictError: As `grow_fields`.
+        TooManyError: As `grow_fields`.
+    """
+    revision = (await connection.execute(_revision_of(tenant_id))).scalar_one()
+    fields = union_objects(dataset.fields, found)
+    is_new = fields != dataset.fields
+    if is_new:
+        check_dataset_fields(fields)
+        sources = await source_datasets(connection, tenant_id)
+        grown = [replace(one, fields=fields) if one.id == dataset.id else one for one in sources]
+        _check_beside_one_another(grown, newcomers=[dataset.id])
+    return Growth(revision, fields, is_new)
+
+
+async def grow_as_foreseen(
+    connection: AsyncConnection, tenant_id: int, dataset_id: str, growth: Growth
+) -> bool:
+    """Make known what was foreseen; False if the sources know more by now, so that it has to be looked at again."""
+    if (await connection.execute(_revision_of(tenant_id))).scalar_one() != growth.revision:
+        return False
+    if growth.is_new:
+        query = update(datasets).where(datasets.c.id == dataset_id)
+        await connection.execute(query.values(fields=growth.fields))
+        await _sources_changed(connection, tenant_id)
+    return True
+
+
+def _revision_of(tenant_id: Any) -> Select[Any]:
+    return select(tenants.c.schema_revision).where(tenants.c.id == tenant_id)
+
+
+async def _sources_changed(connection: AsyncConnection, tenant_id: Any) -> None:
+    query = update(tenants).where(tenants.c.id == tenant_id)
+    await connection.execute(query.values(schema_revision=tenants.c.schema_revision + 1))
 
 
 async def grow_fields(
@@ -84,7 +136,11 @@ async def check_union(connection: AsyncConnection, tenant_id: Any, newcomers: Co
         TypeConflictError: It does; a newcomer is told as the one that brings the conflict.
         TooManyError: They would know more fields than a class may.
     """
-    sources = await source_datasets(connection, tenant_id)
+    await _sources_changed(connection, tenant_id)
+    _check_beside_one_another(await source_datasets(connection, tenant_id), newcomers)
+
+
+def _check_beside_one_another(sources: Sequence[Dataset], newcomers: Collection[str]) -> None:
     for union in union_by_kind(sorted(sources, key=lambda source: source.id in newcomers)).values():
         check_class_fields(union)
 

@@ -22,7 +22,7 @@ from profile_export.domain.catalog import Dataset, Tenant
 from profile_export.domain.errors import AlreadyExistsError
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.registered import check_batch_namespaces
-from profile_export.domain.schema import type_at, union_objects
+from profile_export.domain.schema import ObjectType, type_at, union_objects
 from profile_export.store.batches import (
     AddedFile,
     CountedBatch,
@@ -37,7 +37,14 @@ from profile_export.store.batches import (
 from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
 from profile_export.store.database import Database, whole
-from profile_export.store.datasets import dataset_of, field_sets_of, grow_fields
+from profile_export.store.datasets import (
+    Growth,
+    dataset_of,
+    field_sets_of,
+    foresee_growth,
+    grow_as_foreseen,
+    grow_fields,
+)
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import UploadFacts, accepted, used_together
 from profile_export.store.shares import check_loading_batches
@@ -182,6 +189,7 @@ class LoadingBatches:
         }
         for kind, use in used.items():
             check_batch_namespaces(kind, use.first_spellings, use.all_spellings)
+        growth = await self._foreseen(tenant, batch_id, sent)
         digests = {file_name: digest_of(facts.fields) for file_name, facts in sent.items()}
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
@@ -191,18 +199,19 @@ class LoadingBatches:
             check_still_loading(row)
             if row.several_files:
                 await _check_same_files(connection, row, sent)
-            dataset = await dataset_of(connection, tenant_id, row.dataset_id)
-            fields = dataset.fields
-            for facts in sent.values():
-                fields = union_objects(fields, facts.fields)
-            await grow_fields(connection, tenant_id, dataset, fields)
+            if await grow_as_foreseen(connection, tenant_id, row.dataset_id, growth):
+                fields = growth.fields
+            else:
+                dataset = await dataset_of(connection, tenant_id, row.dataset_id)
+                fields = _fields_with(dataset, sent)
+                await grow_fields(connection, tenant_id, dataset, fields)
             if any(type_at(fields, path) for facts in sent.values() for path in facts.untyped):
                 raise FieldsGrewError
             for kind, use in used.items():
                 await register_namespaces(connection, tenant_id, kind, use.first_spellings, use.all_spellings)
             [place] = await next_places(connection, tenant_id)
             different = {digests[file_name]: facts.fields for file_name, facts in sent.items()}
-            field_set_ids = await field_sets_of(connection, dataset.id, different)
+            field_set_ids = await field_sets_of(connection, row.dataset_id, different)
             counted: list[DataFile] = []
             added: list[AddedFile] = []
             for index, (file_name, facts) in enumerate(sent.items()):
@@ -216,6 +225,13 @@ class LoadingBatches:
             batch = await batch_from(connection, await existing_batch(connection, tenant_id, batch_id))
         self._wakeups.batches_changed()
         return batch
+
+    async def _foreseen(self, tenant: Tenant, batch_id: str, sent: Mapping[str, UploadFacts]) -> Growth:
+        tenant_id = id_of(tenant)
+        async with self.database.read() as connection:
+            row = await existing_batch(connection, tenant_id, batch_id)
+            dataset = await dataset_of(connection, tenant_id, row.dataset_id)
+            return await foresee_growth(connection, tenant_id, dataset, _fields_with(dataset, sent))
 
     @whole
     async def abort_batch(
@@ -239,6 +255,18 @@ class LoadingBatches:
             await connection.execute(delete(uploads).where(uploads.c.batch_key == row.key))
             staged = [upload.staged_as for upload in batch.uploads]
             return await end_batch(connection, row, BatchState.ABORTED, reason), row.folder, staged
+
+
+def _fields_with(dataset: Dataset, sent: Mapping[str, UploadFacts]) -> ObjectType:
+    """Return what a dataset knows with the fields of files.
+
+    Raises:
+        TypeConflictError: They contradict it, or each other.
+    """
+    fields = dataset.fields
+    for facts in sent.values():
+        fields = union_objects(fields, facts.fields)
+    return fields
 
 
 async def _check_same_files(

@@ -12,7 +12,8 @@ down_revision = "0014"
 
 
 def upgrade() -> None:
-    op.add_column("tenants", sa.Column("last_claim", sa.BigInteger(), nullable=False, server_default="0"))
+    for name in ("schema_revision", "last_claim"):
+        op.add_column("tenants", sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
     op.create_index(op.f("ix_tenants_last_claim"), "tenants", ["last_claim"])
     op.drop_index(op.f("ix_jobs_state_not_before"), "jobs")
     columns = ["state", "tenant_id", "id", "not_before", "deadline"]
