@@ -16,6 +16,7 @@ import asyncio
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -95,6 +96,7 @@ async def answer(lines: asyncio.StreamReader, lag: Lag, engine: GatedEngine) -> 
                 gate.passed.set()
                 told = line
         print(told, flush=True)  # noqa: T201 - as said
+    os.kill(os.getpid(), signal.SIGTERM)  # whoever asked is gone
 
 
 async def serve(data_dir: str, database_url: str | None = None) -> None:
