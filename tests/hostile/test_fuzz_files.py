@@ -32,6 +32,7 @@ AT_ONCE = 2
 MOST_WAIT_SECONDS, TIMES_ALONE = 5.0, 10
 """What a one-row upload may take beside such files, a new process for one that had to be ended included; on a busy
 machine this many times what it takes alone."""
+TRIES = 3
 PATIENCE_SECONDS = 90
 OVER = {batch_pb2.BATCH_STATE_FAILED, batch_pb2.BATCH_STATE_ABORTED}
 
@@ -89,7 +90,12 @@ async def test_a_damaged_file_counts_whole_or_leaves_nothing_and_keeps_nobody_wa
                     dataset = await records(caller)
                 codes[code] += 1
                 faults.extend(f"{number}, {file.name}: {fault}" for fault in found)
-                if (took := await neighbour.upload()) > limit:
+                waits = [await neighbour.upload()]
+                while min(waits) > limit and len(waits) < TRIES:  # what a file is to blame for repeats
+                    again = await records(caller)
+                    await outcome(caller, again, f"b{number}-{len(waits)}", file, secret)
+                    waits.append(await neighbour.upload())
+                if (took := min(waits)) > limit:
                     faults.append(
                         f"{number}, {file.name}: the next upload took {took:.1f} s, limit {limit:.1f}"
                     )
