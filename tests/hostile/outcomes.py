@@ -43,7 +43,7 @@ def faults_of(
         found.append(f"{error.code().name} without details: {error.details()}")
     texts = [error.details() or "", *(str(detail.value) for detail in (status.details if status else ()))]
     for text in texts:
-        own = text.replace("TProtocolException", "")
+        own = text
         for one in sorted(sent, key=len, reverse=True):
             if len(one) > 2:
                 own = own.replace(one, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,8 @@ _TAIL_BYTES = 8
 _MAGIC = b"PAR1"
 _MOST_BYTES_OF_A_VALUE = 8
 """Of one that has a fixed width, as Arrow holds most of them; of text there is what its row may have."""
+_LIBRARYS_OWN = re.compile(r"\b\w+(?:Exception|Error): ")
+"""The name of an exception, which stands in what the reader says and means nothing to who sent the file."""
 
 
 def judged_schema(task: IngestTask) -> pa.Schema:
@@ -134,5 +137,5 @@ def _refusing_unsound(task: IngestTask) -> Iterator[None]:
             raise  # the disk, not the file's content
         if isinstance(error, MemoryError):
             raise
-        message = f"The file is not sound Parquet: {str(error).replace(str(task.source), 'the upload')}"
-        raise FileRefusedError(message) from None
+        told = _LIBRARYS_OWN.sub("", str(error).replace(str(task.source), "the upload"))
+        raise FileRefusedError(f"The file is not sound Parquet: {told}") from None
