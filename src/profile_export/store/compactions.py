@@ -27,7 +27,7 @@ from profile_export.domain.batch import BatchState
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.compaction import FULL_BYTES, FULL_ROWS, MERGED_FROM, Segment, next_merge
 from profile_export.domain.plan import WrittenFile
-from profile_export.store.database import Database, database_time, slices, whole
+from profile_export.store.database import MOST_AT_ONCE, Database, database_time, slices, whole
 from profile_export.store.drops import drop
 from profile_export.store.tables import batches, compactions, datasets, files, merges
 
@@ -131,10 +131,8 @@ class Compactions:
         """Forget the compacted files of which a batch does not count any more; the others' own files are there."""
         async with self.database.read() as connection:
             stale = (await connection.execute(select(compactions.c.key).where(~counting()))).scalars().all()
-        if not stale:
-            return
-        async with self.database.write() as connection:
-            for some in slices(stale):
+        for some in slices(stale, MOST_AT_ONCE):
+            async with self.database.write() as connection:
                 held = update(batches).where(batches.c.compaction_key.in_(some))
                 await connection.execute(held.values(compaction_key=None))
                 await _drop(connection, compactions.c.key.in_(some))

@@ -38,6 +38,8 @@ NOW = {
 
 # PostgreSQL's protocol counts them in 15 bits, and a statement may have a few of its own.
 _MOST_PARAMETERS = 30_000
+MOST_AT_ONCE = 500
+"""How many rows a chore writes in one transaction: whoever comes after it need not wait for all."""
 _Result = TypeVar("_Result")
 _Value = TypeVar("_Value")
 _Parameters = ParamSpec("_Parameters")
@@ -189,10 +191,10 @@ def whole(
     return run
 
 
-def slices(values: Iterable[_Value]) -> Iterator[Sequence[_Value]]:
-    """Cut values of which there may be any number into what one statement takes as parameters."""
+def slices(values: Iterable[_Value], most: int = _MOST_PARAMETERS) -> Iterator[Sequence[_Value]]:
+    """Cut values of which there may be any number into what one statement takes as parameters, or fewer."""
     rest = iter(values)
-    while part := tuple(islice(rest, _MOST_PARAMETERS)):
+    while part := tuple(islice(rest, most)):
         yield part
 
 

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import FINAL_STATES, LEASE_TTL
-from profile_export.store.database import Database, database_time, insert_new, slices, whole
+from profile_export.domain.plan import ExportPlan
+from profile_export.store.database import MOST_AT_ONCE, Database, database_time, insert_new, slices, whole
 from profile_export.store.job_tables import jobs
 from profile_export.store.mirrors import named_by_mirror
 from profile_export.store.tables import batches, drops, files, mirrored_batches
@@ -30,6 +31,8 @@ class Drops:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        # The folders that unfinished jobs have pinned, by the jobs' ids: a plan never changes.
+        self._pinned: dict[int, frozenset[str]] = {}
 
     @whole
     async def due(self, grace: timedelta) -> Sequence[str]:
@@ -43,8 +46,20 @@ class Drops:
                 drops.c.batch_key.is_(None), drops.c.drop_time <= before, ~_named_by_mirror()
             )
             folders = (await connection.execute(query.order_by(drops.c.drop_time))).scalars().all()
-            pinned = await _pinned_folders(connection) if folders else set()
+            pinned = await self._pinned_folders(connection) if folders else set()
         return [folder for folder in folders if folder not in pinned]
+
+    async def _pinned_folders(self, connection: AsyncConnection) -> set[str]:
+        """Return every folder that has a file of an unfinished job's plan in it, however deep."""
+        final = [state.value for state in FINAL_STATES]
+        planned = select(jobs.c.id).where(jobs.c.state.not_in(final), jobs.c.plan.is_not(None))
+        ids = (await connection.execute(planned)).scalars().all()
+        self._pinned = {job_id: self._pinned[job_id] for job_id in ids if job_id in self._pinned}
+        for job_id in ids:
+            if job_id not in self._pinned:
+                plan = (await connection.execute(select(jobs.c.plan).where(jobs.c.id == job_id))).scalar_one()
+                self._pinned[job_id] = _folders_of(plan)
+        return set().union(*self._pinned.values())
 
     @whole
     async def left_behind(self) -> Sequence[LeftBehind]:
@@ -76,8 +91,8 @@ class Drops:
     @whole
     async def forget(self, folders: Collection[str]) -> None:
         """Forget folders that have left the disk."""
-        async with self.database.write() as connection:
-            for some in slices(folders):
+        for some in slices(folders, MOST_AT_ONCE):
+            async with self.database.write() as connection:
                 await connection.execute(delete(drops).where(drops.c.folder.in_(some)))
 
 
@@ -113,17 +128,6 @@ def _named_by_mirror() -> ColumnElement[bool]:
     return batch | dataset
 
 
-async def _pinned_folders(connection: AsyncConnection) -> set[str]:
-    """Return every folder that has a file of an unfinished job's plan in it, however deep."""
-    final = [state.value for state in FINAL_STATES]
-    plans = await connection.execute(
-        select(jobs.c.plan).where(jobs.c.state.not_in(final), jobs.c.plan.is_not(None))
-    )
-    paths = (
-        file.path
-        for plan in plans.scalars()
-        for source in plan.sources
-        for part in source.parts
-        for file in part.files
-    )
-    return {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+def _folders_of(plan: ExportPlan) -> frozenset[str]:
+    paths = (file.path for source in plan.sources for part in source.parts for file in part.files)
+    return frozenset(str(folder) for path in paths for folder in PurePosixPath(path).parents)

@@ -16,7 +16,7 @@ from profile_export.domain.job import Job
 from profile_export.domain.plan import ExportPlan
 from profile_export.domain.receipt import RECEIPT_FILE, FilledBatch, Receipt, receipt_of
 from profile_export.store.batches import existing_batch, is_seen
-from profile_export.store.database import Database, slices, whole
+from profile_export.store.database import MOST_AT_ONCE, Database, slices, whole
 from profile_export.store.job_rows import phases_of
 from profile_export.store.receipt_table import receipts
 from profile_export.store.tables import batches
@@ -93,8 +93,8 @@ class Receipts:
     @whole
     async def note_written(self, batch_keys: Sequence[int]) -> None:
         """Note that receipts are on the disk."""
-        async with self.database.write() as connection:
-            for some in slices(batch_keys):
+        for some in slices(batch_keys, MOST_AT_ONCE):
+            async with self.database.write() as connection:
                 query = update(receipts).where(receipts.c.batch_key.in_(some))
                 await connection.execute(query.values(written=True))
 
