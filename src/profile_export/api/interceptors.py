@@ -92,7 +92,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 call.tenant = tenancy.enter(metadata)
                 response = await answer(request, context)
             except asyncio.CancelledError:
-                call.log("CANCELLED")
+                call.log_hang_up()
                 raise
             except DomainError as error:
                 call.log(code_of(error).name, error.reason)
@@ -100,14 +100,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:  # a servicer of grpc's own has answered already
                 call.log(_code_name(context))
                 raise
+            except (
+                grpc.aio.BaseError
+            ) as error:  # a read or a write of a call that is over: its client is gone
+                call.log_hang_up()
+                raise asyncio.CancelledError from error
             except Exception as error:  # noqa: BLE001 - the outermost handler: no text of ours may reach a client
                 status = _unforeseen(call, error)
             else:
                 call.log(_code_name(context))
                 return response
-            if handler.request_streaming:
-                await _read_on(context)
-            return await _abort(context, status, call.request_id)
+            return await _refuse(context, status, call.request_id, is_sending=handler.request_streaming)
 
         return _MAKE_HANDLER[handler.request_streaming, handler.response_streaming](
             serve,
@@ -129,7 +132,17 @@ class _Call:
         structlog.contextvars.bind_contextvars(request_id=request_id)  # for lines written while it runs
 
     def log(self, code: str, reason: str = "", error: Exception | None = None) -> None:
-        facts: dict[str, Any] = {
+        if error is None:
+            _log.info("call", **self._facts(code, reason))
+        else:
+            _log.error("call", **self._facts(code, reason), exc_info=error)
+
+    def log_hang_up(self) -> None:
+        """Say that the client is gone, which is nobody's fault."""
+        _log.debug("call", **self._facts("CANCELLED", ""))
+
+    def _facts(self, code: str, reason: str) -> dict[str, Any]:
+        return {
             "method": self.method,
             "org": self.tenant and self.tenant.org,
             "sandbox": self.tenant and self.tenant.sandbox,
@@ -138,18 +151,30 @@ class _Call:
             "duration_ms": round((time.perf_counter() - self._started) * 1_000, 3),
             "request_id": self.request_id,
         }
-        if error is None:
-            _log.info("call", **facts)
-        else:
-            _log.error("call", **facts, exc_info=error)
 
 
 def _unforeseen(call: _Call, error: Exception) -> Status:
+    if isinstance(
+        error, grpc.aio.BaseError
+    ):  # of a read or a write after the end of the call: its client is gone
+        call.log_hang_up()
+        raise asyncio.CancelledError from error
     if refusal := disk_refusal(error):
         call.log(code_of(refusal).name, refusal.reason)
         return status_of(refusal)
     call.log("INTERNAL", "INTERNAL", error)
     return internal_status(call.request_id)
+
+
+async def _refuse(context: _Context, status: Status, request_id: str, *, is_sending: bool) -> NoReturn:
+    try:
+        if is_sending:
+            await _read_on(context)
+        await _abort(context, status, request_id)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError as error:  # the client did not wait for its refusal
+        raise asyncio.CancelledError from error
 
 
 async def _abort(context: _Context, status: Status, request_id: str) -> NoReturn:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 
+import grpc.aio
 import structlog
 from structlog.typing import Processor
+
+_OF_GRPC = "grpc._cython.cygrpc"
 
 
 def configure_logs(level: str) -> None:
@@ -32,5 +35,12 @@ def configure_logs(level: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
+    logging.getLogger(_OF_GRPC).addFilter(is_no_hang_up)
     # Libraries speak up from warnings on: at `info` they tell of their own steps, not of ours.
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+def is_no_hang_up(record: logging.LogRecord) -> bool:
+    """Say of a line of gRPC's that it tells of more than an answer that its client did not wait for."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, grpc.aio.BaseError)
