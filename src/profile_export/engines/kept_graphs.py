@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,8 @@ from profile_export.engines.mapping import mapping_facts
 
 _MOST_KEPT = 3
 """The newest, and some for jobs of other moments: a former attempt's, one that a revert makes fit again."""
+
+_NAME = re.compile(r"[0-9a-f]{64}\.parquet")
 
 
 class KeptGraphs:
@@ -63,8 +66,10 @@ class KeptGraphs:
         found = []
         with suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
-                # Another attempt may be pruning.
+                # Another attempt may be pruning. What has another name was not kept by us.
                 with suppress(OSError):
+                    if _NAME.fullmatch(entry.name) is None:
+                        continue
                     found.append((entry.stat().st_mtime_ns, Path(entry.path)))
         return [path for _, path in sorted(found, reverse=True)]
 

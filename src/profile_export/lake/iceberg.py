@@ -47,6 +47,7 @@ CATALOG = "profile_export"
 MAX_SNAPSHOTS = 100
 # What a commit under way has written is not referenced yet; nothing younger than this is removed.
 _COMMIT_SECONDS = 3600
+_WRITTEN = {".avro", ".json", ".parquet"}
 _PROPERTIES = {
     TableProperties.COMMIT_NUM_RETRIES: "0",
     # Bounds of `_batch_id` tell whose a file is. Those of other columns tell little: files lie sorted by a hash.
@@ -279,8 +280,14 @@ class IcebergMirror:
             table.maintenance.expire_snapshots().by_ids(expired).commit()
         named = named_by(table)
         before = time.time() - max(_COMMIT_SECONDS, self._keep.total_seconds())
+        # Only what a commit writes: whatever else is there was put there by somebody.
         for place in (self._folder / dataset_id).rglob("*"):
-            if place.is_file() and f"file://{place}" not in named and place.stat().st_mtime < before:
+            if (
+                place.suffix in _WRITTEN
+                and place.is_file()
+                and f"file://{place}" not in named
+                and place.stat().st_mtime < before
+            ):
                 place.unlink()
 
 
