@@ -35,8 +35,8 @@ TRACED = {
         mirror_table resolution rules
     """,
     "service": """
-        batches datasets estimates invalid_requests jobs policies postgresql receipts schemas segments
-        server_shell tenancy uploads upserts watch
+        batches datasets estimates invalid_requests jobs limits page_tokens policies postgresql receipts schemas
+        segments server_shell tenancy uploads upserts watch
     """,
     "system": "cli cli_catalog cli_exports cli_profiles cli_uploads cli_verify demo",
 }

@@ -1,0 +1,93 @@
+"""What is made known for good: how much of it there may be, and how long its names."""
+
+from __future__ import annotations
+
+import pytest
+
+from profile_export.domain.registered import (
+    LONGEST_NAME,
+    LONGEST_NAMESPACE,
+    MOST_BATCH_NAMESPACES,
+    MOST_BATCH_SPELLINGS,
+    MOST_CLASS_FIELDS,
+    MOST_DATASET_FIELDS,
+    MOST_NAMESPACES,
+    MOST_SPELLINGS,
+    TooManyError,
+    check_batch_namespaces,
+    check_class_fields,
+    check_dataset_fields,
+    check_tenant_namespaces,
+)
+from profile_export.domain.schema import TEXT, ArrayType, FieldType, MapType, ObjectType
+
+
+def names(count: int) -> list[str]:
+    return [f"n{number}" for number in range(count)]
+
+
+def of(count: int, kind: FieldType = TEXT) -> ObjectType:
+    return ObjectType(dict.fromkeys(names(count), kind))
+
+
+def test_a_batch_has_namespaces_and_spellings_up_to_their_limits() -> None:
+    few, longest = names(MOST_BATCH_NAMESPACES), ["n" * LONGEST_NAMESPACE]
+
+    check_batch_namespaces("identity", [], [])
+    check_batch_namespaces("identity", few, names(MOST_BATCH_SPELLINGS))
+    check_batch_namespaces("identity", longest, longest)
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "spellings", "reason"),
+    [
+        (names(MOST_BATCH_NAMESPACES + 1), names(MOST_BATCH_NAMESPACES + 1), "TOO_MANY_NAMESPACES"),
+        (names(1), names(MOST_BATCH_SPELLINGS + 1), "TOO_MANY_NAMESPACES"),
+        (["n"], ["N", "n" * (LONGEST_NAMESPACE + 1)], "NAMESPACE_TOO_LONG"),
+    ],
+)
+def test_a_batch_with_more_or_longer_ones_is_refused(
+    namespaces: list[str], spellings: list[str], reason: str
+) -> None:
+    with pytest.raises(TooManyError) as refused:
+        check_batch_namespaces("segment", namespaces, spellings)
+
+    assert refused.value.reason == reason
+    assert refused.value.metadata["kind"] == "segment"
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "spellings"), [(MOST_NAMESPACES + 1, 1), (MOST_NAMESPACES, MOST_SPELLINGS + 1)]
+)
+def test_a_tenant_with_more_namespaces_is_refused(namespaces: int, spellings: int) -> None:
+    check_tenant_namespaces("identity", MOST_NAMESPACES, MOST_SPELLINGS)
+
+    with pytest.raises(TooManyError, match="may have"):
+        check_tenant_namespaces("identity", namespaces, spellings)
+
+
+@pytest.mark.parametrize("kind", [TEXT, ArrayType(TEXT), MapType(TEXT), ObjectType({"a": TEXT})])
+def test_fields_are_counted_wherever_they_stand(kind: FieldType) -> None:
+    check_dataset_fields(of(MOST_DATASET_FIELDS, kind))
+    check_class_fields(of(MOST_CLASS_FIELDS, kind))
+
+    for check, limit in (
+        (check_dataset_fields, MOST_DATASET_FIELDS),
+        (check_class_fields, MOST_CLASS_FIELDS),
+    ):
+        with pytest.raises(TooManyError) as refused:
+            check(of(limit + 1, kind))
+        assert refused.value.reason == "TOO_MANY_FIELDS"
+        assert refused.value.metadata == {"count": str(limit + 1), "limit": str(limit)}
+
+
+@pytest.mark.parametrize(
+    "around", [ObjectType, lambda fields: ObjectType({"a": MapType(ObjectType(fields))})]
+)
+def test_a_field_with_too_long_a_name_is_refused_wherever_it_stands(around: type[ObjectType]) -> None:
+    check_dataset_fields(around({"n" * LONGEST_NAME: TEXT}))
+
+    with pytest.raises(TooManyError) as refused:
+        check_dataset_fields(around({"n" * (LONGEST_NAME + 1): TEXT}))
+
+    assert refused.value.reason == "FIELD_NAME_TOO_LONG"
