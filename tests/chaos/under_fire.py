@@ -199,7 +199,7 @@ def _crash_engines() -> None:
     run = EngineAttempt.run
 
     async def crashing(self: EngineAttempt, *args: Any) -> Any:
-        os.kill(self._child.process_id, signal.SIGKILL)
+        os.kill(self.process_id, signal.SIGKILL)
         return await run(self, *args)
 
     setattr(EngineAttempt, "run", crashing)  # noqa: B010 - a method is not to be assigned to

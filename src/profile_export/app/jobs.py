@@ -56,7 +56,9 @@ class JobRunner:
         self._belonging = Belonging(
             self.instances, Named(self.database), self.lake, adopt=settings.adopt_lake
         )
-        self.duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads, max(1, settings.workers))
+        self.duckdb = DuckDbEngine(
+            settings.memory_limit_mb, settings.threads, max(1, settings.workers), self.supervisor
+        )
         self.engine = engine or self.duckdb
         self.snapshots = Snapshots(self.database)
         self.receipts = Receipts(self.database)

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from profile_export.domain.plan import ExportPlan, KeyRange
 from profile_export.engines import memory
-from profile_export.engines.protocol import (
-    LENGTH,
-    Close,
-    Failed,
-    FindMapping,
-    MappingFound,
-    Open,
-    Resolve,
-    Run,
-    decode,
-    encode,
-)
+from profile_export.engines.hosted import HostedEngine
+from profile_export.engines.protocol import Close, Failed, FindMapping, MappingFound, Open, Resolve, Run
 from profile_export.engines.results import (
     EngineDiedError,
     EngineFailedError,
@@ -33,104 +23,28 @@ from profile_export.engines.results import (
     RangeResult,
     ResolutionFacts,
 )
+from profile_export.processes.errors import ChildDiedError, TooExpensiveError
+from profile_export.processes.limits import NO_LIMITS, Limits
+from profile_export.processes.messages import Ask, Hold
+from profile_export.processes.process import Child
+from profile_export.processes.supervisor import Supervisor
 
 OnProgress = Callable[[EngineProgress], None]
-_PACKAGE_ROOT = Path(__file__).parents[2]
 _CLOSE_SECONDS = 1.0
 """A child that takes longer to end an attempt hangs, or is busy with what a kill does at once."""
-
-
-class _Child:
-    """A child process. `busy` while it works on a request: then only killing it stops it."""
-
-    def __init__(self, process: Process) -> None:
-        if process.stdin is None or process.stdout is None:
-            message = "the process has no pipes"
-            raise ValueError(message)
-        self._process, self._stream_in, self._stream_out = process, process.stdin, process.stdout
-        self.busy = False
-
-    @classmethod
-    async def spawned(cls) -> _Child:
-        # A fresh interpreter, since a process forked after gRPC has started hangs; and a module of its own, since the
-        # parent's main module would bring half the server along.
-        paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "profile_export.engines.child",
-            stdin=PIPE,
-            stdout=PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        child = cls(process)
-        try:
-            await child._answer(_ignore)
-        except BaseException:
-            await child.kill()
-            raise
-        return child
-
-    async def ask(self, request: object, on_progress: OnProgress) -> Any:
-        """Send a request and wait for its answer.
-
-        Raises:
-            EngineDiedError: The child is gone or ran out of memory.
-            EngineFailedError: The request failed.
-        """
-        self.busy = True
-        with suppress(ConnectionError):  # its end is noticed where the answer is read
-            self._stream_in.write(encode(request))
-            await self._stream_in.drain()
-        answer = await self._answer(on_progress)
-        self.busy = False
-        if isinstance(answer, Failed):
-            if answer.died:
-                raise EngineDiedError(answer.code, answer.message)
-            raise EngineFailedError(answer.code, answer.message, retryable=answer.retryable)
-        return answer
-
-    @property
-    def process_id(self) -> int:
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether its process is there."""
-        return self._process.returncode is None
-
-    async def kill(self) -> None:
-        """End it at once, whatever it does."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-
-    async def _answer(self, on_progress: OnProgress) -> Any:
-        stream = self._stream_out
-        while True:
-            try:
-                (length,) = LENGTH.unpack(await stream.readexactly(LENGTH.size))
-                message = decode(await stream.readexactly(length))
-            except asyncio.IncompleteReadError:
-                code = await self._process.wait()
-                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                if -code == signal.SIGKILL:
-                    how += ", which is what a system does that runs out of memory"
-                raise EngineDiedError("ENGINE_CRASHED", f"The engine's process {how}.") from None
-            if not isinstance(message, EngineProgress):
-                return message
-            on_progress(message)
-
-
-def _ignore(_progress: EngineProgress) -> None:
-    pass
+_MEGABYTE = 1_000_000
+_OVER_LIMIT = 1.25
+"""DuckDB keeps to its own limit, within a tenth of that of the process; what is this far above it does not."""
+_log = structlog.get_logger(__name__)
 
 
 class EngineAttempt:
     """One try at a plan. One call at a time; leave the context to stop one that runs."""
 
-    def __init__(self, child: _Child, on_progress: OnProgress) -> None:
-        self._child, self._on_progress = child, on_progress
+    def __init__(self, process_id: int, ask: Callable[[object], Awaitable[Any]]) -> None:
+        self.process_id = process_id
+        """Of the child that works on it."""
+        self._ask = ask
 
     async def mapping(self) -> Path | None:
         """Return the file that says which identities have a profile of another key than theirs, see `engines.mapping`.
@@ -141,7 +55,7 @@ class EngineAttempt:
             EngineDiedError: As `resolve`.
             EngineFailedError: As `resolve`.
         """
-        found: MappingFound = await self._child.ask(FindMapping(), self._on_progress)
+        found: MappingFound = await self._ask(FindMapping())
         return found.path
 
     async def resolve(self) -> ResolutionFacts:
@@ -153,7 +67,7 @@ class EngineAttempt:
             EngineDiedError: The process ended or ran out of memory; another attempt may succeed.
             EngineFailedError: A query failed.
         """
-        facts: ResolutionFacts = await self._child.ask(Resolve(), self._on_progress)
+        facts: ResolutionFacts = await self._ask(Resolve())
         return facts
 
     async def run(self, key_range: KeyRange) -> RangeResult:
@@ -163,7 +77,7 @@ class EngineAttempt:
             EngineDiedError: As `resolve`.
             EngineFailedError: As `resolve`.
         """
-        result: RangeResult = await self._child.ask(Run(key_range), self._on_progress)
+        result: RangeResult = await self._ask(Run(key_range))
         return result
 
 
@@ -175,14 +89,27 @@ class DuckDbEngine:
             database then takes up to 80 % of the machine's.
         threads: How many threads it uses, fewer where the limit feeds no more; None means one per core.
         warm: How many children wait for work when nothing is to be done, at most.
+        supervisor: Where children come from; None: one of the engine's own.
     """
 
     name = "duckdb"
 
-    def __init__(self, memory_limit_mb: int | None, threads: int | None, warm: int = 1) -> None:
+    def __init__(
+        self,
+        memory_limit_mb: int | None,
+        threads: int | None,
+        warm: int = 1,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        self._supervisor = supervisor or Supervisor()
+        self._limits = (
+            NO_LIMITS
+            if memory_limit_mb is None
+            else Limits(memory_bytes=int(memory_limit_mb * _MEGABYTE * _OVER_LIMIT))
+        )
         self._memory_limit_mb, self._threads, self._warm_children = memory_limit_mb, threads, warm
-        self._idle: list[_Child] = []
-        self._children: set[_Child] = set()
+        self._idle: list[Child] = []
+        self._children: set[Child] = set()
         self._warming: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -208,7 +135,7 @@ class DuckDbEngine:
             with suppress(asyncio.CancelledError):
                 await self._warming
         self._idle.clear()
-        await asyncio.gather(*(child.kill() for child in self._children))
+        await asyncio.gather(*(self._supervisor.end(child) for child in self._children))
         self._children.clear()
 
     @asynccontextmanager
@@ -236,12 +163,13 @@ class DuckDbEngine:
         try:
             limits = (self._memory_limit_mb, self._threads)
             request = Open(plan, lake_root, folder, *limits, segment_folders=tuple(segment_folders))
-            await child.ask(request, on_progress)
-            yield EngineAttempt(child, on_progress)
+            ask = partial(self._ask, child, on_progress)
+            await ask(request)
+            yield EngineAttempt(child.process_id, ask)
         finally:
             await asyncio.shield(self._given_back(child))
 
-    async def _taken(self) -> _Child:
+    async def _taken(self) -> Child:
         if self._warming is not None and not self._idle:
             await asyncio.shield(self._warming)
         while self._idle:
@@ -249,19 +177,18 @@ class DuckDbEngine:
             if child.alive:
                 return child
             # It died while it was idle, for whatever reason: that must not cost an attempt.
-            self._children.discard(child)
+            await self._ended(child)
         return await self._spawned()
 
-    async def _given_back(self, child: _Child) -> None:
+    async def _given_back(self, child: Child) -> None:
         if not child.busy:
             with suppress(EngineDiedError, EngineFailedError, TimeoutError):
                 async with asyncio.timeout(_CLOSE_SECONDS):
-                    await child.ask(Close(), _ignore)
+                    await self._ask(child, _ignore, Close())
                 if len(self._idle) < self._warm_children and not self._closed:
                     self._idle.append(child)
                     return
-        await child.kill()
-        self._children.discard(child)
+        await self._ended(child)
         if not self._idle and not self._closed and (self._warming is None or self._warming.done()):
             self._warming = asyncio.create_task(self._warm())
 
@@ -270,7 +197,63 @@ class DuckDbEngine:
         with suppress(EngineDiedError):
             self._idle.append(await self._spawned())
 
-    async def _spawned(self) -> _Child:
-        child = await _Child.spawned()
+    async def _spawned(self) -> Child:
+        try:
+            child = await self._supervisor.child()
+        except ChildDiedError as died:
+            raise _crashed(died) from None
         self._children.add(child)
+        try:
+            await child.ask(Hold(HostedEngine, None))
+        except ChildDiedError as died:
+            await self._ended(child)
+            raise _crashed(died) from None
         return child
+
+    async def _ended(self, child: Child) -> None:
+        self._children.discard(child)
+        await self._supervisor.end(child)
+
+    async def _ask(self, child: Child, on_progress: OnProgress, request: object) -> Any:
+        """Send a request and wait for its answer.
+
+        Raises:
+            EngineDiedError: The child is gone or of no more use.
+            EngineFailedError: The request failed.
+        """
+        try:
+            with self._supervisor.watch.over(child, self._limits):
+                answer = await child.ask(Ask(request), on_progress)
+        except ChildDiedError as died:
+            raise _crashed(died) from None
+        except TooExpensiveError as over:
+            message = f"The engine took more than {over}. Give it more, or let fewer jobs run at once."
+            raise EngineDiedError("OUT_OF_MEMORY", message) from None
+        except Exception as error:  # noqa: BLE001 - whatever it is, an attempt may be made again
+            _log.exception("engine_broke")
+            child.end_for(ChildDiedError())
+            message = f"The engine broke: {type(error).__name__}; the log has more."
+            raise EngineDiedError("ENGINE_CRASHED", message) from None
+        if not isinstance(answer, Failed):
+            return answer
+        if answer.died:
+            child.end_for(ChildDiedError())
+            raise EngineDiedError(answer.code, answer.message)
+        raise EngineFailedError(answer.code, answer.message, retryable=answer.retryable)
+
+
+def _crashed(died: ChildDiedError) -> EngineDiedError:
+    code = died.exit_code
+    if code is None:
+        how = "was told to end"
+    elif code < 0:
+        how = f"was killed by signal {-code}"
+    else:
+        how = f"ended with exit code {code}"
+    if code == -signal.SIGKILL:
+        how += ", which is what a system does that runs out of memory"
+    return EngineDiedError("ENGINE_CRASHED", f"The engine's process {how}.")
+
+
+def _ignore(_progress: EngineProgress) -> None:
+    pass

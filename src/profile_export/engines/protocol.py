@@ -1,19 +1,11 @@
-"""What parent and child say to each other: pickled messages, each behind its length.
-
-The parent sends one request at a time; the child answers with any number of `EngineProgress` and one of the others.
-"""
+"""What an engine in a child process is asked, one thing at a time; it says `EngineProgress` meanwhile."""
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from struct import Struct
-from typing import Any
 
 from profile_export.domain.plan import ExportPlan, KeyRange
-
-LENGTH = Struct(">Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +50,10 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """The child waits for the next request."""
-
-
-@dataclass(frozen=True, slots=True)
 class Failed:
-    """The request failed. `died` says that memory ran out or the engine broke, and the child ends."""
+    """The request failed. `died` says that memory ran out or the engine broke, and the child is of no more use."""
 
     code: str
     message: str
     retryable: bool
     died: bool = False
-
-
-def encode(message: object) -> bytes:
-    """Write a message with its length in front."""
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return LENGTH.pack(len(body)) + body
-
-
-def decode(body: bytes) -> Any:
-    """Read a message; both ends are this program, so what is read can be trusted."""
-    return pickle.loads(body)  # noqa: S301 - only our own process writes to this pipe
