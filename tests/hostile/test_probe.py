@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +26,7 @@ MOST_LAG, MOST_WAIT = 100, 250
 """In milliseconds: on the loop, and in all."""
 MOST_UPLOAD_WAIT, TIMES_ALONE = 2_000, 5
 TRIES = 3
+JOB_SECONDS = 10
 PATIENCE_SECONDS = 120
 SLOWEST = 10
 
@@ -173,10 +175,20 @@ async def attempt(
             seconds=1 if watched else PATIENCE_SECONDS,
             most_answers=200,
         )
-        if case.method.name == "CreateJob":  # what it costs comes with its attempt
-            await attacker.finished(es.CreateJobResponse.FromString(answers[0]).job.id)
+        if case.method.name == "CreateJob":
+            await try_job(attacker, es.CreateJobResponse.FromString(answers[0]).job.id)
     judged.probes.append(await prober.slowest())
     judged.lags.append(await server.lag())
+
+
+async def try_job(attacker: Caller, job_id: int) -> None:
+    """Let a job run for a while, since what it costs comes with its attempt, and end it if it does not."""
+    try:
+        async with asyncio.timeout(JOB_SECONDS):
+            await attacker.finished(job_id)
+    except TimeoutError:
+        await attacker.exports.CancelJob(es.CancelJobRequest(job_id=job_id), metadata=attacker.metadata)
+        await attacker.finished(job_id)
 
 
 def show(judged: list[Judged], limits: Limits) -> None:

@@ -73,7 +73,7 @@ async def prepare(caller: Caller) -> Wide:
     bad = json_lines({"crmId": 1.5, "note": "x" * 20_000} for _ in range(BAD_ROWS))
     await caller.send(records, "bad-wide", bad, max_bad_records=BAD_ROWS)
     union = await caller.dataset("union")
-    job = await caller.export(union)
+    job = await caller.export(union, fields=[f"p0.w{field}" for field in range(300)])
     for number in range(JOBS):
         await caller.job(union, fields=[f"p{number % PARTS}.w{field}" for field in range(300)])
     odd = await caller.dataset("record", {"crmId": "CRM"}, tags=ODD)
