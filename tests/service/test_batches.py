@@ -460,7 +460,7 @@ async def test_rejected_rows_of_several_files_are_listed_by_file(caller: Caller,
 
 
 async def test_large_rejected_rows_come_in_pages_that_fit_into_a_message(caller: Caller, source: str) -> None:
-    row, name = "x" * 90_000, "y" * 60_000
+    row, name = "x" * 90_000, "y" * 1_024
     data = f"{row}\n".encode() * 60 + json_lines([{"id": "1", name: 1}, {"id": "2", name: "z"}])
 
     batch = (await caller.send(source, "b", data, max_bad_records=61)).batch
