@@ -142,7 +142,11 @@ class DatasetServiceStub:
        `unifiedProfile: ["enabled:false"]`. Or a column of a Parquet file contradicts the dataset's own field:
        metadata has path. Send it as the type that the message names.
      - INVALID_ARGUMENT FILE_INVALID: the bytes are not what `format` says (broken Parquet, no CSV header, a
-       syntax error in a JSON array, whose item is row_number in metadata).
+       syntax error in a JSON array, whose item is row_number in metadata), or a Parquet file's footer says more
+       than is decoded. The message says what.
+     - INVALID_ARGUMENT FILE_UNREADABLE: the content breaks the reader. Write the file anew, or in another format.
+     - RESOURCE_EXHAUSTED INGEST_TOO_EXPENSIVE: reading it took more time or memory than it may; the message says
+       what was too much. Send smaller files.
      - INVALID_ARGUMENT UPLOAD_TRUNCATED: the stream ended without `finish`, or byte_count is more than what
        came. Resume at received_bytes.
      - INVALID_ARGUMENT HASH_MISMATCH: the bytes are not those of sha256, or more than byte_count. The file is
@@ -428,7 +432,11 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
            `unifiedProfile: ["enabled:false"]`. Or a column of a Parquet file contradicts the dataset's own field:
            metadata has path. Send it as the type that the message names.
          - INVALID_ARGUMENT FILE_INVALID: the bytes are not what `format` says (broken Parquet, no CSV header, a
-           syntax error in a JSON array, whose item is row_number in metadata).
+           syntax error in a JSON array, whose item is row_number in metadata), or a Parquet file's footer says more
+           than is decoded. The message says what.
+         - INVALID_ARGUMENT FILE_UNREADABLE: the content breaks the reader. Write the file anew, or in another format.
+         - RESOURCE_EXHAUSTED INGEST_TOO_EXPENSIVE: reading it took more time or memory than it may; the message says
+           what was too much. Send smaller files.
          - INVALID_ARGUMENT UPLOAD_TRUNCATED: the stream ended without `finish`, or byte_count is more than what
            came. Resume at received_bytes.
          - INVALID_ARGUMENT HASH_MISMATCH: the bytes are not those of sha256, or more than byte_count. The file is
