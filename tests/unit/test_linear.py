@@ -25,6 +25,7 @@ from profile_export.domain.catalog import (
     with_declared,
 )
 from profile_export.domain.learning import MAX_NAMES, check_record
+from profile_export.domain.plan import ExportCounts
 from profile_export.domain.policy import AttributeMerge, check_order
 from profile_export.domain.registry import check_beside, next_version
 from profile_export.domain.schema import (
@@ -96,6 +97,9 @@ CASES: dict[str, Callable[[], object]] = {
     ),
     "a schema beside many datasets": lambda: check_beside(
         [source("d1", WIDE)] * 50, replace(PROFILE, fields=WIDE)
+    ),
+    "counts of many ranges": lambda: ExportCounts.total(
+        ExportCounts(by_namespace={f"{name}{number}": 1 for name in NAMES[:200]}) for number in range(500)
     ),
     "a record of as many names as may be": lambda: check_record(
         dict.fromkeys(NAMES[:MAX_NAMES], "x"), EMPTY, set()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc.aio
 
@@ -21,20 +21,25 @@ from profile_export.domain.batch import Batch, UploadState, check_batch_id
 from profile_export.domain.catalog import Dataset
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from profile_export.domain.width import is_wide
 from profile_export.ingest.loading import Loading
 from profile_export.ingest.sessions import UploadSessions
 from profile_export.lake.local import LocalLake
 from profile_export.lake.preview import first_rows
+from profile_export.processes.computing import compute_if
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.receipts import Receipts
-from profile_export.v1 import batch_pb2, dataset_pb2
+from profile_export.v1 import batch_pb2
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_Answer = TypeVar("_Answer")
+# To read or write a message of so many takes a few milliseconds.
+_MANY_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,36 +74,43 @@ class DatasetService(DatasetServiceServicer):
     async def CreateDataset(
         self, request: pb.CreateDatasetRequest, context: _Context
     ) -> pb.CreateDatasetResponse:
-        new = convert_datasets.new_dataset(request)
+        new = await compute_if(request.ByteSize() > _MANY_BYTES, convert_datasets.new_dataset, request)
         dataset, replayed = await self._catalog.create_dataset(
             current_tenant(), new, self._new_id(), request.request_id
         )
-        return pb.CreateDatasetResponse(dataset=await self._written(dataset), replayed=replayed)
+        return await self._answer(pb.CreateDatasetResponse, dataset, replayed=replayed)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: _Context) -> pb.GetDatasetResponse:
         dataset = await self._catalog.get_dataset(current_tenant(), request.dataset_id)
-        return pb.GetDatasetResponse(dataset=await self._written(dataset))
+        return await self._answer(pb.GetDatasetResponse, dataset)
 
     async def ListDatasets(
         self, request: pb.ListDatasetsRequest, context: _Context
     ) -> pb.ListDatasetsResponse:
         page = await self._catalog.list_datasets(current_tenant(), await self._pages.of_all(request))
         mirrors = await self._mirrors.of([dataset.id for dataset in page.items])
-        datasets, token = fitting(
-            page, lambda dataset: convert_datasets.dataset(dataset, mirrors.get(dataset.id))
-        )
-        return pb.ListDatasetsResponse(datasets=datasets, next_page_token=token)
 
-    async def _written(self, dataset: Dataset) -> dataset_pb2.Dataset:
+        def answer() -> pb.ListDatasetsResponse:
+            datasets, token = fitting(
+                page, lambda dataset: convert_datasets.dataset(dataset, mirrors.get(dataset.id))
+            )
+            return pb.ListDatasetsResponse(datasets=datasets, next_page_token=token)
+
+        return await compute_if(is_wide(dataset.fields for dataset in page.items), answer)
+
+    async def _answer(self, answer: Callable[..., _Answer], dataset: Dataset, **others: bool) -> _Answer:
         mirrors = await self._mirrors.of([dataset.id])
-        return convert_datasets.dataset(dataset, mirrors.get(dataset.id))
+        return await compute_if(
+            is_wide([dataset.fields]),
+            lambda: answer(dataset=convert_datasets.dataset(dataset, mirrors.get(dataset.id)), **others),
+        )
 
     async def UpdateDataset(
         self, request: pb.UpdateDatasetRequest, context: _Context
     ) -> pb.UpdateDatasetResponse:
-        change = convert_datasets.dataset_change(request)
+        change = await compute_if(request.ByteSize() > _MANY_BYTES, convert_datasets.dataset_change, request)
         dataset = await self._catalog.update_dataset(current_tenant(), request.dataset_id, change)
-        return pb.UpdateDatasetResponse(dataset=await self._written(dataset))
+        return await self._answer(pb.UpdateDatasetResponse, dataset)
 
     async def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: _Context
@@ -204,10 +216,13 @@ class DatasetService(DatasetServiceServicer):
 
     async def GetReceipt(self, request: pb.GetReceiptRequest, context: _Context) -> pb.GetReceiptResponse:
         stored = await self._receipts.get(current_tenant(), request.batch_id)
-        return pb.GetReceiptResponse(
-            receipt=convert_receipts.receipt(stored, self._lake.location),
-            document=stored.document,
-            location=self._lake.location(stored.path),
+        return await compute_if(
+            len(stored.document) > _MANY_BYTES,
+            lambda: pb.GetReceiptResponse(
+                receipt=convert_receipts.receipt(stored, self._lake.location),
+                document=stored.document,
+                location=self._lake.location(stored.path),
+            ),
         )
 
     async def _shown(self, batch: Batch) -> batch_pb2.Batch:

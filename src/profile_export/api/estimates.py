@@ -15,7 +15,7 @@ from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import FailedPreconditionError, UnavailableError
 from profile_export.domain.estimate import Counted, Estimate, estimate, sample_of
 from profile_export.domain.plan import ExportPlan, KeyRange, notes_of
-from profile_export.domain.planning import plan_export
+from profile_export.domain.planning import plan_export, takes_long
 from profile_export.domain.request import BoundRequest
 from profile_export.engines.results import (
     EngineDiedError,
@@ -26,6 +26,7 @@ from profile_export.engines.results import (
 )
 from profile_export.lake.local import ESTIMATES, LocalLake
 from profile_export.lake.preview import first_rows
+from profile_export.processes.computing import compute_if
 from profile_export.store.snapshots import Snapshots
 
 
@@ -77,9 +78,12 @@ class Estimates:
         request = bound.request
         batches = len(request.segments) if request.segment_per_batch else 0
         of_segments = tuple(str(position) for position in range(batches))
-        plan = plan_export(
+        snapshot = await self._snapshots.take(tenant)
+        plan = await compute_if(
+            takes_long(snapshot, request.fields),
+            plan_export,
             bound,
-            await self._snapshots.take(tenant),
+            snapshot,
             "" if batches else "estimate",
             of_segments,
             self._engine.values_per_range,

@@ -19,6 +19,8 @@ from profile_export.api.watches import Watches
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.request import BoundRequest, ExportRequest, bind, without_unknown_fields
 from profile_export.domain.schema import ObjectType
+from profile_export.domain.width import WIDE, is_wide
+from profile_export.processes.computing import compute, compute_if
 from profile_export.store.catalog import Catalog
 from profile_export.store.jobs import Jobs, NewJob
 from profile_export.store.policies import Policies
@@ -67,17 +69,21 @@ class ExportService(ExportServiceServicer):
         asked = convert_jobs.export_request(request.spec)
         tenant = current_tenant()
         unions = await self._catalog.union_fields(tenant)
-        known, unknown = without_unknown_fields(asked, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT])
+        records, events = unions[DatasetKind.RECORD], unions[DatasetKind.EVENT]
+        known, unknown = await compute_if(
+            _takes_long(asked, unions), without_unknown_fields, asked, records, events
+        )
         bound = await self._bound(known, unions)
         found = await self._estimates.estimate(tenant, bound, rows)
-        return convert_estimates.estimate_job(replace(bound, request=asked), found, unknown)
+        return await compute(convert_estimates.estimate_job, replace(bound, request=asked), found, unknown)
 
     async def _bound(self, asked: ExportRequest, unions: Mapping[DatasetKind, ObjectType]) -> BoundRequest:
         tenant = current_tenant()
         destination = await self._catalog.get_dataset(tenant, asked.destination_id)
         policy = await self._policies.find_policy(tenant, asked.policy_id, asked.policy_version)
-        return suggesting(bind)(
-            asked, destination, policy, unions[DatasetKind.RECORD], unions[DatasetKind.EVENT]
+        records, events = unions[DatasetKind.RECORD], unions[DatasetKind.EVENT]
+        return await compute_if(
+            _takes_long(asked, unions), suggesting(bind), asked, destination, policy, records, events
         )
 
     async def GetJob(self, request: pb.GetJobRequest, context: _Context) -> pb.GetJobResponse:
@@ -102,3 +108,8 @@ class ExportService(ExportServiceServicer):
         if request.dataset_id:
             await self._catalog.get_dataset(tenant, request.dataset_id)
         await self._watches.of_jobs.serve(tenant, options, context.write)
+
+
+def _takes_long(asked: ExportRequest, unions: Mapping[DatasetKind, ObjectType]) -> bool:
+    paths = len(asked.fields) + (len(asked.event_list.fields) if asked.event_list else 0)
+    return paths > WIDE or is_wide(unions.values())

@@ -16,11 +16,13 @@ from profile_export.domain.identity import Identity, IdentityKey, identity_key
 from profile_export.domain.lookup import FoundProfile, plan_events, plan_profile, profile_of
 from profile_export.domain.paging import Page, PageRequest
 from profile_export.domain.plan import ExportPlan
+from profile_export.domain.planning import takes_long
 from profile_export.domain.policy import IdentityGraph, MergePolicy
 from profile_export.domain.resolution import SourceRow
 from profile_export.engines.mappings import Mappings
 from profile_export.engines.results import EngineDiedError, EngineFailedError
 from profile_export.lake.source_rows import source_rows
+from profile_export.processes.computing import compute, compute_if
 from profile_export.store.snapshots import Snapshots
 
 
@@ -49,9 +51,12 @@ class Lookups:
             FailedPreconditionError: The person has too many identities, or the engine cannot resolve them.
             UnavailableError: The engine broke while it found out who is one person; trying again may help.
         """
-        plan = suggesting(plan_profile)(asked.policy, await self._snapshots.take(asked.tenant), asked.fields)
+        snapshot = await self._snapshots.take(asked.tenant)
+        plan = await compute_if(
+            takes_long(snapshot, asked.fields), suggesting(plan_profile), asked.policy, snapshot, asked.fields
+        )
         rows = await self._rows(plan, asked.identity)
-        return await asyncio.to_thread(profile_of, plan, rows, asked.identity)
+        return await compute(profile_of, plan, rows, asked.identity)
 
     async def events(self, asked: Asked, listing: EventListing, page: PageRequest) -> Page[FoundEvent]:
         """List a page of the events of one profile.
@@ -62,9 +67,12 @@ class Lookups:
             FailedPreconditionError: As `profile`.
             UnavailableError: As `profile`.
         """
-        plan = suggesting(plan_events)(asked.policy, await self._snapshots.take(asked.tenant), asked.fields)
+        snapshot = await self._snapshots.take(asked.tenant)
+        plan = await compute_if(
+            takes_long(snapshot, asked.fields), suggesting(plan_events), asked.policy, snapshot, asked.fields
+        )
         rows = await self._rows(plan, asked.identity)
-        return await asyncio.to_thread(events_of, plan, rows, asked.identity, listing, page)
+        return await compute(events_of, plan, rows, asked.identity, listing, page)
 
     async def _rows(self, plan: ExportPlan, identity: Identity) -> list[SourceRow]:
         key = identity_key(identity)

@@ -13,6 +13,7 @@ from profile_export.api.lookups import Asked, Lookups
 from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
 from profile_export.domain.errors import UnimplementedError
+from profile_export.processes.computing import compute
 from profile_export.store.policies import Policies
 from profile_export.v1 import profile_service_pb2 as pb
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceServicer
@@ -69,14 +70,16 @@ class ProfileService(ProfileServiceServicer):
     async def GetProfile(self, request: pb.GetProfileRequest, context: _Context) -> pb.GetProfileResponse:
         asked = await self._asked(request)
         found = await self._lookups.profile(asked)
-        return pb.GetProfileResponse(profile=convert_profiles.profile(found, asked.policy))
+        return await compute(
+            lambda: pb.GetProfileResponse(profile=convert_profiles.profile(found, asked.policy))
+        )
 
     async def ListProfileEvents(
         self, request: pb.ListProfileEventsRequest, context: _Context
     ) -> pb.ListProfileEventsResponse:
         listing, page = convert_profiles.event_listing(request), await self._pages.of(request)
         found = await self._lookups.events(await self._asked(request), listing, page)
-        events, token = fitting(found, convert_profiles.event)
+        events, token = await compute(fitting, found, convert_profiles.event)
         return pb.ListProfileEventsResponse(events=events, next_page_token=token)
 
     async def _asked(self, request: convert_profiles.Request) -> Asked:

@@ -15,7 +15,9 @@ from profile_export.api.tenancy import current_tenant
 from profile_export.domain.catalog import CLASSES
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.unions import union_schema
+from profile_export.domain.width import is_wide
 from profile_export.ingest.registration import Registration
+from profile_export.processes.computing import compute_if
 from profile_export.store.catalog import Catalog
 from profile_export.store.schemas import Schemas
 from profile_export.v1 import schema_service_pb2 as pb
@@ -42,13 +44,18 @@ class SchemaService(SchemaServiceServicer):
             request.referenced_documents,
             identity_fields(request.identity_fields),
         )
-        return pb.CreateSchemaResponse(schema=convert_datasets.schema(schema), replayed=replayed)
+        return await compute_if(
+            is_wide([schema.fields]),
+            lambda: pb.CreateSchemaResponse(schema=convert_datasets.schema(schema), replayed=replayed),
+        )
 
     async def GetSchema(self, request: pb.GetSchemaRequest, context: _Context) -> pb.GetSchemaResponse:
         schema_id = required(request.schema_id, "schema_id")
         version = request.version if request.HasField("version") else None
         schema = await self._schemas.get(current_tenant(), schema_id, version)
-        return pb.GetSchemaResponse(schema=convert_datasets.schema(schema))
+        return await compute_if(
+            is_wide([schema.fields]), lambda: pb.GetSchemaResponse(schema=convert_datasets.schema(schema))
+        )
 
     async def ListSchemas(self, request: pb.ListSchemasRequest, context: _Context) -> pb.ListSchemasResponse:
         page = await self._schemas.list(current_tenant(), await self._pages.of_all(request))
@@ -63,5 +70,11 @@ class SchemaService(SchemaServiceServicer):
             raise NotFoundError.of("schema", name)
         sources = await self._catalog.sources(current_tenant())
         of_class = [dataset for dataset in sources if dataset.kind is CLASSES[name]]
-        fields = union_schema(sources, CLASSES[name])
-        return pb.GetUnionSchemaResponse(union_schema=convert_datasets.union_schema(name, fields, of_class))
+
+        def answer() -> pb.GetUnionSchemaResponse:
+            fields = union_schema(sources, CLASSES[name])
+            return pb.GetUnionSchemaResponse(
+                union_schema=convert_datasets.union_schema(name, fields, of_class)
+            )
+
+        return await compute_if(is_wide(source.fields for source in sources), answer)

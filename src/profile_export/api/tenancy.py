@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import InvalidArgumentError
+from profile_export.processes.computing import compute_for
 
 ORG = "x-gw-ims-org-id"
 SANDBOX = "x-sandbox-name"
@@ -38,6 +39,7 @@ def enter(metadata: Iterable[tuple[str, str | bytes]]) -> Tenant:
         _tenant(named.get(ORG, _DEFAULT.org), named.get(SANDBOX, _DEFAULT.sandbox)) if named else _DEFAULT
     )
     _TENANT.set(tenant)
+    compute_for(tenant)
     return tenant
 
 

@@ -11,6 +11,7 @@ from profile_export.app.processes import StartError
 from profile_export.config import WorkSettings
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
+from profile_export.processes.computing import compute
 from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.belonging import Belonging, ForeignLakeError
 from profile_export.runner.keeper import LeaseKeeper
@@ -19,6 +20,7 @@ from profile_export.runner.ports import Engine
 from profile_export.runner.receipts import ReceiptWriter
 from profile_export.runner.worker import Worker
 from profile_export.store.attempts import Attempts
+from profile_export.store.column_types import make_codecs
 from profile_export.store.database import Database
 from profile_export.store.events import Wakeups
 from profile_export.store.instance import Instance, Instances
@@ -29,6 +31,7 @@ from profile_export.store.opening import CannotOpenError, StoreMissingError
 from profile_export.store.receipts import Receipts
 from profile_export.store.renewals import Renewals
 from profile_export.store.snapshots import Snapshots
+from profile_export.store.tables import metadata
 
 _KEY_BYTES = 32
 
@@ -106,7 +109,8 @@ class JobRunner:
     async def start(self) -> None:
         """Begin to run jobs."""
         await self._receipt_writer.write_all()
-        await self.duckdb.start()
+        # The first takes long for want of a processor, the second while the child process begins.
+        await asyncio.gather(self.duckdb.start(), compute(make_codecs, metadata))
         self._working = [asyncio.create_task(worker.run()) for worker in self._workers]
         for work in self._beside:
             self.run_beside(work())

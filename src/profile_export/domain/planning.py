@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from profile_export.domain.catalog import DatasetKind
@@ -11,6 +11,7 @@ from profile_export.domain.policy import AttributeMerge, MergePolicy
 from profile_export.domain.request import BoundRequest
 from profile_export.domain.schema import SEGMENT_MEMBERSHIP, ObjectType
 from profile_export.domain.selection import select_fields
+from profile_export.domain.width import WIDE, is_wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,12 @@ def plan_export(
         graph_folder=snapshot.graph_folder,
         values_per_range=values_per_range,
     )
+
+
+def takes_long(snapshot: Snapshot, paths: Sequence[str]) -> bool:
+    """Whether a plan for so many paths takes more than a few milliseconds to make."""
+    things = len(paths) + len(snapshot.batches) + len(snapshot.datasets)
+    return things > WIDE or is_wide(snapshot.unions.values())
 
 
 class _Precedence:

@@ -17,9 +17,10 @@ from profile_export.domain.errors import DomainError, FailedPreconditionError, U
 from profile_export.domain.job import JobError, JobState, Phase, Progress, Resolved
 from profile_export.domain.pace import Pace
 from profile_export.domain.plan import ExportPlan, WrittenFile
-from profile_export.domain.planning import plan_export
+from profile_export.domain.planning import plan_export, takes_long
 from profile_export.domain.receipt import RECEIPT_FILE
 from profile_export.engines.results import EngineDiedError, EngineFailedError, EngineProgress
+from profile_export.processes.computing import compute_for, compute_if
 from profile_export.runner.keeper import TRUSTED_SECONDS, LeaseKeeper
 from profile_export.runner.ports import Engine, EngineAttempt, Lake
 from profile_export.runner.receipts import ReceiptWriter
@@ -183,14 +184,8 @@ class _Attempt:
     async def run(self) -> None:
         """Plan, resolve, run range by range, commit."""
         claim = self.claim
-        job = claim.job
-        plan = claim.plan or plan_export(
-            job.bound,
-            await self._snapshots.take(claim.tenant),
-            job.batch_id,
-            job.segment_batches,
-            self._engine.values_per_range,
-        )
+        compute_for(claim.tenant)
+        plan = claim.plan or await self._planned()
         await self._begin(Phase.RESOLVE, plan)
         number = claim.fence.attempt
         folders = {batch: attempt_folder(folder, number) for batch, folder in claim.folders.items()}
@@ -207,6 +202,19 @@ class _Attempt:
             await self._run_ranges(plan, attempt, folders)
         await self._begin(Phase.COMMIT)
         self.committed = await self._attempts.commit(claim.fence)
+
+    async def _planned(self) -> ExportPlan:
+        job = self.claim.job
+        snapshot = await self._snapshots.take(self.claim.tenant)
+        return await compute_if(
+            takes_long(snapshot, job.bound.request.fields),
+            plan_export,
+            job.bound,
+            snapshot,
+            job.batch_id,
+            job.segment_batches,
+            self._engine.values_per_range,
+        )
 
     async def _run_ranges(self, plan: ExportPlan, attempt: EngineAttempt, folders: Mapping[str, str]) -> None:
         for key_range in plan.ranges():

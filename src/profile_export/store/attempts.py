@@ -29,6 +29,8 @@ from profile_export.domain.plan import ExportCounts, ExportPlan, notes_of
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.receipt import FilledBatch
 from profile_export.domain.schema import TypeConflictError, union_objects
+from profile_export.domain.width import is_wide
+from profile_export.processes.computing import compute_if
 from profile_export.store.batches import (
     AddedFile,
     CountedBatch,
@@ -40,7 +42,7 @@ from profile_export.store.database import Database, database_time, whole
 from profile_export.store.datasets import dataset_of
 from profile_export.store.events import Wakeups
 from profile_export.store.job_batches import batches_of_job, files_of_job
-from profile_export.store.job_rows import job_from
+from profile_export.store.job_rows import job_from, plan_of
 from profile_export.store.job_tables import job_ranges, jobs, leases
 from profile_export.store.leases import Fence, carry, drop_attempt, end_attempt, held
 from profile_export.store.metrics import metrics_of
@@ -218,12 +220,13 @@ class Attempts:
                 filled.append((batch, FilledBatch(batch.id, batch.folder, place.ingest_time, counted)))
                 files += counted
             await succeed_batches(connection, succeeding)
-            if row.plan is not None:
-                notes = notes_of(row.plan, metrics.counts)
+            plan = await plan_of(connection, row.id)
+            if plan is not None:
+                notes = notes_of(plan, metrics.counts)
                 await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))
-                await add_receipts(connection, replace(job_from(moved), notes=notes), row.plan, filled)
+                await add_receipts(connection, replace(job_from(moved), notes=notes), plan, filled)
                 if files:
-                    await _list_fields(connection, row)
+                    await _list_fields(connection, row, plan)
             await end_attempt(connection, fence)
         self._wakeups.job_changed(fence.job_id, row.tenant_id)
         self._wakeups.batches_changed()
@@ -283,12 +286,13 @@ class Attempts:
             await drop_attempt(connection, fence)
 
 
-async def _list_fields(connection: AsyncConnection, row: Row[Any]) -> None:
+async def _list_fields(connection: AsyncConnection, row: Row[Any], plan: ExportPlan) -> None:
     """Add to the fields of a job's destination those that the job exported."""
     dataset = await dataset_of(connection, row.tenant_id, row.destination_id)
     # Exports may have other types than those before them; then the list stays, since no job fails for it.
     with suppress(TypeConflictError):
-        fields = union_objects(dataset.fields, row.plan.exported_fields)
+        found = plan.exported_fields
+        fields = await compute_if(is_wide([found]), union_objects, dataset.fields, found)
         await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(fields=fields))
 
 
@@ -302,6 +306,6 @@ async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Cl
         job=job_from(row),
         tenant=Tenant(tenant.org, tenant.sandbox),
         folders={batch.id: batch.folder for batch in filled},
-        plan=row.plan,
+        plan=await plan_of(connection, row.id),
         recorded=frozenset(recorded.scalars()),
     )

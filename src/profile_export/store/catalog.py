@@ -35,11 +35,12 @@ from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.registered import check_dataset_fields
 from profile_export.domain.schema import ObjectType, TypeConflictError
-from profile_export.domain.unions import union_by_kind
+from profile_export.domain.width import WIDE, is_wide
+from profile_export.processes.computing import compute_if
 from profile_export.store.column_types import digest_of
 from profile_export.store.compactions import drop_compactions
-from profile_export.store.database import Database, database_time, whole
-from profile_export.store.datasets import check_union, dataset_from, dataset_of, source_datasets
+from profile_export.store.database import Database, database_time, fetch_all, fetch_first, whole
+from profile_export.store.datasets import check_union, dataset_from, dataset_of, source_datasets, union_of
 from profile_export.store.drops import drop
 from profile_export.store.job_tables import jobs
 from profile_export.store.mirrors import ask_drop
@@ -111,14 +112,14 @@ class Catalog:
             ExhaustedError: The tenant has as many datasets as it may have.
             TooManyError: More fields or namespaces would be known than may be.
         """
-        digest = digest_of(new)
+        digest = await compute_if(len(new.declared_fields) > WIDE, digest_of, new)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             if request_id:
                 query = select(datasets).where(
                     datasets.c.tenant_id == tenant_id, datasets.c.request_id == request_id
                 )
-                found = (await connection.execute(query)).first()
+                found = await fetch_first(connection, query)
                 if found:
                     check_digest(found, digest, request_id)
                     return dataset_from(found), True
@@ -127,10 +128,11 @@ class Catalog:
             kind = usable_kind(schema)
             identities = _with_those_of_the_schema(new.identity_fields, schema.identity_fields)
             check_identity_fields(kind, identities)
-            check_declared_fields(kind, new.declared_fields, "declared_fields")
+            wide = len(new.declared_fields) > WIDE or is_wide([schema.fields])
+            await compute_if(wide, check_declared_fields, kind, new.declared_fields, "declared_fields")
             check_tags(kind, new.tags)
-            fields = initial_fields(schema, identities, new.declared_fields)
-            check_dataset_fields(fields)
+            fields = await compute_if(wide, initial_fields, schema, identities, new.declared_fields)
+            await compute_if(wide, check_dataset_fields, fields)
             now = await database_time(connection)
             row = {
                 "id": dataset_id,
@@ -151,7 +153,7 @@ class Catalog:
                 "request_id": request_id or None,
                 "request_digest": digest,
             }
-            inserted = (await connection.execute(insert(datasets).values(row).returning(datasets))).one()
+            [inserted] = await fetch_all(connection, insert(datasets).values(row).returning(datasets))
             await check_union(connection, tenant_id, newcomers=[dataset_id])
             declared = [field.namespace for field in identities]
             await register_namespaces(connection, tenant_id, IDENTITY, declared, declared)
@@ -200,7 +202,9 @@ class Catalog:
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             dataset = await dataset_of(connection, tenant_id, dataset_id)
-            check_declared_fields(dataset.kind, change.declared_fields, "add_declared_fields")
+            added = change.declared_fields
+            wide = len(added) > WIDE or is_wide([dataset.fields])
+            await compute_if(wide, check_declared_fields, dataset.kind, added, "add_declared_fields")
             tags = dataset.tags if change.tags is None else change.tags
             check_tags(dataset.kind, tags)
             retention = dataset.batch_retention if change.batch_retention is None else change.batch_retention
@@ -210,15 +214,15 @@ class Catalog:
                 "tags": tags,
                 "iceberg": dataset.iceberg if change.iceberg is None else change.iceberg,
                 "batch_retention": retention or None,
-                "declared_fields": _with_newer(dataset.declared_fields, change.declared_fields),
-                "fields": with_declared(dataset.fields, change.declared_fields),
+                "declared_fields": await compute_if(wide, _with_newer, dataset.declared_fields, added),
+                "fields": await compute_if(wide, with_declared, dataset.fields, added),
             }
             if all(getattr(dataset, name) == value for name, value in values.items()):
                 return dataset
-            check_dataset_fields(values["fields"])
+            await compute_if(wide, check_dataset_fields, values["fields"])
             values["update_time"] = await database_time(connection)
             query = update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
-            updated = (await connection.execute(query)).one()
+            [updated] = await fetch_all(connection, query)
             if is_source(dataset.kind, tags):
                 await check_union(connection, tenant_id, newcomers=[dataset_id])
             return dataset_from(updated)
@@ -252,7 +256,7 @@ class Catalog:
     @whole
     async def union_fields(self, tenant: Tenant) -> Mapping[DatasetKind, ObjectType]:
         """Return the union schemas of the tenant's record and event sources, built-in fields included."""
-        return union_by_kind(await self.sources(tenant))
+        return await union_of(await self.sources(tenant))
 
     @whole
     async def sources(self, tenant: Tenant) -> Sequence[Dataset]:
@@ -301,7 +305,7 @@ async def _unfinished_jobs(connection: AsyncConnection, tenant_id: Any, dataset:
         jobs.c.tenant_id == tenant_id, jobs.c.state.not_in([state.value for state in FINAL_STATES])
     )
     using = []
-    for job in await connection.execute(unfinished.order_by(jobs.c.id)):
+    for job in await fetch_all(connection, unfinished.order_by(jobs.c.id)):
         if job.destination_id == dataset.id:
             using.append(job.id)
         elif job.plan is None:

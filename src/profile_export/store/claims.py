@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from profile_export.domain.job import JobState
 from profile_export.store.column_types import Instant
 from profile_export.store.database import database_time
+from profile_export.store.job_rows import JOB_COLUMNS
 from profile_export.store.job_tables import jobs
 from profile_export.store.tables import tenants
 
@@ -104,7 +105,7 @@ _TURN_OF_THE_OTHERS = _TURN.with_for_update(of=tenants, key_share=True, skip_loc
 _TURN_OF_ANY = _TURN.with_for_update(of=tenants, key_share=True)
 _OF_TENANT: BindParameter[int] = bindparam("of_tenant")
 _OLDEST = (
-    select(jobs)
+    select(*JOB_COLUMNS)
     .where(jobs.c.tenant_id == _OF_TENANT, _DUE, _may_run(_OF_TENANT))
     .order_by(jobs.c.id)
     .limit(1)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import BigInteger, Text
+from sqlalchemy import BigInteger, MetaData, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
+from sqlalchemy.util.concurrency import await_, in_greenlet
+
+from profile_export.domain.schema import ObjectType
+from profile_export.domain.width import is_wide
+from profile_export.processes.computing import compute
+from profile_export.store.json_types import teach_pydantic
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+# In characters of JSON: to read fewer takes less than to change threads for it.
+_LONG = 16 * 1024
+_MOST_KEPT = 32 * 1024 * 1024
+_MANY = 500
+teach_pydantic()
 
 
 def from_micros(micros: int) -> datetime:
@@ -57,7 +70,11 @@ class Span(TypeDecorator[timedelta]):
 
 
 class Json(TypeDecorator[Any]):
-    """A domain value of one declared type, kept as JSON text; `indent` is None for text that nobody reads."""
+    """A domain value of one declared type, kept as JSON text; `indent` is None for text that nobody reads.
+
+    What is long is read and written beside the loop, if it is read by `database.fetch_all`; what was read is kept for
+    a while, so it must not be changed.
+    """
 
     impl = Text
     cache_ok = True
@@ -70,18 +87,81 @@ class Json(TypeDecorator[Any]):
 
     @property
     def adapter(self) -> TypeAdapter[Any]:
-        """The codec, made at first use: building all of them would slow every start."""
+        """The codec, made at first use."""
         if self._adapter is None:
             self._adapter = TypeAdapter(self.kind)
         return self._adapter
 
     def process_bind_param(self, value: Any | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - its signature
         """To the database."""
-        return None if value is None else self.adapter.dump_json(value, indent=self.indent).decode()
+        if value is None:
+            return None
+        if _is_long(value) and in_greenlet():
+            return await_(compute(self._written, value))
+        return self._written(value)
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> Any | None:  # noqa: ARG002 - its signature
         """From the database."""
-        return None if value is None else self.adapter.validate_json(value)
+        if value is None or len(value) < _LONG:
+            return None if value is None else self.adapter.validate_json(value)
+        kept = _KEPT.get(self.kind, value)
+        if kept is None:
+            if in_greenlet():
+                kept = await_(compute(self.adapter.validate_json, value))
+            else:
+                kept = self.adapter.validate_json(value)
+            _KEPT.keep(self.kind, value, kept)
+        return kept
+
+    def _written(self, value: Any) -> str:
+        return self.adapter.dump_json(value, indent=self.indent).decode()
+
+
+def make_codecs(metadata: MetaData) -> None:
+    """Make the codecs of all columns, which takes too long for the loop, when the first of them are wanted."""
+    for table in metadata.tables.values():
+        for column in table.columns:
+            if isinstance(column.type, Json):
+                _ = column.type.adapter
+
+
+def _is_long(value: Any) -> bool:
+    """Whether the JSON of a value may be long: that of a schema, of many values, or of what holds such."""
+    if isinstance(value, ObjectType):
+        return is_wide([value])
+    if isinstance(value, tuple):
+        return len(value) > _MANY
+    if not is_dataclass(value):
+        return False
+    members = [getattr(value, field.name) for field in fields(value)]
+    schemas = [member for member in members if isinstance(member, ObjectType)]
+    return is_wide(schemas) or any(isinstance(one, tuple) and len(one) > _MANY for one in members)
+
+
+class _Kept:
+    """Values that were read of long texts: those used last, as many as come of so much text."""
+
+    def __init__(self, most_characters: int) -> None:
+        self._most, self._characters = most_characters, 0
+        self._values: OrderedDict[tuple[Any, str], Any] = OrderedDict()
+
+    def get(self, kind: Any, text: str) -> Any | None:
+        found = self._values.get((kind, text))
+        if found is not None:
+            self._values.move_to_end((kind, text))
+        return found
+
+    def keep(self, kind: Any, text: str, value: Any) -> None:
+        if (kind, text) in self._values or len(text) > self._most:
+            return
+        self._values[kind, text] = value
+        self._characters += len(text)
+        while self._characters > self._most:
+            (_, oldest), _ = self._values.popitem(last=False)
+            self._characters -= len(oldest)
+
+
+_KEPT = _Kept(_MOST_KEPT)
 
 
 def digest_of(value: Any) -> str:

@@ -16,7 +16,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Table, text
+from sqlalchemy import Connection, Engine, Executable, Row, Table, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError, TimeoutError  # noqa: A004 - of waiting for a connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -201,6 +201,16 @@ def slices(values: Iterable[_Value], most: int = _MOST_PARAMETERS) -> Iterator[S
 async def database_time(connection: AsyncConnection) -> datetime:
     """Return the database's present time."""
     return from_micros((await connection.execute(NOW[connection.dialect.name])).scalar_one())
+
+
+async def fetch_all(connection: AsyncConnection, query: Executable) -> Sequence[Row[Any]]:
+    """Return the rows of a query whose columns may hold long JSON, which is read beside the loop then."""
+    return await connection.run_sync(lambda within: within.execute(query).all())
+
+
+async def fetch_first(connection: AsyncConnection, query: Executable) -> Row[Any] | None:
+    """Return the first of such rows; None if there is none."""
+    return await connection.run_sync(lambda within: within.execute(query).first())
 
 
 def insert_new(connection: AsyncConnection, table: Table) -> Any:

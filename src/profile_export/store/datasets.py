@@ -14,7 +14,9 @@ from profile_export.domain.errors import NotFoundError
 from profile_export.domain.registered import check_class_fields, check_dataset_fields
 from profile_export.domain.schema import ObjectType, union_objects
 from profile_export.domain.unions import union_by_kind
-from profile_export.store.database import insert_new
+from profile_export.domain.width import is_wide
+from profile_export.processes.computing import compute_if
+from profile_export.store.database import fetch_all, fetch_first, insert_new
 from profile_export.store.tables import datasets, field_sets, tenants
 
 
@@ -27,7 +29,7 @@ async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: st
     query = select(datasets).where(
         datasets.c.id == dataset_id, datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None)
     )
-    row = (await connection.execute(query)).first()
+    row = await fetch_first(connection, query)
     if row is None:
         raise NotFoundError.of("dataset", dataset_id)
     return dataset_from(row)
@@ -35,11 +37,8 @@ async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: st
 
 async def source_datasets(connection: AsyncConnection, tenant_id: Any) -> list[Dataset]:
     """Return the datasets that exports read (S11), oldest first."""
-    rows = await connection.execute(
-        select(datasets)
-        .where(datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None))
-        .order_by(datasets.c.create_time, datasets.c.id)
-    )
+    query = select(datasets).where(datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None))
+    rows = await fetch_all(connection, query.order_by(datasets.c.create_time, datasets.c.id))
     return [dataset for dataset in map(dataset_from, rows) if dataset.is_source]
 
 
@@ -62,13 +61,14 @@ async def foresee_growth(
         TooManyError: As `grow_fields`.
     """
     revision = (await connection.execute(_revision_of(tenant_id))).scalar_one()
-    fields = union_objects(dataset.fields, found)
-    is_new = fields != dataset.fields
+    wide = is_wide([dataset.fields, found])
+    fields = await compute_if(wide, union_objects, dataset.fields, found)
+    is_new = fields is not dataset.fields
     if is_new:
-        check_dataset_fields(fields)
+        await compute_if(wide, check_dataset_fields, fields)
         sources = await source_datasets(connection, tenant_id)
         grown = [replace(one, fields=fields) if one.id == dataset.id else one for one in sources]
-        _check_beside_one_another(grown, newcomers=[dataset.id])
+        await _check_beside_one_another(grown, newcomers=[dataset.id])
     return Growth(revision, fields, is_new)
 
 
@@ -115,15 +115,15 @@ async def grow_all(
         TypeConflictError: As `grow_fields`.
         TooManyError: As `grow_fields`.
     """
-    changed = {
-        dataset.id: fields
-        for dataset in growing
-        if (fields := union_objects(dataset.fields, found)) != dataset.fields
-    }
+    changed: dict[str, ObjectType] = {}
+    for dataset in growing:
+        wide = is_wide([dataset.fields, found])
+        fields = await compute_if(wide, union_objects, dataset.fields, found)
+        if fields is not dataset.fields:
+            await compute_if(wide, check_dataset_fields, fields)
+            changed[dataset.id] = fields
     if not changed:
         return
-    for fields in changed.values():
-        check_dataset_fields(fields)
     rows = [{"of_dataset": dataset_id, "fields": fields} for dataset_id, fields in changed.items()]
     await connection.execute(update(datasets).where(datasets.c.id == bindparam("of_dataset")), rows)
     await check_union(connection, tenant_id, newcomers=changed)
@@ -137,12 +137,19 @@ async def check_union(connection: AsyncConnection, tenant_id: Any, newcomers: Co
         TooManyError: They would know more fields than a class may.
     """
     await _sources_changed(connection, tenant_id)
-    _check_beside_one_another(await source_datasets(connection, tenant_id), newcomers)
+    await _check_beside_one_another(await source_datasets(connection, tenant_id), newcomers)
 
 
-def _check_beside_one_another(sources: Sequence[Dataset], newcomers: Collection[str]) -> None:
-    for union in union_by_kind(sorted(sources, key=lambda source: source.id in newcomers)).values():
-        check_class_fields(union)
+async def _check_beside_one_another(sources: Sequence[Dataset], newcomers: Collection[str]) -> None:
+    unions = await union_of(sorted(sources, key=lambda source: source.id in newcomers))
+    for union in unions.values():
+        await compute_if(is_wide([union]), check_class_fields, union)
+
+
+async def union_of(sources: Sequence[Dataset]) -> Mapping[DatasetKind, ObjectType]:
+    """Return the union schemas of sources, beside the loop if they know very much; raises as `union_by_kind`."""
+    wide = is_wide(source.fields for source in sources)
+    return await compute_if(wide, union_by_kind, sources)
 
 
 def dataset_from(row: Row[Any]) -> Dataset:

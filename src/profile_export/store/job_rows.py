@@ -21,7 +21,8 @@ from profile_export.domain.job import (
     Transition,
     phase_times,
 )
-from profile_export.store.database import database_time, slices
+from profile_export.domain.plan import ExportPlan
+from profile_export.store.database import database_time, fetch_first, slices
 from profile_export.store.job_tables import job_stamps, jobs, leases
 from profile_export.store.page_rows import characters
 
@@ -67,6 +68,12 @@ def job_from(row: Row[Any]) -> Job:
         metrics=row.metrics,
         notes=row.notes,
     )
+
+
+async def plan_of(connection: AsyncConnection, job_id: int) -> ExportPlan | None:
+    """Return the plan of a job; None if no attempt has made it yet."""
+    row = await fetch_first(connection, select(jobs.c.plan).where(jobs.c.id == job_id))
+    return row and row.plan
 
 
 def transition_from(row: Row[Any]) -> Transition:

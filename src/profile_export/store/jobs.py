@@ -194,7 +194,7 @@ async def _insert_job(
         "metrics": JobMetrics(),
         "notes": (),
     }
-    row: Row[Any] = (await connection.execute(insert(jobs).values(values).returning(jobs))).one()
+    row: Row[Any] = (await connection.execute(insert(jobs).values(values).returning(*JOB_COLUMNS))).one()
     loading = [
         {
             "tenant_id": tenant_id,
@@ -216,7 +216,7 @@ async def _made_by(
 ) -> Row[Any] | None:
     if not request_id:
         return None
-    query = select(jobs).where(jobs.c.tenant_id == tenant_id, jobs.c.request_id == request_id)
+    query = select(*JOB_COLUMNS).where(jobs.c.tenant_id == tenant_id, jobs.c.request_id == request_id)
     found: Row[Any] | None = (await connection.execute(query)).first()
     if found:
         check_digest(found, digest, request_id)

@@ -13,7 +13,7 @@ from profile_export.domain.job import FINAL_STATES, LEASE_TTL, Job, JobState, Ph
 from profile_export.domain.lapse import lapsed
 from profile_export.store.database import Database, database_time, whole
 from profile_export.store.events import Wakeups
-from profile_export.store.job_rows import job_from
+from profile_export.store.job_rows import JOB_COLUMNS, job_from
 from profile_export.store.job_tables import job_stamps, jobs, leases
 from profile_export.store.leases import Fence, end_attempt
 from profile_export.store.metrics import metrics_of
@@ -74,7 +74,9 @@ class Lapses:
         Without `is_kept`, the worker that holds the job is known to be dead, however long its lease.
         """
         async with self.database.write() as connection:
-            row = (await connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update())).one()
+            row = (
+                await connection.execute(select(*JOB_COLUMNS).where(jobs.c.id == job_id).with_for_update())
+            ).one()
             lease = (await connection.execute(select(leases).where(leases.c.job_id == job_id))).first()
             now = await database_time(connection)
             silent_since = None

@@ -13,6 +13,7 @@ from profile_export.domain.batch import attempt_folder
 from profile_export.domain.job import Progress
 from profile_export.store.drops import drop_written
 from profile_export.store.job_batches import batches_of_job
+from profile_export.store.job_rows import JOB_COLUMNS
 from profile_export.store.job_tables import jobs, leases
 
 
@@ -36,7 +37,7 @@ async def held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
         LeaseLostError: It does not hold.
     """
     query = (
-        select(jobs)
+        select(*JOB_COLUMNS)
         .join(leases, leases.c.job_id == jobs.c.id)
         .where(
             leases.c.job_id == fence.job_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, select, update
@@ -23,6 +24,8 @@ from profile_export.domain.errors import AlreadyExistsError
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.registered import check_batch_namespaces
 from profile_export.domain.schema import ObjectType, type_at, union_objects
+from profile_export.domain.width import is_wide
+from profile_export.processes.computing import compute_if
 from profile_export.store.batches import (
     AddedFile,
     CountedBatch,
@@ -36,7 +39,7 @@ from profile_export.store.batches import (
 )
 from profile_export.store.catalog import check_digest
 from profile_export.store.column_types import digest_of
-from profile_export.store.database import Database, whole
+from profile_export.store.database import Database, fetch_all, whole
 from profile_export.store.datasets import (
     Growth,
     dataset_of,
@@ -159,7 +162,7 @@ class LoadingBatches:
             complete = select(uploads).where(
                 uploads.c.batch_key == row.key, uploads.c.state == UploadState.COMPLETE.value
             )
-            found = await connection.execute(complete.order_by(uploads.c.file_name))
+            found = await fetch_all(connection, complete.order_by(uploads.c.file_name))
             return OpenBatch(
                 batch,
                 await dataset_of(connection, row.tenant_id, row.dataset_id),
@@ -190,7 +193,10 @@ class LoadingBatches:
         for kind, use in used.items():
             check_batch_namespaces(kind, use.first_spellings, use.all_spellings)
         growth = await self._foreseen(tenant, batch_id, sent)
-        digests = {file_name: digest_of(facts.fields) for file_name, facts in sent.items()}
+        digests = {
+            file_name: await compute_if(is_wide([facts.fields]), digest_of, facts.fields)
+            for file_name, facts in sent.items()
+        }
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             row = await existing_batch(connection, tenant_id, batch_id)
@@ -203,7 +209,7 @@ class LoadingBatches:
                 fields = growth.fields
             else:
                 dataset = await dataset_of(connection, tenant_id, row.dataset_id)
-                fields = _fields_with(dataset, sent)
+                fields = await _fields_with(dataset, sent)
                 await grow_fields(connection, tenant_id, dataset, fields)
             if any(type_at(fields, path) for facts in sent.values() for path in facts.untyped):
                 raise FieldsGrewError
@@ -231,7 +237,8 @@ class LoadingBatches:
         async with self.database.read() as connection:
             row = await existing_batch(connection, tenant_id, batch_id)
             dataset = await dataset_of(connection, tenant_id, row.dataset_id)
-            return await foresee_growth(connection, tenant_id, dataset, _fields_with(dataset, sent))
+            fields = await _fields_with(dataset, sent)
+            return await foresee_growth(connection, tenant_id, dataset, fields)
 
     @whole
     async def abort_batch(
@@ -257,16 +264,14 @@ class LoadingBatches:
             return await end_batch(connection, row, BatchState.ABORTED, reason), row.folder, staged
 
 
-def _fields_with(dataset: Dataset, sent: Mapping[str, UploadFacts]) -> ObjectType:
+async def _fields_with(dataset: Dataset, sent: Mapping[str, UploadFacts]) -> ObjectType:
     """Return what a dataset knows with the fields of files.
 
     Raises:
         TypeConflictError: They contradict it, or each other.
     """
-    fields = dataset.fields
-    for facts in sent.values():
-        fields = union_objects(fields, facts.fields)
-    return fields
+    found = [facts.fields for facts in sent.values()]
+    return await compute_if(is_wide(found), lambda: reduce(union_objects, found, dataset.fields))
 
 
 async def _check_same_files(

@@ -12,7 +12,7 @@ from profile_export.domain.batch import BatchState
 from profile_export.domain.job import JobState, Move, Phase, Transition
 from profile_export.store.database import database_time
 from profile_export.store.job_batches import drop_batches_of_job
-from profile_export.store.job_rows import job_from
+from profile_export.store.job_rows import JOB_COLUMNS, job_from
 from profile_export.store.job_tables import job_ranges, job_stamps, job_transitions, jobs
 from profile_export.store.tenants import next_job_revision
 
@@ -43,7 +43,7 @@ async def move_job(connection: AsyncConnection, row: Row[Any], move: Move, **cha
         update(jobs)
         .where(jobs.c.id == job.id, jobs.c.revision == row.revision)
         .values(values)
-        .returning(jobs)
+        .returning(*JOB_COLUMNS)
     )
     moved: Row[Any] = (await connection.execute(query)).one()
     await log(connection, row.tenant_id, job.id, transition)

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Row, Select, func
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.paging import MAX_PAGE_BYTES
+from profile_export.store.database import fetch_all
 
 FEW = 8
 """So many are read without asking first how large they are."""
@@ -31,12 +32,12 @@ async def page_rows(
         room: How many of these there may be.
     """
     if size < FEW:
-        rows = (await connection.execute(query.limit(size + 1))).all()
+        rows = await fetch_all(connection, query.limit(size + 1))
         return rows[:size], len(rows) > size
     measured = query.with_only_columns(stored, maintain_column_froms=True).limit(size + 1)
     sizes = (await connection.execute(measured)).scalars().all()
     count = min(size, fitting_count(sizes, room))
-    rows = (await connection.execute(query.limit(count))).all() if count else ()
+    rows = await fetch_all(connection, query.limit(count)) if count else ()
     return rows, count < len(sizes)
 
 

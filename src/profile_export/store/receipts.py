@@ -16,7 +16,7 @@ from profile_export.domain.job import Job
 from profile_export.domain.plan import ExportPlan
 from profile_export.domain.receipt import RECEIPT_FILE, FilledBatch, Receipt, receipt_of
 from profile_export.store.batches import existing_batch, is_seen
-from profile_export.store.database import MOST_AT_ONCE, Database, slices, whole
+from profile_export.store.database import MOST_AT_ONCE, Database, fetch_first, slices, whole
 from profile_export.store.job_rows import phases_of
 from profile_export.store.receipt_table import receipts
 from profile_export.store.tables import batches
@@ -67,7 +67,7 @@ class Receipts:
         async with self.database.read() as connection:
             batch = await existing_batch(connection, id_of(tenant), batch_id)
             query = select(receipts.c.receipt, _TEXT).where(receipts.c.batch_key == batch.key)
-            row = (await connection.execute(query)).first()
+            row = await fetch_first(connection, query)
         if row is None:
             raise NotFoundError.of("receipt", batch_id)
         if batch.state in _TAKEN_BACK:

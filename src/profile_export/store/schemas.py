@@ -15,7 +15,7 @@ from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.registered import check_dataset_fields
 from profile_export.domain.registry import check_beside, next_version
 from profile_export.domain.schema import EMPTY
-from profile_export.store.database import Database, database_time, whole
+from profile_export.store.database import Database, database_time, fetch_all, fetch_first, whole
 from profile_export.store.datasets import dataset_from, grow_all, source_datasets
 from profile_export.store.page_rows import characters, page_rows
 from profile_export.store.tables import datasets, schemas
@@ -81,7 +81,7 @@ class Schemas:
             query = select(schemas).where(
                 schemas.c.tenant_id == id_of(tenant), schemas.c.id == schema_id, schemas.c.version == version
             )
-            row = (await connection.execute(query)).first()
+            row = await fetch_first(connection, query)
         if row is None:
             raise NotFoundError.of("schema", f"{schema_id}@{version}")
         return _schema(row)
@@ -130,7 +130,7 @@ async def newest_schema(connection: AsyncConnection, tenant_id: Any, schema_id: 
 
 
 async def _newest_or_none(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema | None:
-    row = (await connection.execute(_newest(tenant_id).where(schemas.c.id == schema_id))).first()
+    row = await fetch_first(connection, _newest(tenant_id).where(schemas.c.id == schema_id))
     return BUILT_IN_SCHEMAS.get(schema_id) if row is None else _schema(row)
 
 
@@ -161,7 +161,7 @@ async def _follow(connection: AsyncConnection, tenant_id: int, schema: Schema) -
         datasets.c.schema_id == schema.id,
         datasets.c.delete_time.is_(None),
     )
-    following = [dataset_from(row) for row in (await connection.execute(query)).all()]
+    following = [dataset_from(row) for row in await fetch_all(connection, query)]
     await grow_all(connection, tenant_id, following, schema.fields)
     check_beside(await source_datasets(connection, tenant_id), schema)
 

@@ -11,10 +11,9 @@ from profile_export.domain.catalog import Tenant
 from profile_export.domain.plan import GRAPHS, PinnedBatch, PinnedFile, Source, SourcePart
 from profile_export.domain.planning import Snapshot
 from profile_export.domain.schema import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ObjectType
-from profile_export.domain.unions import union_by_kind
 from profile_export.store.compactions import counting
-from profile_export.store.database import Database, slices, whole
-from profile_export.store.datasets import source_datasets
+from profile_export.store.database import Database, fetch_all, slices, whole
+from profile_export.store.datasets import source_datasets, union_of
 from profile_export.store.tables import batches, compactions, field_sets, files
 from profile_export.store.tables import datasets as datasets_of_all
 from profile_export.store.tenants import (
@@ -69,7 +68,7 @@ class Snapshots:
             rows = [*compacted, *alone]
             fields_of: dict[int, ObjectType] = {}
             for some in slices({row.field_set_id for row in rows}):
-                sets = await connection.execute(select(field_sets).where(field_sets.c.id.in_(some)))
+                sets = await fetch_all(connection, select(field_sets).where(field_sets.c.id.in_(some)))
                 fields_of |= {row.id: row.fields for row in sets}
             # A generated id, since a tenant's names never form a path; batch ids are unique in a tenant only.
             tenant_key = (await connection.execute(select(tenant_id))).scalar_one_or_none()
@@ -102,7 +101,7 @@ class Snapshots:
                 for row in pinned
                 if row.dataset_id in datasets
             ),
-            unions=union_by_kind(list(datasets.values())),
+            unions=await union_of(list(datasets.values())),
             namespaces=namespaces,
             segment_namespaces=segment_namespaces,
             spellings=spellings,

@@ -23,6 +23,8 @@ from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import FailedPreconditionError
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.schema import ObjectType
+from profile_export.domain.width import is_wide
+from profile_export.processes.computing import compute_if
 from profile_export.store.batches import (
     batch_by_id,
     batch_from,
@@ -32,7 +34,7 @@ from profile_export.store.batches import (
     upload_from,
 )
 from profile_export.store.column_types import digest_of
-from profile_export.store.database import Database, database_time, whole
+from profile_export.store.database import Database, database_time, fetch_all, whole
 from profile_export.store.datasets import dataset_of, field_sets_of
 from profile_export.store.drops import drop
 from profile_export.store.facts import UploadFacts, accepted
@@ -179,7 +181,7 @@ class Uploads:
         Raises:
             FailedPreconditionError: The batch has ended meanwhile.
         """
-        digest = digest_of(facts.fields)
+        digest = await compute_if(is_wide([facts.fields]), digest_of, facts.fields)
         async with self.database.write() as connection:
             row = await existing_batch(connection, id_of(tenant), opened.batch.id)
             check_still_loading(row)
@@ -218,9 +220,8 @@ class Uploads:
         )
         async with self.database.read() as connection:
             first_row = (await connection.execute(before)).scalar_one()
-            return Beside(
-                first_row, list((await connection.execute(known.order_by(field_sets.c.id))).scalars())
-            )
+            rows = await fetch_all(connection, known.order_by(field_sets.c.id))
+            return Beside(first_row, [row.fields for row in rows])
 
     @whole
     async def ended(self, staged: Collection[str]) -> Sequence[EndedBatch]:
