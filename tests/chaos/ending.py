@@ -114,7 +114,7 @@ async def read_ending(
         lake=frozenset(
             str(path.relative_to(lake))
             for path in lake.rglob("*")
-            if path.is_file() and path.relative_to(lake).parts[0] != GRAPHS
+            if path.is_file() and path.relative_to(lake).parts[0] not in {GRAPHS, "instance"}
         ),
         damaged=damaged,
         copies=copies,

@@ -35,7 +35,7 @@ class Strict:
 
     def left_over(self) -> list[Path]:
         """What lies where uploads are kept, and of data."""
-        return [path for path in (self.folder / "lake").rglob("*") if path.is_file()]
+        return [path for path in (self.folder / "lake").rglob("*/*") if path.is_file()]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -272,7 +272,7 @@ def check_disk(data_dir: Path, source: str, uploads: Sequence[Upload]) -> None:
         assert pq.read_metadata(data_dir / "lake" / path).num_rows == rows
     named = {path for path, _, _ in files} | {path for (path,) in compacted}
     named |= {f"{folder}/rejected.parquet" for (folder,) in rejected}
-    named |= {f"{folder}/receipt.json" for (folder,) in exported}
+    named |= {f"{folder}/receipt.json" for (folder,) in exported} | {"instance"}
     lake = data_dir / "lake"
     found = {str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file()}
     assert {path for path in found - named if not dropped & set(map(str, Path(path).parents))} == set()
