@@ -77,8 +77,6 @@ class Attacked:
 
 
 def _is_own_fault(line: dict[str, object]) -> bool:
-    if str(line.get("event")).startswith("ExecuteBatchError raised in core"):
-        return False  # a caller hung up
     return line.get("level") in {"error", "critical"} or line.get("code") in {"INTERNAL", "UNKNOWN"}
 
 
