@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, func, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, Schema, Tenant
+from profile_export.domain.catalog import BUILT_IN_SCHEMAS, Dataset, DatasetKind, Schema, Tenant
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.registered import check_dataset_fields
@@ -52,17 +52,22 @@ class Schemas:
         stored, replayed = read[-1], True
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
+            newest = await _newest_of(connection, tenant_id, {schema.id for schema in read})
+            now = await database_time(connection)
+            added: list[Schema] = []
             for schema in read:
-                known = await _newest_or_none(connection, tenant_id, schema.id)
+                known = newest.get(schema.id)
                 newer = next_version(known, schema)
                 replayed = newer is None
-                stored = newer or known or schema
                 if newer is None:
+                    stored = known or schema
                     continue
-                stored = replace(newer, create_time=await database_time(connection))
+                stored = newest[schema.id] = replace(newer, create_time=now)
                 check_dataset_fields(stored.fields, f"The schema '{stored.id}'")
-                await connection.execute(insert(schemas).values(_row(tenant_id, stored)))
-                await _follow(connection, tenant_id, stored)
+                added.append(stored)
+            if added:
+                await connection.execute(insert(schemas), [_row(tenant_id, schema) for schema in added])
+                await _follow(connection, tenant_id, added)
         return stored, replayed
 
     @whole
@@ -130,8 +135,18 @@ async def newest_schema(connection: AsyncConnection, tenant_id: Any, schema_id: 
 
 
 async def _newest_or_none(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema | None:
-    row = await fetch_first(connection, _newest(tenant_id).where(schemas.c.id == schema_id))
-    return BUILT_IN_SCHEMAS.get(schema_id) if row is None else _schema(row)
+    return (await _newest_of(connection, tenant_id, {schema_id})).get(schema_id)
+
+
+async def _newest_of(
+    connection: AsyncConnection, tenant_id: Any, schema_ids: Collection[str]
+) -> dict[str, Schema]:
+    """Return the newest versions of these schemas by their ids, as far as there are any."""
+    found = {
+        schema_id: BUILT_IN_SCHEMAS[schema_id] for schema_id in schema_ids if schema_id in BUILT_IN_SCHEMAS
+    }
+    rows = await fetch_all(connection, _newest(tenant_id).where(schemas.c.id.in_(list(schema_ids))))
+    return found | {row.id: _schema(row) for row in rows}
 
 
 def _newest(tenant_id: Any) -> Any:
@@ -148,22 +163,28 @@ def _newest(tenant_id: Any) -> Any:
     return joined.where(schemas.c.tenant_id == tenant_id)
 
 
-async def _follow(connection: AsyncConnection, tenant_id: int, schema: Schema) -> None:
-    """Make the schema's fields known to the datasets that follow it; check them where there is none yet.
+async def _follow(connection: AsyncConnection, tenant_id: int, added: Sequence[Schema]) -> None:
+    """Make the schemas' fields known to the datasets that follow them; check them where there is none yet.
 
     Raises:
         TypeConflictError: They contradict a dataset.
     """
-    if schema.kind is None:
+    usable = {schema.id: schema for schema in added if schema.kind is not None}
+    if not usable:
         return
     query = select(datasets).where(
         datasets.c.tenant_id == tenant_id,
-        datasets.c.schema_id == schema.id,
+        datasets.c.schema_id.in_(list(usable)),
         datasets.c.delete_time.is_(None),
     )
-    following = [dataset_from(row) for row in await fetch_all(connection, query)]
-    await grow_all(connection, tenant_id, following, schema.fields)
-    check_beside(await source_datasets(connection, tenant_id), schema)
+    following: dict[str, list[Dataset]] = {}
+    for dataset in map(dataset_from, await fetch_all(connection, query)):
+        following.setdefault(dataset.schema.id, []).append(dataset)
+    for schema_id, followers in following.items():
+        await grow_all(connection, tenant_id, followers, usable[schema_id].fields)
+    sources = await source_datasets(connection, tenant_id)
+    for schema in usable.values():
+        check_beside(sources, schema)
 
 
 def _row(tenant_id: int, schema: Schema) -> dict[str, Any]:
