@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import io
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import pyarrow as pa
@@ -381,3 +384,31 @@ async def test_a_wrong_start_is_refused_by_field(
 
     assert refusal.code is code
     assert field in refusal.message
+
+
+async def test_an_upload_leaves_no_stream_open_however_it_ends(caller: Caller, source: str) -> None:
+    left_open: list[str] = []
+    hooks = sys.get_asyncgen_hooks()
+
+    def note(generator: Any) -> None:
+        left_open.append(generator.__qualname__)
+        hooks.finalizer(generator)
+
+    sys.set_asyncgen_hooks(finalizer=note)
+    try:
+        await caller.send(source, "b", DATA)
+        for batch_id, messages in (
+            ("out of order", upload_messages(source, "b", DATA)[1:]),
+            ("cut", upload_messages(source, "cut", DATA)[:-1]),
+            ("twice", [upload_messages(source, "twice", DATA)[0]] * 2),
+            ("nowhere", upload_messages("no-such-dataset", "nowhere", DATA)),
+        ):
+            refusal = await refusal_of(
+                caller.datasets.UploadBatch(replay(messages), metadata=caller.metadata)
+            )
+            assert refusal.reason, batch_id
+        gc.collect()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+    assert [name for name in left_open if "message_receiver" in name] == []

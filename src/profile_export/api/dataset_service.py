@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -145,13 +146,16 @@ class DatasetService(DatasetServiceServicer):
     async def UploadBatch(
         self, request_iterator: AsyncIterable[pb.UploadBatchRequest], context: _Context
     ) -> pb.UploadBatchResponse:
-        tenant, messages = current_tenant(), aiter(request_iterator)
-        with self._transfers.one(tenant):
-            first = await first_message(messages, self._upload_idle)
-            async with self._sessions.open(tenant, convert_batches.upload_start(first)) as session:
-                finish = await receive(messages, session, self._upload_idle)
-                batch = await session.finish(finish.byte_count, finish.sha256)
-                return pb.UploadBatchResponse(batch=await self._shown(batch), replayed=session.replayed)
+        tenant = current_tenant()
+        # grpc.aio's is a generator; left open, it is closed by whoever collects it, in whatever loop there is by then.
+        messages: Any = aiter(request_iterator)
+        async with aclosing(messages):
+            with self._transfers.one(tenant):
+                first = await first_message(messages, self._upload_idle)
+                async with self._sessions.open(tenant, convert_batches.upload_start(first)) as session:
+                    finish = await receive(messages, session, self._upload_idle)
+                    batch = await session.finish(finish.byte_count, finish.sha256)
+                    return pb.UploadBatchResponse(batch=await self._shown(batch), replayed=session.replayed)
 
     async def CompleteBatch(
         self, request: pb.CompleteBatchRequest, context: _Context
