@@ -271,6 +271,67 @@ async def test_an_unknown_field_is_named_wherever_it_stands(
     assert refusal.metadata["field"] == "spec.filter.segments[0].77"
 
 
+UNKNOWN = b"\xf8\x7f\x01"
+MANY_UNKNOWN = {
+    "at the top": ("CreateDataset", UNKNOWN * 170_000, "2047"),
+    "at the top of a small method": ("GetBatch", UNKNOWN * 21_000, "2047"),
+    "after as many known ones": (
+        "UpdateDataset",
+        wire(number_of("UpdateDatasetRequest", "dataset_id"), b"") * 130_000 + UNKNOWN * 80_000,
+        "2047",
+    ),
+    "in the first message of an upload": (
+        "UploadBatch",
+        wire(number_of("UploadBatchRequest", "start"), UNKNOWN * 1_300_000),
+        "start.2047",
+    ),
+    "in an identity field": (
+        "CreateSchema",
+        wire(number_of("CreateSchemaRequest", "identity_fields"), UNKNOWN * 1_000_000),
+        "identity_fields[0].2047",
+    ),
+    "in a type": (
+        "CreateDataset",
+        wire(number_of("CreateDatasetRequest", "declared_fields"), wire(2, UNKNOWN * 170_000)),
+        "declared_fields[0].type.2047",
+    ),
+    "in a filter": (
+        "EstimateJob",
+        wire(1, wire(number_of("ExportSpec", "filter"), UNKNOWN * 85_000)),
+        "spec.filter.2047",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MANY_UNKNOWN)
+async def test_many_unknown_fields_keep_nobody_waiting_while_the_first_is_named(
+    caller: Caller, channel: grpc.aio.Channel, name: str
+) -> None:
+    method, message, named = MANY_UNKNOWN[name]
+    waited = []
+    for _ in range(3):  # the machine may be busy with something else
+        started = time.thread_time()
+
+        refusal = await raw(caller, channel, METHODS[method], message)
+
+        waited.append(time.thread_time() - started)
+        assert (refusal.reason, refusal.metadata["field"]) == ("NOT_BUILT", named)
+    assert min(waited) < MOST_SECONDS / 2
+
+
+async def test_unknown_fields_are_found_in_the_deepest_type(
+    caller: Caller, channel: grpc.aio.Channel
+) -> None:
+    message = UNKNOWN * 5_000
+    for _ in range(limits.MOST_TYPES_DEEP - 1):
+        message = wire(number_of("FieldType", "object"), wire(1, wire(2, message)))
+    nested = wire(number_of("CreateDatasetRequest", "declared_fields"), wire(2, message))
+
+    refusal = await raw(caller, channel, METHODS["CreateDataset"], nested)
+
+    assert refusal.reason == "NOT_BUILT"
+
+
 def in_arrays(depth: int) -> dataset_pb2.FieldType:
     found = dataset_pb2.FieldType(scalar=dataset_pb2.SCALAR_TYPE_STRING)
     for _ in range(depth - 1):

@@ -20,10 +20,12 @@ from profile_export.api.admission import admitting
 from profile_export.api.status import code_of, disk_refusal, internal_status, server_draining, status_of
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import DomainError, UnimplementedError
+from profile_export.processes.computing import compute_if
 
 REQUEST_ID = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _READ_ON_SECONDS = 0.5
+_MANY_BYTES = 16 * 1024  # to decode and check so many takes some milliseconds
 _OF_THE_SERVER = "/grpc."  # health and reflection, which must answer to the end
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -81,7 +83,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: _Context) -> bytes | None:
             if self._draining and not serves_drained:
                 raise server_draining()
-            response = await behaviour(request if handler.request_streaming else decode(request), context)
+            response = await behaviour(await _read(handler, request, decode), context)
             return None if handler.response_streaming else encode(response)
 
         async def serve(request: Any, context: _Context) -> bytes | None:
@@ -117,6 +119,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             request_deserializer=decode if handler.request_streaming else None,
             response_serializer=encode if handler.response_streaming else None,
         )
+
+
+async def _read(handler: _Handler, request: Any, decode: Callable[[bytes], Any]) -> Any:
+    """Return what a servicer gets: a stream as it is, a single message decoded, beside the loop if it is large."""
+    if handler.request_streaming:
+        return request
+    return await compute_if(len(request) > _MANY_BYTES, decode, request)
 
 
 class _Call:
