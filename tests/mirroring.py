@@ -20,12 +20,13 @@ from profile_export.domain.schema import EMPTY
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.runner.mirror import Mirror
 from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog, DatasetChange, NewDataset
+from profile_export.store.catalog import Catalog
 from profile_export.store.database import Database, database_time
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.expiries import Expiries
 from profile_export.store.facts import NamespaceUse, UploadFacts
+from profile_export.store.judging import DatasetChange, NewDataset
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.mirror_status import MirrorStatuses
 from profile_export.store.mirrors import LEASE_TTL, Mirrors

@@ -28,13 +28,14 @@ from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.compactor import Compactor
 from profile_export.runner.sweep import Sweeper
 from profile_export.store.attempts import Attempts
-from profile_export.store.catalog import Catalog, NewDataset
+from profile_export.store.catalog import Catalog
 from profile_export.store.compactions import Compactions
 from profile_export.store.database import Database
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import NamespaceUse, UploadFacts
 from profile_export.store.jobs import Jobs
+from profile_export.store.judging import NewDataset
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.snapshots import Snapshots
 from profile_export.store.tables import batches

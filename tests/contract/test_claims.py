@@ -19,11 +19,12 @@ from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.store.attempts import Attempts, Claim
-from profile_export.store.catalog import Catalog, NewDataset
+from profile_export.store.catalog import Catalog
 from profile_export.store.database import Database, database_time
 from profile_export.store.events import Wakeups
 from profile_export.store.job_tables import job_stamps, jobs
 from profile_export.store.jobs import Jobs, NewJob
+from profile_export.store.judging import NewDataset
 from profile_export.store.lapses import MOST_AT_ONCE, Lapses
 from tests.databases import Place
 

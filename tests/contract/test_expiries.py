@@ -28,12 +28,12 @@ from profile_export.runner.expiries import ExpirySweeper
 from profile_export.store import expiries as expiries_of_store
 from profile_export.store.attempts import Claim, RangeDone
 from profile_export.store.batches import Batches
-from profile_export.store.catalog import DatasetChange
 from profile_export.store.changes import Changes
 from profile_export.store.database import database_time
 from profile_export.store.expiries import Expiries
 from profile_export.store.job_tables import expired_jobs, job_ranges, job_stamps, job_transitions, jobs
 from profile_export.store.jobs import NewJob
+from profile_export.store.judging import DatasetChange
 from profile_export.store.named import Named
 from profile_export.store.receipts import Receipts
 from profile_export.store.tables import batches

@@ -21,11 +21,12 @@ from profile_export.domain.quotas import Quotas
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.store.attempts import Attempts
 from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog, NewDataset
+from profile_export.store.catalog import Catalog
 from profile_export.store.database import Database, database_time
 from profile_export.store.events import Wakeups
 from profile_export.store.expiries import Expiries
 from profile_export.store.jobs import Jobs, NewJob
+from profile_export.store.judging import NewDataset
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.tables import batches, uploads
 from profile_export.store.uploads import FIRST_BYTES, OpenUpload, Uploads

@@ -30,10 +30,11 @@ from profile_export.domain.registered import (
     field_count,
 )
 from profile_export.domain.schema import TEXT, ArrayType, FieldType, MapType, ObjectType
-from profile_export.store.catalog import Catalog, DatasetChange, NewDataset
+from profile_export.store.catalog import Catalog
 from profile_export.store.database import Database
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import NamespaceUse, UploadFacts
+from profile_export.store.judging import DatasetChange, NewDataset
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.schemas import Schemas
 from profile_export.store.tables import batches, namespace_spellings, namespaces, tenants

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -13,7 +14,14 @@ import pytest_asyncio
 from sqlalchemy import event, update
 
 from profile_export.domain.batch import BatchState, DataFile, UploadStart
-from profile_export.domain.catalog import DatasetKind, IdentityField, Schema, SchemaRef, Tenant
+from profile_export.domain.catalog import (
+    DatasetKind,
+    FieldDeclaration,
+    IdentityField,
+    Schema,
+    SchemaRef,
+    Tenant,
+)
 from profile_export.domain.errors import DomainError
 from profile_export.domain.job import JobError, Phase, Progress
 from profile_export.domain.plan import ExportCounts
@@ -23,12 +31,13 @@ from profile_export.domain.schema import TEXT, ObjectType, TypeConflictError
 from profile_export.domain.segments import SegmentFilter
 from profile_export.store.attempts import Attempts, Claim, RangeDone
 from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog, NewDataset
+from profile_export.store.catalog import Catalog
 from profile_export.store.database import Database, database_time
 from profile_export.store.events import Wakeups
 from profile_export.store.expiries import Expiries
 from profile_export.store.facts import NamespaceUse, UploadFacts
 from profile_export.store.jobs import Jobs, NewJob
+from profile_export.store.judging import DatasetChange, NewDataset
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.schemas import Schemas
 from profile_export.store.tables import batches, datasets
@@ -332,3 +341,107 @@ async def test_what_was_foreseen_beside_other_sources_is_looked_at_again_where_t
 
     batch = await store.batches.get_batch(store.tenant, first)
     assert batch.state is BatchState.LOADING
+
+
+def reads_of_many(statements: Sequence[str]) -> list[str]:
+    """Return the statements that read what more than one dataset knows, or the plans of jobs."""
+    return [
+        statement
+        for statement in statements
+        if (
+            "datasets.fields" in statement
+            and "FROM datasets" in statement
+            and "datasets.id =" not in statement
+        )
+        or "jobs.plan," in statement
+        or "jobs.plan \n" in statement
+    ]
+
+
+async def create_declared(store: Store, number: int) -> None:
+    declared = tuple(FieldDeclaration((name,), TEXT) for name in names(number))
+    new = NewDataset("d", "", SchemaRef(CLASS), {}, (), declared)
+    await store.catalog.create_dataset(store.tenant, new, f"{next(NUMBERS):024x}", "")
+
+
+async def declare(store: Store, number: int) -> None:
+    dataset_id = await store.dataset()
+    added = tuple(FieldDeclaration((f"declared{name}",), TEXT) for name in names(number))
+    await store.catalog.update_dataset(store.tenant, dataset_id, DatasetChange(declared_fields=added))
+
+
+async def become_a_source(store: Store, number: int) -> None:
+    dataset_id = await store.dataset()
+    for said in ("enabled:false", "enabled:true"):
+        change = DatasetChange(tags={"unifiedProfile": (said,)})
+        await store.catalog.update_dataset(store.tenant, dataset_id, change)
+
+
+async def register_followed(store: Store, number: int) -> None:
+    await register_schema(store, number)
+
+
+async def commit_new_fields(store: Store, number: int) -> None:
+    await commit_fields(store, number)
+
+
+JUDGED = (create_declared, declare, become_a_source, register_followed, commit_new_fields)
+
+
+@pytest.mark.parametrize("work", JUDGED, ids=lambda work: work.__name__)
+async def test_what_other_sources_know_is_not_read_while_everybody_waits(store: Store, work: Any) -> None:
+    for _ in range(FEW):
+        await store.dataset()
+
+    with store.counted() as statements:
+        await work(store, FEW)
+
+    assert statements
+    assert reads_of_many(statements) == []
+
+
+async def test_the_union_is_read_once_however_many_datasets_are_made(store: Store) -> None:
+    await create_declared(store, FEW)
+    read: list[Any] = []
+    reader = store.database._place.reader.sync_engine  # noqa: SLF001
+
+    def note(*of: Any) -> None:
+        read.append(of[2])
+
+    event.listen(reader, "before_cursor_execute", note)
+    for number in range(FEW):
+        await create_declared(store, FEW + number)
+
+    assert reads_of_many(read) == []
+
+
+@pytest.mark.parametrize("other", ["Name", "more"])
+async def test_of_datasets_made_at_once_none_contradicts_another(store: Store, other: str) -> None:
+    """Two that were judged beside the same sources: the second is judged again."""
+
+    async def make(name: str) -> None:
+        declared = (FieldDeclaration((name,), TEXT),)
+        new = NewDataset("d", "", SchemaRef(CLASS), {}, (), declared)
+        await store.catalog.create_dataset(store.tenant, new, f"{next(NUMBERS):024x}", "")
+
+    await store.dataset()
+    ended = await asyncio.gather(make("name"), make(other), return_exceptions=True)
+
+    refused = [one for one in ended if isinstance(one, TypeConflictError)]
+    assert len(refused) == (other == "Name")
+    known = (await store.catalog.union_fields(store.tenant))[DatasetKind.RECORD].fields
+    assert len({"name", other} & set(known)) == 2 - len(refused)
+
+
+async def test_what_only_a_deleted_source_knew_may_be_said_otherwise(store: Store) -> None:
+    dataset_id = await store.dataset()
+    change = DatasetChange(declared_fields=(FieldDeclaration(("name",), TEXT),))
+    await store.catalog.update_dataset(store.tenant, dataset_id, change)
+    new = NewDataset("d", "", SchemaRef(CLASS), {}, (), (FieldDeclaration(("Name",), TEXT),))
+    with pytest.raises(TypeConflictError):
+        await store.catalog.create_dataset(store.tenant, new, f"{next(NUMBERS):024x}", "")
+
+    await store.catalog.delete_dataset(store.tenant, dataset_id)
+
+    made, _ = await store.catalog.create_dataset(store.tenant, new, f"{next(NUMBERS):024x}", "")
+    assert "Name" in made.fields.fields

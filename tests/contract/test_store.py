@@ -24,13 +24,14 @@ from profile_export.domain.schema import TEXT, ArrayType, ObjectType
 from profile_export.domain.segments import SegmentFilter
 from profile_export.store.attempts import Attempts, Claim, RangeDone
 from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog, NewDataset
+from profile_export.store.catalog import Catalog
 from profile_export.store.database import Database, database_time, migrate
 from profile_export.store.drops import Drops
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import NamespaceUse, UploadFacts
 from profile_export.store.job_tables import jobs
 from profile_export.store.jobs import Jobs, NewJob
+from profile_export.store.judging import NewDataset
 from profile_export.store.leases import LeaseLostError
 from profile_export.store.loading import FieldsGrewError, LoadingBatches
 from profile_export.store.opening import CannotOpenError

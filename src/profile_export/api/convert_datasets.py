@@ -12,7 +12,7 @@ from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.mirror import MirrorStatus, mirror_table
 from profile_export.domain.retention import check_batch_retention
 from profile_export.domain.schema import ObjectType
-from profile_export.store.catalog import DatasetChange, NewDataset
+from profile_export.store.judging import DatasetChange, NewDataset
 from profile_export.v1 import dataset_pb2, dataset_service_pb2, schema_pb2
 
 DEFAULT_CONTENT_TYPE = "application/vnd.adobe.xed+json;version=1"

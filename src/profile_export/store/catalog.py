@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog import (
-    Dataset,
-    DatasetKind,
-    FieldDeclaration,
-    IdentityField,
-    SchemaRef,
-    Tenant,
-    check_declared_fields,
-    check_identity_fields,
-    check_tags,
-    initial_fields,
-    is_source,
-    usable_kind,
-    with_declared,
-)
+from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -33,22 +17,22 @@ from profile_export.domain.errors import (
 from profile_export.domain.job import FINAL_STATES
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
-from profile_export.domain.registered import check_dataset_fields
 from profile_export.domain.schema import ObjectType, TypeConflictError
-from profile_export.domain.width import WIDE, is_wide
+from profile_export.domain.width import WIDE
 from profile_export.processes.computing import compute_if
 from profile_export.store.column_types import digest_of
 from profile_export.store.compactions import drop_compactions
 from profile_export.store.database import Database, database_time, fetch_all, fetch_first, whole
-from profile_export.store.datasets import check_union, dataset_from, dataset_of, source_datasets, union_of
+from profile_export.store.datasets import dataset_from, dataset_of, source_datasets, union_of
 from profile_export.store.drops import drop
 from profile_export.store.job_tables import jobs
+from profile_export.store.judging import DatasetChange, NewDataset, judge_change, judge_new
 from profile_export.store.mirrors import ask_drop
 from profile_export.store.page_rows import characters, page_rows
-from profile_export.store.schemas import newest_schema
 from profile_export.store.shares import check_datasets
 from profile_export.store.tables import datasets
 from profile_export.store.tenants import IDENTITY, ensure_tenant, id_of, register_namespaces
+from profile_export.store.unions import keep_unions, sources_changed, still_holds
 
 _CHARACTERS = characters(
     datasets.c.description,
@@ -57,38 +41,6 @@ _CHARACTERS = characters(
     datasets.c.declared_fields,
     datasets.c.fields,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class NewDataset:
-    """What a caller says of a dataset; `schema` is built in or registered, `iceberg` None means as its kind has it.
-
-    `batch_retention` None means for ever.
-    """
-
-    name: str
-    description: str
-    schema: SchemaRef
-    tags: Mapping[str, tuple[str, ...]]
-    identity_fields: tuple[IdentityField, ...]
-    declared_fields: tuple[FieldDeclaration, ...] = ()
-    iceberg: bool | None = None
-    batch_retention: timedelta | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetChange:
-    """What a caller changes of a dataset; None stays as it is, declared fields come on top of those it has.
-
-    A `batch_retention` of zero means for ever.
-    """
-
-    name: str | None = None
-    description: str | None = None
-    tags: Mapping[str, tuple[str, ...]] | None = None
-    declared_fields: tuple[FieldDeclaration, ...] = ()
-    iceberg: bool | None = None
-    batch_retention: timedelta | None = None
 
 
 class Catalog:
@@ -113,51 +65,36 @@ class Catalog:
             TooManyError: More fields or namespaces would be known than may be.
         """
         digest = await compute_if(len(new.declared_fields) > WIDE, digest_of, new)
+        unions = self.database.unions
+        async with self.database.read() as connection:
+            found = await _made_before(connection, id_of(tenant), digest, request_id)
+            if found:
+                return found, True
+            made = await judge_new(connection, unions, id_of(tenant), new, dataset_id)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
-            if request_id:
-                query = select(datasets).where(
-                    datasets.c.tenant_id == tenant_id, datasets.c.request_id == request_id
-                )
-                found = await fetch_first(connection, query)
-                if found:
-                    check_digest(found, digest, request_id)
-                    return dataset_from(found), True
+            found = await _made_before(connection, tenant_id, digest, request_id)
+            if found:
+                return found, True
             await check_datasets(connection, tenant_id, self._most_datasets)
-            schema = await newest_schema(connection, tenant_id, new.schema.id)
-            kind = usable_kind(schema)
-            identities = _with_those_of_the_schema(new.identity_fields, schema.identity_fields)
-            check_identity_fields(kind, identities)
-            wide = len(new.declared_fields) > WIDE or is_wide([schema.fields])
-            await compute_if(wide, check_declared_fields, kind, new.declared_fields, "declared_fields")
-            check_tags(kind, new.tags)
-            fields = await compute_if(wide, initial_fields, schema, identities, new.declared_fields)
-            await compute_if(wide, check_dataset_fields, fields)
+            if not await still_holds(connection, tenant_id, made.outlook):
+                made = await judge_new(connection, unions, tenant_id, new, dataset_id)
             now = await database_time(connection)
-            row = {
-                "id": dataset_id,
+            row = made.values | {
                 "tenant_id": tenant_id,
-                "name": new.name,
-                "description": new.description,
-                "schema_id": new.schema.id,
-                "content_type": new.schema.content_type,
-                "kind": kind.value,
-                "tags": new.tags,
-                "identity_fields": identities,
-                "declared_fields": new.declared_fields,
-                "fields": fields,
-                "iceberg": kind is DatasetKind.UNION if new.iceberg is None else new.iceberg,
-                "batch_retention": new.batch_retention,
                 "create_time": now,
                 "update_time": now,
                 "request_id": request_id or None,
                 "request_digest": digest,
             }
             [inserted] = await fetch_all(connection, insert(datasets).values(row).returning(datasets))
-            await check_union(connection, tenant_id, newcomers=[dataset_id])
-            declared = [field.namespace for field in identities]
+            if made.outlook.grows:
+                await sources_changed(connection, tenant_id)
+            declared = [field.namespace for field in made.identities]
             await register_namespaces(connection, tenant_id, IDENTITY, declared, declared)
-            return dataset_from(inserted), False
+        if made.outlook.grows:
+            keep_unions(unions, tenant_id, made.outlook)
+        return dataset_from(inserted), False
 
     @whole
     async def get_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
@@ -199,33 +136,25 @@ class Catalog:
             raise conflict.as_precondition() from None
 
     async def _updated(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:
+        unions = self.database.unions
+        async with self.database.read() as connection:
+            before = await dataset_of(connection, id_of(tenant), dataset_id)
+            planned = await judge_change(connection, unions, id_of(tenant), before, change)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             dataset = await dataset_of(connection, tenant_id, dataset_id)
-            added = change.declared_fields
-            wide = len(added) > WIDE or is_wide([dataset.fields])
-            await compute_if(wide, check_declared_fields, dataset.kind, added, "add_declared_fields")
-            tags = dataset.tags if change.tags is None else change.tags
-            check_tags(dataset.kind, tags)
-            retention = dataset.batch_retention if change.batch_retention is None else change.batch_retention
-            values: dict[str, Any] = {
-                "name": dataset.name if change.name is None else change.name,
-                "description": dataset.description if change.description is None else change.description,
-                "tags": tags,
-                "iceberg": dataset.iceberg if change.iceberg is None else change.iceberg,
-                "batch_retention": retention or None,
-                "declared_fields": await compute_if(wide, _with_newer, dataset.declared_fields, added),
-                "fields": await compute_if(wide, with_declared, dataset.fields, added),
-            }
-            if all(getattr(dataset, name) == value for name, value in values.items()):
+            if dataset != before or not await still_holds(connection, tenant_id, planned.outlook):
+                planned = await judge_change(connection, unions, tenant_id, dataset, change)
+            if not planned.values:
                 return dataset
-            await compute_if(wide, check_dataset_fields, values["fields"])
-            values["update_time"] = await database_time(connection)
+            values = planned.values | {"update_time": await database_time(connection)}
             query = update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
             [updated] = await fetch_all(connection, query)
-            if is_source(dataset.kind, tags):
-                await check_union(connection, tenant_id, newcomers=[dataset_id])
-            return dataset_from(updated)
+            if planned.is_felt:
+                await sources_changed(connection, tenant_id)
+        if planned.is_felt and not planned.shrinks:
+            keep_unions(unions, tenant_id, planned.outlook)
+        return dataset_from(updated)
 
     @whole
     async def delete_dataset(self, tenant: Tenant, dataset_id: str) -> None:
@@ -249,6 +178,8 @@ class Catalog:
             # Its request id is free again: it stands for a dataset that nobody can see.
             values = {"delete_time": await database_time(connection), "request_id": None}
             await connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(values))
+            if dataset.is_source:
+                await sources_changed(connection, id_of(tenant))
             await ask_drop(connection, dataset_id)
             await drop_compactions(connection, dataset_id)
             await drop(connection, [dataset_id])
@@ -279,24 +210,22 @@ def check_digest(row: Row[Any], digest: str, request_id: str) -> None:
         )
 
 
-def _with_those_of_the_schema(
-    own: Sequence[IdentityField], schemas: Sequence[IdentityField]
-) -> tuple[IdentityField, ...]:
-    """Return the identity fields of a dataset: what it says of a path goes before what its schema says."""
-    said = {field.path for field in own}
-    has_primary = any(field.primary for field in own)
-    inherited = (field for field in schemas if field.path not in said)
-    return (
-        *own,
-        *(IdentityField(one.path, one.namespace, one.primary and not has_primary) for one in inherited),
-    )
+async def _made_before(
+    connection: AsyncConnection, tenant_id: Any, digest: str, request_id: str
+) -> Dataset | None:
+    """Return the dataset that a request id stands for; None if it is new.
 
-
-def _with_newer(
-    known: Sequence[FieldDeclaration], added: Sequence[FieldDeclaration]
-) -> tuple[FieldDeclaration, ...]:
-    types = {declared.path: declared.type for declared in (*known, *added)}
-    return tuple(FieldDeclaration(path, kind) for path, kind in types.items())
+    Raises:
+        AlreadyExistsError: It was made from other values.
+    """
+    if not request_id:
+        return None
+    query = select(datasets).where(datasets.c.tenant_id == tenant_id, datasets.c.request_id == request_id)
+    found = await fetch_first(connection, query)
+    if found is None:
+        return None
+    check_digest(found, digest, request_id)
+    return dataset_from(found)
 
 
 async def _unfinished_jobs(connection: AsyncConnection, tenant_id: Any, dataset: Dataset) -> list[int]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import BigInteger, MetaData, Text
+from sqlalchemy import BigInteger, Column, MetaData, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 from sqlalchemy.util.concurrency import await_, in_greenlet
@@ -69,6 +69,13 @@ class Span(TypeDecorator[timedelta]):
         return None if value is None else value * _MICROSECOND
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenAhead:
+    """The JSON text of a value, instead of the value."""
+
+    text: str
+
+
 class Json(TypeDecorator[Any]):
     """A domain value of one declared type, kept as JSON text; `indent` is None for text that nobody reads.
 
@@ -96,9 +103,19 @@ class Json(TypeDecorator[Any]):
         """To the database."""
         if value is None:
             return None
+        if isinstance(value, WrittenAhead):
+            return value.text
         if _is_long(value) and in_greenlet():
             return await_(compute(self._written, value))
         return self._written(value)
+
+    async def ahead(self, value: Any) -> Any:
+        """Return what a statement takes for a value; see `write_ahead`."""
+        if not _is_long(value):
+            return value
+        text = await compute(self._written, value)
+        _KEPT.keep(self.kind, text, value)  # a statement that returns it reads it again
+        return WrittenAhead(text)
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> Any | None:  # noqa: ARG002 - its signature
         """From the database."""
@@ -115,6 +132,15 @@ class Json(TypeDecorator[Any]):
 
     def _written(self, value: Any) -> str:
         return self.adapter.dump_json(value, indent=self.indent).decode()
+
+
+async def write_ahead(column: Column[Any], value: Any) -> Any:
+    """Return what a statement takes for a value of a `Json` column: its text if it is long.
+
+    To be called before the writing transaction, which must not wait for its turn to compute.
+    """
+    kind: Any = column.type
+    return await kind.ahead(value)
 
 
 def make_codecs(metadata: MetaData) -> None:

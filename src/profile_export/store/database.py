@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from profile_export.domain.errors import UnavailableError
 from profile_export.store.column_types import from_micros
+from profile_export.store.kept_unions import KeptUnions
 from profile_export.store.opening import CannotOpenError, StoreMissingError
 from profile_export.store.postgresql import PostgresDatabase
 from profile_export.store.sqlite import SqliteFile
@@ -62,6 +63,7 @@ class Database:
             CannotOpenError: The driver of PostgreSQL is not installed.
         """
         self._place = SqliteFile(place) if isinstance(place, Path) else PostgresDatabase(place)
+        self.unions = KeptUnions()
         self._running: set[asyncio.Task[Any]] = set()
 
     @property

@@ -38,20 +38,13 @@ from profile_export.store.batches import (
     upload_from,
 )
 from profile_export.store.catalog import check_digest
-from profile_export.store.column_types import digest_of
+from profile_export.store.column_types import digest_of, write_ahead
 from profile_export.store.database import Database, fetch_all, whole
-from profile_export.store.datasets import (
-    Growth,
-    dataset_of,
-    field_sets_of,
-    foresee_growth,
-    grow_as_foreseen,
-    grow_fields,
-)
+from profile_export.store.datasets import dataset_of, field_sets_of
 from profile_export.store.events import Wakeups
 from profile_export.store.facts import UploadFacts, accepted, used_together
 from profile_export.store.shares import check_loading_batches
-from profile_export.store.tables import batches, uploads
+from profile_export.store.tables import batches, field_sets, uploads
 from profile_export.store.tenants import (
     IDENTITY,
     SEGMENT,
@@ -60,6 +53,7 @@ from profile_export.store.tenants import (
     next_places,
     register_namespaces,
 )
+from profile_export.store.unions import Growth, foresee_growth, grow, keep_unions, still_holds
 from profile_export.store.uploads import (
     check_still_loading,
     insert_batch,
@@ -197,6 +191,10 @@ class LoadingBatches:
             file_name: await compute_if(is_wide([facts.fields]), digest_of, facts.fields)
             for file_name, facts in sent.items()
         }
+        different = {
+            digests[file_name]: await write_ahead(field_sets.c.fields, facts.fields)
+            for file_name, facts in sent.items()
+        }
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             row = await existing_batch(connection, tenant_id, batch_id)
@@ -205,18 +203,15 @@ class LoadingBatches:
             check_still_loading(row)
             if row.several_files:
                 await _check_same_files(connection, row, sent)
-            if await grow_as_foreseen(connection, tenant_id, row.dataset_id, growth):
-                fields = growth.fields
-            else:
-                dataset = await dataset_of(connection, tenant_id, row.dataset_id)
-                fields = await _fields_with(dataset, sent)
-                await grow_fields(connection, tenant_id, dataset, fields)
+            if not await still_holds(connection, tenant_id, growth.outlook):
+                growth = await self._growth(connection, tenant_id, row.dataset_id, sent)
+            await grow(connection, tenant_id, growth)
+            fields = growth.fields[row.dataset_id]
             if any(type_at(fields, path) for facts in sent.values() for path in facts.untyped):
                 raise FieldsGrewError
             for kind, use in used.items():
                 await register_namespaces(connection, tenant_id, kind, use.first_spellings, use.all_spellings)
             [place] = await next_places(connection, tenant_id)
-            different = {digests[file_name]: facts.fields for file_name, facts in sent.items()}
             field_set_ids = await field_sets_of(connection, row.dataset_id, different)
             counted: list[DataFile] = []
             added: list[AddedFile] = []
@@ -229,16 +224,22 @@ class LoadingBatches:
             await _note_accepted(connection, row.key, sent)
             await succeed_batches(connection, [CountedBatch(row.key, place, counted)])
             batch = await batch_from(connection, await existing_batch(connection, tenant_id, batch_id))
+        if growth.changed:
+            keep_unions(self.database.unions, tenant_id, growth.outlook)
         self._wakeups.batches_changed()
         return batch
 
     async def _foreseen(self, tenant: Tenant, batch_id: str, sent: Mapping[str, UploadFacts]) -> Growth:
-        tenant_id = id_of(tenant)
         async with self.database.read() as connection:
-            row = await existing_batch(connection, tenant_id, batch_id)
-            dataset = await dataset_of(connection, tenant_id, row.dataset_id)
-            fields = await _fields_with(dataset, sent)
-            return await foresee_growth(connection, tenant_id, dataset, fields)
+            row = await existing_batch(connection, id_of(tenant), batch_id)
+            return await self._growth(connection, id_of(tenant), row.dataset_id, sent)
+
+    async def _growth(
+        self, connection: AsyncConnection, tenant_id: Any, dataset_id: str, sent: Mapping[str, UploadFacts]
+    ) -> Growth:
+        dataset = await dataset_of(connection, tenant_id, dataset_id)
+        fields = await _fields_with(dataset, sent)
+        return await foresee_growth(connection, self.database.unions, tenant_id, [(dataset, fields)])
 
     @whole
     async def abort_batch(

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, tuple_
+from sqlalchemy import Row, Select, func, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog import BUILT_IN_SCHEMAS, Dataset, DatasetKind, Schema, Tenant
+from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, Schema, Tenant
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.paging import Page, PageRequest, cut_page
 from profile_export.domain.registered import check_dataset_fields
 from profile_export.domain.registry import check_beside, next_version
-from profile_export.domain.schema import EMPTY
+from profile_export.domain.schema import EMPTY, TypeConflictError, union_objects
+from profile_export.domain.width import is_wide
+from profile_export.processes.computing import compute_if
+from profile_export.store.column_types import write_ahead
 from profile_export.store.database import Database, database_time, fetch_all, fetch_first, whole
-from profile_export.store.datasets import dataset_from, grow_all, source_datasets
+from profile_export.store.datasets import dataset_from, source_datasets
+from profile_export.store.kept_unions import KeptUnions
 from profile_export.store.page_rows import characters, page_rows
 from profile_export.store.tables import datasets, schemas
 from profile_export.store.tenants import ensure_tenant, id_of
+from profile_export.store.unions import (
+    Growth,
+    foresee_growth,
+    grow,
+    keep_unions,
+    known_unions,
+    sources_changed,
+    still_holds,
+)
 
 _LISTED = [column for column in schemas.c if column.name not in {"document", "rules", "fields"}]
 _CHARACTERS = characters(schemas.c.title, schemas.c.class_id, schemas.c.identity_fields)
@@ -49,26 +62,32 @@ class Schemas:
             AlreadyExistsError: One has the id of a schema that cannot be extended.
             TooManyError: One, a dataset that follows it, or their class would know more fields than may be.
         """
-        stored, replayed = read[-1], True
+        kept = self.database.unions
+        async with self.database.read() as connection:
+            judged = await _judge(connection, kept, id_of(tenant), read)
+            if not judged.added:
+                return judged.stored, True
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
-            newest = await _newest_of(connection, tenant_id, {schema.id for schema in read})
+            followers = (
+                await connection.execute(_following(tenant_id, judged.added, datasets.c.id))
+            ).scalars()
+            same = set(followers) == set(judged.growth.fields)
+            if not same or not await still_holds(connection, tenant_id, judged.growth.outlook):
+                judged = await _judge(connection, kept, tenant_id, read)
+            if not judged.added:
+                return judged.stored, True
             now = await database_time(connection)
-            added: list[Schema] = []
-            for schema in read:
-                known = newest.get(schema.id)
-                newer = next_version(known, schema)
-                replayed = newer is None
-                if newer is None:
-                    stored = known or schema
-                    continue
-                stored = newest[schema.id] = replace(newer, create_time=now)
-                check_dataset_fields(stored.fields, f"The schema '{stored.id}'")
-                added.append(stored)
-            if added:
-                await connection.execute(insert(schemas), [_row(tenant_id, schema) for schema in added])
-                await _follow(connection, tenant_id, added)
-        return stored, replayed
+            rows = [row | {"tenant_id": tenant_id, "create_time": now} for row in judged.rows]
+            await connection.execute(insert(schemas), rows)
+            await grow(connection, tenant_id, judged.growth)
+            if not judged.growth.changed:
+                # Whoever is about to make a dataset that follows an older version looks again.
+                await sources_changed(connection, tenant_id)
+        keep_unions(kept, tenant_id, judged.growth.outlook)
+        if judged.replayed:
+            return judged.stored, True
+        return replace(judged.stored, create_time=now), False
 
     @whole
     async def get(self, tenant: Tenant, schema_id: str, version: int | None = None) -> Schema:
@@ -163,43 +182,87 @@ def _newest(tenant_id: Any) -> Any:
     return joined.where(schemas.c.tenant_id == tenant_id)
 
 
-async def _follow(connection: AsyncConnection, tenant_id: int, added: Sequence[Schema]) -> None:
-    """Make the schemas' fields known to the datasets that follow them; check them where there is none yet.
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Documents that may be registered: `added` are the new versions, with their `rows` but for tenant and time.
 
-    Raises:
-        TypeConflictError: They contradict a dataset.
+    `stored` is what the last document has become, `replayed` says whether it was that already.
     """
+
+    stored: Schema
+    replayed: bool
+    added: Sequence[Schema]
+    rows: Sequence[dict[str, Any]]
+    growth: Growth
+
+
+async def _judge(
+    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, read: Sequence[Schema]
+) -> _Judged:
+    newest = await _newest_of(connection, tenant_id, {schema.id for schema in read})
+    stored, replayed = read[-1], True
+    added: list[Schema] = []
+    for schema in read:
+        known = newest.get(schema.id)
+        wide = is_wide([schema.fields])
+        newer = await compute_if(wide, next_version, known, schema)
+        replayed = newer is None
+        if newer is None:
+            stored = known or schema
+            continue
+        stored = newest[schema.id] = newer
+        await compute_if(wide, check_dataset_fields, newer.fields, f"The schema '{newer.id}'")
+        added.append(newer)
     usable = {schema.id: schema for schema in added if schema.kind is not None}
-    if not usable:
-        return
-    query = select(datasets).where(
+    following = map(dataset_from, await fetch_all(connection, _following(tenant_id, added)))
+    growing = [(dataset, usable[dataset.schema.id].fields) for dataset in following]
+    growth = await foresee_growth(connection, kept, tenant_id, growing)
+    for schema in usable.values():
+        await _check_beside(connection, kept, tenant_id, growth, schema)
+    return _Judged(stored, replayed, added, [await _row(schema) for schema in added], growth)
+
+
+def _following(tenant_id: Any, added: Sequence[Schema], *columns: Any) -> Select[Any]:
+    """Select the datasets that follow schemas, or columns of them."""
+    usable = {schema.id for schema in added if schema.kind is not None}
+    return select(*(columns or (datasets,))).where(
         datasets.c.tenant_id == tenant_id,
         datasets.c.schema_id.in_(list(usable)),
         datasets.c.delete_time.is_(None),
     )
-    following: dict[str, list[Dataset]] = {}
-    for dataset in map(dataset_from, await fetch_all(connection, query)):
-        following.setdefault(dataset.schema.id, []).append(dataset)
-    for schema_id, followers in following.items():
-        await grow_all(connection, tenant_id, followers, usable[schema_id].fields)
-    sources = await source_datasets(connection, tenant_id)
-    for schema in usable.values():
-        check_beside(sources, schema)
 
 
-def _row(tenant_id: int, schema: Schema) -> dict[str, Any]:
+async def _check_beside(
+    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, growth: Growth, schema: Schema
+) -> None:
+    """Refuse a schema whose datasets could not stand beside the sources, also where there is none yet.
+
+    Raises:
+        TypeConflictError: It contradicts one of them, which is named.
+    """
+    try:
+        unions = growth.outlook.unions or await known_unions(connection, kept, tenant_id)
+        known = unions.get(schema.kind, EMPTY) if schema.kind else EMPTY
+        await compute_if(is_wide([known, schema.fields]), union_objects, known, schema.fields)
+    except TypeConflictError:
+        sources = [
+            replace(dataset, fields=growth.fields.get(dataset.id, dataset.fields))
+            for dataset in await source_datasets(connection, tenant_id)
+        ]
+        await compute_if(is_wide(source.fields for source in sources), check_beside, sources, schema)
+
+
+async def _row(schema: Schema) -> dict[str, Any]:
     return {
-        "tenant_id": tenant_id,
         "id": schema.id,
         "version": schema.version,
         "title": schema.title,
         "kind": None if schema.kind is None else schema.kind.value,
         "class_id": schema.class_id,
         "document": schema.document,
-        "fields": schema.fields,
+        "fields": await write_ahead(schemas.c.fields, schema.fields),
         "rules": schema.rules,
-        "identity_fields": schema.identity_fields,
-        "create_time": schema.create_time,
+        "identity_fields": await write_ahead(schemas.c.identity_fields, schema.identity_fields),
     }
 
 

@@ -62,7 +62,8 @@ tenants = Table(
     # Counts the changes of its jobs: what a watch of all of them resumes by. Those up to the second one are not kept.
     Column("job_revision", BigInteger, nullable=False, default=0, server_default="0"),
     Column("forgotten_job_revision", BigInteger, nullable=False, default=0, server_default="0"),
-    # Counts the changes by which its sources come to know more: what was checked beside them at one still holds there.
+    # Counts the changes of what its datasets know, which of them are sources, and its schemas: what was judged beside
+    # these at one still holds there.
     Column("schema_revision", BigInteger, nullable=False, default=0, server_default="0"),
     # Counts claims over all tenants: when it was this one's turn last; the one with the lowest is next.
     Column("last_claim", BigInteger, nullable=False, default=0, server_default="0", index=True),
