@@ -271,7 +271,7 @@ async def test_a_preview_of_large_rows_fits_into_one_message(caller: Caller) -> 
 
     rows = await preview(caller, source, 60)
 
-    assert 30 < len(rows) < 60
+    assert 20 < len(rows) < 30
 
 
 # --- Mirrored ---
