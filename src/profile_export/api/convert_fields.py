@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
+from profile_export.api.values import MOST_LEVELS
 from profile_export.domain import schema
 from profile_export.domain.catalog import FieldDeclaration, IdentityField
 from profile_export.domain.errors import InvalidArgumentError
@@ -22,15 +23,17 @@ _SCALARS = {
 _KINDS = {wire: kind for kind, wire in _SCALARS.items()}
 
 
-def write_fields(value: schema.ObjectType, into: RepeatedCompositeFieldContainer[dataset_pb2.Field]) -> None:
-    """Write named fields, sorted by name, into a field of a message.
+def write_fields(
+    value: schema.ObjectType, into: RepeatedCompositeFieldContainer[dataset_pb2.Field], level: int = 0
+) -> None:
+    """Write named fields, sorted by name, into a field of a message; types below `MOST_LEVELS` are left unset.
 
     In place, since a message that is given to another is copied with all that is in it, at each level again.
     """
     for name in sorted(value.fields):
         added = into.add()
         added.name = name
-        _write_type(value.fields[name], added.type)
+        _write_type(value.fields[name], added.type, level)
 
 
 def identity_fields(message: Iterable[dataset_pb2.IdentityField]) -> tuple[IdentityField, ...]:
@@ -66,20 +69,24 @@ def write_declarations(
     for value in values:
         added = into.add()
         added.path = ".".join(value.path)
-        _write_type(value.type, added.type)
+        _write_type(value.type, added.type, 0)
 
 
-def _write_type(value: schema.FieldType, into: dataset_pb2.FieldType) -> None:
+def _write_type(value: schema.FieldType, into: dataset_pb2.FieldType, level: int) -> None:
+    # Told apart from every type by having no kind; the field must be there all the same.
+    into.SetInParent()
+    if level > MOST_LEVELS:
+        return
     match value:
         case schema.Scalar(kind):
             into.scalar = _SCALARS[kind]
         case schema.ObjectType():
             into.object.SetInParent()
-            write_fields(value, into.object.fields)
+            write_fields(value, into.object.fields, level + 1)
         case schema.ArrayType(item):
-            _write_type(item, into.array.item)
+            _write_type(item, into.array.item, level + 1)
         case schema.MapType(member):
-            _write_type(member, into.map.value)
+            _write_type(member, into.map.value, level + 1)
         case schema.DecimalType(precision, scale):
             into.decimal.precision, into.decimal.scale = precision, scale
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -11,6 +12,12 @@ from google.protobuf.struct_pb2 import Struct
 
 from profile_export.domain.paging import MAX_PAGE_BYTES
 from profile_export.domain.schema import EXACT_IN_A_DOUBLE
+
+MOST_LEVELS = 30
+"""How many objects, arrays and maps stand in one another in an answer.
+
+Each is up to three messages in one another, and no language's protobuf reads more than a hundred. Data goes deeper.
+"""
 
 
 def rows_that_fit(values: Iterable[Mapping[str, object]]) -> Sequence[Struct]:
@@ -33,18 +40,22 @@ def row(value: Mapping[str, object]) -> Struct:
     return message
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, level: int = 0) -> Any:
     """Return a value for `google.protobuf.Struct`, whose numbers are doubles.
 
     Instants are RFC 3339 text in UTC, days ISO text; decimals, and integers that a double cannot hold exactly, are
-    text. Members that are null are left out, items of an array stay.
+    text. Members that are null are left out, items of an array stay. What lies below `MOST_LEVELS` is JSON text.
     """
     match value:
         case Mapping():
-            return {name: plain(member) for name, member in value.items() if member is not None}
+            written: Any = {
+                name: plain(member, level + 1) for name, member in value.items() if member is not None
+            }
         case list():
-            return [plain(item) for item in value]
-    return _single(value)
+            written = [plain(item, level + 1) for item in value]
+        case _:
+            return _single(value)
+    return json.dumps(written, ensure_ascii=False) if level == MOST_LEVELS else written
 
 
 def _single(value: Any) -> Any:

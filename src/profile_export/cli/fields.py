@@ -111,6 +111,8 @@ def _described(kind: FieldType) -> tuple[str, Sequence[Field]]:
             return f"map of {word}", below
         case "decimal":
             return f"decimal({kind.decimal.precision},{kind.decimal.scale})", ()
+        case None:
+            return "(nested too deep to be shown)", ()
         case _:
             return _WORDS.get(kind.scalar, ScalarType.Name(kind.scalar)), ()
 

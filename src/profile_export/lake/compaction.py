@@ -15,7 +15,13 @@ import pyarrow.parquet as pq
 
 from profile_export.domain import columns
 from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, WrittenFile
-from profile_export.lake.data_file import BYTES_PER_GROUP, ROWS_PER_GROUP, sync, write_data_file
+from profile_export.lake.data_file import (
+    BYTES_PER_GROUP,
+    ROWS_PER_GROUP,
+    open_data_file,
+    sync,
+    write_data_file,
+)
 
 _OF_A_GROUP = 0.9
 """Keys spread evenly, but not exactly so: what is a little above the average must still be one row group."""
@@ -43,7 +49,7 @@ def compact(task: CompactTask) -> WrittenFile:
     """
     task.target.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        files = [opened.enter_context(pq.ParquetFile(path)) for path in task.sources]
+        files = [opened.enter_context(open_data_file(path)) for path in task.sources]
         schema = files[0].schema_arrow
         rows = sum(file.metadata.num_rows for file in files)
         groups = max(rows / ROWS_PER_GROUP, sum(map(_bytes, files)) / BYTES_PER_GROUP)

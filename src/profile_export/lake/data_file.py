@@ -1,4 +1,4 @@
-"""Writing a data file: sorted by identity key, safe on the disk, with its digest."""
+"""Data files: written sorted by identity key, safe on the disk, with their digest; and opened, however deep they go."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ BYTES_PER_GROUP = 32 * 2**20
 _ROWS_READ_AT_ONCE = 2_048
 _BYTES_READ_AT_ONCE = 8 * 2**20
 """So many rows, but none of the next row group, and several times over: rows too long for that get smaller groups."""
+_MOST_SCHEMA_LEVELS = 1_000
+"""Arrow reads a hundred unless it is told otherwise. An array takes three of them, and rows may be nested 64 deep."""
 _SORTED_BY = [(name, "ascending") for name in (columns.KEY_HIGH, columns.KEY_LOW, columns.ROW)]
 
 
@@ -42,6 +44,27 @@ def write_data_file(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -
     with path.open("rb") as written:
         sha256 = hashlib.file_digest(written, "sha256").hexdigest()
     return WrittenFile(path.name, rows, path.stat().st_size, sha256)
+
+
+def open_data_file(path: Path) -> pq.ParquetFile:
+    """Open a data file, which is closed as a context is left.
+
+    Raises:
+        OSError: The disk failed, or the file is gone.
+        ArrowInvalid: It is damaged.
+    """
+    return pq.ParquetFile(path, schema_depth_limit=_MOST_SCHEMA_LEVELS)
+
+
+def footer_of(path: Path) -> pq.FileMetaData:
+    """Return the footer of a data file.
+
+    Raises:
+        OSError: As `open_data_file`.
+        ArrowInvalid: As `open_data_file`.
+    """
+    with open_data_file(path) as file:
+        return file.metadata
 
 
 def _rows_per_group(table: pa.Table) -> int:

@@ -32,6 +32,7 @@ from profile_export.domain.columns import BATCH_ID
 from profile_export.domain.mirror import MIRROR_NAMESPACE, MirroredBatch, TableState, mirror_table
 from profile_export.domain.schema import EMPTY, ObjectType, TypeConflictError, union_objects
 from profile_export.lake.arrow_types import stored_fields
+from profile_export.lake.data_file import footer_of
 from profile_export.lake.iceberg_table import (
     arrow_schema,
     columns_of,
@@ -249,7 +250,7 @@ class IcebergMirror:
         found: list[_File] = []
         for batch in batches:
             for path in batch.files:
-                footer = pq.read_metadata(self._lake / path)
+                footer = footer_of(self._lake / path)
                 if footer.num_rows:
                     _check_batch(footer, path, batch.batch_id)
                     found.append(_File(path, stored_fields(footer.schema.to_arrow_schema())))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from profile_export.domain.schema import ArrayType, DecimalType, FieldType, MapType, ObjectType
 from profile_export.domain.type_json import to_json
 from profile_export.lake.arrow_types import arrow_type
+from profile_export.lake.data_file import open_data_file
 
 
 def can_read(table: FieldType, file: FieldType) -> bool:
@@ -60,7 +61,7 @@ def copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{secrets.token_hex(8)}")
     schema = pa.schema(list(arrow_type(fields)))
-    with pq.ParquetFile(source) as reader, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+    with open_data_file(source) as reader, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         for rows in reader.iter_batches():
             # Not `safe`: a long that a double cannot hold exactly is rounded, as the engines do.
             writer.write_table(pa.Table.from_batches([rows]).cast(schema, safe=False))

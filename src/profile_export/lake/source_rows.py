@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from profile_export.domain import columns
 from profile_export.domain.catalog import DatasetKind
@@ -21,6 +20,7 @@ from profile_export.domain.identity import Identity, IdentityKey
 from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportPlan, Source
 from profile_export.domain.resolution import SourceRow, StatedIdentity
 from profile_export.domain.schema import EMPTY, EVENT_ID, EVENT_TIME, ObjectType, leaves
+from profile_export.lake.data_file import footer_of, open_data_file
 
 _KEY = [columns.KEY_HIGH, columns.KEY_LOW]
 _STATED = (
@@ -73,7 +73,7 @@ def _lines(path: Path, keys: frozenset[IdentityKey], names: Sequence[str]) -> It
     ]
     if not groups:
         return
-    with pq.ParquetFile(path) as file:
+    with open_data_file(path) as file:
         for group in groups:
             places = _places(file.read_row_group(group, columns=_KEY), pa.array(highs, pa.int64()), keys)
             if places:
@@ -87,7 +87,7 @@ def _lines(path: Path, keys: frozenset[IdentityKey], names: Sequence[str]) -> It
 @lru_cache(_FILES_REMEMBERED)
 def _bounds(path: Path) -> tuple[tuple[int, int], ...]:
     """Return the lowest and the highest key of each row group, by their high halves. Files never change."""
-    metadata = pq.read_metadata(path)
+    metadata = footer_of(path)
     leaf = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(
         columns.KEY_HIGH
     )

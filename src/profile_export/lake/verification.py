@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from profile_export.domain.receipt import FORM, ReceiptFile
 from profile_export.domain.verification import FoundFile, Verification, differences
+from profile_export.lake.data_file import footer_of
 
 
 def verify(receipt: Path) -> Verification:
@@ -59,7 +59,7 @@ def _found(path: Path) -> FoundFile:
     with path.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     try:
-        rows = pq.read_metadata(path).num_rows
+        rows = footer_of(path).num_rows
     except (pa.ArrowException, OSError):
         rows = None
     return FoundFile(path.stat().st_size, sha256, rows)

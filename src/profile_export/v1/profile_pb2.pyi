@@ -63,7 +63,8 @@ class Profile(_message.Message):
     @_builtins.property
     def values(self) -> _struct_pb2.Struct:
         """Output only. The merged row, without `timeSeriesEvents`. Instants are RFC 3339 text in UTC; longs that a
-        double cannot hold exactly, and decimals, are text.
+        double cannot hold exactly, and decimals, are text. What lies within more than 30 objects and arrays is JSON text:
+        a message has no room for what is nested deeper.
         """
 
     @_builtins.property
