@@ -15,6 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from profile_export.api import limits
 from profile_export.api.limits import LIMITS, Limit
+from profile_export.domain.learning import MAX_DEPTH
 from profile_export.v1 import (
     dataset_pb2,
     dataset_service_pb2,
@@ -350,6 +351,37 @@ async def test_types_nest_as_deep_as_the_contract_says(caller: Caller) -> None:
     assert (refusal.code, refusal.reason) == (INVALID, "NESTED_TOO_DEEP")
     [field] = refusal.fields  # cut, as long texts of errors are
     assert field.startswith("declared_fields[0].type.array.item.array.item")
+
+
+def objects(levels: int) -> dict[str, Any]:
+    return {"a": objects(levels - 1)} if levels else {"a": 1}
+
+
+@pytest.mark.parametrize("kind", ["record", "event"])
+async def test_fields_as_deep_as_data_may_be_can_be_told(caller: Caller, kind: str) -> None:
+    dataset = await caller.dataset(kind, {"id": "CRM"}, declared={".".join("d" * MAX_DEPTH): in_arrays(1)})
+    row = {"id": "1", "_id": "e", "timestamp": "2026-03-01T00:00:00Z"}
+
+    await caller.upload(dataset, f"deep-{kind}", [{**row, **objects(MAX_DEPTH)}])
+    deeper = await refusal_of(caller.upload(dataset, f"deeper-{kind}", [{**row, "b": objects(MAX_DEPTH)}]))
+    declared = await refusal_of(
+        caller.update(
+            dataset,
+            add_declared_fields=[
+                dataset_pb2.FieldDeclaration(path=".".join("e" * (MAX_DEPTH + 1)), type=in_arrays(1))
+            ],
+        )
+    )
+    combined = await refusal_of(
+        caller.dataset("record", {"id": "CRM"}, declared={".".join("d" * MAX_DEPTH): in_arrays(3)})
+    )
+
+    assert [one.code for one in (deeper, declared, combined)] == [INVALID] * 3
+    assert {"a", "d"} <= {field.name for field in (await caller.get_dataset(dataset)).fields}
+    listed = await caller.datasets.ListDatasets(
+        dataset_service_pb2.ListDatasetsRequest(), metadata=caller.metadata
+    )
+    assert {one.id for one in listed.datasets} == {dataset}
 
 
 @pytest.mark.parametrize("depth", [50, 500, 20_000])

@@ -259,6 +259,8 @@ def _check_names(kind: FieldType, path: FieldPath, where: str) -> None:
                 _check_field_path((*path, name), where)
                 _check_names(member, (*path, name), where)
         case ArrayType(inner) | MapType(inner):
+            if len(path) > MAX_DEPTH:
+                raise InvalidArgumentError.of_field(where, f"is nested deeper than {MAX_DEPTH} levels.")
             _check_names(inner, (*path, "[]"), where)
 
 
