@@ -101,6 +101,10 @@ fuzz: $(READY) ## Send all methods CALLS=20000 calls no client makes, and FILES=
 	SEED=$(SEED) CALLS=$(CALLS) FILES=$(FILES) $(PY) -m pytest -s tests/hostile/test_fuzz_methods.py \
 		tests/hostile/test_fuzz_files.py
 
+.PHONY: probe
+probe: $(READY) ## Send all methods the largest messages there may be, and measure who waits for them (half an hour)
+	PROBE=1 $(PY) -m pytest -s tests/hostile/test_probe.py
+
 .PHONY: soak
 soak: $(READY) ## Open and cancel 20,000 watches, and let 5,000 clients come back at once (minutes)
 	SOAK=1 $(PY) -m pytest -s tests/watch/test_many.py

@@ -23,6 +23,10 @@ MOST_BYTES = 4 * 1024 * 1024 - 64
 """What gRPC takes of any message."""
 
 
+Choice = Callable[[str, str], bool]
+"""Whether to make a case, by the name of its method and its own."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A call to make: the messages as bytes, and why they are awkward."""
@@ -44,7 +48,7 @@ class Case:
         return [first.SerializeToString(), *self.messages[1:]]
 
 
-def at_the_limits(method: Method, good: Sequence[Sequence[bytes]]) -> Iterator[Case]:
+def at_the_limits(method: Method, good: Sequence[Sequence[bytes]], choice: Choice) -> Iterator[Case]:
     """Yield the good calls of a method, with one field after the other as large as the limits allow."""
     seen = set()
     for call in good:
@@ -56,6 +60,8 @@ def at_the_limits(method: Method, good: Sequence[Sequence[bytes]]) -> Iterator[C
                     continue
                 seen.add((name, index == 0))
                 for how, text in _TEXTS.items() if place[-1].is_repeated else [("of one letter", _plain)]:
+                    if not choice(method.name, f"{name} {how}"):
+                        continue
                     large = _parsed(method.request, raw)
                     _enlarge(large, place, text)
                     sent = [*call[:index], large.SerializeToString(), *call[index + 1 :]]

@@ -18,13 +18,13 @@ from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import export_service_pb2 as es
 from profile_export.v1 import profile_service_pb2 as ps
 from profile_export.v1 import schema_service_pb2 as ss
-from tests.hostile.limits import Case
+from tests.hostile.limits import Case, Choice
 from tests.hostile.methods import Method
 from tests.service.harness import SCHEMAS, Caller, export_spec, json_lines, upload_messages
 
 PARTS, FIELDS_PER_PART = 4, 2_490
 """Of a dataset: the fields of a row, which has at most 100 kB, and how many such rows until it may grow no more."""
-SMALL_DATASETS, BATCHES, SEGMENTS, JOBS, BAD_ROWS = 40, 100, 500, 10, 300
+SEGMENTS = 500
 MIB = 1024 * 1024
 ODD = {"unifiedProfile": dataset_pb2.TagValues(values=["enabled:false"])}
 
@@ -42,16 +42,27 @@ class Wide:
     job: int
 
 
-async def prepare(caller: Caller) -> Wide:
+@dataclass(frozen=True)
+class Much:
+    """How many of them there are to list."""
+
+    datasets: int = 40
+    batches: int = 100
+    parts: int = PARTS
+    jobs: int = 10
+    bad_rows: int = 300
+
+
+async def prepare(caller: Caller, much: Much) -> Wide:
     """Make datasets of 10,000 and of 3,000 fields, of many batches, of rows in many segments, and an export of it."""
-    for number in range(SMALL_DATASETS):
+    for number in range(much.datasets):
         fields = {f"d{number}_{field}": dataset_pb2.SCALAR_TYPE_LONG for field in range(100)}
         await caller.dataset("record", {"crmId": "CRM"}, declared=fields)
     batches = await caller.dataset("record", {"crmId": "CRM"})
-    for number in range(BATCHES):
+    for number in range(much.batches):
         await caller.upload(batches, f"many-{number}", [{"crmId": f"C{number}"}])
     records = await caller.dataset("record", {"crmId": "CRM"})
-    for part in range(PARTS):
+    for part in range(much.parts):
         row = {f"w{number}": number for number in range(FIELDS_PER_PART)}
         await caller.upload(records, f"wide-{part}", [{"crmId": "C1", f"p{part}": row}])
     events = await caller.dataset("event", {"crmId": "CRM"})
@@ -70,33 +81,40 @@ async def prepare(caller: Caller) -> Wide:
         for number in range(SEGMENTS)
     }
     await caller.upload(records, "members", [{"crmId": "C1", "segmentMembership": {"ups": memberships}}])
-    bad = json_lines({"crmId": 1.5, "note": "x" * 20_000} for _ in range(BAD_ROWS))
-    await caller.send(records, "bad-wide", bad, max_bad_records=BAD_ROWS)
+    bad = json_lines({"crmId": 1.5, "note": "x" * 20_000} for _ in range(much.bad_rows))
+    await caller.send(records, "bad-wide", bad, max_bad_records=much.bad_rows)
     union = await caller.dataset("union")
     job = await caller.export(union, fields=[f"p0.w{field}" for field in range(300)])
-    for number in range(JOBS):
-        await caller.job(union, fields=[f"p{number % PARTS}.w{field}" for field in range(300)])
+    for number in range(much.jobs):
+        await caller.job(union, fields=[f"p{number % much.parts}.w{field}" for field in range(300)])
     odd = await caller.dataset("record", {"crmId": "CRM"}, tags=ODD)
     return Wide(records, events, union, odd, batches, job.batch_id, job.id)
 
 
-def awkward(wide: Wide, methods: dict[str, Method]) -> Iterator[Case]:
+def awkward(wide: Wide, methods: dict[str, Method], choice: Choice) -> Iterator[Case]:
     """Yield the calls that look at all of it, that change it, and that bring what is expensive to take."""
     for name, request in _looks(wide):
         method = methods[type(request).__name__.removesuffix("Request")]
-        yield Case(method, name, [request.SerializeToString()])
+        if choice(method.name, name):
+            yield Case(method, name, [request.SerializeToString()])
     for name, document in _DOCUMENTS.items():
-        request = ss.CreateSchemaRequest(document=document())
-        yield Case(methods["CreateSchema"], name, [request.SerializeToString()])
+        if choice("CreateSchema", name):
+            request = ss.CreateSchemaRequest(document=document())
+            yield Case(methods["CreateSchema"], name, [request.SerializeToString()])
+    if choice("CreateSchema", "500 other documents"):
+        yield Case(methods["CreateSchema"], "500 other documents", [_several().SerializeToString()])
+    for name, (upload_format, content) in _FILES.items():
+        if choice("UploadBatch", name):
+            messages = upload_messages(wide.odd, "", content(), upload_format)
+            yield Case(methods["UploadBatch"], name, [one.SerializeToString() for one in messages])
+
+
+def _several() -> ss.CreateSchemaRequest:
     others = [json.dumps(_document(f"https://example.com/other/{number}")) for number in range(500)]
     refers = _document(
         "https://example.com/refers", allOf=[{"$ref": json.loads(one)["$id"]} for one in others]
     )
-    several = ss.CreateSchemaRequest(document=json.dumps(refers), referenced_documents=others)
-    yield Case(methods["CreateSchema"], "500 other documents", [several.SerializeToString()])
-    for name, (upload_format, content) in _FILES.items():
-        messages = upload_messages(wide.odd, "", content(), upload_format)
-        yield Case(methods["UploadBatch"], name, [one.SerializeToString() for one in messages])
+    return ss.CreateSchemaRequest(document=json.dumps(refers), referenced_documents=others)
 
 
 def _looks(wide: Wide) -> Iterator[tuple[str, Message]]:
