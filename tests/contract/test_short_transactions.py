@@ -22,9 +22,10 @@ from profile_export.domain.catalog import (
     SchemaRef,
     Tenant,
 )
-from profile_export.domain.errors import DomainError
+from profile_export.domain.errors import DomainError, FailedPreconditionError
 from profile_export.domain.job import JobError, Phase, Progress
 from profile_export.domain.plan import ExportCounts
+from profile_export.domain.planning import plan_export
 from profile_export.domain.policy import BUILT_IN_POLICY
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.domain.schema import TEXT, ObjectType, TypeConflictError
@@ -40,6 +41,7 @@ from profile_export.store.jobs import Jobs, NewJob
 from profile_export.store.judging import DatasetChange, NewDataset
 from profile_export.store.loading import LoadingBatches
 from profile_export.store.schemas import Schemas
+from profile_export.store.snapshots import Snapshots
 from profile_export.store.tables import batches, datasets
 from profile_export.store.uploads import Uploads
 from tests.databases import Place
@@ -445,3 +447,25 @@ async def test_what_only_a_deleted_source_knew_may_be_said_otherwise(store: Stor
 
     made, _ = await store.catalog.create_dataset(store.tenant, new, f"{next(NUMBERS):024x}", "")
     assert "Name" in made.fields.fields
+
+
+async def test_plans_are_not_read_while_everybody_waits_for_a_delete(store: Store) -> None:
+    source = await store.dataset()
+    await store.open(source, "b")
+    await store.loading.commit_batch(store.tenant, "b", {"1": facts(files=["a"])})
+    for _ in range(FEW):
+        claim = await store.claim(1)
+        plan = plan_export(
+            claim.job.bound, await Snapshots(store.database).take(store.tenant), claim.job.batch_id
+        )
+        await store.attempts.begin_phase(claim.fence, RUNNING, plan)
+    later = await store.dataset()
+
+    with store.counted() as statements:
+        await store.catalog.delete_dataset(store.tenant, later)
+        with pytest.raises(FailedPreconditionError) as refused:
+            await store.catalog.delete_dataset(store.tenant, source)
+
+    assert statements
+    assert reads_of_many(statements) == []
+    assert len(refused.value.violations) == FEW

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, insert, select, tuple_, update
+from sqlalchemy import Row, Select, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog import Dataset, DatasetKind, Tenant
@@ -164,9 +164,12 @@ class Catalog:
             NotFoundError: There is no such dataset.
             FailedPreconditionError: Unfinished jobs use it; they are named.
         """
+        async with self.database.read() as connection:
+            await dataset_of(connection, id_of(tenant), dataset_id)
+            looked_at = await _plans_with(connection, id_of(tenant), dataset_id)
         async with self.database.write() as connection:
             dataset = await dataset_of(connection, id_of(tenant), dataset_id)
-            using = await _unfinished_jobs(connection, id_of(tenant), dataset)
+            using = await _unfinished_jobs(connection, id_of(tenant), dataset, looked_at)
             if using:
                 named = ", ".join(str(job_id) for job_id in using)
                 raise FailedPreconditionError(
@@ -228,17 +231,38 @@ async def _made_before(
     return dataset_from(found)
 
 
-async def _unfinished_jobs(connection: AsyncConnection, tenant_id: Any, dataset: Dataset) -> list[int]:
-    """Return the jobs that write to a dataset, have pinned it, or will read it when they are planned."""
-    unfinished = select(jobs.c.id, jobs.c.destination_id, jobs.c.plan).where(
-        jobs.c.tenant_id == tenant_id, jobs.c.state.not_in([state.value for state in FINAL_STATES])
-    )
-    using = []
-    for job in await fetch_all(connection, unfinished.order_by(jobs.c.id)):
-        if job.destination_id == dataset.id:
-            using.append(job.id)
-        elif job.plan is None:
-            using += [job.id] if dataset.is_source else []
-        elif any(source.dataset_id == dataset.id for source in job.plan.sources):
-            using.append(job.id)
-    return using
+async def _plans_with(
+    connection: AsyncConnection, tenant_id: Any, dataset_id: str, but_for: Collection[int] = ()
+) -> Mapping[int, bool]:
+    """Say of the unfinished jobs that are planned, by their ids, whether they have pinned a dataset."""
+    planned = _unfinished(tenant_id, jobs.c.id, jobs.c.plan).where(jobs.c.plan.is_not(None))
+    if but_for:
+        planned = planned.where(jobs.c.id.not_in(but_for))
+    return {
+        job.id: any(source.dataset_id == dataset_id for source in job.plan.sources)
+        for job in await fetch_all(connection, planned)
+    }
+
+
+async def _unfinished_jobs(
+    connection: AsyncConnection, tenant_id: Any, dataset: Dataset, looked_at: Mapping[int, bool]
+) -> list[int]:
+    """Return the jobs that write to a dataset, have pinned it, or will read it when they are planned.
+
+    Plans never change: of those `looked_at` before, none is read once more.
+    """
+    columns = (jobs.c.id, jobs.c.destination_id, jobs.c.plan.is_not(None).label("planned"))
+    found = (await connection.execute(_unfinished(tenant_id, *columns).order_by(jobs.c.id))).all()
+    pinning = dict(looked_at)
+    if any(job.planned and job.id not in pinning for job in found):
+        pinning |= await _plans_with(connection, tenant_id, dataset.id, but_for=pinning)
+    return [
+        job.id
+        for job in found
+        if job.destination_id == dataset.id or (pinning[job.id] if job.planned else dataset.is_source)
+    ]
+
+
+def _unfinished(tenant_id: Any, *columns: Any) -> Select[Any]:
+    final = [state.value for state in FINAL_STATES]
+    return select(*columns).where(jobs.c.tenant_id == tenant_id, jobs.c.state.not_in(final))
