@@ -12,12 +12,14 @@ from statistics import median
 import grpc.aio
 import pytest
 
+from profile_export.api.call_turns import MOST_AT_ONCE
+from profile_export.v1 import dataset_pb2, job_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import export_service_pb2 as es
-from profile_export.v1 import job_pb2
-from tests.service.harness import Caller, json_lines, upload_messages
+from tests.service.harness import SCHEMAS, Caller, json_lines, upload_messages
 
 MOST_RATIO = 2.0
+SCHEMA = dataset_pb2.SchemaRef(id=SCHEMAS["record"])
 ROWS = [{"id": f"p{number}"} for number in range(20)]
 SLOW_DATA = json_lines({"id": f"slow{number}"} for number in range(20_000))
 
@@ -122,3 +124,20 @@ async def test_a_tiny_job_beside_two_hundred_and_a_hundred_slow_uploads_takes_tw
             break
 
     assert min(ratios) <= MOST_RATIO
+
+
+async def test_a_burst_of_calls_keeps_no_call_of_another_tenant_behind_all_of_it(
+    caller: Caller, stranger: Caller
+) -> None:
+    async def calls_of(tenant: Caller, name: str) -> str:
+        request = ds.CreateDatasetRequest(name=name, schema_ref=SCHEMA)
+        return (await tenant.datasets.CreateDataset(request, metadata=tenant.metadata)).dataset.name
+
+    burst = [asyncio.create_task(calls_of(caller, f"burst {number}")) for number in range(120)]
+    await asyncio.wait(burst, return_when=asyncio.FIRST_COMPLETED)
+    await calls_of(stranger, "one")
+    answered = sum(call.done() for call in burst)
+    await asyncio.gather(*burst)
+
+    # Those that had a place stood before it in the queue, and as many may have got one until it was answered.
+    assert answered <= 4 * MOST_AT_ONCE

@@ -7,7 +7,7 @@ import inspect
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from typing import Any, NoReturn, TypeAlias
 
 import grpc.aio
@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 
 from profile_export.api import tenancy
 from profile_export.api.admission import admitting
+from profile_export.api.call_turns import CallTurns
 from profile_export.api.status import code_of, disk_refusal, internal_status, server_draining, status_of
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import DomainError, UnimplementedError
@@ -54,6 +55,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, new_request_id: Callable[[], str]) -> None:
         self._new_request_id = new_request_id
         self._handlers: dict[str, _Handler] = {}
+        self._turns = CallTurns()
         self._draining = False
 
     def refuse_new_calls(self) -> None:
@@ -78,6 +80,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         decode = admitting(method, handler.request_deserializer or _as_it_is)
         encode = _lenient_encoder(handler.response_serializer)
         serves_drained = method.startswith(_OF_THE_SERVER)
+        # Streams have quotas instead: they may stay open for long.
+        is_stream = handler.request_streaming or handler.response_streaming
+        takes_turns = not (is_stream or serves_drained)
 
         # Single messages are decoded and encoded in here, where what goes wrong meets the error table.
         async def answer(request: Any, context: _Context) -> bytes | None:
@@ -92,7 +97,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             try:
                 call.tenant = tenancy.enter(metadata)
-                response = await answer(request, context)
+                async with self._turns.taken(call.tenant, method) if takes_turns else nullcontext():
+                    response = await answer(request, context)
             except asyncio.CancelledError:
                 call.log_hang_up()
                 raise
