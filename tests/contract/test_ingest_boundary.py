@@ -148,7 +148,7 @@ def test_a_header_of_csv_cannot_nest_without_end(uploader: Uploader, depth: int)
 
     [error] = uploader.refused(sent, CRM, upload_format="csv")
 
-    assert error.message == "The header has a name in column 2 that is nested deeper than 30 levels."
+    assert error.message == "The header has a name in column 2 that is nested deeper than 64 levels."
 
 
 # --- Damage ---

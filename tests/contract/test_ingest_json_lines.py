@@ -366,7 +366,7 @@ def test_an_event_without_id_or_time_is_refused(
         (b'{"crmId":"1","n":-Infinity}', "The row is not JSON: -Infinity is no number there."),
         (b'{"crmId":"1","o":{"a":1,"b":1,"a":1}}', "The row has the name 'a' twice in one object."),
         (b'{"crmId":"1","n":' + b"9" * 5000 + b"}", "The row has an integer of thousands of digits."),
-        (b'{"crmId":"1","a":' + b"[" * 90_000, "The row is nested deeper than 30 levels."),
+        (b'{"crmId":"1","a":' + b"[" * 90_000, "The row is nested deeper than 64 levels."),
         (b'{"crmId":"1","n":9007199254740993}', "The field 'n' is the integer 9007199254740993"),
         (b'{"crmId":"1","n":1e400}', "The field 'n' is inf, which no double can hold."),
     ],

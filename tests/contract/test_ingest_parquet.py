@@ -310,7 +310,7 @@ def test_a_value_that_cannot_be_stored_is_refused_at_its_row(
             people(f=pa.array([Decimal(1)], pa.decimal256(50, 0))),
             "The field 'f' is of the Parquet type decimal256",
         ),
-        (people(f=pa.nulls(1, _deep(31))), "is nested deeper than 30 levels"),
+        (people(f=pa.nulls(1, _deep(70))), "is nested deeper than 64 levels"),
         (people(1, **{"a.b": [1]}), "The field 'a.b' has a dot in its name"),
         (people(1, _row=[1]), "The field '_row' has the name of the system column"),
         (people(CrmId=["1"]), "The field 'CrmId' is 'CrmId', but its name stands as 'crmId'."),

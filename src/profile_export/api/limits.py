@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from profile_export.domain.learning import MAX_DEPTH
 from profile_export.domain.xdm_places import MAX_ID
 
 KIB = 1024
@@ -156,5 +155,5 @@ A million empty items in four megabytes take half a second to decode.
 """
 MOST_PARTS = 12_000
 """How many messages a request may consist of, at all depths."""
-MOST_TYPES_DEEP = MAX_DEPTH
+MOST_TYPES_DEEP = 32
 """How many types of fields may be nested in one another in a request."""

@@ -42,9 +42,8 @@ from profile_export.domain.schema import (
     dotted_path,
 )
 
-MAX_DEPTH = 30
-"""How deep objects, arrays and maps may be nested: a field takes three messages of an answer for each level, five more
-among the events of a profile, and clients read a hundred."""
+MAX_DEPTH = 64
+"""How deep objects, arrays and maps may be nested."""
 MAX_NAMES = 5_000
 """How many names one object may have: data that is keyed by ids wants a map, not a column for each."""
 

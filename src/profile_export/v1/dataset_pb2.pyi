@@ -313,7 +313,7 @@ class FieldDeclaration(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Required. Field path such as `person.birthDate`, of at most 30 names. At most 1,024 characters."""
+    """Required. Field path such as `person.birthDate`, of at most 64 names. At most 1,024 characters."""
     @_builtins.property
     def type(self) -> Global___FieldType:
         """Required. The type of the field at this path."""
@@ -362,7 +362,7 @@ Global___Field: _TypeAlias = Field  # noqa: Y015
 
 @_typing.final
 class FieldType(_message.Message):
-    """FieldType is the type of a field. In a request types are nested at most 30 levels deep."""
+    """FieldType is the type of a field. In a request types are nested at most 32 levels deep."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
