@@ -122,7 +122,8 @@ def _left_out(checker: RowChecker) -> set[FieldPath] | None:
 def _grown(table: pa.Table, fields: ObjectType) -> pa.Table:
     """Return rows with all fields of the batch, null where they did not know one."""
     schema = file_schema(fields)
-    missing = [field for field in schema if field.name not in table.schema.names]
+    known = set(table.schema.names)
+    missing = [field for field in schema if field.name not in known]
     for field in missing:
         table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table.select(schema.names).cast(schema)
