@@ -119,6 +119,24 @@ async def test_what_nobody_named_is_moved_and_said(keeper: Keeper) -> None:
     assert said == []
 
 
+async def test_what_somebody_has_linked_into_the_lake_is_left_alone(keeper: Keeper, tmp_path: Path) -> None:
+    await keeper.start()
+    elsewhere = tmp_path / "elsewhere" / "kept"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "file").write_bytes(b"not ours")
+    keeper.put("lake/d1/b1/00000.parquet")
+    for name, to in (("linked", elsewhere.parent), ("alias", keeper.house.lake.root)):
+        (keeper.house.lake.root / name).symlink_to(to)
+    (keeper.house.lake.root / "d1" / "inner").symlink_to(elsewhere)
+
+    with capture_logs() as logs:
+        await keeper.leftovers.clear(NOBODY_ELSE)
+
+    assert (elsewhere / "file").read_bytes() == b"not ours"
+    [moved] = [log for log in logs if log["event"] == "moved_to_trash"]
+    assert moved["paths"] == ["lake/d1/b1"]
+
+
 async def test_what_somebody_may_be_writing_is_left_alone(keeper: Keeper) -> None:
     keeper.put("lake/d/young/1/0-0.parquet")
 

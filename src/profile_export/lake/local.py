@@ -157,7 +157,16 @@ class LocalLake:
 
     def _untouched(self, places: Iterable[Path], least: timedelta) -> list[str]:
         before = time.time() - least.total_seconds()
-        return [str(place.relative_to(self.root)) for place in places if _last_written(place) <= before]
+        return [
+            str(place.relative_to(self.root))
+            for place in places
+            if not self._is_behind_a_link(place) and _last_written(place) <= before
+        ]
+
+    def _is_behind_a_link(self, place: Path) -> bool:
+        """Say whether somebody has linked a place into the lake: what lies there is known elsewhere, if at all."""
+        steps = place.relative_to(self.root).parts
+        return any(self.root.joinpath(*steps[:depth]).is_symlink() for depth in range(1, len(steps) + 1))
 
     def datasets(self) -> set[str]:
         """Return the names of the top folders that have something of a dataset in them."""
