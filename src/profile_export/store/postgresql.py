@@ -201,6 +201,8 @@ def _unavailable() -> UnavailableError:
 
 def _tell_the_caller(context: ExceptionContext) -> None:
     """Turn errors that a caller can do something about into ours."""
+    if context.is_pre_ping:
+        return  # the pool makes another connection, and nobody need be told
     if context.is_disconnect:
         raise _unavailable()
     if getattr(context.original_exception, "sqlstate", None) == _NO_CHARACTER:
