@@ -22,7 +22,6 @@ import pytest_asyncio
 
 from profile_export.v1 import export_service_pb2 as es
 from profile_export.v1 import job_pb2
-from tests.conftest import BOTH
 from tests.hostile.attacked import Attacked, Size, attacked
 from tests.hostile.fuzz import Call, Calls, texts_of
 from tests.hostile.methods import BESIDE, CONTRACT, call, methods
@@ -43,7 +42,7 @@ ALLOWANCE = Size(bytes=(96 if LONG else 64) * MIB, files=12, threads=8, children
 UNFINISHED = [job_pb2.JOB_STATE_NEW, job_pb2.JOB_STATE_PROCESSING, job_pb2.JOB_STATE_CANCELLING]
 
 
-@pytest_asyncio.fixture(params=BOTH)
+@pytest_asyncio.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Attacked]:
     if request.param == "sqlite":
         async with attacked(tmp_path) as opened:

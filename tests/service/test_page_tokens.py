@@ -103,6 +103,7 @@ async def start(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             await server.stop()
 
 
+@pytest.mark.slow
 async def test_a_token_is_good_at_another_server_and_after_a_restart(start: Start) -> None:
     one = await start()
     requests = await stock(one)

@@ -92,6 +92,7 @@ def staged(data_dir: Path) -> Sequence[Path]:
     return [*(data_dir / "uploads").iterdir()]
 
 
+@pytest.mark.slow
 async def test_what_nobody_goes_on_with_is_given_up_over_restarts_and_can_be_uploaded_again(
     tmp_path: Path, place: Place
 ) -> None:
@@ -151,6 +152,7 @@ def _a_minute_is_a_moment(*days: float, **length: float) -> timedelta:
     return timedelta(milliseconds=100) if length == {"minutes": 7} else timedelta(*days, **length)
 
 
+@pytest.mark.slow
 async def test_an_upload_of_which_bytes_arrive_is_not_given_up(tmp_path: Path, place: Place) -> None:
     async with serving(tmp_path, place, upload_expiry_hours="1") as caller:
         source = await caller.dataset("record", {"id": "CRM"})
@@ -217,6 +219,7 @@ async def granted(call: Callable[[], Awaitable[object]]) -> None:
     raise AssertionError
 
 
+@pytest.mark.slow
 async def test_an_upload_that_has_no_room_keeps_what_has_arrived_and_goes_on_when_there_is(
     tmp_path: Path,
 ) -> None:

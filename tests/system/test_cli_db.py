@@ -59,6 +59,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data_dir
 
 
+@pytest.mark.slow
 def test_after_a_server_has_ended_nobody_has_it_open(filled: Path) -> None:
     there = sorted(path.name for path in filled.iterdir())
 
@@ -68,6 +69,7 @@ def test_after_a_server_has_ended_nobody_has_it_open(filled: Path) -> None:
     assert sorted(path.name for path in filled.iterdir()) == there
 
 
+@pytest.mark.slow
 def test_what_differs_is_listed_and_ends_with_one(filled: Path) -> None:
     first, second, _ = sorted((filled / "lake").glob("*/*/*/*.parquet"))
     kept = first.read_bytes(), second.read_bytes()
@@ -120,6 +122,7 @@ async def test_a_former_store_is_upgraded(tmp_path: Path, empty_place: Place) ->
     assert before["in_use"] is after["in_use"] is False
 
 
+@pytest.mark.slow
 async def test_a_server_with_postgresql_is_seen(tmp_path: Path, postgres: Postgres) -> None:
     async with postgres.database(with_tables=True) as url:
 

@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
+
 from tests.system.terminal import Terminal, served
 
 
@@ -14,6 +16,7 @@ def done(terminal: Terminal, *words: str | Path) -> None:
     assert command.returncode == 0, command.stderr
 
 
+@pytest.mark.slow
 def test_nobody_else_can_read_what_a_server_has_written(tmp_path: Path) -> None:
     # given a folder of an older version, open to all
     data = tmp_path / "data"

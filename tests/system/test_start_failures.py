@@ -142,6 +142,7 @@ def test_rubbish_beside_the_store_does_no_harm_or_is_told(tmp_path: Path, former
     assert "Cannot listen on" in line
 
 
+@pytest.mark.slow
 def test_a_store_that_another_program_holds(
     tmp_path: Path, former: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, spoil: Callable[[Path], No
     assert str(data_dir) in serve(data_dir)
 
 
+@pytest.mark.slow
 def test_a_disk_without_room(tmp_path: Path) -> None:
     """No file may grow beyond some kilobytes, which is what a full disk does to a database."""
 
@@ -283,6 +285,7 @@ def test_a_value_that_cannot_be_used(tmp_path: Path, option: str, value: str) ->
         ("postgresql://me:password@127.0.0.1:1,127.0.0.1:x/x", "cannot be read"),
     ],
 )
+@pytest.mark.slow
 def test_a_database_that_is_not_there(tmp_path: Path, command: str, url: str, say: str) -> None:
     line = sentence(command, "--data-dir", tmp_path / "data", "--database-url", url)
 
@@ -290,6 +293,7 @@ def test_a_database_that_is_not_there(tmp_path: Path, command: str, url: str, sa
     assert "password" not in line
 
 
+@pytest.mark.slow
 async def test_a_database_that_lets_nobody_in(tmp_path: Path, postgres: Postgres) -> None:
     there = postgres.url("postgres")
     joint = "&" if "?" in there else "?"
