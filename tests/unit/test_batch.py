@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from profile_export.domain.batch import (
+    MOST_FILES,
     Batch,
     BatchState,
     Upload,
@@ -16,6 +17,7 @@ from profile_export.domain.batch import (
     check_abortable,
     check_batch_id,
     check_completable,
+    check_file_count,
     check_revertible,
     check_takes_file,
 )
@@ -161,3 +163,10 @@ def test_only_a_batch_that_counts_can_be_taken_back() -> None:
             check_revertible(batch(state))
         error = refusal.value
         assert (error.reason, error.metadata["state"]) == ("BATCH_NOT_SUCCEEDED", state.name)
+
+
+def test_a_batch_has_so_many_files_and_no_more() -> None:
+    check_file_count("b", MOST_FILES)
+
+    with pytest.raises(InvalidArgumentError):
+        check_file_count("b", MOST_FILES + 1)

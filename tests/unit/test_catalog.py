@@ -20,6 +20,7 @@ from profile_export.domain.catalog import (
     check_tags,
     initial_fields,
     usable_kind,
+    with_declared,
 )
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.learning import MAX_DEPTH
@@ -334,3 +335,23 @@ def test_a_component_schema_is_refused_for_a_dataset() -> None:
 
 def _use(schema: Schema) -> None:
     usable_kind(schema)
+
+
+def test_a_type_is_nested_no_deeper_below_its_path_than_data_may_be() -> None:
+    path = ".".join("d" * MAX_DEPTH)
+
+    check_declared_fields(DatasetKind.RECORD, (typed(path, ArrayType(TEXT)),), "declared_fields")
+    with pytest.raises(InvalidArgumentError) as refused:
+        check_declared_fields(DatasetKind.RECORD, (typed(path, ArrayType(MapType(TEXT))),), "declared_fields")
+
+    assert f"nested deeper than {MAX_DEPTH} levels" in refused.value.message
+
+
+def test_a_declared_type_that_is_narrower_than_what_is_known_is_refused() -> None:
+    known = ObjectType({"a": ObjectType({"b": DOUBLE})})
+
+    assert with_declared(known, (typed("a.c", LONG),)) == ObjectType(
+        {"a": ObjectType({"b": DOUBLE, "c": LONG})}
+    )
+    with pytest.raises(TypeConflictError):
+        with_declared(known, (typed("a.b", LONG),))

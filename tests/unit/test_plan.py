@@ -239,3 +239,7 @@ def test_long_texts_are_cut_finer_than_short_ones() -> None:
     plan = plan_over(Source("crm", DatasetKind.RECORD, (part,)))
 
     assert len(plan.ranges()) == 100
+
+
+def test_counts_of_nothing_are_those_of_no_profile() -> None:
+    assert ExportCounts.total([]) == ExportCounts()

@@ -9,7 +9,7 @@ import pytest
 from profile_export.domain.catalog import DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.plan import EventSelection, ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
-from profile_export.domain.planning import Snapshot, plan_export
+from profile_export.domain.planning import Snapshot, plan_export, takes_long
 from profile_export.domain.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, MergePolicy
 from profile_export.domain.request import BoundRequest, EventList, ExportRequest
 from profile_export.domain.schema import (
@@ -198,3 +198,11 @@ def test_s10_what_is_no_source_any_more_is_ignored_with_a_note() -> None:
 
 def test_s10_where_all_that_is_named_has_gone_no_record_takes_part() -> None:
     assert taking_part(planned("gone")) == {"app"}
+
+
+def test_a_plan_takes_long_for_many_paths_or_many_fields_alone() -> None:
+    wide = ObjectType({f"f{number}": TEXT for number in range(1_000)})
+
+    assert not takes_long(snapshot(), ["name"])
+    assert takes_long(snapshot(), ["name"] * 1_000)
+    assert takes_long(replace(snapshot(), unions={DatasetKind.RECORD: wide}), ["name"])

@@ -11,6 +11,7 @@ from profile_export.domain.retention import (
     batch_expiry_reason,
     check_batch_retention,
     expired_job,
+    upload_expiry_reason,
 )
 
 MICROSECOND = timedelta(microseconds=1)
@@ -58,3 +59,10 @@ def test_an_expired_job_is_not_found_and_says_when_it_was_removed() -> None:
     assert refusal.reason == "EXPIRED"
     assert refusal.metadata == {"id": "7", "expire_time": "2026-01-31T12:30:01Z"}
     assert "2026-01-31T12:30:01Z" in refusal.message
+
+
+def test_an_upload_that_was_given_up_says_after_how_long() -> None:
+    said = upload_expiry_reason(timedelta(hours=24))
+
+    assert said.startswith("Given up: nothing was sent for ")
+    assert said.endswith(". Upload it again.")

@@ -21,6 +21,7 @@ from profile_export.domain.schema import (
     DecimalType,
     FieldPath,
     FieldType,
+    GrowingObject,
     MapSelection,
     MapType,
     ObjectType,
@@ -431,3 +432,13 @@ def test_a_selection_of_a_map_keeps_its_keys_and_what_is_said_of_all_others() ->
     assert (chosen.kept("a"), chosen.kept("b")) == (TEXT, None)
     assert MapSelection(LONG, {"a": TEXT}, DATE).kept("b") == DATE
     assert MapType(LONG).kept("b") == LONG
+
+
+def test_what_grows_is_known_at_every_path_meanwhile() -> None:
+    growing = GrowingObject(ObjectType({"a": ObjectType({"b": TEXT})}))
+    growing.add(ObjectType({"a": ObjectType({"c": TEXT})}))
+
+    assert growing.at(("a",)) == ObjectType({"b": TEXT, "c": TEXT})
+    assert growing.at(("a", "b")) == growing.at(("a", "c")) == TEXT
+    assert growing.at(("a", "d")) is None
+    assert growing.at(("e",)) is None
