@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from profile_export.app import Application
 from profile_export.config import load
-from profile_export.runner import worker
+from profile_export.runner import keeper, worker
 from profile_export.v1 import job_pb2
 from tests.service.conftest import settings_for
 from tests.service.engines import Gate, GatedEngine, real_engine
@@ -109,6 +109,9 @@ async def test_a_worker_whose_heartbeats_do_not_come_through_stops_before_its_le
 ) -> None:
     monkeypatch.setattr(worker, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(worker, "TRUSTED_SECONDS", 1.0)
+    monkeypatch.setattr(keeper, "TRUSTED_SECONDS", 1.0)
+    # With a file nobody else can take the job over: it is kept for as long as a loop may be busy, and no longer.
+    monkeypatch.setattr(keeper, "MOST_SECONDS", 1.0)
     async with serving(tmp_path, workers=1) as server:
         # given an attempt that stands still
         gate, stopped = Gate(), asyncio.Event()
