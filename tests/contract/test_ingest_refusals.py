@@ -9,6 +9,7 @@ import pytest
 
 from profile_export.domain.batch import RejectedRow, RowError
 from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.registered import TooManyError
 from profile_export.domain.schema import TEXT, ArrayType, DecimalType, ObjectType
 from profile_export.ingest import rejected, sent_rows
 from profile_export.ingest.ingestion import ingest
@@ -150,6 +151,18 @@ def test_a_row_has_no_more_bytes_than_allowed(
 
     assert result.rows == 3
     assert error == RowError(2, "RECORD_TOO_LARGE", f"The row has more than {limit - 1} bytes.")
+
+
+def test_fields_are_counted_before_they_leave_the_process(uploader: Uploader) -> None:
+    def deep(names: range) -> dict[str, Any]:
+        return GOOD | {f"f{name}": {"a": {"b": {"c": {"d": name}}}} for name in names}
+
+    task = uploader.task([deep(range(first, first + 500)) for first in range(0, 2_000, 500)], CRM)
+    with pytest.raises(TooManyError) as refused:
+        ingest(task)
+
+    assert refused.value.reason == "TOO_MANY_FIELDS"
+    assert list(task.folder.iterdir()) == []
 
 
 def test_an_upload_that_failed_leaves_nothing(uploader: Uploader) -> None:

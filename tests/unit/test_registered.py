@@ -17,6 +17,7 @@ from profile_export.domain.registered import (
     check_batch_namespaces,
     check_class_fields,
     check_dataset_fields,
+    check_declared_paths,
     check_tenant_namespaces,
 )
 from profile_export.domain.schema import TEXT, ArrayType, FieldType, MapType, ObjectType
@@ -66,19 +67,38 @@ def test_a_tenant_with_more_namespaces_is_refused(namespaces: int, spellings: in
         check_tenant_namespaces("identity", namespaces, spellings)
 
 
-@pytest.mark.parametrize("kind", [TEXT, ArrayType(TEXT), MapType(TEXT), ObjectType({"a": TEXT})])
-def test_fields_are_counted_wherever_they_stand(kind: FieldType) -> None:
-    check_dataset_fields(of(MOST_DATASET_FIELDS, kind))
-    check_class_fields(of(MOST_CLASS_FIELDS, kind))
+@pytest.mark.parametrize(
+    ("kind", "each"), [(TEXT, 1), (ArrayType(TEXT), 2), (MapType(TEXT), 2), (ObjectType({"a": TEXT}), 2)]
+)
+def test_fields_are_counted_at_every_depth(kind: FieldType, each: int) -> None:
+    check_dataset_fields(of(MOST_DATASET_FIELDS // each, kind))
+    check_class_fields(of(MOST_CLASS_FIELDS // each, kind))
 
     for check, limit in (
         (check_dataset_fields, MOST_DATASET_FIELDS),
         (check_class_fields, MOST_CLASS_FIELDS),
     ):
         with pytest.raises(TooManyError) as refused:
-            check(of(limit + 1, kind))
+            check(of(limit // each + 1, kind))
         assert refused.value.reason == "TOO_MANY_FIELDS"
-        assert refused.value.metadata == {"count": str(limit + 1), "limit": str(limit)}
+        assert refused.value.metadata == {"count": str(limit + each), "limit": str(limit)}
+
+
+def test_paths_are_counted_before_anything_is_made_of_them() -> None:
+    together, apart = (
+        [("a", "b", "c", name) for name in names(MOST_DATASET_FIELDS - 3)],
+        [(name, "a", "b", "c", "d") for name in names(MOST_DATASET_FIELDS // 5 + 1)],
+    )
+
+    check_declared_paths(together)
+    with pytest.raises(TooManyError) as refused:
+        check_declared_paths(apart)
+
+    assert refused.value.reason == "TOO_MANY_FIELDS"
+    assert refused.value.metadata == {
+        "count": str(MOST_DATASET_FIELDS + 5),
+        "limit": str(MOST_DATASET_FIELDS),
+    }
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.learning import MAX_DEPTH, ValueRefusedError, check_name
+from profile_export.domain.registered import check_declared_paths
 from profile_export.domain.schema import (
     EMPTY,
     EVENT_ID,
@@ -242,11 +243,13 @@ def check_declared_fields(kind: DatasetKind, declared_fields: Sequence[FieldDecl
 
     Raises:
         InvalidArgumentError: On a union dataset, or a path or a name in a type cannot be.
+        TooManyError: They name more fields than a dataset knows.
     """
     if declared_fields and kind is DatasetKind.UNION:
         raise InvalidArgumentError.of_field(
             where, "a union dataset holds exported profiles and declares none."
         )
+    check_declared_paths(declared.path for declared in declared_fields)
     for index, declared in enumerate(declared_fields):
         _check_field_path(declared.path, f"{where}[{index}].path")
         _check_names(declared.type, declared.path, f"{where}[{index}].type")

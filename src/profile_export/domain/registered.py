@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from profile_export.domain.errors import FailedPreconditionError
-from profile_export.domain.schema import ArrayType, FieldType, MapType, ObjectType
+from profile_export.domain.schema import ArrayType, FieldPath, FieldType, MapType, ObjectType
 
 MOST_BATCH_NAMESPACES = 1_000
 """How many namespaces one batch names, identities and segments apart."""
@@ -16,7 +16,7 @@ MOST_NAMESPACES = 10_000
 MOST_SPELLINGS = 20_000
 """In how many spellings its data names them."""
 MOST_DATASET_FIELDS = 10_000
-"""How many fields a dataset or a schema knows, those within arrays and maps included."""
+"""How many fields a dataset or a schema knows, at all depths, as `field_count` counts them."""
 MOST_CLASS_FIELDS = 20_000
 """How many the union of a class knows."""
 LONGEST_NAME = 1_024
@@ -86,6 +86,19 @@ def check_dataset_fields(fields: ObjectType, of: str = "The dataset") -> None:
     _check_fields(fields, MOST_DATASET_FIELDS, of)
 
 
+def check_declared_paths(paths: Iterable[FieldPath]) -> None:
+    """Refuse paths that alone name more fields than a dataset knows, before anything is made of them.
+
+    Of a few megabytes of deep paths come objects by the hundred thousand, and while Python looks those over for garbage
+    nobody is answered.
+
+    Raises:
+        TooManyError: They do.
+    """
+    named = {hash(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
+    _check_count(len(named), MOST_DATASET_FIELDS, "The dataset")
+
+
 def check_class_fields(fields: ObjectType) -> None:
     """Refuse a union of a class that would know too many fields.
 
@@ -96,19 +109,26 @@ def check_class_fields(fields: ObjectType) -> None:
 
 
 def _check_fields(fields: ObjectType, limit: int, of: str) -> None:
-    count = field_count(fields)
+    _check_count(field_count(fields), limit, of)
+
+
+def _check_count(count: int, limit: int, of: str) -> None:
     if count > limit:
         raise TooManyError(
             "TOO_MANY_FIELDS",
-            f"{of} would know {count:,} fields, and may know {limit:,}. Send names that differ from row to row as "
-            "values, or keys of a map.",
+            f"{of} would know {count:,} fields, objects and what is within them counted, and may know {limit:,}. Send "
+            "names that differ from row to row as values, or keys of a map.",
             metadata={"count": str(count), "limit": str(limit)},
         )
 
 
 def field_count(kind: FieldType) -> int:
-    """Return how many single values a type names, those of the items of arrays and maps included."""
-    return sum(not isinstance(one, ObjectType | ArrayType | MapType) for one in _all_within(kind))
+    """Return how many fields a type has at all depths.
+
+    An object counts beside what is within it, and so do the items of an array and the values of a map: a few names
+    many levels deep cost as much as many names.
+    """
+    return sum(1 for _ in _all_within(kind)) - 1
 
 
 def _longest_name(kind: FieldType) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 from profile_export.domain.batch import RowError
 from profile_export.domain.errors import DomainError
 from profile_export.domain.reasons import Reason
+from profile_export.domain.registered import check_dataset_fields
 from profile_export.ingest.csv_rows import read_csv
 from profile_export.ingest.json_array import read_json_array
 from profile_export.ingest.json_lines import read_json_lines
@@ -45,6 +46,7 @@ def ingest(task: IngestTask) -> IngestResult:
     Raises:
         RowsRefusedError: More rows than allowed, or the file as a whole, cannot be stored.
         SchemaInvalidError: The rules cannot be used.
+        TooManyError: It has more fields than a dataset knows.
         OSError: The disk failed.
         MemoryError: It takes more than there is.
     """
@@ -52,11 +54,14 @@ def ingest(task: IngestTask) -> IngestResult:
     try:
         with BatchWriter(task) as writer, Refusals(task) as refusals:
             try:
-                return _FORMATS[task.format](task, writer, refusals)
+                result = _FORMATS[task.format](task, writer, refusals)
+                # More than a dataset knows would only be refused where it holds others up.
+                check_dataset_fields(result.fields)
             except BaseException as error:
                 if _is_known(error):
                     raise
                 raise RowsRefusedError((_of_the_file(error),), refusals.count) from error
+            return result
     except OutputFailedError as failed:
         raise failed.error from None
 

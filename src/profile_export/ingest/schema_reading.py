@@ -10,6 +10,7 @@ from typing import Any
 
 from profile_export.domain.catalog import BUILT_IN_SCHEMAS, IdentityField, Schema
 from profile_export.domain.errors import DomainError
+from profile_export.domain.registered import check_dataset_fields
 from profile_export.domain.xdm import XdmSchema
 from profile_export.domain.xdm_places import SchemaInvalidError
 from profile_export.ingest.documents import parse_document, read_documents
@@ -59,10 +60,14 @@ def read_schemas(task: SchemasTask) -> list[Schema]:
     Raises:
         SchemaInvalidError: As `read_documents`, or for whatever else reading one raises.
         FailedPreconditionError: As `read_documents`.
+        TooManyError: One has more fields than a schema knows.
     """
     with _refusing_unforeseen():
         known = {schema_id: json.loads(text) for schema_id, text in task.known.items()}
         found = read_documents(task.texts, {**_BUILT_IN, **known})
+        for schema in found:
+            # More would only be refused where it holds others up.
+            check_dataset_fields(schema.fields, f"The schema '{schema.id}'")
         schemas = [_schema(read, text) for read, text in zip(found[:-1], task.texts[:-1], strict=True)]
         return [*schemas, _schema(found[-1], task.texts[-1], task.identity_fields)]
 
