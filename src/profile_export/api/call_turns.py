@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from profile_export.domain.catalog import Tenant
 
 MOST_AT_ONCE = 16
-"""More would be no faster, and would stand in the one queue for the writer before every other tenant's call."""
+"""More would be no faster, and would stand in the one queue for connections before every other tenant's call."""
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ For what is linear and bounded. It cannot be stopped, so a call whose share of i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -68,6 +68,21 @@ _COMPUTING = Computing()
 def compute_for(whose: Whose) -> None:
     """Say for whom all is computed from now on in this task, and in those that it makes."""
     _whose.set(whose)
+
+
+@contextmanager
+def computed_for(whose: Whose) -> Iterator[None]:
+    """Say for whom all is computed within the block."""
+    token = _whose.set(whose)
+    try:
+        yield
+    finally:
+        _whose.reset(token)
+
+
+def present_whose() -> Whose:
+    """Return for whom this task works; None: for nobody in particular."""
+    return _whose.get()
 
 
 async def compute(

@@ -20,7 +20,7 @@ from profile_export.domain.plan import ExportPlan, WrittenFile
 from profile_export.domain.planning import plan_export, takes_long
 from profile_export.domain.receipt import RECEIPT_FILE
 from profile_export.engines.results import EngineDiedError, EngineFailedError, EngineProgress
-from profile_export.processes.computing import compute_for, compute_if
+from profile_export.processes.computing import compute_if, computed_for
 from profile_export.runner.keeper import TRUSTED_SECONDS, LeaseKeeper
 from profile_export.runner.ports import Engine, EngineAttempt, Lake
 from profile_export.runner.receipts import ReceiptWriter
@@ -184,7 +184,6 @@ class _Attempt:
     async def run(self) -> None:
         """Plan, resolve, run range by range, commit."""
         claim = self.claim
-        compute_for(claim.tenant)
         plan = claim.plan or await self._planned()
         await self._begin(Phase.RESOLVE, plan)
         number = claim.fence.attempt
@@ -206,15 +205,17 @@ class _Attempt:
     async def _planned(self) -> ExportPlan:
         job = self.claim.job
         snapshot = await self._snapshots.take(self.claim.tenant)
-        return await compute_if(
-            takes_long(snapshot, job.bound.request.fields),
-            plan_export,
-            job.bound,
-            snapshot,
-            job.batch_id,
-            job.segment_batches,
-            self._engine.values_per_range,
-        )
+        # Not the whole attempt is the tenant's: its writes would wait in the tenant's queue, and the worker with them.
+        with computed_for(self.claim.tenant):
+            return await compute_if(
+                takes_long(snapshot, job.bound.request.fields),
+                plan_export,
+                job.bound,
+                snapshot,
+                job.batch_id,
+                job.segment_batches,
+                self._engine.values_per_range,
+            )
 
     async def _run_ranges(self, plan: ExportPlan, attempt: EngineAttempt, folders: Mapping[str, str]) -> None:
         for key_range in plan.ranges():

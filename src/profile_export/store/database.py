@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache, wraps
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from profile_export.store.kept_unions import KeptUnions
 from profile_export.store.opening import CannotOpenError, StoreMissingError
 from profile_export.store.postgresql import PostgresDatabase
 from profile_export.store.sqlite import SqliteFile
+from profile_export.store.writer_turns import WriterTurns, database_busy
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Database time only: every instant that is written comes from here. SQLite's clock has milliseconds. PostgreSQL's
@@ -64,6 +65,7 @@ class Database:
         """
         self._place = SqliteFile(place) if isinstance(place, Path) else PostgresDatabase(place)
         self.unions = KeptUnions()
+        self._writer_turns = WriterTurns()
         self._running: set[asyncio.Task[Any]] = set()
 
     @property
@@ -147,9 +149,9 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """Open the one writing transaction; it commits when the block ends and rolls back when it raises.
 
-        Nothing else is written meanwhile, by no process.
+        Nothing else is written meanwhile, by no process. Who waits in this process is let in as `WriterTurns` has it.
         """
-        async with _transaction(self._place.writer) as connection:
+        async with self._writer_turns.taken(), _transaction(self._place.writer) as connection:
             yield connection
 
     @asynccontextmanager
@@ -158,7 +160,8 @@ class Database:
 
         For what decides only by rows that it has locked, or that nothing but `write` changes.
         """
-        async with _transaction(self._place.writer_beside) as connection:
+        beside = self._place.writer_beside
+        async with self.write() if beside is self._place.writer else _transaction(beside) as connection:
             yield connection
 
     @asynccontextmanager
@@ -174,11 +177,7 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         async with engine.begin() as connection:
             yield connection
     except TimeoutError as error:
-        raise UnavailableError(
-            "DATABASE_BUSY",
-            "The server has more to read or write than its database keeps up with. Try again.",
-            retry_after=timedelta(seconds=1),
-        ) from error
+        raise database_busy() from error
 
 
 def whole(

@@ -20,9 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from profile_export.domain.errors import InvalidArgumentError, UnavailableError
 from profile_export.store.opening import CannotOpenError
+from profile_export.store.writer_turns import WAIT_SECONDS
 
 _OLDEST = 14
-_WAIT_FOR_CONNECTION_SECONDS = 60
 _READERS = 4
 _WRITERS_BESIDE = 4
 # Any number that nobody else uses in this database.
@@ -187,8 +187,8 @@ def _text(error: object) -> str:
     return type(error).__name__
 
 
-def _pool(size: int) -> dict[str, int]:
-    return {"pool_size": size, "max_overflow": 0, "pool_timeout": _WAIT_FOR_CONNECTION_SECONDS}
+def _pool(size: int) -> dict[str, Any]:
+    return {"pool_size": size, "max_overflow": 0, "pool_timeout": WAIT_SECONDS}
 
 
 def _unavailable() -> UnavailableError:

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from profile_export.domain.errors import UnavailableError
 from profile_export.store.opening import CannotOpenError
 from profile_export.store.sqlite_connection import connect
+from profile_export.store.writer_turns import WAIT_SECONDS
 
-_WAIT_FOR_WRITER_SECONDS = 60
 _WAIT_FOR_RENEWAL_SECONDS = 0.5
 _READERS = 4
 _RETRY_AFTER = timedelta(seconds=5)
@@ -126,7 +126,7 @@ def _engine(path: Path, begin: str, pool_size: int) -> AsyncEngine:
         async_creator=lambda: connect(path),
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=_WAIT_FOR_WRITER_SECONDS,
+        pool_timeout=WAIT_SECONDS,
     )
 
     @event.listens_for(engine.sync_engine, "connect")
