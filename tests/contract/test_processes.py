@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from profile_export.domain.batch import RowError
 from profile_export.domain.errors import DomainError, FailedPreconditionError, InvalidArgumentError
@@ -78,6 +79,11 @@ def take_at_once(size: int) -> int:
 
 def end_by(number: int) -> None:
     os.kill(os.getpid(), number)
+
+
+def end_with_words(count: int) -> None:
+    print("terminate called", "\u2620" * count, file=sys.stderr, flush=True)  # noqa: T201 - the words
+    end_by(signal.SIGABRT)
 
 
 def fail_with(error: BaseException) -> NoReturn:
@@ -276,6 +282,15 @@ async def test_a_child_that_dies_ends_its_work_alone_and_says_whether_it_broke(
         assert await pool.run(len, "next", "one") == 4
         assert not other.done()
     assert await other == ""
+
+
+async def test_the_last_words_of_a_child_are_a_line_of_the_log_however_many_they_are(pool: Pool) -> None:
+    with capture_logs() as said, pytest.raises(ChildDiedError):
+        await pool.run(end_with_words, 1_000_000)
+
+    assert {(line["event"], line["log_level"]) for line in said} == {("child_said", "warning")}
+    assert said[0]["text"].startswith("terminate called")
+    assert sum(len(line["text"]) for line in said) < 100_000
 
 
 async def test_work_whose_caller_is_cancelled_is_ended(tmp_path: Path, pool: Pool) -> None:

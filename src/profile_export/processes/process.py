@@ -8,7 +8,10 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from typing import Any
+
+import structlog
 
 from profile_export.processes.errors import ChildDiedError
 from profile_export.processes.messages import LENGTH, Done, Raised, Said, decode, encode
@@ -17,16 +20,19 @@ OnSaid = Callable[[Any], None]
 # Strangers' work has a hard limit of memory, which counts all that an allocator reserves: the default one of Arrow
 # reserves a gigabyte at once.
 _ALLOCATOR = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+_REPORT_BYTES, _MOST_REPORTS, _LAST_WORDS_SECONDS = 4_096, 20, 1
+_log = structlog.get_logger(__name__)
 
 
 class Child:
     """A child process. `busy` while it works on a request: then only killing it stops it."""
 
     def __init__(self, process: Process) -> None:
-        if process.stdin is None or process.stdout is None:
+        if process.stdin is None or process.stdout is None or process.stderr is None:
             message = "the process has no pipes"
             raise ValueError(message)
         self._process, self._stream_in, self._stream_out = process, process.stdin, process.stdout
+        self._reporting = asyncio.create_task(_report(process.stderr, process.pid))
         self.busy = False
         self._killed_for: Exception | None = None
 
@@ -48,6 +54,7 @@ class Child:
             str(niceness),
             stdin=PIPE,
             stdout=PIPE,
+            stderr=PIPE,
             env={**os.environ, **_ALLOCATOR, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         child = cls(process)
@@ -109,10 +116,21 @@ class Child:
                 message = decode(await stream.readexactly(length))
             except asyncio.IncompleteReadError:
                 code = await self._process.wait()
+                await asyncio.wait([self._reporting], timeout=_LAST_WORDS_SECONDS)
                 raise (self._killed_for or ChildDiedError(code)) from None
             if not isinstance(message, Said):
                 return message  # type: ignore[no-any-return]  # nothing else is sent
             on_said(message.what)
+
+
+async def _report(said: asyncio.StreamReader, process_id: int) -> None:
+    """Log what a library says on its way out as lines of ours, and no more than a stranger may make it say."""
+    for number in count():
+        text = await said.read(_REPORT_BYTES)
+        if not text:
+            return
+        if number < _MOST_REPORTS:
+            _log.warning("child_said", process_id=process_id, text=text.decode(errors="replace").strip())
 
 
 def _ignore(_said: object) -> None:
