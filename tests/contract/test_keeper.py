@@ -23,7 +23,7 @@ from profile_export.store.job_tables import leases
 from profile_export.store.lapses import Lapses
 from profile_export.store.leases import LeaseLostError
 from profile_export.store.renewals import Renewals
-from tests.contract.test_store import RUNNING, Store
+from tests.contract.test_store import RUNNING, TENANT, Store
 from tests.databases import Place
 
 LATE, TOO_LATE = LATE_SECONDS + 1, MOST_SECONDS + 1
@@ -133,18 +133,45 @@ async def test_nothing_is_renewed_for_a_loop_that_is_in_time_or_hangs(store: Lea
         assert held.trusted_until == before
 
 
-@pytest.mark.parametrize("whose", ["over", "another's", "given up"])
+@pytest.mark.parametrize("whose", ["another's", "given up"])
 async def test_a_lease_that_is_lost_is_not_renewed(store: Leased, whose: str) -> None:
     claim = await store.claimed()
-    if whose == "over":
-        await store.leave(timedelta(seconds=-1))
-    elif whose == "another's":
+    if whose == "another's":
         async with store.database.write() as connection:
             await connection.execute(update(leases).values(attempt=2))
     else:
         await store.attempts.release(claim.fence)
 
     assert not await asyncio.to_thread(store.renewals.renew, claim.fence)
+
+
+async def test_a_heartbeat_that_waited_for_long_does_not_shorten_the_trust_of_renewals_since(
+    store: Leased,
+) -> None:
+    claim = await store.claimed()
+
+    async with store.keeper.holding(claim.fence, time.monotonic() + 60) as held:
+        # when one comes through that was asked for a lease ago
+        held.beat(time.monotonic() - LEASE_TTL.total_seconds())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+        # then the attempt goes on
+        assert store.keeper.keeps(claim.fence)
+
+
+async def test_a_claim_that_waited_for_long_is_trusted_from_when_its_lease_began(store: Leased) -> None:
+    await store.attempts.release((first := await store.claimed()).fence)
+    async with store.database.write() as connection:
+        await now_of(connection)
+        claiming = asyncio.create_task(store.attempts.claim("worker"))
+        for _ in range(3):  # the claim looks first whether there is a job
+            await store.jobs.get(TENANT, first.job.id)
+        at_the_end = time.monotonic()
+    claim = await claiming
+
+    assert claim is not None
+    assert at_the_end <= claim.begun <= time.monotonic()
 
 
 async def test_a_process_takes_no_job_from_itself_while_it_keeps_its_lease(store: Leased) -> None:
@@ -175,3 +202,15 @@ async def test_a_lease_outlives_a_writing_transaction_that_the_loop_is_held_up_i
             hold_up_the_loop(lambda: held.trusted_until > before)
 
         assert store.keeper.keeps(claim.fence)
+
+
+async def test_a_lease_that_ran_out_within_a_long_transaction_is_renewed_after_it(store: Leased) -> None:
+    claim = await store.claimed()
+    async with store.keeper.holding(claim.fence, time.monotonic() + 60) as held:
+        await store.leave(timedelta(seconds=-1))
+        before = held.trusted_until = time.monotonic()
+        silent_for(LATE, held)
+
+        hold_up_the_loop(lambda: held.trusted_until > before)
+
+        assert await store.rest() > LEASE_TTL - timedelta(seconds=3)

@@ -39,8 +39,11 @@ class Held:
         self.extend()
 
     def renewed(self, asked: float) -> None:
-        """Trust the lease for as long as a renewal allows that was asked for then."""
-        self.trusted_until = asked + TRUSTED_SECONDS
+        """Trust the lease for as long as a renewal allows that was asked for then.
+
+        A heartbeat may have waited for the writer, and others that were asked for later may have come before it.
+        """
+        self.trusted_until = max(self.trusted_until, asked + TRUSTED_SECONDS)
 
     def extend(self) -> None:
         """Let the attempt go on for as long; in the loop only."""
@@ -67,7 +70,7 @@ class LeaseKeeper:
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout_at(trusted_until) as trust:
-            held = Held(trust, loop.time(), trusted_until)
+            held = Held(trust, trusted_until - TRUSTED_SECONDS, trusted_until)
             with self._changed:
                 self._held[fence] = held
                 if self._thread is None:

@@ -69,15 +69,14 @@ class Worker:
         with self._wakeups.of_any_job() as changed:
             while not self._stopping.is_set():
                 changed.clear()
-                trusted_until = _trusted_from_now()
                 claim = await _answer(self._attempts.claim(self._name))
                 if claim:
-                    await self._carry_out(claim, trusted_until)
+                    await self._carry_out(claim)
                 else:
                     # Polling backs the wake-ups up, and finds jobs whose back-off is over.
                     await first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
 
-    async def _carry_out(self, claim: Claim, trusted_until: float) -> None:
+    async def _carry_out(self, claim: Claim) -> None:
         """Run the attempt beside its heartbeat; whatever ends it, the job moves on or is given back.
 
         Where even that fails, the lease runs out, and whoever looks for lapses moves the job.
@@ -87,7 +86,7 @@ class Worker:
         log.info("attempt_started")
         work = asyncio.create_task(attempt.run())
         try:
-            asked_to_end = await self._watch_over(work, attempt, trusted_until)
+            asked_to_end = await self._watch_over(work, attempt)
         except LeaseLostError:
             # Its own commit gives the lease up, and returns a little later; it is refused if another has the job.
             asked_to_end = attempt.progress.phase is not Phase.COMMIT
@@ -108,7 +107,7 @@ class Worker:
         except Exception:
             log.exception("attempt_not_ended")
 
-    async def _watch_over(self, work: asyncio.Task[None], attempt: _Attempt, trusted_until: float) -> bool:
+    async def _watch_over(self, work: asyncio.Task[None], attempt: _Attempt) -> bool:
         """Beat until the work is done; True if it has to end before, for a cancel or because this worker stops.
 
         Raises:
@@ -116,6 +115,7 @@ class Worker:
             TimeoutError: It may not be any more: no heartbeat has come through for too long.
         """
         fence = attempt.claim.fence
+        trusted_until = attempt.claim.begun + TRUSTED_SECONDS
         loop = asyncio.get_running_loop()
         next_beat = loop.time() + HEARTBEAT_SECONDS
         with self._wakeups.of_job(fence.job_id) as changed:
@@ -296,8 +296,3 @@ async def _answer(asked: Awaitable[_T]) -> _T | None:
     except Exception:  # noqa: BLE001 - whatever is the matter with the store, it is asked again
         _log.exception("store_failed")
         return None
-
-
-def _trusted_from_now() -> float:
-    """Say how long a lease that is asked for now may be trusted, by a clock that nobody sets."""
-    return asyncio.get_running_loop().time() + TRUSTED_SECONDS

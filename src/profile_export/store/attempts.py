@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -56,13 +57,15 @@ from profile_export.store.tenants import next_places
 class Claim:
     """A claimed job: what the attempt needs to go on. `plan` is None if no attempt has made it yet.
 
-    `folders` are the places in the lake of the batches to fill, by their ids; `recorded` the ranges that an earlier
-    attempt has finished.
+    `begun` is a time of the monotonic clock just before the lease began, however long the claim had waited. `folders`
+    are the places in the lake of the batches to fill, by their ids; `recorded` the ranges that an earlier attempt has
+    finished.
     """
 
     fence: Fence
     job: Job
     tenant: Tenant
+    begun: float
     folders: Mapping[str, str]
     plan: ExportPlan | None
     recorded: frozenset[int]
@@ -102,6 +105,7 @@ class Attempts:
             row = await next_job(connection, self._most_running)
             if row is None:
                 return None
+            begun = time.monotonic()
             row = await move_job(connection, row, CLAIM)
             fence = Fence(row.id, row.attempt, worker)
             lease = {
@@ -111,7 +115,7 @@ class Attempts:
                 "expire_time": row.update_time + LEASE_TTL,
             }
             await connection.execute(insert(leases).values(lease))
-            claim = await _claim(connection, fence, row)
+            claim = await _claim(connection, fence, row, begun)
         self._wakeups.job_changed(fence.job_id, row.tenant_id)
         return claim
 
@@ -296,7 +300,7 @@ async def _list_fields(connection: AsyncConnection, row: Row[Any], plan: ExportP
         await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(fields=fields))
 
 
-async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Claim:
+async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any], begun: float) -> Claim:
     query = select(tenants.c.org, tenants.c.sandbox).where(tenants.c.id == row.tenant_id)
     tenant = (await connection.execute(query)).one()
     filled = await batches_of_job(connection, row.id)
@@ -305,6 +309,7 @@ async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any]) -> Cl
         fence=fence,
         job=job_from(row),
         tenant=Tenant(tenant.org, tenant.sandbox),
+        begun=begun,
         folders={batch.id: batch.folder for batch in filled},
         plan=await plan_of(connection, row.id),
         recorded=frozenset(recorded.scalars()),

@@ -21,9 +21,11 @@ class Renewals:
         self._engine = database.renewer
 
     def renew(self, fence: Fence) -> bool:
-        """Renew a lease that has not expired; False where it has, is another's, or the database does not answer.
+        """Renew a lease; False where the attempt has it no longer, or the database does not answer.
 
-        What the attempt had reached stays as its heartbeat has told it.
+        One that is over, but that nobody has ended, is renewed as by a heartbeat: it may have run out while a
+        transaction of this process kept out all that would have renewed it. What the attempt had reached stays as its
+        heartbeat has told it.
         """
         try:
             with self._engine.begin() as connection:
@@ -32,7 +34,6 @@ class Renewals:
                     leases.c.job_id == fence.job_id,
                     leases.c.attempt == fence.attempt,
                     leases.c.worker == fence.worker,
-                    leases.c.expire_time > now,
                 )
                 return connection.execute(its_lease.values(expire_time=now + LEASE_TTL)).rowcount == 1
         except DBAPIError as error:
