@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 
@@ -111,6 +112,30 @@ async def test_a_call_that_takes_too_long_to_compute_is_answered_without_it(
 async def test_what_the_work_raises_reaches_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         await Computing().run(lambda: 1 // 0)
+
+
+async def test_what_the_work_raises_for_a_caller_that_is_gone_is_no_fault_of_the_loop() -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    begun, passed, here = threading.Event(), threading.Event(), Computing()
+
+    def fail() -> None:
+        begun.set()
+        passed.wait(60)
+        raise ValueError
+
+    call = asyncio.create_task(here.run(fail))
+    await asyncio.to_thread(begun.wait)
+    call.cancel()
+    await asyncio.wait([call])
+    passed.set()
+    for _ in range(2):  # both threads are free again
+        await here.run(int)
+    del call
+    gc.collect()  # where the loop would hear of it
+    asyncio.get_running_loop().set_exception_handler(None)
+
+    assert complaints == []
 
 
 async def test_small_work_stays_where_it_is() -> None:

@@ -17,6 +17,8 @@ _OF_GRPC = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """How calls end before we see them, or after: no details of ours."""
+_OF_THE_CLIENT = "Internal error from Core"
+"""What grpc's client says of a call that ended while its messages were still being sent: the server has not said it."""
 _LEAKS = re.compile(
     r"Traceback|\.py\b|site-packages|0x[0-9a-f]{8}|<class |<[\w.]+ object"
     r"|\b(?:sqlalchemy|sqlite3?|aiosqlite|asyncpg|psycopg|pyarrow|pydantic|jsonschema_rs|concurrent\.futures)\b"
@@ -36,6 +38,8 @@ def faults_of(
         told_why: It is our contract's, which promises details; health and reflection have none.
     """
     found = []
+    if error.details() == _OF_THE_CLIENT:
+        return []
     if error.code() in FORBIDDEN:
         found.append(f"{error.code().name}: {error.details()}")
     status = rpc_status.from_call(error)
@@ -47,6 +51,6 @@ def faults_of(
         for one in sorted(sent, key=len, reverse=True):
             if len(one) > 2:
                 own = own.replace(one, "")
-        if leak := _LEAKS.search(own) or next((one for one in secrets if one in text), None):
+        if leak := _LEAKS.search(own) or next((one for one in secrets if one in own), None):
             found.append(f"{error.code().name} tells {leak!r}: {text[:1_000]}")
     return found

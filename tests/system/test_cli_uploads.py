@@ -10,9 +10,11 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 
 from profile_export.client import ClientError
-from profile_export.client.errors import BackOff
+from profile_export.client.errors import BackOff, checked
 from tests.system.line import Line
 from tests.system.terminal import COMMAND, Terminal, environment, served
 
@@ -177,6 +179,17 @@ async def test_patience_with_a_lost_server_begins_when_it_is_lost() -> None:
     # and not another one
     with pytest.raises(ClientError):
         await back_off.wait(lost)
+
+
+async def test_a_call_that_ends_while_it_is_sent_is_a_lost_one() -> None:
+    # given what gRPC tells then, instead of what the server said
+    async def broken_off() -> None:
+        raise AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata(), details="Internal error from Core")
+
+    with pytest.raises(ClientError) as caught:
+        await checked(broken_off())
+
+    assert caught.value.code == "UNAVAILABLE"
 
 
 def read_all(terminal: int) -> str:

@@ -18,6 +18,8 @@ _Message = TypeVar("_Message", bound=Message)
 
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 5.0
+_BROKEN_OFF = "Internal error from Core"
+"""What gRPC itself says of a call that ended while its messages were still being sent."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class BackOff:
 
 
 def _decode(error: grpc.aio.AioRpcError) -> ClientError:
+    if error.details() == _BROKEN_OFF:
+        return ClientError("UNAVAILABLE", "", "The call ended while it was being sent. Try again.")
     decoded = ClientError(error.code().name, "", error.details() or error.code().name)
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):

@@ -45,7 +45,7 @@ class Computing:
         await turn.__aenter__()
         done = asyncio.get_running_loop().run_in_executor(self._threads, work)
         # Whether or not somebody still waits, the turn is over when the thread is free.
-        done.add_done_callback(lambda _: self._end(turn))
+        done.add_done_callback(lambda ended: self._end(turn, ended))
         finished, _ = await asyncio.wait([done], timeout=MOST_SECONDS)
         if finished:
             return done.result()
@@ -56,7 +56,9 @@ class Computing:
             retry_after=_RETRY_AFTER,
         )
 
-    def _end(self, turn: AbstractAsyncContextManager[None]) -> None:
+    def _end(self, turn: AbstractAsyncContextManager[None], ended: asyncio.Future[Any]) -> None:
+        if not ended.cancelled():
+            ended.exception()  # asked for, or the loop complains when the caller is gone
         task = asyncio.ensure_future(turn.__aexit__(None, None, None))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
