@@ -40,6 +40,11 @@ def refused(text: str) -> SchemaInvalidError:
         ('{"a": {"b": 1, "c": 2, "b": 1}}', "json", "it is not JSON: 'b' stands twice in one object."),
         ('{"maximum": NaN}', "json", "it is not JSON: no double can hold NaN."),
         ('{"maximum": 1e999}', "json", "it is not JSON: no double can hold 1e999."),
+        (
+            f'{{"maximum": -{"9" * 5_000}}}',
+            "json",
+            "it is not JSON: an integer has 5,000 digits; at most 4,300 are read.",
+        ),
         ('{"title": "\\ud800"}', "json", "it holds half of a surrogate pair, which is not text."),
         ("\ud800", "json", "it holds half of a surrogate pair, which is not text."),
         ("[" * 100_000, "json", "it is nested too deep."),

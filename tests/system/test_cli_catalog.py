@@ -264,6 +264,16 @@ def test_a_wrong_option_is_one_line_and_exit_2(terminal: Terminal, words: list[s
     assert hint in done.stderr
 
 
+def test_an_integer_too_long_to_read_is_told_in_words_of_ours(terminal: Terminal, tmp_path: Path) -> None:
+    document = tmp_path / "schema.json"
+    document.write_text(f'{{"$id": "https://example.com/long", "maximum": {"9" * 5_000}}}')
+
+    done = terminal.type("schemas", "register", document)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "an integer has 5,000 digits; at most 4,300 are read" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -140,7 +140,8 @@ async def union(
 
 def _document(path: Path) -> Mapping[str, Any]:
     try:
-        document = json.loads(path.read_text("utf-8"))
+        # What numbers are worth is for the server to say.
+        document = json.loads(path.read_text("utf-8"), parse_int=str)
     except ValueError as error:
         raise typer.BadParameter(f"{path} is not JSON: {error}.") from None
     if not isinstance(document, dict):

@@ -15,6 +15,8 @@ from profile_export.domain.xdm_places import SchemaInvalidError, schema_id
 from profile_export.ingest.rules import Rules, rule_at, shown
 
 MAX_DOCUMENT_BYTES = 2**20
+MOST_DIGITS = 4_300
+"""How many an integer has; it takes time that grows with their square to read and write it."""
 DRAFT = "http://json-schema.org/draft-06/schema#"
 
 
@@ -53,8 +55,9 @@ def parse_document(text: str) -> dict[str, Any]:
     """Parse one document and check it against the meta schema of draft-06.
 
     Raises:
-        SchemaInvalidError: It is larger than `MAX_DOCUMENT_BYTES`, not JSON, has a name twice in one object or a
-            number that no double can hold, names another draft, or breaks a rule of the meta schema.
+        SchemaInvalidError: It is larger than `MAX_DOCUMENT_BYTES`, not JSON, has a name twice in one object, an
+            integer of more than `MOST_DIGITS` or a number that no double can hold, names another draft, or breaks a
+            rule of the meta schema.
     """
     document = _parse(text)
     if not isinstance(document, dict):
@@ -81,7 +84,11 @@ def _parse(text: str) -> Any:
         if len(text.encode()) > MAX_DOCUMENT_BYTES:
             raise SchemaInvalidError("", "size", f"it has more than {MAX_DOCUMENT_BYTES} bytes.")
         document = json.loads(
-            text, object_pairs_hook=_without_repetition, parse_float=_double, parse_constant=_double
+            text,
+            object_pairs_hook=_without_repetition,
+            parse_int=_integer,
+            parse_float=_double,
+            parse_constant=_double,
         )
         json.dumps(document, ensure_ascii=False).encode()
     except RecursionError:
@@ -102,6 +109,13 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"{twice!r} stands twice in one object")
     return members
+
+
+def _integer(text: str) -> int:
+    digits = len(text.removeprefix("-"))
+    if digits > MOST_DIGITS:
+        raise ValueError(f"an integer has {digits:,} digits; at most {MOST_DIGITS:,} are read")
+    return int(text)
 
 
 def _double(text: str) -> float:
