@@ -9,7 +9,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
+from profile_export.store.database import Database
 from tests.databases import Place, Postgres, make_former_tables
 from tests.system.terminal import Terminal, served
 
@@ -142,7 +144,35 @@ def test_a_store_that_cannot_be_read_is_one_sentence(tmp_path: Path, command: st
     assert "damaged" in refused(tmp_path, command)
 
     assert "is required" in refused_without_folder(command)
-    assert "password" not in refused(tmp_path, command, "postgresql://me:password@127.0.0.1:1/x")
+    line = refused(tmp_path, command, "postgresql://me:password@127.0.0.1:1/x")
+    assert "See that it runs where --database-url says" in line
+    assert "password" not in line
+
+
+def test_a_lake_that_is_no_folder_is_one_sentence_with_a_way_out(
+    tmp_path: Path, file_with_tables: Path
+) -> None:
+    (tmp_path / "store.sqlite").write_bytes(file_with_tables.read_bytes())
+    (tmp_path / "lake").write_text("")
+
+    line = refused(tmp_path, "status")
+
+    assert "lake/instance: Not a directory. Move away what is no folder on the way there" in line
+
+
+@pytest.mark.parametrize("command", ["status", "check"])
+async def test_a_store_that_lacks_a_table_is_one_sentence_with_a_way_out(
+    tmp_path: Path, place: Place, command: str
+) -> None:
+    database = Database(place)
+    async with database.write() as connection:
+        await connection.execute(text("ALTER TABLE instance RENAME TO gone"))
+    await database.close()
+    url = place if isinstance(place, str) else None
+
+    line = await asyncio.to_thread(refused, tmp_path, command, url)
+
+    assert "put a backup of it in its place" in line
 
 
 def refused_without_folder(command: str) -> str:

@@ -118,7 +118,7 @@ def overwrite(store: Path, at: int, content: bytes) -> None:
         (directory, "cannot be opened"),
         (wal_is_a_directory, "store.sqlite"),
         (newer, "newer version"),
-        (without_a_table, "--log-level debug"),
+        (without_a_table, "lacks what its version has (no such table: mirrors): put a backup"),
     ],
 )
 def test_a_store_that_cannot_be_read(
@@ -190,29 +190,44 @@ def uploads_that_are_a_file(data_dir: Path) -> None:
     (data_dir / "uploads").write_text("")
 
 
+def a_trash_that_is_a_file(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "trash").write_text("")
+
+
+def tables_that_are_a_broken_link(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "iceberg").symlink_to("nowhere")
+
+
 def an_instance_that_is_a_folder(data_dir: Path) -> None:
     (data_dir / "lake" / "instance" / "x").mkdir(parents=True)
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "way_out"),
     [
-        a_file,
-        a_broken_link,
-        below_a_file,
-        a_loop,
-        a_lock_that_is_a_folder,
-        a_lake_that_is_a_file,
-        uploads_that_are_a_file,
-        an_instance_that_is_a_folder,
+        (a_file, "name a folder with --data-dir"),
+        (a_broken_link, "name a folder with --data-dir"),
+        (below_a_file, "name a folder with --data-dir"),
+        (a_loop, "--data-dir"),
+        (a_lock_that_is_a_folder, "name a folder with --data-dir"),
+        (a_lake_that_is_a_file, "lake/instance: Not a directory. Move away what is no folder"),
+        (uploads_that_are_a_file, "uploads: File exists. Move away what is no folder"),
+        (a_trash_that_is_a_file, "trash: Not a directory. Move away what is no folder"),
+        (tables_that_are_a_broken_link, "iceberg: Not a directory. Move away what is no folder"),
+        (an_instance_that_is_a_folder, "--adopt-lake"),
     ],
 )
-def test_a_folder_that_cannot_be_used(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+def test_a_folder_that_cannot_be_used(tmp_path: Path, spoil: Callable[[Path], None], way_out: str) -> None:
     (tmp_path / "in").mkdir()
     data_dir = tmp_path / "in" / "data"
     spoil(data_dir)
 
-    assert str(data_dir) in serve(data_dir)
+    line = serve(data_dir)
+
+    assert str(data_dir) in line
+    assert way_out in line
 
 
 @pytest.mark.slow

@@ -106,7 +106,8 @@ def _keep_private(data_dir: Path) -> None:
         data_dir.resolve()
     except (OSError, RuntimeError) as error:
         raise StartError(
-            f"The data directory {data_dir} cannot be used: it is a link that leads nowhere."
+            f"The data directory {data_dir} cannot be used: it is a link that leads nowhere. "
+            "Name another with --data-dir."
         ) from error
     with suppress(OSError):  # what keeps the folder from being used is said by who uses it
         found = data_dir.stat()

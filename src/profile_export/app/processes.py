@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import signal
 import sys
@@ -13,7 +14,21 @@ from typing import Protocol
 import structlog
 
 from profile_export.domain.errors import DomainError
+from profile_export.store.opening import explained
 
+_NO_FOLDER = "Move away what is no folder on the way there"
+_NOT_ALLOWED = "Let the user whom this runs as read and write there"
+_NO_ROOM = "Free some of the disk"
+_WAYS_OUT = {
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+    errno.EISDIR: "Move the folder there away",
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: "Make the disk writable",
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+}
 _log = structlog.get_logger(__name__)
 
 
@@ -84,7 +99,10 @@ def _sentence(error: Exception) -> str:
     """Say what kept a process from starting, and what to do; never with a text that may hold what is secret."""
     if isinstance(error, DomainError):
         return error.message
+    if sentence := explained(error):
+        return sentence
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}. See to it, then start again."
+        way_out = _WAYS_OUT.get(error.errno or 0, "See that it can be read and written")
+        return f"{place}{error.strerror}. {way_out}, then start again."
     return f"The start failed with {type(error).__name__}: --log-level debug shows the rest."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import math
 import os
@@ -23,6 +24,7 @@ CHUNK_BYTES = 1024 * 1024
 ESTIMATES = "estimates"
 MAPPINGS = "mappings"
 _INSTANCE = "instance"
+_MADE_LATER = ("trash", "iceberg")
 _BATCH_DEPTH = 2
 _OURS = re.compile(r"[0-9a-f]{24}")
 """Names that are made here, see `app.jobs.new_id`."""
@@ -42,9 +44,17 @@ class LocalLake:
         self._uploads = data_dir / "uploads"
 
     def open(self) -> None:
-        """Make the folders."""
+        """Make the folders, but for those that are made when something comes into them.
+
+        Raises:
+            OSError: One cannot be made, or something else is in its place.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         self._uploads.mkdir(parents=True, exist_ok=True)
+        for name in _MADE_LATER:
+            place = self.root.with_name(name)
+            if os.path.lexists(place) and not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
 
     def folder(self, folder: str) -> Path:
         """Return the place of a batch's files; it need not exist yet."""

@@ -29,6 +29,11 @@ _WRITERS_BESIDE = 4
 _LOCK = 0x70726F66_65787072
 _ALONE = f"SELECT pg_advisory_xact_lock({_LOCK})"
 _BESIDE = f"SELECT pg_advisory_xact_lock_shared({_LOCK})"
+_UNAVAILABLE = (
+    "DATABASE_UNAVAILABLE",
+    "The database cannot be reached, or broke the connection off. Try again.",
+)
+_RETRY_AFTER = timedelta(seconds=1)
 # SQLSTATE `character_not_in_repertoire`: what gets here as text is Unicode, of which PostgreSQL refuses NUL alone.
 _NO_CHARACTER = "22021"
 _NAME = f"profile-export {socket.gethostname()[:30]} {os.getpid()}"
@@ -68,9 +73,13 @@ def connector(url: str) -> Callable[[], Coroutine[Any, Any, Any]]:
         try:
             return await asyncpg.connect(url, server_settings=_SETTINGS)
         except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise _unavailable() from error
+            raise _NotConnectedError(*_UNAVAILABLE, retry_after=_RETRY_AFTER) from error
 
     return connect
+
+
+class _NotConnectedError(UnavailableError):
+    """No connection can be opened; its cause says why."""
 
 
 class PostgresDatabase:
@@ -140,6 +149,8 @@ class PostgresDatabase:
 
     def explain(self, error: Exception) -> str:
         """Say in one sentence what keeps the database from being used, and the way out."""
+        if isinstance(error, _NotConnectedError):
+            return _why(error.__cause__)
         if isinstance(error, UnavailableError):
             return error.message
         return f"PostgreSQL refuses: {_text(getattr(error, 'orig', error))}."
@@ -192,11 +203,7 @@ def _pool(size: int) -> dict[str, Any]:
 
 
 def _unavailable() -> UnavailableError:
-    return UnavailableError(
-        "DATABASE_UNAVAILABLE",
-        "The database cannot be reached, or broke the connection off. Try again.",
-        retry_after=timedelta(seconds=1),
-    )
+    return UnavailableError(*_UNAVAILABLE, retry_after=_RETRY_AFTER)
 
 
 def _tell_the_caller(context: ExceptionContext) -> None:
