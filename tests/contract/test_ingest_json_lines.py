@@ -1,5 +1,6 @@
 import hashlib
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -141,6 +142,19 @@ def test_all_files_have_the_fields_that_the_last_row_taught(uploader: Uploader, 
     assert len({str(table.schema) for table in uploader.tables(result)}) == 1
     assert uploader.values(result)[0] == {"crmId": "1", "o": {"a": 1.0, "b": None}}
     assert uploader.values(result)[2] == {"crmId": "3", "o": {"a": 1.0, "b": ["x"]}, "late": True}
+
+
+def test_rows_that_wait_get_fields_of_later_rows_in_time_that_grows_with_their_number(
+    uploader: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sent_rows, "_ROWS_PER_BATCH", 1)
+    wide = {f"n{number}": True for number in range(4_900)}
+    began = time.process_time()
+
+    result = uploader.ingest([*(person(str(number)) for number in range(9)), person("wide", **wide)], CRM)
+
+    assert time.process_time() - began < 10  # with the square of that number it takes twice as long
+    assert len(result.fields.fields) > len(wide)
 
 
 @pytest.fixture(params=["one batch", "waiting", "read twice"])

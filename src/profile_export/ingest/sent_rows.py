@@ -122,11 +122,11 @@ def _left_out(checker: RowChecker) -> set[FieldPath] | None:
 def _grown(table: pa.Table, fields: ObjectType) -> pa.Table:
     """Return rows with all fields of the batch, null where they did not know one."""
     schema = file_schema(fields)
-    known = set(table.schema.names)
-    missing = [field for field in schema if field.name not in known]
-    for field in missing:
-        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(schema.names).cast(schema)
+    known = dict(zip(table.schema.names, table.columns, strict=True))
+    columns = [
+        known[field.name] if field.name in known else pa.nulls(table.num_rows, field.type) for field in schema
+    ]
+    return pa.table(columns, names=schema.names).cast(schema)
 
 
 def _batches(read: ReadRows, task: IngestTask, checker: RowChecker, refusals: Refusals) -> Iterator[RowBatch]:
