@@ -14,7 +14,6 @@ import structlog
 
 from profile_export.domain.plan import ExportPlan, KeyRange
 from profile_export.engines import memory
-from profile_export.engines.hosted import HostedEngine
 from profile_export.engines.protocol import Close, Failed, FindMapping, MappingFound, Open, Resolve, Run
 from profile_export.engines.results import (
     EngineDiedError,
@@ -25,7 +24,7 @@ from profile_export.engines.results import (
 )
 from profile_export.processes.errors import ChildDiedError, TooExpensiveError
 from profile_export.processes.limits import NO_LIMITS, Limits
-from profile_export.processes.messages import Ask, Hold
+from profile_export.processes.messages import Ask, Guest, Hold, Say
 from profile_export.processes.process import Child
 from profile_export.processes.supervisor import Supervisor
 
@@ -204,7 +203,7 @@ class DuckDbEngine:
             raise _crashed(died) from None
         self._children.add(child)
         try:
-            await child.ask(Hold(HostedEngine, None))
+            await child.ask(Hold(_hosted, None))
         except ChildDiedError as died:
             await self._ended(child)
             raise _crashed(died) from None
@@ -257,3 +256,13 @@ def _crashed(died: ChildDiedError) -> EngineDiedError:
 
 def _ignore(_progress: EngineProgress) -> None:
     pass
+
+
+def _hosted(task: object, say: Say) -> Guest:
+    """Make the engine within a child.
+
+    It is loaded there alone: its libraries take as long to load as all the rest of a server, which never calls them.
+    """
+    from profile_export.engines.hosted import HostedEngine  # noqa: PLC0415 - as said
+
+    return HostedEngine(task, say)
