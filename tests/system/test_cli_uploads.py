@@ -181,15 +181,34 @@ async def test_patience_with_a_lost_server_begins_when_it_is_lost() -> None:
         await back_off.wait(lost)
 
 
-async def test_a_call_that_ends_while_it_is_sent_is_a_lost_one() -> None:
+BROKEN_OFF = AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata(), details="Internal error from Core")
+
+
+@pytest.mark.parametrize("told", [BROKEN_OFF, asyncio.CancelledError()], ids=["internal", "cancelled"])
+async def test_a_call_that_ends_while_it_is_sent_is_a_lost_one(told: BaseException) -> None:
     # given what gRPC tells then, instead of what the server said
-    async def broken_off() -> None:
-        raise AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata(), details="Internal error from Core")
+    async def ended() -> None:
+        raise told
 
     with pytest.raises(ClientError) as caught:
-        await checked(broken_off())
+        await checked(ended())
 
     assert caught.value.code == "UNAVAILABLE"
+
+
+async def test_whoever_is_cancelled_while_he_waits_for_an_answer_is_cancelled() -> None:
+    begun = asyncio.Event()
+
+    async def never() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(checked(never()))
+    await begun.wait()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    assert waiting.cancelled()
 
 
 def read_all(terminal: int) -> str:

@@ -60,6 +60,12 @@ async def checked(answer: Awaitable[_Answer]) -> _Answer:
         return await answer
     except grpc.aio.AioRpcError as error:
         raise _decode(error) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Nobody has cancelled us: gRPC did so to the call, which ended just as its last message was being sent.
+        raise _ended_while_sent() from None
 
 
 async def messages(
@@ -110,12 +116,16 @@ class BackOff:
 
 def _decode(error: grpc.aio.AioRpcError) -> ClientError:
     if error.details() == _BROKEN_OFF:
-        return ClientError("UNAVAILABLE", "", "The call ended while it was being sent. Try again.")
+        return _ended_while_sent()
     decoded = ClientError(error.code().name, "", error.details() or error.code().name)
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             _add_details(decoded, Status.FromString(value))
     return decoded
+
+
+def _ended_while_sent() -> ClientError:
+    return ClientError("UNAVAILABLE", "", "The call ended while it was being sent. Try again.")
 
 
 def _add_details(decoded: ClientError, status: Status) -> None:
