@@ -275,6 +275,21 @@ def test_an_integer_too_long_to_read_is_told_in_words_of_ours(terminal: Terminal
 
 
 @pytest.mark.parametrize(
+    ("levels", "code", "hint"), [(500, 1, "SCHEMA_INVALID"), (100_000, 2, "nested too deep")]
+)
+def test_a_schema_that_is_nested_without_end_is_one_line(
+    terminal: Terminal, tmp_path: Path, levels: int, code: int, hint: str
+) -> None:
+    document = tmp_path / "schema.json"
+    document.write_text('{"items": ' * levels + "1" + "}" * levels)
+
+    done = terminal.type("schemas", "register", document)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
+    assert hint in done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "reason"),
     [
         (["datasets", "show", "0" * 24], "DATASET_NOT_FOUND"),

@@ -1,7 +1,7 @@
 """Schemas: register them, look them up."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,6 +142,8 @@ def _document(path: Path) -> Mapping[str, Any]:
     try:
         # What numbers are worth is for the server to say.
         document = json.loads(path.read_text("utf-8"), parse_int=str)
+    except RecursionError:
+        raise typer.BadParameter(f"{path} is nested too deep.") from None
     except ValueError as error:
         raise typer.BadParameter(f"{path} is not JSON: {error}.") from None
     if not isinstance(document, dict):
@@ -161,14 +163,14 @@ def _unnamed(documents: Mapping[Path, Mapping[str, Any]]) -> Path:
     return unnamed[0]
 
 
-def _named_by(value: Any) -> Iterator[str]:
+def _named_by(document: Mapping[str, Any]) -> Iterator[str]:
     """List the ids that a document refers to."""
-    members: Sequence[Any] = ()
-    if isinstance(value, dict):
-        if isinstance(reference := value.get("$ref"), str):
-            yield reference.partition("#")[0]
-        members = list(value.values())
-    elif isinstance(value, list):
-        members = value
-    for member in members:
-        yield from _named_by(member)
+    waiting: list[Any] = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if isinstance(reference := value.get("$ref"), str):
+                yield reference.partition("#")[0]
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from sqlalchemy import update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from profile_export.domain.job import LEASE_TTL
 from profile_export.store.column_types import from_micros
@@ -36,6 +36,7 @@ class Renewals:
                     leases.c.worker == fence.worker,
                 )
                 return connection.execute(its_lease.values(expire_time=now + LEASE_TTL)).rowcount == 1
-        except DBAPIError as error:
+        except SQLAlchemyError as error:
             # A transaction of this process is under way, and no other process could take the job over.
-            return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            cause = getattr(error, "orig", None)
+            return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
