@@ -37,7 +37,7 @@ _MB = 1_000_000
 _URL = "give postgresql://USER@HOST:PORT/DATABASE, with %XX for what is special in it"
 _LEAST_MEMORY_MB = 512
 """Less, and exports of profiles with links fail: their merge needs that much for its operators alone."""
-_INGEST_MEMORY_MB = 2_000
+_CHILD_MEMORY_MB = 2_000
 _MOST_DAYS = 36_500
 _DAYS = f"give whole days, 1 to {_MOST_DAYS}"
 _SECRETS = ("database_url",)
@@ -122,9 +122,9 @@ class ServeSettings(WorkSettings):
     trash_days: int
 
     @property
-    def ingest_memory_mb(self) -> int:
-        """What a process that reads uploads and schemas may hold, in 10^6 bytes."""
-        return self.memory_limit_mb or _INGEST_MEMORY_MB
+    def child_memory_mb(self) -> int:
+        """What a process that runs no job may hold, in 10^6 bytes."""
+        return self.memory_limit_mb or _CHILD_MEMORY_MB
 
     @property
     def watch_history(self) -> timedelta:

@@ -19,13 +19,16 @@ from profile_export.domain.plan import ExportPlan, PinnedFile, SourcePart
 from profile_export.lake import compaction as lake_compaction
 from profile_export.lake import data_file
 from profile_export.lake.compaction import CompactTask, compact
+from profile_export.processes.limits import Limits
+from profile_export.processes.pool import Pool
 from profile_export.store.column_types import digest_of
 from tests.builders import plan_of
+from tests.contract.house import children
 from tests.contract.ingesting import CRM, Uploader
 from tests.contract.strategies import Export, exports, exports_of_events
 from tests.contract.test_engine_against_merge import Exporter, check_plan, exporter
 
-__all__ = ["exporter"]  # a fixture
+__all__ = ["children", "exporter"]  # fixtures
 
 
 def compacted(plan: ExportPlan, lake: Path) -> ExportPlan:
@@ -70,12 +73,14 @@ def written(folder: Path, number: int, sent: list[dict[str, Any]]) -> list[Path]
     return [uploader.folder / "files" / file.name for file in result.files]
 
 
+@pytest.mark.parametrize("most_open", [100, 2])
 def test_a_merged_file_holds_the_rows_of_its_sources_sorted_by_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_open: int
 ) -> None:
-    # Small slices and little read ahead, so that sources are cut within and between what is read.
+    # Small groups and little read ahead, so that sources are cut within and between what is read.
     monkeypatch.setattr(lake_compaction, "ROWS_PER_GROUP", 78)
-    monkeypatch.setattr(lake_compaction, "_ROWS_READ_AHEAD", 32)
+    monkeypatch.setattr(lake_compaction, "_BYTES_READ_AHEAD", 0)
+    monkeypatch.setattr(lake_compaction, "_MOST_OPEN", most_open)
     people = [{"crmId": f"{number % 150}", "tags": ["x"], "n": number} for number in range(500)]
     sources = [path for part in range(5) for path in written(tmp_path, part, people[part::5])]
 
@@ -89,7 +94,8 @@ def test_a_merged_file_holds_the_rows_of_its_sources_sorted_by_key(
     keys = merged.select([name for name, _ in order]).to_pylist()
     assert keys == expected.select([name for name, _ in order]).to_pylist()
     assert (file.name, file.rows) == ("0.parquet", 500)
-    assert pq.ParquetFile(tmp_path / "new" / "0.parquet").num_row_groups == 8
+    assert pq.ParquetFile(tmp_path / "new" / "0.parquet").num_row_groups > 3
+    assert [left.name for left in (tmp_path / "new").iterdir()] == ["0.parquet"]
     assert merged.schema == pq.read_schema(sources[0])
 
 
@@ -107,6 +113,35 @@ def test_long_rows_are_in_row_groups_of_few(tmp_path: Path, monkeypatch: pytest.
         groups = [found.row_group(number) for number in range(found.num_row_groups)]
         assert max(group.total_byte_size for group in groups) < 110_000
         assert found.num_row_groups <= found.num_rows * 1_200 / 100_000 + 3
+
+
+def repeating(path: Path, rows: int, key: int | None) -> Path:
+    """A file of rows of 90 KB, small since all say the same; of one identity if a key is given."""
+    chance = random.Random(path.name)
+    keys = sorted(chance.randrange(-(2**63), 2**63) if key is None else key for _ in range(rows))
+    table = pa.table(
+        {
+            columns.KEY_HIGH: keys,
+            columns.KEY_LOW: keys,
+            columns.ROW: list(range(rows)),
+            "text": ["x" * 90_000] * rows,
+        }
+    )
+    data_file.write_data_file(path, table.schema, [table])
+    return path
+
+
+@pytest.mark.parametrize("key", [None, 7], ids=["many-people", "one-person"])
+async def test_the_memory_of_a_merge_does_not_grow_with_its_rows(
+    tmp_path: Path, children: Pool, key: int | None
+) -> None:
+    sources = tuple(repeating(tmp_path / f"{number}.parquet", 1_000, key) for number in range(10))
+
+    task = CompactTask(sources, tmp_path / "new" / "0.parquet")
+    file = await children.run(compact, task, limits=Limits(memory_bytes=500_000_000))
+
+    assert file.rows == 10_000  # of 0.9 GB
+    assert pq.read_metadata(tmp_path / "new" / file.name).num_row_groups > 100
 
 
 def test_files_of_different_columns_are_not_merged(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from profile_export.domain.batch import BatchState
 from profile_export.domain.compaction import FULL_ROWS
@@ -17,8 +19,10 @@ from profile_export.domain.job import Phase, Progress
 from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.domain.request import BoundRequest, ExportRequest
 from profile_export.lake.compaction import CompactTask, compact
+from profile_export.processes.limits import Limits
 from profile_export.processes.pool import Pool
 from profile_export.processes.supervisor import Supervisor
+from profile_export.runner.compactor import Compactor
 from profile_export.store.jobs import NewJob
 from profile_export.store.tables import batches, files
 from tests.contract.house import EVENT, TENANT, UNION, House, children, opened, pinned
@@ -267,6 +271,34 @@ async def test_a_dataset_whose_merge_fails_rests_while_others_have_their_turn(ho
     assert merges == 1
     assert [folder.split("/")[0] for folder in await house.compactions.folders()] == [sound]
     assert len(house.on_disk(broken)) == 9
+
+
+async def test_a_merge_over_its_limits_is_made_later_while_others_go_on(tmp_path: Path) -> None:
+    supervisor = Supervisor()
+    tight, roomy = supervisor.pool(limits=Limits(memory_bytes=40_000_000)), supervisor.pool()
+    async with opened(House(tmp_path, tight)) as house:
+        crm = await house.dataset()
+        await house.people(crm, *range(10))
+        before, rows = house.on_disk(crm), await house.export()
+
+        with capture_logs() as logs:
+            merged = await house.compactor.step()
+        other = await roomy.run(len, "another's")
+        again = await house.compactor.step()
+
+        assert merged
+        assert [(log["event"], log["dataset_id"], log["reason"]) for log in logs] == [
+            ("not_compacted", crm, "It took more than 40 MB of memory.")
+        ]
+        assert other == 9
+        assert not again
+        assert house.on_disk(crm) == before
+        assert await house.compactions.begun(timedelta()) == []
+        next_server = Compactor(house.compactions, house.wakeups, house.lake, roomy, house.new_id)
+        assert await next_server.step()
+        assert len(pinned(await house.plan())) == 1
+        assert await house.export() == rows
+    await supervisor.close()
 
 
 async def test_the_compactor_wakes_when_batches_have_come(house: House) -> None:

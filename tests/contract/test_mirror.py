@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from sqlalchemy import select, text, update
+from structlog.testing import capture_logs
 
 from profile_export.domain.mirror import MirroredBatch, MirrorStatus, TableState
 from profile_export.lake.iceberg import IcebergMirror
+from profile_export.processes.limits import Limits
 from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.mirror import Mirror
 from profile_export.store.database import migrate
@@ -23,6 +25,9 @@ from profile_export.store.mirrors import MirrorLostError, Mirrors, ask_drop
 from profile_export.store.tables import datasets, mirrors
 from tests.databases import Place, engine_of, make_former_tables
 from tests.mirroring import HOUR, Threads, World
+
+TIGHT = Limits(memory_bytes=40_000_000)
+"""Less than the libraries take."""
 
 
 @pytest_asyncio.fixture
@@ -424,6 +429,29 @@ async def test_a_mirror_works_in_a_process_of_its_own_and_in_the_next_when_that_
     await supervisor.close()
 
     assert told == "The process that did the work has ended."
+    assert world.held("d1") == ["b1"]
+    assert (await world.status("d1")).error_message == ""
+
+
+async def test_a_change_over_its_limits_is_tried_again_while_others_go_on(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    supervisor = Supervisor()
+    tight, roomy = supervisor.pool(limits=TIGHT), supervisor.pool()
+
+    with capture_logs() as logs:
+        await Mirror("tight", world.mirrors, world.tables, tight, world.wakeups, HOUR).step()
+    told = (await world.status("d1")).error_message
+    other = await roomy.run(len, "another's")
+    at_once = await Mirror("next", world.mirrors, world.tables, roomy, world.wakeups, HOUR).step()
+    await again_at_once(world)
+    await Mirror("next", world.mirrors, world.tables, roomy, world.wakeups, HOUR).step()
+    await supervisor.close()
+
+    assert told == "It took more than 40 MB of memory."
+    assert [(log["event"], log["reason"]) for log in logs] == [("mirror_failed", told)]
+    assert other == 9
+    assert not at_once
     assert world.held("d1") == ["b1"]
     assert (await world.status("d1")).error_message == ""
 

@@ -28,6 +28,7 @@ from profile_export.ingest.registration import Registration
 from profile_export.ingest.sessions import UploadSessions
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import MAPPINGS, LocalLake
+from profile_export.processes.limits import Limits
 from profile_export.processes.pool import Pool
 from profile_export.runner.compactor import Compactor
 from profile_export.runner.expiries import ExpirySweeper
@@ -56,6 +57,11 @@ _COMMIT_SECONDS = 2.0
 """How long the mirror may take to end a commit that is under way."""
 _LEAST_INGEST_PROCESSES = 2
 """So that one tenant's slow file does not keep another's waiting."""
+_MEGABYTE = 1_000_000
+_CHORE_SECONDS = 3_600
+"""How long one merge, or one change of an Iceberg table, may take by the clock."""
+_COMPACT_CPU_SECONDS = 900
+"""A hundred files of 9,000 columns take half of it. That of a table grows with it, so it has no such limit."""
 _STAND_BACK = 10
 """The niceness of what can wait: an upload or an export gets ten times its processor time."""
 
@@ -84,7 +90,13 @@ class Application:
             most=settings.ingest_processes or max(_LEAST_INGEST_PROCESSES, os.cpu_count() or 1),
             warm_for=ingest,
         )
-        compacting, self._mirroring = (supervisor.pool(niceness=_STAND_BACK) for _ in range(2))
+        memory_bytes = settings.child_memory_mb * _MEGABYTE
+        compacting = supervisor.pool(
+            niceness=_STAND_BACK, limits=Limits(_CHORE_SECONDS, _COMPACT_CPU_SECONDS, memory_bytes)
+        )
+        self._mirroring = supervisor.pool(
+            niceness=_STAND_BACK, limits=Limits(_CHORE_SECONDS, memory_bytes=memory_bytes)
+        )
         batches = Batches(self._database, wakeups)
         catalog, policies = Catalog(self._database, settings.quotas), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database, settings.quotas)
@@ -95,7 +107,7 @@ class Application:
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
         expense = Expense(
-            settings.ingest_cpu_seconds, settings.ingest_cpu_seconds_per_mib, settings.ingest_memory_mb
+            settings.ingest_cpu_seconds, settings.ingest_cpu_seconds_per_mib, settings.child_memory_mb
         )
         loading = Loading(rooms, limits, expense, new_id)
         sessions = UploadSessions(uploads, loading, new_id)

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from profile_export.domain import columns
-from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, WrittenFile
+from profile_export.domain.plan import WrittenFile
 from profile_export.lake.data_file import (
     BYTES_PER_GROUP,
     ROWS_PER_GROUP,
+    footer_of,
     open_data_file,
     sync,
     write_data_file,
 )
 
-_OF_A_GROUP = 0.9
-"""Keys spread evenly, but not exactly so: what is a little above the average must still be one row group."""
-_ROWS_READ_AHEAD = 1024
+_LEAST_ROWS, _MOST_ROWS = 16, 1024
+"""How many rows of a source are read at a time; few are as long as rows may be."""
+_PARTS_OF_A_GROUP = 16
+"""So many times at least a source is read per row group, which fits into the memory: of long rows it has few."""
+_BYTES_READ_AHEAD = 16 * 2**20
+_MOST_OPEN = 32
+_MOST_BYTES_OPEN = 64 * 2**20
+"""Of all sources that are open together, the row groups they are read at, before compression."""
+_MOST_COLUMNS_OPEN = 30_000
+"""Of all sources that are open together: a column takes memory however little is in it."""
+_ORDER = (columns.KEY_HIGH, columns.KEY_LOW, columns.ROW)
+_Place = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,55 +49,158 @@ class CompactTask:
 def compact(task: CompactTask) -> WrittenFile:
     """Write the rows of some data files, unchanged, into one, sorted as each of them is.
 
-    Holds about one row group of rows and the pages that each source is being read at, at most 1 MiB per column, which
-    for small sources is all of them: some 0.6 GB for half a million rows of 31 fields. Rows of one key are held at
-    once.
+    What it holds does not grow with the files: some row groups of rows, and what as many sources take as are open
+    together. Where there are more, they are merged in steps, over files beside the target, which are gone at the end.
 
     Raises:
         OSError: The disk failed, or a source is gone.
         ArrowInvalid: The sources do not have the same columns.
     """
-    task.target.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as opened:
-        files = [opened.enter_context(open_data_file(path)) for path in task.sources]
-        schema = files[0].schema_arrow
-        rows = sum(file.metadata.num_rows for file in files)
-        groups = max(rows / ROWS_PER_GROUP, sum(map(_bytes, files)) / BYTES_PER_GROUP)
-        slices = max(1, math.ceil(groups / _OF_A_GROUP))
-        sources = [_Rows(file) for file in files]
-        written = write_data_file(task.target, schema, _in_slices(sources, schema, slices))
-    sync(task.target.parent)
+    folder = task.target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as between:
+        new_file = (Path(between) / str(number) for number in count())
+        parts = _parts(task.sources)
+        while len(parts) > 1:
+            parts = _parts([_merged(part, next(new_file)) for part in parts])
+        written = _merge(parts[0], task.target)
+    sync(folder)
     # The child may wait long for its next merge.
     pa.default_memory_pool().release_unused()
     return written
 
 
-def _bytes(file: pq.ParquetFile) -> int:
-    """Return how many bytes a file's rows take, before compression."""
-    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-    return sum(group.total_byte_size for group in groups)
+def _parts(sources: Sequence[Path]) -> list[list[Path]]:
+    """Cut sources into parts that may be open together, of two at least."""
+    parts: list[list[Path]] = [[]]
+    taken = 0.0
+    for source in sources:
+        share = _share(source)
+        if len(parts[-1]) > 1 and taken + share > 1:
+            parts.append([])
+            taken = 0
+        parts[-1].append(source)
+        taken += share
+    return parts
 
 
-def _in_slices(sources: Sequence[_Rows], schema: pa.Schema, count: int) -> Iterator[pa.Table]:
-    """Yield all rows, cut by key into about equally many."""
-    width = (HIGHEST_KEY - LOWEST_KEY + 1) // count
-    for highest in (*(LOWEST_KEY + width * number for number in range(1, count)), HIGHEST_KEY):
-        batches = chain.from_iterable(source.up_to(highest) for source in sources)
-        yield pa.Table.from_batches(batches, schema=schema)
+def _share(source: Path) -> float:
+    """Return which share a file takes of what may be open."""
+    footer = footer_of(source)
+    groups = [int(footer.row_group(at).total_byte_size) for at in range(footer.num_row_groups)]
+    column_count: int = footer.num_columns
+    return max(
+        1 / _MOST_OPEN,
+        max(groups, default=0) / _MOST_BYTES_OPEN,
+        column_count / _MOST_COLUMNS_OPEN,
+    )
+
+
+def _merged(sources: Sequence[Path], target: Path) -> Path:
+    """Merge a part into a file of its own; one file is left as it is."""
+    if len(sources) == 1:
+        return sources[0]
+    _merge(sources, target)
+    return target
+
+
+def _merge(sources: Sequence[Path], target: Path) -> WrittenFile:
+    with ExitStack() as opened:
+        files = [opened.enter_context(open_data_file(path)) for path in sources]
+        schema = files[0].schema_arrow
+        return write_data_file(target, schema, _in_groups([_Rows(file) for file in files], schema))
+
+
+def _in_groups(sources: Sequence[_Rows], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield all rows in tables of about a row group, none with a row that belongs before those of an earlier one."""
+    gathered: list[_Some] = []
+    for further in _by_and_by(sources):
+        together = [*gathered, *further]
+        rows, size = sum(some.rows for some in together), sum(some.bytes for some in together)
+        if gathered and (rows > ROWS_PER_GROUP or size > BYTES_PER_GROUP):
+            yield _table(gathered, schema)
+            together = further
+        gathered = together
+    yield _table(gathered, schema)
+
+
+def _table(gathered: Sequence[_Some], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_batches([some.batch for some in gathered], schema=schema)
+
+
+def _by_and_by(sources: Sequence[_Rows]) -> Iterator[list[_Some]]:
+    """Yield all rows, some of each source at a time, in no order among themselves but before all that follow."""
+    reading = [source for source in sources if source.read()]
+    # Enough for every source to be read a second time, or little would be sure to come before the rest.
+    most = max(_BYTES_READ_AHEAD, 2 * sum(source.bytes_held for source in reading))
+    while reading:
+        # What stands before the end of all that has been read has nothing before it that has not.
+        behind = min(reading, key=_Rows.end)
+        if behind.holds_any and sum(source.bytes_held for source in sources) >= most:
+            end = behind.end()
+            yield [some for source in sources for some in source.up_to(end)]
+        elif not behind.read():
+            reading.remove(behind)
+    yield [some for source in sources for some in source.held]
+
+
+class _Some:
+    """Some rows that follow each other in a file."""
+
+    def __init__(self, batch: pa.RecordBatch, places: Sequence[_Place], size: float) -> None:
+        self.batch, self.places, self.bytes = batch, places, size
+
+    @property
+    def rows(self) -> int:
+        return len(self.places)
+
+    def split(self, last: _Place) -> tuple[_Some, _Some]:
+        """Return the rows that stand there or before, and the others."""
+        where = bisect_right(self.places, last)
+        before = self.bytes * where / self.rows
+        return (
+            _Some(self.batch.slice(0, where), self.places[:where], before),
+            _Some(self.batch.slice(where), self.places[where:], self.bytes - before),
+        )
 
 
 class _Rows:
-    """The rows of a file, in their order."""
+    """The rows of a file, in their order, of which some are held."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
-        self._batches = file.iter_batches(batch_size=_ROWS_READ_AHEAD)
-        self._held: pa.RecordBatch | None = None
+        groups = (file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups))
+        ahead = max(_LEAST_ROWS, min(_MOST_ROWS, max(groups, default=0) // _PARTS_OF_A_GROUP))
+        self._batches = file.iter_batches(ahead, use_threads=False)
+        self.held: list[_Some] = []
 
-    def up_to(self, highest: int) -> Iterator[pa.RecordBatch]:
-        """Yield the next rows whose key's high half is at most that."""
-        while (batch := next(self._batches, None) if self._held is None else self._held) is not None:
-            count = pc.sum(pc.less_equal(batch.column(columns.KEY_HIGH), highest)).as_py()
-            yield batch.slice(0, count)
-            self._held = batch.slice(count) if count < batch.num_rows else None
-            if self._held is not None:
-                return
+    @property
+    def holds_any(self) -> bool:
+        return bool(self.held)
+
+    @property
+    def bytes_held(self) -> float:
+        return sum(some.bytes for some in self.held)
+
+    def end(self) -> _Place:
+        """Return where the last row that is held stands; before everything if there is none."""
+        return self.held[-1].places[-1] if self.held else ()
+
+    def read(self) -> bool:
+        """Hold some more rows; False if there are none."""
+        batch = next(self._batches, None)
+        if batch is None:
+            return False
+        places = list(zip(*(batch.column(name).to_pylist() for name in _ORDER), strict=True))
+        self.held.append(_Some(batch, places, batch.nbytes))
+        return True
+
+    def up_to(self, last: _Place) -> list[_Some]:
+        """Let go of the rows that stand there or before."""
+        gone: list[_Some] = []
+        while self.held and self.held[0].places[0] <= last:
+            some = self.held.pop(0)
+            if some.places[-1] > last:
+                some, rest = some.split(last)
+                self.held.insert(0, rest)
+            gone.append(some)
+        return gone

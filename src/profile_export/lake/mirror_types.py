@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
+from glob import escape
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
@@ -15,6 +17,9 @@ from profile_export.domain.schema import ArrayType, DecimalType, FieldType, MapT
 from profile_export.domain.type_json import to_json
 from profile_export.lake.arrow_types import arrow_type
 from profile_export.lake.data_file import open_data_file
+
+_ABANDONED_SECONDS = 600
+"""Who copies writes all the time: what nobody has written to for so long is of one that was killed."""
 
 
 def can_read(table: FieldType, file: FieldType) -> bool:
@@ -59,12 +64,16 @@ def copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f"{escape(target.name)}.*"):
+        if left.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+            left.unlink()
     part = target.with_name(f"{target.name}.{secrets.token_hex(8)}")
     schema = pa.schema(list(arrow_type(fields)))
     with open_data_file(source) as reader, pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        for rows in reader.iter_batches():
+        # A row group fits into the memory, which so many rows of several need not.
+        for group in range(reader.num_row_groups):
             # Not `safe`: a long that a double cannot hold exactly is rounded, as the engines do.
-            writer.write_table(pa.Table.from_batches([rows]).cast(schema, safe=False))
+            writer.write_table(reader.read_row_group(group).cast(schema, safe=False))
     with part.open("rb") as written:
         os.fsync(written.fileno())
     part.replace(target)

@@ -40,6 +40,7 @@ class Pool:
         most: How many there are at most.
         warm_for: Work to come, whose libraries they load in advance; None: they start with their first task.
         niceness: How far they stand back behind others that want a processor, 0 to 19.
+        limits: What a piece of work may take of which nothing else is said.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class Pool:
         most: int,
         warm_for: Callable[[Any], object] | None = None,
         niceness: int = 0,
+        limits: Limits = NO_LIMITS,
     ) -> None:
-        self._nursery, self._watch = nursery, watch
+        self._nursery, self._watch, self._limits = nursery, watch, limits
         self._most, self._warm_for, self._niceness = most, warm_for, niceness
         self._turns = FairTurns(most)
         self._idle: list[Child] = []
@@ -64,7 +66,7 @@ class Pool:
         work: Callable[[_Task], _Result],
         task: _Task,
         whose: Whose = None,
-        limits: Limits = NO_LIMITS,
+        limits: Limits | None = None,
     ) -> _Result:
         """Do `work(task)` in a child, which imports the function by its name.
 
@@ -73,8 +75,9 @@ class Pool:
         Raises:
             Exception: Whatever the function raises.
             ChildDiedError: The child ended; the next task gets a new one.
-            TooExpensiveError: It took more than `limits` allow.
+            TooExpensiveError: It took more than `limits` allow, or where there are none, those of the pool.
         """
+        limits = limits or self._limits
         async with self._turns.taken(whose):
             child = await self._taken()
             reserve = self._reserve_later()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from profile_export.processes.errors import ChildDiedError
-from profile_export.processes.limits import Watch
+from profile_export.processes.limits import NO_LIMITS, Limits, Watch
 from profile_export.processes.pool import Pool
 from profile_export.processes.process import Child
 
@@ -21,10 +21,15 @@ class Supervisor:
         self.watch = Watch()
 
     def pool(
-        self, *, most: int = 1, warm_for: Callable[[Any], object] | None = None, niceness: int = 0
+        self,
+        *,
+        most: int = 1,
+        warm_for: Callable[[Any], object] | None = None,
+        niceness: int = 0,
+        limits: Limits = NO_LIMITS,
     ) -> Pool:
         """Return a pool of children of one kind, see there; none of them is started yet."""
-        return Pool(self, self.watch, most=most, warm_for=warm_for, niceness=niceness)
+        return Pool(self, self.watch, most=most, warm_for=warm_for, niceness=niceness, limits=limits)
 
     async def child(self, niceness: int = 0) -> Child:
         """Start a child.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
 from profile_export.domain.plan import WrittenFile
 from profile_export.lake.compaction import CompactTask, compact
+from profile_export.processes.errors import TooExpensiveError
 from profile_export.processes.pool import Pool
 from profile_export.runner.background import repeat
 from profile_export.runner.ports import Lake
@@ -16,9 +18,15 @@ from profile_export.store.compactions import Compactions, Merge
 from profile_export.store.events import Wakeups
 
 _POLL_SECONDS = 60.0
-_REST_SECONDS = 600.0
+_REST_SECONDS, _MOST_REST_SECONDS = 600.0, 86_400.0
 _FILE_NAME = "00000.parquet"
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    seconds: float
+    until: float
 
 
 class Compactor:
@@ -45,8 +53,8 @@ class Compactor:
         self._lake = lake
         self._children = children
         self._new_id = new_id
-        # Datasets of which a merge has failed, and until when they are left alone, so that others get their turn.
-        self._resting: dict[str, float] = {}
+        # Datasets whose last merges failed, so that others get their turn.
+        self._resting: dict[str, _Rest] = {}
 
     async def run(self) -> None:
         """Compact until cancelled; what it was at then is begun anew by the next."""
@@ -58,16 +66,33 @@ class Compactor:
         await self._compactions.dissolve()
         now = asyncio.get_running_loop().time()
         merge = await self._compactions.next_merge(
-            [dataset_id for dataset_id, until in self._resting.items() if until > now]
+            [dataset_id for dataset_id, rest in self._resting.items() if rest.until > now]
         )
         if merge is None:
             return False
         try:
             await self._carry_out(merge, f"{merge.dataset_id}/{self._new_id()}")
+        except TooExpensiveError as error:
+            seconds = self._rest(merge.dataset_id)
+            _log.warning(
+                "not_compacted",
+                dataset_id=merge.dataset_id,
+                reason=f"It took more than {error}.",
+                again_in_seconds=seconds,
+            )
         except Exception:
-            self._resting[merge.dataset_id] = now + _REST_SECONDS
+            self._rest(merge.dataset_id)
             raise
+        else:
+            self._resting.pop(merge.dataset_id, None)
         return True
+
+    def _rest(self, dataset_id: str) -> float:
+        """Leave a dataset alone for a while, each time for longer; return for how many seconds."""
+        rest = self._resting.get(dataset_id)
+        seconds = min(2 * rest.seconds, _MOST_REST_SECONDS) if rest else _REST_SECONDS
+        self._resting[dataset_id] = _Rest(seconds, asyncio.get_running_loop().time() + seconds)
+        return seconds
 
     async def _carry_out(self, merge: Merge, folder: str) -> None:
         await self._compactions.begin(folder)

@@ -12,7 +12,7 @@ import structlog
 
 from profile_export.domain.mirror import TableState
 from profile_export.lake.iceberg import MirrorConflictError, MirrorError, TypesChangedError
-from profile_export.processes.errors import ChildDiedError
+from profile_export.processes.errors import ChildDiedError, TooExpensiveError
 from profile_export.runner.background import repeat
 from profile_export.runner.ports import Elsewhere, MirrorTables
 from profile_export.store.events import Wakeups
@@ -91,11 +91,15 @@ class Mirror:
         if self._stopping.is_set():
             await self._mirrors.release(work)
             return
-        if isinstance(error, MirrorError | ChildDiedError):
+        unexpected = None
+        if isinstance(error, TooExpensiveError):
+            message = f"It took more than {error}."
+        elif isinstance(error, MirrorError | ChildDiedError):
             message = str(error)
         else:
-            _log.error("mirror_failed", dataset_id=work.dataset_id, exc_info=error)
             message = f"{type(error).__name__}; the server's log has it."
+            unexpected = error
+        _log.error("mirror_failed", dataset_id=work.dataset_id, reason=message, exc_info=unexpected)
         try:
             await self._mirrors.failed(work, message)
         except MirrorLostError:
