@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, insert, select, update
 
-from profile_export.domain.batch import MOST_FILES, BatchState, UploadStart
+from profile_export.domain.batch import MOST_FILES, BatchState, RowError, UploadStart
 from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
 from profile_export.domain.errors import ExhaustedError, FailedPreconditionError, InvalidArgumentError
 from profile_export.domain.policy import BUILT_IN_POLICY
@@ -94,6 +94,21 @@ def told(error: ExhaustedError, quota: str, limit: int) -> None:
     assert error.reason == "QUOTA_EXCEEDED"
     assert (error.metadata["quota"], error.metadata["limit"]) == (quota, str(limit))
     assert int(error.metadata["used"]) >= limit or quota == "staged_bytes"
+
+
+@of()
+async def test_a_batch_shows_the_first_errors_of_the_first_files(opened: Store) -> None:
+    source = await opened.dataset(A)
+    await opened.loading.create_batch(A, source, "b", "", folder=f"{source}/b")
+    for name, found in (("a", 0), ("c", 60), ("d", 60), ("e", 60)):
+        errors = [RowError(row, "VALUE_INVALID", f"of {name}") for row in range(1, found + 1)]
+        await opened.uploads.refuse_upload(A, await opened.open(A, source, "b", name), errors, found, "")
+
+    batch = await opened.batches.get_batch(A, "b")
+
+    shown = {upload.file_name: [error.row for error in upload.errors] for upload in batch.uploads}
+    assert shown == {"a": [], "c": [*range(1, 61)], "d": [*range(1, 41)], "e": []}
+    assert batch.rejected_rows == 180
 
 
 @of(waiting_jobs=3)

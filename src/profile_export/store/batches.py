@@ -14,6 +14,7 @@ from profile_export.domain.batch import (
     Batch,
     BatchState,
     DataFile,
+    RowError,
     Upload,
     UploadState,
     check_revertible,
@@ -29,8 +30,9 @@ from profile_export.store.events import Wakeups
 from profile_export.store.page_rows import characters, page_rows
 from profile_export.store.tables import batches, datasets, files, uploads
 from profile_export.store.tenants import BatchPlace, id_of
+from profile_export.store.upload_errors import first_errors
 
-_SHOWN = [column for column in uploads.c if column.name != "facts"]
+_SHOWN = [column for column in uploads.c if column.name not in {"facts", "errors"}]
 # What is long of a batch are its uploads: their errors, or that they are many.
 _CHARACTERS = func.coalesce(
     select(func.sum(characters(uploads.c.file_name, uploads.c.errors, uploads.c.folder)))
@@ -165,8 +167,9 @@ async def _batches_from(connection: AsyncConnection, rows: Sequence[Row[Any]]) -
     sent: dict[int, list[Upload]] = defaultdict(list)
     keys = [row.key for row in rows if row.job_id is None]
     query = select(*_SHOWN).where(uploads.c.batch_key.in_(keys)).order_by(uploads.c.file_name)
+    errors = await first_errors(connection, keys)
     for found in await connection.execute(query) if keys else ():
-        sent[found.batch_key].append(upload_from(found))
+        sent[found.batch_key].append(_upload(found, errors.get((found.batch_key, found.file_name), ())))
     retentions = await _retentions(connection, rows)
     return [
         Batch(
@@ -201,7 +204,11 @@ async def _retentions(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> 
 
 
 def upload_from(row: Row[Any]) -> Upload:
-    """Make an upload of its row."""
+    """Make an upload of its whole row."""
+    return _upload(row, row.errors)
+
+
+def _upload(row: Row[Any], errors: tuple[RowError, ...]) -> Upload:
     return Upload(
         file_name=row.file_name,
         format=row.format,
@@ -213,7 +220,7 @@ def upload_from(row: Row[Any]) -> Upload:
         sha256=row.sha256,
         folder=row.folder,
         rejected_rows=row.rejected_rows,
-        errors=row.errors,
+        errors=errors,
     )
 
 

@@ -33,7 +33,7 @@ from profile_export.store.batches import (
     files_of,
     upload_from,
 )
-from profile_export.store.column_types import digest_of
+from profile_export.store.column_types import digest_of, write_ahead
 from profile_export.store.database import Database, database_time, fetch_all, whole
 from profile_export.store.datasets import dataset_of, field_sets_of
 from profile_export.store.drops import drop
@@ -182,11 +182,17 @@ class Uploads:
             FailedPreconditionError: The batch has ended meanwhile.
         """
         digest = await compute_if(is_wide([facts.fields]), digest_of, facts.fields)
+        facts_written = await write_ahead(uploads.c.facts, facts)
+        fields_written = await write_ahead(field_sets.c.fields, facts.fields)
         async with self.database.write() as connection:
             row = await existing_batch(connection, id_of(tenant), opened.batch.id)
             check_still_loading(row)
-            ids = await field_sets_of(connection, row.dataset_id, {digest: facts.fields})
-            values = accepted(facts) | {"facts": facts, "rows": facts.rows, "field_set_id": ids[digest]}
+            ids = await field_sets_of(connection, row.dataset_id, {digest: fields_written})
+            values = accepted(facts) | {
+                "facts": facts_written,
+                "rows": facts.rows,
+                "field_set_id": ids[digest],
+            }
             await connection.execute(upload_of(row, opened.upload.file_name).values(values))
             await note_activity(connection, row.key)
             return await batch_from(connection, row)
