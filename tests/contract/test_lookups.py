@@ -17,7 +17,12 @@ import pytest_asyncio
 
 from profile_export.api.lookups import Asked, Lookups
 from profile_export.domain.batch import BatchState
-from profile_export.domain.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from profile_export.domain.errors import (
+    ExhaustedError,
+    FailedPreconditionError,
+    NotFoundError,
+    UnavailableError,
+)
 from profile_export.domain.identity import Identity
 from profile_export.domain.lookup import FoundProfile
 from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
@@ -26,6 +31,7 @@ from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.engines.keys import Keys, key_records
 from profile_export.engines.mapping import MappingWriter
 from profile_export.engines.mappings import Mappings, together
+from profile_export.lake import source_rows
 from tests.contract.house import TENANT, House, children, house, pinned
 
 __all__ = ["children", "house"]  # fixtures
@@ -157,3 +163,23 @@ def test_keys_that_share_a_half_are_told_apart(tmp_path: Path) -> None:
     assert together(opened_file, (0, 9)) == {(0, 9), (5, 2), (7, 3)}
     assert together(opened_file, (5, 3)) == {(5, 3)}
     assert together(opened_file, (-8, 3)) == {(-8, 3)}
+
+
+async def test_a_person_whose_rows_take_too_much_memory_is_refused_and_others_are_found(
+    house: House, engine: DuckDbEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_rows, "MOST_HELD", 100_000)
+    crm = await house.dataset()
+    for number in range(4):
+        nested = {"name": "x" * 10_000, "list": [{"flags": [True] * 200}]}
+        await house.upload(crm, f"b{number}", {"crmId": "large", **nested}, {"crmId": "small", "name": "n"})
+    people = lookups(house, engine)
+
+    with pytest.raises(ExhaustedError, match="fewer fields") as refused:
+        await profile(people, "CRM:large")
+
+    assert refused.value.reason == "REQUEST_TOO_EXPENSIVE"
+    assert refused.value.retry_after is None
+    assert (await profile(people, "CRM:small")).values["name"] == "n"
+    asked = Asked(TENANT, Identity("CRM", "large"), PDG, ("crmId",))
+    assert (await people.profile(asked)).values["crmId"] == "large"

@@ -18,11 +18,11 @@ from profile_export.domain.paging import Page, PageRequest
 from profile_export.domain.plan import ExportPlan
 from profile_export.domain.planning import takes_long
 from profile_export.domain.policy import IdentityGraph, MergePolicy
-from profile_export.domain.resolution import SourceRow
 from profile_export.engines.mappings import Mappings
 from profile_export.engines.results import EngineDiedError, EngineFailedError
 from profile_export.lake.source_rows import source_rows
 from profile_export.processes.computing import compute, compute_if
+from profile_export.processes.turns import FairTurns
 from profile_export.store.snapshots import Snapshots
 
 
@@ -36,11 +36,16 @@ class Asked:
     fields: Sequence[str]
 
 
+_MOST_AT_ONCE = 4
+"""How many people's rows are held at a time, over all tenants; see `MOST_HELD`."""
+
+
 class Lookups:
     """Looks people up in what the store and the lake hold now."""
 
     def __init__(self, snapshots: Snapshots, mappings: Mappings, lake_root: Path) -> None:
         self._snapshots, self._mappings, self._lake_root = snapshots, mappings, lake_root
+        self._turns = FairTurns(_MOST_AT_ONCE)
 
     async def profile(self, asked: Asked) -> FoundProfile:
         """Merge one profile.
@@ -50,13 +55,16 @@ class Lookups:
             NotFoundError: Nothing is known of the identity.
             FailedPreconditionError: The person has too many identities, or the engine cannot resolve them.
             UnavailableError: The engine broke while it found out who is one person; trying again may help.
+            ExhaustedError: The rows of the person take too much memory or time.
         """
         snapshot = await self._snapshots.take(asked.tenant)
         plan = await compute_if(
             takes_long(snapshot, asked.fields), suggesting(plan_profile), asked.policy, snapshot, asked.fields
         )
-        rows = await self._rows(plan, asked.identity)
-        return await compute(profile_of, plan, rows, asked.identity)
+        keys = await self._keys(plan, asked.identity)
+        async with self._turns.taken(asked.tenant):
+            rows = await asyncio.to_thread(source_rows, self._lake_root, plan, keys)
+            return await compute(profile_of, plan, rows, asked.identity)
 
     async def events(self, asked: Asked, listing: EventListing, page: PageRequest) -> Page[FoundEvent]:
         """List a page of the events of one profile.
@@ -66,18 +74,20 @@ class Lookups:
             NotFoundError: As `profile`.
             FailedPreconditionError: As `profile`.
             UnavailableError: As `profile`.
+            ExhaustedError: As `profile`.
         """
         snapshot = await self._snapshots.take(asked.tenant)
         plan = await compute_if(
             takes_long(snapshot, asked.fields), suggesting(plan_events), asked.policy, snapshot, asked.fields
         )
-        rows = await self._rows(plan, asked.identity)
-        return await compute(events_of, plan, rows, asked.identity, listing, page)
+        keys = await self._keys(plan, asked.identity)
+        async with self._turns.taken(asked.tenant):
+            rows = await asyncio.to_thread(source_rows, self._lake_root, plan, keys)
+            return await compute(events_of, plan, rows, asked.identity, listing, page)
 
-    async def _rows(self, plan: ExportPlan, identity: Identity) -> list[SourceRow]:
+    async def _keys(self, plan: ExportPlan, identity: Identity) -> Collection[IdentityKey]:
         key = identity_key(identity)
-        keys = await self._together(plan, key) if plan.graph is IdentityGraph.PDG else {key}
-        return await asyncio.to_thread(source_rows, self._lake_root, plan, keys)
+        return await self._together(plan, key) if plan.graph is IdentityGraph.PDG else {key}
 
     async def _together(self, plan: ExportPlan, key: IdentityKey) -> Collection[IdentityKey]:
         try:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from profile_export.domain import columns
 from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.errors import ExhaustedError
 from profile_export.domain.identity import Identity, IdentityKey
 from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportPlan, Source
 from profile_export.domain.resolution import SourceRow, StatedIdentity
@@ -32,6 +33,10 @@ _STATED = (
     columns.LINKS,
 )
 _FILES_REMEMBERED = 10_000
+MOST_HELD = 256 * 10**6
+"""How many bytes the rows of one person may take."""
+_BYTES_OF_A_VALUE = 80
+"""Of an object, with its place in a row, beside the bytes of a text."""
 
 
 def source_rows(lake_root: Path, plan: ExportPlan, keys: Collection[IdentityKey]) -> list[SourceRow]:
@@ -39,15 +44,39 @@ def source_rows(lake_root: Path, plan: ExportPlan, keys: Collection[IdentityKey]
 
     Raises:
         OSError: A file is gone, or the disk failed.
+        ExhaustedError: They take more memory than `MOST_HELD`.
     """
-    wanted = frozenset(keys)
-    return [
-        _source_row(source.dataset_id, line)
-        for source in plan.sources
-        for part in source.parts
-        for file in part.files
-        for line in _lines(lake_root / file.path, wanted, _needed(plan, source))
-    ]
+    wanted, held = frozenset(keys), 0
+    found: list[SourceRow] = []
+    for source in plan.sources:
+        for file in (file for part in source.parts for file in part.files):
+            for rows in _rows(lake_root / file.path, wanted, _needed(plan, source)):
+                held += sum(map(_held, rows.columns))
+                if held > MOST_HELD:
+                    raise _too_much()
+                lines = rows.to_pylist(maps_as_pydicts="strict")
+                found += [_source_row(source.dataset_id, line) for line in lines]
+    return found
+
+
+def _held(values: pa.Array) -> int:
+    """Return about how much memory values take as objects."""
+    kind, held = values.type, _BYTES_OF_A_VALUE * len(values)
+    if pa.types.is_struct(kind):
+        return held + sum(map(_held, values.flatten()))
+    if pa.types.is_list(kind):
+        return held + _held(values.flatten())
+    if pa.types.is_map(kind):
+        return held + _held(values.keys) + _held(values.items)
+    return held + int(values.nbytes)
+
+
+def _too_much() -> ExhaustedError:
+    return ExhaustedError(
+        "REQUEST_TOO_EXPENSIVE",
+        f"The rows of this person take more than {MOST_HELD // 10**6} MB of memory. Ask for fewer fields, or export.",
+        metadata={"limit": f"{MOST_HELD // 10**6}MB"},
+    )
 
 
 def _needed(plan: ExportPlan, source: Source) -> Sequence[str]:
@@ -64,7 +93,7 @@ def _names(fields: ObjectType) -> Iterator[str]:
     return (".".join(path) for path, _ in leaves(fields))
 
 
-def _lines(path: Path, keys: frozenset[IdentityKey], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, keys: frozenset[IdentityKey], names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     highs = sorted({high for high, _ in keys})
     groups = [
         group
@@ -81,7 +110,7 @@ def _lines(path: Path, keys: frozenset[IdentityKey], names: Sequence[str]) -> It
                 ahead = file.iter_batches(
                     places[-1] + 1, row_groups=[group], columns=list(dict.fromkeys(names))
                 )
-                yield from next(ahead).take(pa.array(places)).to_pylist(maps_as_pydicts="strict")
+                yield next(ahead).take(pa.array(places))
 
 
 @lru_cache(_FILES_REMEMBERED)
