@@ -33,6 +33,9 @@ class DatasetServiceStub:
        64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field (by its number, where the server
        does not know it) or the method.
@@ -61,6 +64,9 @@ class DatasetServiceStub:
      - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
      - INVALID_ARGUMENT FIELD_TYPE_CONFLICT: a declared type contradicts the schema or the union of the class;
        metadata has path, type, other_type and other_dataset_id.
+     - FAILED_PRECONDITION TOO_MANY_FIELDS: the dataset has more than 10,000, or the union of its class more than
+       20,000; metadata has count and limit. Declare fewer.
+     - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]
     """GetDataset looks one dataset up.
@@ -87,6 +93,7 @@ class DatasetServiceStub:
      - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
      - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: a declared type narrows what the dataset holds, or switching
        `unifiedProfile` on brings a conflict into the union; metadata as in CreateDataset.
+     - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset.
     """
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _dataset_service_pb2.DeleteDatasetResponse]
     """DeleteDataset hides a dataset with all its batches at once. The disk follows when no unfinished job and no
@@ -119,6 +126,8 @@ class DatasetServiceStub:
      - FAILED_PRECONDITION SOURCE_READ_ONLY: the dataset is a union dataset; only export jobs write to it.
      - ALREADY_EXISTS BATCH_EXISTS: the batch_id is taken; choose another.
      - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
+     - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many batches LOADING as it may have; complete or abort
+       some.
     """
     UploadBatch: _aio.StreamUnaryMultiCallable[_dataset_service_pb2.UploadBatchRequest, _dataset_service_pb2.UploadBatchResponse]
     """UploadBatch sends one file. The messages are one `start`, any number of `data`, one `finish`, in this
@@ -159,6 +168,15 @@ class DatasetServiceStub:
      - FAILED_PRECONDITION BATCH_ABORTED: the batch was given up; choose another batch_id.
      - ABORTED UPLOAD_IN_PROGRESS: another live upload sends the same file. Try again after the time in
        RetryInfo.
+     - INVALID_ARGUMENT TOO_MANY_FILES: the batch has 1,000; send the others in another batch.
+     - FAILED_PRECONDITION TOO_MANY_NAMESPACES: the file, or the tenant with it, has more than may be known;
+       metadata has count and limit. Use fewer, and spell each in one way.
+     - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset. Send fewer.
+     - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many batches LOADING, bytes staged or transfers under
+       way as it may have. What has arrived is kept: complete or abort others, or wait, then resume at
+       received_bytes.
+     - ABORTED UPLOAD_IDLE: nothing came for the time that the operator sets, 10 minutes unless told otherwise.
+       Resume at received_bytes.
     """
     CompleteBatch: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.CompleteBatchRequest, _dataset_service_pb2.CompleteBatchResponse]
     """CompleteBatch commits a batch made by CreateBatch: its files count in the order of their names.
@@ -174,6 +192,7 @@ class DatasetServiceStub:
        stays LOADING.
      - INVALID_ARGUMENT ROW_REJECTED: as in UploadBatch, where another file has taught a type. The batch stays
        LOADING.
+     - FAILED_PRECONDITION TOO_MANY_NAMESPACES or TOO_MANY_FIELDS: as in UploadBatch, of all files together.
     """
     AbortBatch: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.AbortBatchRequest, _dataset_service_pb2.AbortBatchResponse]
     """AbortBatch gives a LOADING batch up and removes what was received.
@@ -241,6 +260,8 @@ class DatasetServiceStub:
      - NOT_FOUND FILE_NOT_FOUND: take the name from ListBatchFiles.
      - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: nothing of the batch is visible; metadata has its state.
      - OUT_OF_RANGE OFFSET_OUT_OF_RANGE: offset is beyond the end; metadata has bytes.
+     - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many transfers under way as it may have; try again
+       after the time in RetryInfo.
     """
     GetReceipt: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetReceiptRequest, _dataset_service_pb2.GetReceiptResponse]
     """GetReceipt reads the receipt of a batch that an export job made.
@@ -277,6 +298,9 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
        64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field (by its number, where the server
        does not know it) or the method.
@@ -309,6 +333,9 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
          - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
          - INVALID_ARGUMENT FIELD_TYPE_CONFLICT: a declared type contradicts the schema or the union of the class;
            metadata has path, type, other_type and other_dataset_id.
+         - FAILED_PRECONDITION TOO_MANY_FIELDS: the dataset has more than 10,000, or the union of its class more than
+           20,000; metadata has count and limit. Declare fewer.
+         - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
         """
 
     @_abc_1.abstractmethod
@@ -353,6 +380,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
          - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
          - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: a declared type narrows what the dataset holds, or switching
            `unifiedProfile` on brings a conflict into the union; metadata as in CreateDataset.
+         - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset.
         """
 
     @_abc_1.abstractmethod
@@ -403,6 +431,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
          - FAILED_PRECONDITION SOURCE_READ_ONLY: the dataset is a union dataset; only export jobs write to it.
          - ALREADY_EXISTS BATCH_EXISTS: the batch_id is taken; choose another.
          - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
+         - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many batches LOADING as it may have; complete or abort
+           some.
         """
 
     @_abc_1.abstractmethod
@@ -449,6 +479,15 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
          - FAILED_PRECONDITION BATCH_ABORTED: the batch was given up; choose another batch_id.
          - ABORTED UPLOAD_IN_PROGRESS: another live upload sends the same file. Try again after the time in
            RetryInfo.
+         - INVALID_ARGUMENT TOO_MANY_FILES: the batch has 1,000; send the others in another batch.
+         - FAILED_PRECONDITION TOO_MANY_NAMESPACES: the file, or the tenant with it, has more than may be known;
+           metadata has count and limit. Use fewer, and spell each in one way.
+         - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset. Send fewer.
+         - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many batches LOADING, bytes staged or transfers under
+           way as it may have. What has arrived is kept: complete or abort others, or wait, then resume at
+           received_bytes.
+         - ABORTED UPLOAD_IDLE: nothing came for the time that the operator sets, 10 minutes unless told otherwise.
+           Resume at received_bytes.
         """
 
     @_abc_1.abstractmethod
@@ -470,6 +509,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
            stays LOADING.
          - INVALID_ARGUMENT ROW_REJECTED: as in UploadBatch, where another file has taught a type. The batch stays
            LOADING.
+         - FAILED_PRECONDITION TOO_MANY_NAMESPACES or TOO_MANY_FIELDS: as in UploadBatch, of all files together.
         """
 
     @_abc_1.abstractmethod
@@ -579,6 +619,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
          - NOT_FOUND FILE_NOT_FOUND: take the name from ListBatchFiles.
          - FAILED_PRECONDITION BATCH_NOT_SUCCEEDED: nothing of the batch is visible; metadata has its state.
          - OUT_OF_RANGE OFFSET_OUT_OF_RANGE: offset is beyond the end; metadata has bytes.
+         - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many transfers under way as it may have; try again
+           after the time in RetryInfo.
         """
 
     @_abc_1.abstractmethod

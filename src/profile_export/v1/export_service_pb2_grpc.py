@@ -45,6 +45,9 @@ class ExportServiceStub:
     64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
     NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
     limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+    - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+    again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+    QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
     NOT_BUILT with a sentence that names the field (by its number, where the server
     does not know it) or the method.
@@ -122,6 +125,9 @@ class ExportServiceServicer:
     64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
     NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
     limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+    - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+    again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+    QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
     NOT_BUILT with a sentence that names the field (by its number, where the server
     does not know it) or the method.
@@ -155,6 +161,8 @@ class ExportServiceServicer:
         - INVALID_ARGUMENT TIME_WINDOW_INVALID: the start of a window is after its end.
         - INVALID_ARGUMENT ENGINE_UNKNOWN: leave engine empty or use one that the message names.
         - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
+        - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many jobs waiting as it may have; cancel some, or try
+        again after the time in RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,7 +173,8 @@ class ExportServiceServicer:
 
         Returns figures, each with how exact it is, and sample rows.
         Repeated, it returns what is true then.
-        Errors: as in CreateJob, except that unknown field paths are listed and not an error, and
+        Errors: as in CreateJob, except that it counts as no job and that unknown field paths are listed and not an
+        error, and
         - UNAVAILABLE ESTIMATE_FAILED: the engine broke; try again after the time in RetryInfo.
         - FAILED_PRECONDITION ENGINE_IO or ENGINE_QUERY: a job would fail as well; the message says why.
         """
@@ -240,6 +249,8 @@ class ExportServiceServicer:
         - NOT_FOUND EXPIRED: retention has removed the job, as in GetJob.
         - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the job; metadata has revision. Watch
         without it.
+        - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many watches open as it may have; end some, or try
+        again after the time in RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -261,6 +272,8 @@ class ExportServiceServicer:
         - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the tenant's; metadata has revision.
         - OUT_OF_RANGE HISTORY_COMPACTED: after_revision is older than the history kept; metadata has
         oldest_revision. Watch without after_revision to get the list.
+        - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many watches open as it may have; end some, or try
+        again after the time in RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -332,6 +345,9 @@ class ExportService:
     64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
     NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
     limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+    - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+    again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+    QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
     NOT_BUILT with a sentence that names the field (by its number, where the server
     does not know it) or the method.

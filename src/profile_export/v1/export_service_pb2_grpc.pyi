@@ -32,6 +32,9 @@ class ExportServiceStub:
        64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field (by its number, where the server
        does not know it) or the method.
@@ -66,13 +69,16 @@ class ExportServiceStub:
      - INVALID_ARGUMENT TIME_WINDOW_INVALID: the start of a window is after its end.
      - INVALID_ARGUMENT ENGINE_UNKNOWN: leave engine empty or use one that the message names.
      - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
+     - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many jobs waiting as it may have; cancel some, or try
+       again after the time in RetryInfo.
     """
     EstimateJob: _aio.UnaryUnaryMultiCallable[_export_service_pb2.EstimateJobRequest, _export_service_pb2.EstimateJobResponse]
     """EstimateJob says what a job would do. It leaves no trace.
 
     Returns figures, each with how exact it is, and sample rows.
     Repeated, it returns what is true then.
-    Errors: as in CreateJob, except that unknown field paths are listed and not an error, and
+    Errors: as in CreateJob, except that it counts as no job and that unknown field paths are listed and not an
+    error, and
      - UNAVAILABLE ESTIMATE_FAILED: the engine broke; try again after the time in RetryInfo.
      - FAILED_PRECONDITION ENGINE_IO or ENGINE_QUERY: a job would fail as well; the message says why.
     """
@@ -131,6 +137,8 @@ class ExportServiceStub:
      - NOT_FOUND EXPIRED: retention has removed the job, as in GetJob.
      - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the job; metadata has revision. Watch
        without it.
+     - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many watches open as it may have; end some, or try
+       again after the time in RetryInfo.
     """
     WatchJobs: _aio.UnaryStreamMultiCallable[_export_service_pb2.WatchJobsRequest, _export_service_pb2.WatchJobsResponse]
     """WatchJobs pushes the jobs of the tenant: first a list, then an end-of-list mark, then every change. It
@@ -148,6 +156,8 @@ class ExportServiceStub:
      - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the tenant's; metadata has revision.
      - OUT_OF_RANGE HISTORY_COMPACTED: after_revision is older than the history kept; metadata has
        oldest_revision. Watch without after_revision to get the list.
+     - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many watches open as it may have; end some, or try
+       again after the time in RetryInfo.
     """
 
 class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -170,6 +180,9 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
        64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field (by its number, where the server
        does not know it) or the method.
@@ -208,6 +221,8 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
          - INVALID_ARGUMENT TIME_WINDOW_INVALID: the start of a window is after its end.
          - INVALID_ARGUMENT ENGINE_UNKNOWN: leave engine empty or use one that the message names.
          - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
+         - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many jobs waiting as it may have; cancel some, or try
+           again after the time in RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -220,7 +235,8 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Returns figures, each with how exact it is, and sample rows.
         Repeated, it returns what is true then.
-        Errors: as in CreateJob, except that unknown field paths are listed and not an error, and
+        Errors: as in CreateJob, except that it counts as no job and that unknown field paths are listed and not an
+        error, and
          - UNAVAILABLE ESTIMATE_FAILED: the engine broke; try again after the time in RetryInfo.
          - FAILED_PRECONDITION ENGINE_IO or ENGINE_QUERY: a job would fail as well; the message says why.
         """
@@ -303,6 +319,8 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
          - NOT_FOUND EXPIRED: retention has removed the job, as in GetJob.
          - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the job; metadata has revision. Watch
            without it.
+         - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many watches open as it may have; end some, or try
+           again after the time in RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -326,6 +344,8 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
          - OUT_OF_RANGE REVISION_OUT_OF_RANGE: after_revision is newer than the tenant's; metadata has revision.
          - OUT_OF_RANGE HISTORY_COMPACTED: after_revision is older than the history kept; metadata has
            oldest_revision. Watch without after_revision to get the list.
+         - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many watches open as it may have; end some, or try
+           again after the time in RetryInfo.
         """
 
 def add_ExportServiceServicer_to_server(servicer: ExportServiceServicer, server: _aio.Server) -> None: ...

@@ -32,6 +32,9 @@ class ProfileServiceStub:
        64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field (by its number, where the server
        does not know it) or the method.
@@ -108,6 +111,8 @@ class ProfileServiceStub:
        has how many identities.
      - UNAVAILABLE RESOLUTION_FAILED: the engine broke while it found out who is one person; try again after the
        time in RetryInfo.
+     - RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE without RetryInfo: the rows of the profile take more memory than
+       they may; metadata has limit. Ask for fewer fields.
     """
     ListProfileEvents: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.ListProfileEventsRequest, _profile_service_pb2.ListProfileEventsResponse]
     """ListProfileEvents lists the experience events of the one profile that an identity belongs to. Events of one
@@ -149,6 +154,9 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
        64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field (by its number, where the server
        does not know it) or the method.
@@ -259,6 +267,8 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
            has how many identities.
          - UNAVAILABLE RESOLUTION_FAILED: the engine broke while it found out who is one person; try again after the
            time in RetryInfo.
+         - RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE without RetryInfo: the rows of the profile take more memory than
+           they may; metadata has limit. Ask for fewer fields.
         """
 
     @_abc_1.abstractmethod

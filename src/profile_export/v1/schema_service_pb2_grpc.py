@@ -45,6 +45,9 @@ class SchemaServiceStub:
     64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
     NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
     limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+    - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+    again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+    QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
     NOT_BUILT with a sentence that names the field (by its number, where the server
     does not know it) or the method.
@@ -105,6 +108,9 @@ class SchemaServiceServicer:
     64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
     NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
     limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+    - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+    again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+    QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
     NOT_BUILT with a sentence that names the field (by its number, where the server
     does not know it) or the method.
@@ -141,6 +147,10 @@ class SchemaServiceServicer:
         contradicts a source of the class; metadata has path, type, other_type and, for a source,
         other_dataset_id.
         - ALREADY_EXISTS SCHEMA_BUILT_IN: the `$id` is that of the built-in union schema; use another.
+        - FAILED_PRECONDITION TOO_MANY_FIELDS: the schema has more than 10,000, or the union of its class more than
+        20,000; metadata has count and limit. Make it smaller.
+        - RESOURCE_EXHAUSTED INGEST_TOO_EXPENSIVE: reading it took more time or memory than it may; the message says
+        what was too much. Make it smaller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -233,6 +243,9 @@ class SchemaService:
     64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
     NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
     limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+    - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+    again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+    QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
     NOT_BUILT with a sentence that names the field (by its number, where the server
     does not know it) or the method.

@@ -32,6 +32,9 @@ class SchemaServiceStub:
        64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field (by its number, where the server
        does not know it) or the method.
@@ -69,6 +72,10 @@ class SchemaServiceStub:
        contradicts a source of the class; metadata has path, type, other_type and, for a source,
        other_dataset_id.
      - ALREADY_EXISTS SCHEMA_BUILT_IN: the `$id` is that of the built-in union schema; use another.
+     - FAILED_PRECONDITION TOO_MANY_FIELDS: the schema has more than 10,000, or the union of its class more than
+       20,000; metadata has count and limit. Make it smaller.
+     - RESOURCE_EXHAUSTED INGEST_TOO_EXPENSIVE: reading it took more time or memory than it may; the message says
+       what was too much. Make it smaller.
     """
     GetSchema: _aio.UnaryUnaryMultiCallable[_schema_service_pb2.GetSchemaRequest, _schema_service_pb2.GetSchemaResponse]
     """GetSchema looks one schema up.
@@ -115,6 +122,9 @@ class SchemaServiceServicer(metaclass=_abc_1.ABCMeta):
        64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
+     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
+       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
+       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
      - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
        NOT_BUILT with a sentence that names the field (by its number, where the server
        does not know it) or the method.
@@ -156,6 +166,10 @@ class SchemaServiceServicer(metaclass=_abc_1.ABCMeta):
            contradicts a source of the class; metadata has path, type, other_type and, for a source,
            other_dataset_id.
          - ALREADY_EXISTS SCHEMA_BUILT_IN: the `$id` is that of the built-in union schema; use another.
+         - FAILED_PRECONDITION TOO_MANY_FIELDS: the schema has more than 10,000, or the union of its class more than
+           20,000; metadata has count and limit. Make it smaller.
+         - RESOURCE_EXHAUSTED INGEST_TOO_EXPENSIVE: reading it took more time or memory than it may; the message says
+           what was too much. Make it smaller.
         """
 
     @_abc_1.abstractmethod
