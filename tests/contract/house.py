@@ -162,6 +162,7 @@ async def opened(house: House) -> AsyncIterator[House]:
         yield house
     finally:
         await house.database.close()
+        house.lake.holding.let_go()
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -209,6 +209,25 @@ async def test_an_adopted_lake_is_the_databases_from_then_on(tmp_path: Path) -> 
     assert lake(tmp_path) == before
 
 
+async def test_a_lake_that_another_databases_server_uses_is_not_adopted(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    async with postgres.database(with_tables=False) as ours, postgres.database(with_tables=False) as wrong:
+        before = await fill(tmp_path, ours)
+        async with started(tmp_path, ours), started(tmp_path, ours, adopt=True):
+            of = instance(tmp_path)
+            for other in (wrong, None):
+                with pytest.raises(StartError, match="of another database uses"):
+                    async with started(tmp_path, other, adopt=True):
+                        pass
+            assert instance(tmp_path) == of
+            async with started(tmp_path, ours):
+                assert lake(tmp_path) == before
+
+        async with started(tmp_path, wrong, adopt=True):
+            assert instance(tmp_path) != of
+
+
 async def test_processes_that_start_at_once_agree(tmp_path: Path, postgres: Postgres) -> None:
     async with (
         postgres.database(with_tables=False) as url,

@@ -13,7 +13,7 @@ from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
 from profile_export.processes.computing import compute
 from profile_export.processes.supervisor import Supervisor
-from profile_export.runner.belonging import Belonging, ForeignLakeError
+from profile_export.runner.belonging import Belonging, ForeignLakeError, LakeInUseError
 from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.lapses import LapseSweeper
 from profile_export.runner.ports import Engine
@@ -102,6 +102,12 @@ class JobRunner:
                 "what the database does not know to the trash."
             )
             raise StartError(message) from error
+        except LakeInUseError as error:
+            message = (
+                f"A server or worker of another database uses {self.lake.root}: stop it before --adopt-lake, "
+                "or name the database that the files are of."
+            )
+            raise StartError(message) from error
         except CannotOpenError as error:
             raise StartError(str(error)) from error
         await asyncio.to_thread(self.lake.open)
@@ -145,6 +151,7 @@ class JobRunner:
         await self.supervisor.close()
         await asyncio.to_thread(self._keeper.close)
         await self.database.close()
+        self.lake.holding.let_go()
 
     def raise_what_ended_it(self) -> None:
         """Raise what ended a worker that nobody told to stop: loudly, so that a supervisor starts the process anew."""

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from profile_export.domain.plan import GRAPHS
 from profile_export.domain.receipt import RECEIPT_FILE
+from profile_export.lake.holding import Holding
 from profile_export.lake.trash import Trash
 
 CHUNK_BYTES = 1024 * 1024
@@ -39,7 +40,7 @@ class LocalLake:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self.trash = Trash(data_dir)
+        self.trash, self.holding = Trash(data_dir), Holding(data_dir)
         self.root = data_dir / "lake"
         self._uploads = data_dir / "uploads"
 

@@ -18,6 +18,10 @@ class ForeignLakeError(Exception):
     """The lake holds data that the store knows nothing of. Nothing has been changed."""
 
 
+class LakeInUseError(Exception):
+    """A process of another database uses the lake. Nothing has been changed in it."""
+
+
 class Belonging:
     """Brings a store and a lake together that have one id, or of which one has nothing in it yet.
 
@@ -46,7 +50,9 @@ class Belonging:
 
         Raises:
             ForeignLakeError: They are not of the same, and nobody has said that the store may have the lake.
+            LakeInUseError: Somebody has, but another's process uses it.
         """
+        await asyncio.to_thread(self._lake.holding.take)
         there = await self._instances.get()
         former = await asyncio.to_thread(self._lake.instance)
         same = there is not None and there.id == former
@@ -59,10 +65,14 @@ class Belonging:
         instance = await self._instances.settle(proposed)
         if instance.id != former:
             if self._adopt:
+                # Others of the same store hold a lake that says so already.
+                if former is not None and not await asyncio.to_thread(self._lake.holding.take_alone):
+                    raise LakeInUseError
                 _log.warning("lake_adopted", instance=instance.id, former=former)
                 # Graphs are told by the keys of tenants, which are others in another store.
                 await asyncio.to_thread(self._lake.set_aside, [GRAPHS])
             await asyncio.to_thread(self._lake.become, instance.id)
+            await asyncio.to_thread(self._lake.holding.take)
         return instance
 
     def _holds_data(self) -> bool:
