@@ -273,7 +273,7 @@ class DatasetServiceServicer:
     def PreviewDataset(self, request, context):
         """PreviewDataset shows some rows of the newest visible batches.
 
-        Returns rows as objects; fewer than asked for where they would not fit into 3 MB.
+        Returns rows as objects; fewer than asked for where they would not fit into 2 MiB.
         Repeated, it returns what is true then.
         Errors:
         - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.

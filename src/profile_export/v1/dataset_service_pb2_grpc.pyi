@@ -109,7 +109,7 @@ class DatasetServiceStub:
     PreviewDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.PreviewDatasetRequest, _dataset_service_pb2.PreviewDatasetResponse]
     """PreviewDataset shows some rows of the newest visible batches.
 
-    Returns rows as objects; fewer than asked for where they would not fit into 3 MB.
+    Returns rows as objects; fewer than asked for where they would not fit into 2 MiB.
     Repeated, it returns what is true then.
     Errors:
      - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
@@ -408,7 +408,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_dataset_service_pb2.PreviewDatasetResponse]:
         """PreviewDataset shows some rows of the newest visible batches.
 
-        Returns rows as objects; fewer than asked for where they would not fit into 3 MB.
+        Returns rows as objects; fewer than asked for where they would not fit into 2 MiB.
         Repeated, it returns what is true then.
         Errors:
          - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
