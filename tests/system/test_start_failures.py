@@ -211,7 +211,7 @@ def an_instance_that_is_a_folder(data_dir: Path) -> None:
         (a_broken_link, "name a folder with --data-dir"),
         (below_a_file, "name a folder with --data-dir"),
         (a_loop, "--data-dir"),
-        (a_lock_that_is_a_folder, "name a folder with --data-dir"),
+        (a_lock_that_is_a_folder, "lock is no plain file: move away what is there"),
         (a_lake_that_is_a_file, "lake/instance: Not a directory. Move away what is no folder"),
         (uploads_that_are_a_file, "uploads: File exists. Move away what is no folder"),
         (a_trash_that_is_a_file, "trash: Not a directory. Move away what is no folder"),
@@ -228,6 +228,63 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, spoil: Callable[[Path], No
 
     assert str(data_dir) in line
     assert way_out in line
+
+
+def a_pipe(place: Path) -> None:
+    os.mkfifo(place)
+
+
+def a_link_to_a_device(place: Path) -> None:
+    place.symlink_to(os.devnull)
+
+
+def a_link_to_itself(place: Path) -> None:
+    place.symlink_to(place)
+
+
+def a_link_that_leads_nowhere(place: Path) -> None:
+    place.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make", [a_pipe, a_link_to_a_device, a_link_to_itself, a_link_that_leads_nowhere])
+@pytest.mark.parametrize(
+    ("name", "say"),
+    [
+        ("store.sqlite", "cannot be opened: it is no plain file. Put the database, or a backup of it"),
+        ("store.sqlite-wal", "cannot be opened: it is no plain file. Put the database, or a backup of it"),
+        ("lock", "is no plain file: move away what is there"),
+        ("lake.lock", "is no plain file: move away what is there"),
+        ("lake/instance", "is no plain file: move away what is there"),
+    ],
+)
+def test_what_has_to_be_a_plain_file_and_is_none(
+    tmp_path: Path, name: str, say: str, make: Callable[[Path], None]
+) -> None:
+    (tmp_path / "lake").mkdir()
+    make(tmp_path / name)
+
+    line = serve(tmp_path)
+
+    assert f"{tmp_path / name} {say}" in line
+    assert not (tmp_path / "nowhere").exists()
+    assert "--adopt-lake" not in line
+
+
+@pytest.mark.parametrize("name", ["lock", "lake.lock"])
+def test_a_link_in_the_place_of_a_lock_costs_nobody_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "letters").write_text("of somebody")
+    (tmp_path / name).symlink_to("letters")
+
+    assert "is no plain file" in serve(tmp_path)
+    assert (tmp_path / "letters").read_text() == "of somebody"
+
+
+@pytest.mark.parametrize("name", ["store.sqlite", "lock", "lake/instance"])
+def test_a_question_about_the_database_waits_for_no_pipe(tmp_path: Path, name: str) -> None:
+    (tmp_path / "lake").mkdir()
+    a_pipe(tmp_path / name)
+
+    assert "is no plain file" in sentence("db", "status", "--data-dir", tmp_path)
 
 
 @pytest.mark.slow

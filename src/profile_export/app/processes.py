@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 
 from profile_export.domain.errors import DomainError
+from profile_export.processes.plain_file import NotPlainFileError
 from profile_export.store.opening import explained
 
 _NO_FOLDER = "Move away what is no folder on the way there"
@@ -101,6 +102,8 @@ def _sentence(error: Exception) -> str:
         return error.message
     if sentence := explained(error):
         return sentence
+    if isinstance(error, NotPlainFileError):
+        return f"{error.filename} is no plain file: move away what is there, then start again."
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         way_out = _WAYS_OUT.get(error.errno or 0, "See that it can be read and written")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
+
+from profile_export.processes.plain_file import open_plain
 
 _NOT_LOCKABLE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a file system says that knows no locks: who uses the lake cannot be told there."""
@@ -16,7 +18,7 @@ class Holding:
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / "lake.lock"
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def take(self) -> None:
         """Use the lake beside others. Waits for who takes it over at the moment.
@@ -26,7 +28,7 @@ class Holding:
         """
         self.let_go()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w")
+        self._file = open_plain(self._path, "ab")
         self._lock(fcntl.LOCK_SH)
 
     def take_alone(self) -> bool:

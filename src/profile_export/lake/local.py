@@ -20,11 +20,13 @@ from profile_export.domain.plan import GRAPHS
 from profile_export.domain.receipt import RECEIPT_FILE
 from profile_export.lake.holding import Holding
 from profile_export.lake.trash import Trash
+from profile_export.processes.plain_file import open_plain
 
 CHUNK_BYTES = 1024 * 1024
 ESTIMATES = "estimates"
 MAPPINGS = "mappings"
 _INSTANCE = "instance"
+_MOST_INSTANCE_BYTES = 1_000
 _MADE_LATER = ("trash", "iceberg")
 _BATCH_DEPTH = 2
 _OURS = re.compile(r"[0-9a-f]{24}")
@@ -187,7 +189,8 @@ class LocalLake:
     def instance(self) -> str | None:
         """Return the id of the instance that the lake is of; None if it says nothing."""
         try:
-            return (self.root / _INSTANCE).read_text(encoding="utf-8", errors="replace").strip()
+            with open_plain(self.root / _INSTANCE, "rb") as file:
+                return file.read(_MOST_INSTANCE_BYTES).decode(errors="replace").strip()
         except FileNotFoundError:
             return None
 

@@ -6,12 +6,13 @@ import fcntl
 import sqlite3
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from sqlalchemy import Engine, ExceptionContext, NullPool, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from profile_export.domain.errors import UnavailableError
+from profile_export.processes.plain_file import NotPlainFileError, check_plain, open_plain
 from profile_export.store.opening import CannotOpenError
 from profile_export.store.sqlite_connection import connect
 from profile_export.store.writer_turns import WAIT_SECONDS
@@ -41,6 +42,8 @@ _OPENING_ERRORS = {
     sqlite3.SQLITE_LOCKED: "another program has it locked. End that, then start again",
 }
 _PRIMARY = 0xFF
+_SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""What SQLite adds to the file's name for the files that it keeps beside it."""
 
 
 class SqliteFile:
@@ -50,7 +53,7 @@ class SqliteFile:
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
-        self._lock: TextIO | None = None
+        self._lock: BinaryIO | None = None
         self._path = path = data_dir / "store.sqlite"
         # It takes the write lock at once: a transaction that reads first and writes later can fail with "database is
         # locked" whatever the busy timeout.
@@ -66,11 +69,15 @@ class SqliteFile:
         """Lock the data directory, making it if need be.
 
         Raises:
-            CannotOpenError: Another process holds the lock.
+            CannotOpenError: Another process holds the lock, or something is in the place of a file.
         """
+        self._check_files()
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._data_dir / "lock").open("w")
+            self._lock = open_plain(self._data_dir / "lock", "ab")
+        except NotPlainFileError as error:
+            message = f"{error.filename} is no plain file: move away what is there, then start again."
+            raise CannotOpenError(message) from error
         except OSError as error:
             message = (
                 f"The data directory {self._data_dir} cannot be used ({error.strerror}): name a folder with --data-dir "
@@ -87,19 +94,35 @@ class SqliteFile:
             raise CannotOpenError(message) from None
 
     def is_empty(self) -> bool:
-        """Whether there is no file, or nothing in it."""
+        """Whether there is no file, or nothing in it.
+
+        Raises:
+            CannotOpenError: Something else is in its place.
+        """
+        self._check_files()
         return not self._path.exists() or self._path.stat().st_size == 0
 
     async def in_use(self) -> bool:
         """Say whether another process has locked the data directory."""
         try:
-            with (self._data_dir / "lock").open() as lock:
+            with open_plain(self._data_dir / "lock", "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except FileNotFoundError:
             return False
         return False
+
+    def _check_files(self) -> None:
+        try:
+            for suffix in _SUFFIXES:
+                check_plain(self._path.with_name(f"{self._path.name}{suffix}"))
+        except NotPlainFileError as error:
+            message = (
+                f"{error.filename} cannot be opened: it is no plain file. Put the database, or a backup of it, in its "
+                "place, then start again."
+            )
+            raise CannotOpenError(message) from error
 
     def explain(self, error: Exception) -> str:
         """Say in one sentence what keeps the file from being opened, and the way out."""
