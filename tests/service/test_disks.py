@@ -36,6 +36,7 @@ MANY_EVENTS = 40_000
 @dataclass
 class Server:
     caller: Caller
+    stranger: Caller
     engine: GatedEngine
     lake: Path
     source: str
@@ -69,7 +70,9 @@ async def serving(data_dir: Path, engine: DuckDbEngine | None = None) -> AsyncIt
     async with grpc.aio.insecure_channel(f"127.0.0.1:{application.port}") as channel:
         caller = Caller(channel, "org")
         source = await caller.dataset("record", {"id": "CRM"})
-        server = Server(caller, gated, data_dir / "lake", source, await caller.dataset("union"))
+        server = Server(
+            caller, Caller(channel, "other"), gated, data_dir / "lake", source, await caller.dataset("union")
+        )
         await server.upload("rows")
         yield server
     await application.stop()

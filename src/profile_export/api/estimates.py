@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from profile_export.domain.catalog import Tenant
-from profile_export.domain.errors import FailedPreconditionError, UnavailableError
+from profile_export.domain.errors import ExhaustedError, FailedPreconditionError, UnavailableError
 from profile_export.domain.estimate import Counted, Estimate, estimate, sample_of
 from profile_export.domain.plan import ExportPlan, KeyRange, notes_of
 from profile_export.domain.planning import plan_export, takes_long
@@ -27,7 +27,13 @@ from profile_export.engines.results import (
 from profile_export.lake.local import ESTIMATES, LocalLake
 from profile_export.lake.preview import first_rows
 from profile_export.processes.computing import compute_if
+from profile_export.processes.turns import FairTurns
 from profile_export.store.snapshots import Snapshots
+
+MOST_SECONDS = 600.0
+"""How long one estimate may take by the clock, from its turn on."""
+_MOST_AT_ONCE = 2
+"""As few as can be, for each takes as much memory as a job: of two places, one stays free for another tenant."""
 
 
 class _Attempt(Protocol):
@@ -60,13 +66,13 @@ class Estimated:
 
 
 class Estimates:
-    """Estimates jobs, one at a time: each takes as much memory as a job."""
+    """Estimates jobs, one at a time of a tenant, and for the tenants by turns."""
 
     def __init__(
         self, snapshots: Snapshots, engine: _Engine, lake: LocalLake, new_id: Callable[[], str]
     ) -> None:
         self._snapshots, self._engine, self._lake, self._new_id = snapshots, engine, lake, new_id
-        self._turn = asyncio.Semaphore(1)
+        self._turns = FairTurns(_MOST_AT_ONCE)
 
     async def estimate(self, tenant: Tenant, bound: BoundRequest, sample_rows: int) -> Estimated:
         """Say what a job would do that started now. Nothing of it stays.
@@ -74,6 +80,7 @@ class Estimates:
         Raises:
             UnavailableError: The engine broke; trying again may help.
             FailedPreconditionError: The engine cannot carry out the plan, as it could not for a job.
+            ExhaustedError: It takes too long.
         """
         request = bound.request
         batches = len(request.segments) if request.segment_per_batch else 0
@@ -89,9 +96,12 @@ class Estimates:
             self._engine.values_per_range,
         )
         folder = f"{ESTIMATES}/{self._new_id()}"
-        async with self._turn:
+        async with self._turns.taken(tenant):
             try:
-                return await self._counted(plan, self._lake.folder(folder), sample_rows)
+                async with asyncio.timeout(MOST_SECONDS):
+                    return await self._counted(plan, self._lake.folder(folder), sample_rows)
+            except TimeoutError:
+                raise _too_expensive() from None
             except EngineDiedError as error:
                 raise UnavailableError(
                     "ESTIMATE_FAILED", str(error), retry_after=timedelta(seconds=1)
@@ -123,6 +133,14 @@ class Estimates:
 def _notes(plan: ExportPlan, sample: KeyRange, counted: Counted) -> tuple[str, ...]:
     """Only who has looked at every profile knows that nobody is in a segment."""
     return notes_of(plan, counted.counts) if sample.share == 1 else plan.notes
+
+
+def _too_expensive() -> ExhaustedError:
+    return ExhaustedError(
+        "REQUEST_TOO_EXPENSIVE",
+        f"The estimate takes more than {MOST_SECONDS:g} s. Ask for fewer fields, or run the job.",
+        metadata={"limit": f"{MOST_SECONDS:g}s"},
+    )
 
 
 def _ignore(_progress: EngineProgress) -> None:

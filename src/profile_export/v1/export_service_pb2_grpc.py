@@ -177,6 +177,8 @@ class ExportServiceServicer:
         error, and
         - UNAVAILABLE ESTIMATE_FAILED: the engine broke; try again after the time in RetryInfo.
         - FAILED_PRECONDITION ENGINE_IO or ENGINE_QUERY: a job would fail as well; the message says why.
+        - RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE without RetryInfo: it takes longer than it may; metadata has limit.
+        Ask for fewer fields, or create the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,6 +81,8 @@ class ExportServiceStub:
     error, and
      - UNAVAILABLE ESTIMATE_FAILED: the engine broke; try again after the time in RetryInfo.
      - FAILED_PRECONDITION ENGINE_IO or ENGINE_QUERY: a job would fail as well; the message says why.
+     - RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE without RetryInfo: it takes longer than it may; metadata has limit.
+       Ask for fewer fields, or create the job.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_export_service_pb2.GetJobRequest, _export_service_pb2.GetJobResponse]
     """GetJob looks one job up.
@@ -239,6 +241,8 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
         error, and
          - UNAVAILABLE ESTIMATE_FAILED: the engine broke; try again after the time in RetryInfo.
          - FAILED_PRECONDITION ENGINE_IO or ENGINE_QUERY: a job would fail as well; the message says why.
+         - RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE without RetryInfo: it takes longer than it may; metadata has limit.
+           Ask for fewer fields, or create the job.
         """
 
     @_abc_1.abstractmethod
