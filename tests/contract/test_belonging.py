@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, rmtree
 
 import asyncpg
 import pytest
@@ -226,6 +226,75 @@ async def test_a_lake_that_another_databases_server_uses_is_not_adopted(
 
         async with started(tmp_path, wrong, adopt=True):
             assert instance(tmp_path) != of
+
+
+def not_mounted(data_dir: Path) -> None:
+    """What stands in the place of a folder of the network that is away."""
+    (data_dir / "lake").rename(data_dir / "away")
+    (data_dir / "lake").mkdir()
+
+
+def another_empty_one(data_dir: Path) -> None:
+    not_mounted(data_dir)
+    (data_dir / "lake" / "instance").write_text("another\n")
+
+
+def gone(data_dir: Path) -> None:
+    (data_dir / "lake").rename(data_dir / "away")
+
+
+def gone_while_bytes_of_uploads_are_there(data_dir: Path) -> None:
+    gone(data_dir)
+    (data_dir / "uploads" / "a").write_bytes(b"sent")
+
+
+@pytest.mark.parametrize(
+    "lose", [not_mounted, another_empty_one, gone, gone_while_bytes_of_uploads_are_there]
+)
+async def test_nothing_starts_beside_a_database_whose_lake_is_gone(
+    tmp_path: Path, place: Place, lose: Callable[[Path], None]
+) -> None:
+    before = await fill(tmp_path, place)
+    lose(tmp_path)
+    there = sorted((tmp_path / "lake").rglob("*"))
+
+    line = await refusal(tmp_path, place)
+
+    assert await refusal(tmp_path, place) == line
+    assert "\n" not in line
+    assert "--adopt-lake" in line
+    assert sorted((tmp_path / "lake").rglob("*")) == there
+    rmtree(tmp_path / "lake", ignore_errors=True)
+    (tmp_path / "away").rename(tmp_path / "lake")
+    (tmp_path / "uploads" / "a").unlink(missing_ok=True)
+    async with started(tmp_path, place):
+        assert lake(tmp_path) == before
+
+
+async def test_a_lake_that_is_gone_for_good_is_given_up_on_purpose_and_once(
+    tmp_path: Path, place: Place
+) -> None:
+    await fill(tmp_path, place)
+    gone(tmp_path)
+
+    async with started(tmp_path, place, adopt=True) as runner:
+        there = await runner.instances.get()
+    async with started(tmp_path, place):
+        assert there
+        assert instance(tmp_path).strip() == there.id
+
+
+async def test_a_database_that_names_no_files_needs_no_lake(tmp_path: Path, place: Place) -> None:
+    async with started(tmp_path, place):
+        pass
+    async with opened(House(tmp_path, Supervisor().pool(), place)) as house:
+        await house.dataset()
+    rmtree(tmp_path / "lake")
+
+    async with started(tmp_path, place) as runner:
+        there = await runner.instances.get()
+        assert there
+        assert instance(tmp_path).strip() == there.id
 
 
 async def test_processes_that_start_at_once_agree(tmp_path: Path, postgres: Postgres) -> None:

@@ -13,7 +13,12 @@ from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
 from profile_export.processes.computing import compute
 from profile_export.processes.supervisor import Supervisor
-from profile_export.runner.belonging import Belonging, ForeignLakeError, LakeInUseError
+from profile_export.runner.belonging import (
+    Belonging,
+    ForeignLakeError,
+    LakeInUseError,
+    LakeMissingError,
+)
 from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.lapses import LapseSweeper
 from profile_export.runner.ports import Engine
@@ -100,6 +105,13 @@ class JobRunner:
                 f"The database does not know the files in {self.lake.root}. Restore the database that they are of, or "
                 "name it with --database-url; or start with --adopt-lake (PROFILE_EXPORT_ADOPT_LAKE=true), which moves "
                 "what the database does not know to the trash."
+            )
+            raise StartError(message) from error
+        except LakeMissingError as error:
+            message = (
+                f"{self.lake.root} has none of the files that the database names. Mount or restore it, or name its "
+                "folder with --data-dir; or, where they are gone for good, start with --adopt-lake "
+                "(PROFILE_EXPORT_ADOPT_LAKE=true), and revert what is lost."
             )
             raise StartError(message) from error
         except LakeInUseError as error:

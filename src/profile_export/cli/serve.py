@@ -37,7 +37,7 @@ AdoptLake = Annotated[
     typer.Option(
         "--adopt-lake",
         help="Take the data directory's files over though the database is not the one that they are of. What it "
-        "does not know goes to the trash.",
+        "does not know goes to the trash; what it names and is not there is given up.",
     ),
 ]
 

@@ -18,6 +18,10 @@ class ForeignLakeError(Exception):
     """The lake holds data that the store knows nothing of. Nothing has been changed."""
 
 
+class LakeMissingError(Exception):
+    """The store names data, of which the lake has none. Nothing has been changed."""
+
+
 class LakeInUseError(Exception):
     """A process of another database uses the lake. Nothing has been changed in it."""
 
@@ -29,7 +33,7 @@ class Belonging:
         instances: The store's id.
         named: What the store knows of the lake.
         lake: The lake.
-        adopt: Whether the lake becomes the store's, whatever it says and holds.
+        adopt: Whether the lake becomes the store's, whatever it says, holds and lacks.
     """
 
     def __init__(self, instances: Instances, named: Named, lake: LocalLake, *, adopt: bool) -> None:
@@ -50,7 +54,8 @@ class Belonging:
 
         Raises:
             ForeignLakeError: They are not of the same, and nobody has said that the store may have the lake.
-            LakeInUseError: Somebody has, but another's process uses it.
+            LakeMissingError: The lake has nothing of what the store names, and nobody has said that it need not.
+            LakeInUseError: Somebody has said so, but another's process uses it.
         """
         await asyncio.to_thread(self._lake.holding.take)
         there = await self._instances.get()
@@ -62,6 +67,8 @@ class Belonging:
                 raise ForeignLakeError
             if there is None and former is not None:
                 proposed = Instance(former, proposed.token_key)
+        if not same and not self._adopt and await self._lacks_all():
+            raise LakeMissingError
         instance = await self._instances.settle(proposed)
         if instance.id != former:
             if self._adopt:
@@ -77,6 +84,12 @@ class Belonging:
 
     def _holds_data(self) -> bool:
         return bool(self._lake.datasets() or self._lake.staged())
+
+    async def _lacks_all(self) -> bool:
+        """Say whether the lake is not the one that holds what the store names, such as a folder that is not mounted."""
+        if not await self._named.names_files():
+            return False
+        return not await self._named.knows_any(await asyncio.to_thread(self._lake.datasets), ())
 
     async def _knows_lake(self) -> bool:
         datasets = await asyncio.to_thread(self._lake.datasets)

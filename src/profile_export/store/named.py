@@ -35,6 +35,13 @@ class NamedFile:
     bytes: int
 
 
+_COUNTING = (
+    select(files.c.path, files.c.bytes)
+    .join(batches, batches.c.key == files.c.batch_key)
+    .where(batches.c.state == BatchState.SUCCEEDED.value, is_seen())
+)
+
+
 class Named:
     """Names of folders and of uploads' bytes, of all tenants."""
 
@@ -96,6 +103,12 @@ class Named:
         return False
 
     @whole
+    async def names_files(self) -> bool:
+        """Say whether there is any file that somebody may come to read."""
+        async with self.database.read() as connection:
+            return (await connection.execute(_COUNTING.limit(1))).first() is not None
+
+    @whole
     async def open_folders(self) -> Sequence[OpenFolder]:
         """Return the folders of all batches that are being loaded."""
         loading = batches.c.state == BatchState.LOADING.value
@@ -115,10 +128,8 @@ class Named:
     @whole
     async def files(self) -> Sequence[NamedFile]:
         """Return the files of all batches that count, and those that their rows were merged into."""
-        counts = batches.c.state == BatchState.SUCCEEDED.value
-        query = select(files.c.path, files.c.bytes).join(batches, batches.c.key == files.c.batch_key)
         merged = select(compactions.c.path, compactions.c.bytes)
         async with self.database.read() as connection:
-            found = (await connection.execute(query.where(counts, is_seen()))).all()
+            found = (await connection.execute(_COUNTING)).all()
             found = [*found, *(await connection.execute(merged)).all()]
         return [NamedFile(row.path, row.bytes) for row in found]
