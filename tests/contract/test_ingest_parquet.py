@@ -633,10 +633,11 @@ def test_a_rejected_row_is_kept_as_json(uploader: Uploader) -> None:
         (None, pa.null(), 0),
         (Decimal("1.5"), pa.decimal128(5, 2), 16),
         (date(2024, 1, 1), pa.date32(), 4),
-        ([1, None, 2], pa.list_(pa.int32()), 8),
+        ([1, None, 2], pa.list_(pa.int32()), 9),
+        (["", None, ""], pa.list_(pa.string()), 3),
         ([1, 2], pa.list_(pa.int32(), 2), 8),
         (["a", "bcd"], pa.large_list(pa.string()), 4),
-        ([["a"], None, ["bc", "d"]], pa.list_(pa.list_(pa.string())), 4),
+        ([["a"], None, ["bc", "d"]], pa.list_(pa.list_(pa.string())), 5),
         (
             {"a": 1, "b": "xy", "c": None},
             pa.struct([("a", pa.int8()), ("b", pa.string()), ("c", pa.int8())]),

@@ -28,7 +28,7 @@ from profile_export.ingest.loading import Loading
 from profile_export.ingest.sessions import UploadSessions
 from profile_export.lake.local import LocalLake
 from profile_export.lake.preview import first_rows
-from profile_export.processes.computing import compute_if
+from profile_export.processes.computing import compute, compute_if
 from profile_export.store.batches import Batches
 from profile_export.store.catalog import Catalog
 from profile_export.store.loading import LoadingBatches
@@ -131,7 +131,7 @@ class DatasetService(DatasetServiceServicer):
         count = min(request.row_count or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         files = await self._batches.newest_files(current_tenant(), request.dataset_id, count)
         rows = first_rows(self._lake.root / file.path for file in files)
-        return await asyncio.to_thread(_preview, islice(rows, count))
+        return await compute(_preview, islice(rows, count))
 
     # --- Batches ---
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -63,7 +62,7 @@ class Lookups:
         )
         keys = await self._keys(plan, asked.identity)
         async with self._turns.taken(asked.tenant):
-            rows = await asyncio.to_thread(source_rows, self._lake_root, plan, keys)
+            rows = await compute(source_rows, self._lake_root, plan, keys)
             return await compute(profile_of, plan, rows, asked.identity)
 
     async def events(self, asked: Asked, listing: EventListing, page: PageRequest) -> Page[FoundEvent]:
@@ -82,7 +81,7 @@ class Lookups:
         )
         keys = await self._keys(plan, asked.identity)
         async with self._turns.taken(asked.tenant):
-            rows = await asyncio.to_thread(source_rows, self._lake_root, plan, keys)
+            rows = await compute(source_rows, self._lake_root, plan, keys)
             return await compute(events_of, plan, rows, asked.identity, listing, page)
 
     async def _keys(self, plan: ExportPlan, identity: Identity) -> Collection[IdentityKey]:

@@ -48,6 +48,9 @@ from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.writer import BatchWriter
 from profile_export.lake.arrow_types import arrow_type, file_schema
 
+_MOST_VALUES_OF_A_BYTE = 8
+"""Of booleans, and of what is null."""
+
 
 def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) -> IngestResult:
     """Turn a Parquet upload into data files.
@@ -124,7 +127,7 @@ class _Columns:
         """Return the columns in their stored form, but `identityMap` as sent if it was."""
         place = Place((), refused)
         limit = self._task.max_row_bytes
-        if batch.nbytes > limit:
+        if _MOST_VALUES_OF_A_BYTE * batch.nbytes > limit:
             place.refuse_where(pc.greater(row_bytes(batch), limit), too_large(limit))
         sent = dict(zip(batch.schema.names, batch.columns, strict=True))
         columns = {

@@ -17,7 +17,10 @@ _ROWS_AT_ONCE = 256
 
 
 def row_bytes(batch: pa.RecordBatch) -> pa.Array:
-    """Return how many bytes the values of each row have: text as many as it is long, others their width."""
+    """Return how many bytes the values of each row have: text as many as it is long, others their width.
+
+    An item of a list has one at least, also if it is null or empty: a row is not to hold any number of them.
+    """
     total = pa.repeat(pa.scalar(0, pa.int64()), batch.num_rows)
     for column in batch.columns:
         total = pc.add(total, _value_bytes(column))
@@ -36,7 +39,7 @@ def _value_bytes(column: pa.Array) -> pa.Array:
             total = pc.add(total, _value_bytes(member))
         return total
     if is_list(found):
-        until = pc.cumulative_sum(_value_bytes(column.flatten()))
+        until = pc.cumulative_sum(pc.max_element_wise(_value_bytes(column.flatten()), 1))
         until = pa.concat_arrays([pa.array([0], pa.int64()), until]).take(offsets_of(lengths_of(column)))
         return pc.subtract(until[1:], until[:-1])
     if pa.types.is_string(found) or pa.types.is_large_string(found):

@@ -22,6 +22,7 @@ from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportPlan, Sour
 from profile_export.domain.resolution import SourceRow, StatedIdentity
 from profile_export.domain.schema import EMPTY, EVENT_ID, EVENT_TIME, ObjectType, leaves
 from profile_export.lake.data_file import footer_of, open_data_file
+from profile_export.lake.plain_rows import plain_rows
 
 _KEY = [columns.KEY_HIGH, columns.KEY_LOW]
 _STATED = (
@@ -54,8 +55,7 @@ def source_rows(lake_root: Path, plan: ExportPlan, keys: Collection[IdentityKey]
                 held += sum(map(_held, rows.columns))
                 if held > MOST_HELD:
                     raise _too_much()
-                lines = rows.to_pylist(maps_as_pydicts="strict")
-                found += [_source_row(source.dataset_id, line) for line in lines]
+                found += [_source_row(source.dataset_id, line) for line in plain_rows(rows)]
     return found
 
 
