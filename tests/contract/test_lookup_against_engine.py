@@ -70,7 +70,7 @@ class House:
         found = {}
         for identity in identities:
             key = identity_key(identity)
-            keys = await mappings.together(plan, key) if plan.graph is IdentityGraph.PDG else {key}
+            keys = await mappings.together("tenant", plan, key) if plan.graph is IdentityGraph.PDG else {key}
             found[identity] = source_rows(lake, plan, keys)
         assert not any((lake / "mappings").glob("*"))
         return found

@@ -60,7 +60,7 @@ class Lookups:
         plan = await compute_if(
             takes_long(snapshot, asked.fields), suggesting(plan_profile), asked.policy, snapshot, asked.fields
         )
-        keys = await self._keys(plan, asked.identity)
+        keys = await self._keys(plan, asked)
         async with self._turns.taken(asked.tenant):
             rows = await compute(source_rows, self._lake_root, plan, keys)
             return await compute(profile_of, plan, rows, asked.identity)
@@ -79,18 +79,18 @@ class Lookups:
         plan = await compute_if(
             takes_long(snapshot, asked.fields), suggesting(plan_events), asked.policy, snapshot, asked.fields
         )
-        keys = await self._keys(plan, asked.identity)
+        keys = await self._keys(plan, asked)
         async with self._turns.taken(asked.tenant):
             rows = await compute(source_rows, self._lake_root, plan, keys)
             return await compute(events_of, plan, rows, asked.identity, listing, page)
 
-    async def _keys(self, plan: ExportPlan, identity: Identity) -> Collection[IdentityKey]:
-        key = identity_key(identity)
-        return await self._together(plan, key) if plan.graph is IdentityGraph.PDG else {key}
+    async def _keys(self, plan: ExportPlan, asked: Asked) -> Collection[IdentityKey]:
+        key = identity_key(asked.identity)
+        return await self._together(asked.tenant, plan, key) if plan.graph is IdentityGraph.PDG else {key}
 
-    async def _together(self, plan: ExportPlan, key: IdentityKey) -> Collection[IdentityKey]:
+    async def _together(self, tenant: Tenant, plan: ExportPlan, key: IdentityKey) -> Collection[IdentityKey]:
         try:
-            return await self._mappings.together(plan, key)
+            return await self._mappings.together(tenant, plan, key)
         except EngineDiedError as error:
             raise UnavailableError(
                 "RESOLUTION_FAILED", str(error), retry_after=timedelta(seconds=1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
+from weakref import WeakValueDictionary
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,14 +20,21 @@ from profile_export.domain.plan import ExportPlan
 from profile_export.domain.schema import EMPTY
 from profile_export.engines.duckdb_engine import DuckDbEngine
 from profile_export.engines.results import EngineProgress
+from profile_export.processes.turns import FairTurns, Whose
 
 _MOST_KEPT = 16
+_MOST_AT_ONCE = 2
+"""As few as can be, for each takes all cores: of two places, one stays free for another tenant."""
 _IDENTITY = ("key_high", "key_low")
 _PROFILE = ("profile_high", "profile_low")
+_MadeOf: TypeAlias = tuple[Whose, frozenset[tuple[str, int]]]
+"""Whose mapping it is, and of which batches it is made: their ids are a tenant's own."""
 
 
 class Mappings:
     """Mappings of identities to profiles, each kept while it is among those asked for last.
+
+    They are made for the tenants by turns, one at a time of each. Who keeps the most loses one first.
 
     Args:
         engine: Resolves identities, in a process of its own.
@@ -38,32 +47,39 @@ class Mappings:
         self, engine: DuckDbEngine, lake_root: Path, folder: Path, new_id: Callable[[], str]
     ) -> None:
         self._engine, self._lake_root, self._folder, self._new_id = engine, lake_root, folder, new_id
-        self._kept: OrderedDict[frozenset[tuple[str, ...]], pa.NativeFile | None] = OrderedDict()
-        self._making = asyncio.Lock()
+        self._kept: OrderedDict[_MadeOf, pa.NativeFile | None] = OrderedDict()
+        # Each is there for as long as somebody makes its mapping, or waits for it.
+        self._making: WeakValueDictionary[_MadeOf, asyncio.Lock] = WeakValueDictionary()
+        self._turns = FairTurns(_MOST_AT_ONCE)
 
-    async def together(self, plan: ExportPlan, key: IdentityKey) -> frozenset[IdentityKey]:
-        """Return the keys of all identities of the person that has one, itself among them.
+    async def together(self, whose: Whose, plan: ExportPlan, key: IdentityKey) -> frozenset[IdentityKey]:
+        """Return the keys of all identities of the person of a tenant that has one, itself among them.
 
         Raises:
             EngineDiedError: The engine's process ended; another try may succeed.
             EngineFailedError: A query failed.
         """
-        mapping = await self._mapping(plan)
+        mapping = await self._mapping(whose, plan)
         return frozenset({key}) if mapping is None else await asyncio.to_thread(together, mapping, key)
 
-    async def _mapping(self, plan: ExportPlan) -> pa.NativeFile | None:
+    async def _mapping(self, whose: Whose, plan: ExportPlan) -> pa.NativeFile | None:
         """Return the file of the mapping, open; None if nobody has two identities."""
-        made_of = _made_of(plan)
-        if made_of not in self._kept:
-            # One at a time: resolving takes all cores, and who comes meanwhile most often wants the same.
-            async with self._making:
-                if made_of not in self._kept:
-                    self._kept[made_of] = await self._made(plan)
-        self._kept.move_to_end(made_of)
-        mapping = self._kept[made_of]
+        made_of = whose, frozenset((batch.id, batch.number) for batch in plan.batches)
+        # Who wants the same needs no turn: it waits for the one that is made, and not for those of others.
+        async with self._making.setdefault(made_of, asyncio.Lock()):
+            if made_of not in self._kept:
+                async with self._turns.taken(whose):
+                    mapping = await self._made(plan)
+                self._keep(made_of, mapping)
+            self._kept.move_to_end(made_of)
+            return self._kept[made_of]
+
+    def _keep(self, made_of: _MadeOf, mapping: pa.NativeFile | None) -> None:
+        self._kept[made_of] = mapping
         if len(self._kept) > _MOST_KEPT:
-            self._kept.popitem(last=False)
-        return mapping
+            shares = Counter(whose for whose, _ in self._kept)
+            largest = max(shares.values())
+            del self._kept[next(one for one in self._kept if shares[one[0]] == largest)]
 
     async def _made(self, plan: ExportPlan) -> pa.NativeFile | None:
         folder = self._folder / self._new_id()
@@ -104,12 +120,6 @@ def _pairs(
                 of_key = rows.filter(pc.equal(rows[low], key[1]))
                 found += zip(*(of_key[half].to_pylist() for half in wanted), strict=True)
     return found
-
-
-def _made_of(plan: ExportPlan) -> frozenset[tuple[str, ...]]:
-    """Tell apart what mappings are made of: ids of batches are a tenant's own, those of datasets are not."""
-    datasets = {(source.dataset_id,) for source in plan.sources}
-    return frozenset({*datasets, *((batch.id, str(batch.number)) for batch in plan.batches)})
 
 
 def _ignore(_progress: EngineProgress) -> None:
