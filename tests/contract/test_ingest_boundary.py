@@ -95,10 +95,15 @@ def test_what_our_own_disk_raises_stays_what_it_is(
     assert raised.value is error
 
 
-def test_an_error_of_writing_is_never_the_files(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "write_data_file", raising(OSError("Arrow says no number")))
+@pytest.mark.parametrize(
+    "error", [OSError("Arrow says no number"), OSError(errno.EFBIG, "File too large")], ids=["none", "EFBIG"]
+)
+def test_an_error_of_writing_is_never_the_files(
+    uploader: Uploader, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    monkeypatch.setattr(writer, "write_data_file", raising(error))
 
-    with pytest.raises(OSError, match="no number"):
+    with pytest.raises(OSError, match=r"no number|too large"):
         uploader.ingest([{"crmId": "1"}], CRM)
 
 

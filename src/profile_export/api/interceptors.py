@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from profile_export.api import tenancy
 from profile_export.api.admission import admitting
 from profile_export.api.call_turns import CallTurns
-from profile_export.api.status import code_of, disk_refusal, internal_status, server_draining, status_of
+from profile_export.api.status import code_of, internal_status, server_draining, status_of, system_refusal
 from profile_export.domain.catalog import Tenant
 from profile_export.domain.errors import DomainError, UnimplementedError
 from profile_export.processes.computing import compute_if
@@ -174,8 +174,9 @@ def _unforeseen(call: _Call, error: Exception) -> Status:
     ):  # of a read or a write after the end of the call: its client is gone
         call.log_hang_up()
         raise asyncio.CancelledError from error
-    if refusal := disk_refusal(error):
-        call.log(code_of(refusal).name, refusal.reason)
+    if refusal := system_refusal(error):
+        # With its place: which file or folder that is concerns who runs the server.
+        call.log(code_of(refusal).name, refusal.reason, error)
         return status_of(refusal)
     call.log("INTERNAL", "INTERNAL", error)
     return internal_status(call.request_id)

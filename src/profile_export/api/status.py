@@ -37,12 +37,49 @@ CODES: dict[type[DomainError], grpc.StatusCode] = {
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 
-_DISK_RETRY_AFTER = timedelta(seconds=5)
-# What is the matter with the lake's disk: nothing of the call, and nothing to hide.
-_DISK_ERRORS = {
-    errno.ENOSPC: ("DISK_FULL", "is full. Free some of it"),
-    errno.EDQUOT: ("DISK_FULL", "has no room left for this user. Free some of it, or raise the quota"),
-    errno.EROFS: ("DISK_READ_ONLY", "is read-only. Make it writable"),
+_SYSTEM_RETRY_AFTER = timedelta(seconds=5)
+# Of broken disks, and of those of the network, or of a program, that are away; not all systems know all of them.
+_BROKEN_OR_AWAY = (
+    *(
+        "EIO",
+        "ENXIO",
+        "ENODEV",
+        "EBUSY",
+        "ENODATA",
+        "EBADMSG",
+        "EUCLEAN",
+        "EREMOTEIO",
+        "ENOMEDIUM",
+        "ESTALE",
+        "ENOLINK",
+    ),
+    *("ENETDOWN", "ENETUNREACH", "ENOTCONN", "ESHUTDOWN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH"),
+)
+_FAILED = ("DISK_FAILED", "disk failed. See to it, and that it is mounted")
+_NOT_AS_LEFT = (
+    "DISK_FAILED",
+    "disk lacks a file or folder, or has something else in its place. See that it is mounted and as the server left it",
+)
+_NOT_ALLOWED = ("DISK_FAILED", "user may not read and write its files. Let it")
+_NO_MORE = "system gives it no more {}. End what takes them there, or raise the limit"
+# What is the matter with the system that the server runs on: nothing of the call, and nothing to hide.
+_SYSTEM_ERRORS = {
+    errno.ENOSPC: ("DISK_FULL", "disk is full. Free some of it"),
+    errno.EDQUOT: ("DISK_FULL", "disk has no room left for its user. Free some of it, or raise the quota"),
+    errno.EFBIG: (
+        "DISK_FULL",
+        "disk or user may have no file as large as this. Raise the limit of files' sizes",
+    ),
+    errno.EROFS: ("DISK_READ_ONLY", "disk is read-only. Make it writable"),
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EMFILE: ("SYSTEM_LIMIT", _NO_MORE.format("open files")),
+    errno.ENFILE: ("SYSTEM_LIMIT", _NO_MORE.format("open files")),
+    errno.EAGAIN: ("SYSTEM_LIMIT", _NO_MORE.format("processes or locks")),
+    errno.ENOLCK: ("SYSTEM_LIMIT", _NO_MORE.format("processes or locks")),
+    errno.ENOMEM: ("SYSTEM_LIMIT", _NO_MORE.format("memory")),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), _NOT_AS_LEFT),
+    **{getattr(errno, name): _FAILED for name in _BROKEN_OR_AWAY if hasattr(errno, name)},
 }
 
 # A status travels twice in the trailers (grpc-message, percent-encoded, and the details, in base64), and a client
@@ -103,14 +140,14 @@ def internal_status(request_id: str) -> Status:
     )
 
 
-def disk_refusal(error: Exception) -> UnavailableError | None:
-    """Return what tells a caller that the server's disk takes nothing now; None if the error is another."""
-    known = _DISK_ERRORS.get(error.errno or 0) if isinstance(error, OSError) else None
+def system_refusal(error: Exception) -> UnavailableError | None:
+    """Return what tells a caller that the server's system or disk fails it now; None if the error is another."""
+    known = _SYSTEM_ERRORS.get(error.errno or 0) if isinstance(error, OSError) else None
     if known is None:
         return None
     reason, what = known
-    message = f"The server's disk {what}, then send the same call again."
-    return UnavailableError(reason, message, retry_after=_DISK_RETRY_AFTER)
+    message = f"The server's {what}, then send the same call again."
+    return UnavailableError(reason, message, retry_after=_SYSTEM_RETRY_AFTER)
 
 
 def server_draining() -> UnavailableError:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -159,7 +159,9 @@ class UploadSession:
 
     def _close(self, release: Callable[[], None]) -> None:
         if self._file:
-            self._file.close()
+            # What could not be written is tried again here, and is told already.
+            with suppress(OSError):
+                self._file.close()
         release()
 
     async def _note_arrival(self, received: int) -> None:

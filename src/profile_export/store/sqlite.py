@@ -32,6 +32,10 @@ _DISK_ERRORS = {
         "The disk that the store is on is read-only. Make it writable, then try again.",
     ),
     sqlite3.SQLITE_IOERR: ("DISK_FAILED", "The disk that the store is on failed. See to it, then try again."),
+    sqlite3.SQLITE_CANTOPEN: (
+        "DISK_FAILED",
+        "The files of the store cannot be opened. See to their rights and to the limit of open files, then try again.",
+    ),
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: _DAMAGED,
 }
@@ -126,8 +130,10 @@ class SqliteFile:
 
     def explain(self, error: Exception) -> str:
         """Say in one sentence what keeps the file from being opened, and the way out."""
+        if isinstance(error, UnavailableError):
+            return f"{self._path}: {error.message}"
         code = _code(getattr(error, "orig", error))
-        if code in _DISK_ERRORS:
+        if code in _DISK_ERRORS and code not in _OPENING_ERRORS:
             return f"{self._path}: {_DISK_ERRORS[code][1]}"
         what = _OPENING_ERRORS.get(code, f"{type(error).__name__}; --log-level debug shows the rest")
         return f"{self._path} cannot be opened: {what}."
