@@ -204,11 +204,11 @@ async def test_no_call_about_wide_data_holds_the_loop_up(server: grpc.aio.Channe
 
 
 FILES: Mapping[str, Callable[[], pa.Table]] = {
-    "many columns": lambda: pa.table({f"c{number}": [number] * 300 for number in range(5_000)}),
+    "many columns": lambda: pa.table({f"c{number}": [number] * 120 for number in range(5_000)}),
     "wide objects": lambda: pa.Table.from_pylist(
-        [{"row": row, "part": {f"w{number}": number for number in range(1_000)}} for row in range(100)]
+        [{"row": row, "part": {f"w{number}": number for number in range(1_000)}} for row in range(30)]
     ),
-    "long lists": lambda: pa.table({"l": pa.array([[True] * 99_000] * 100, pa.list_(pa.bool_()))}),
+    "long lists": lambda: pa.table({"l": pa.array([[True] * 99_000] * 12, pa.list_(pa.bool_()))}),
     "one long list": lambda: pa.table({"l": pa.array([[]] * 99 + [[1] * 99_000], pa.list_(pa.int64()))}),
     "long maps": lambda: pa.table(
         {"m": pa.array([[(f"k{key}", key) for key in range(5_000)]] * 50, pa.map_(pa.string(), pa.int64()))}
@@ -244,4 +244,4 @@ def test_a_look_into_a_file_lets_others_in(tmp_path: Path, name: str) -> None:
         return list(islice(first_rows([path]), 100))
 
     assert look() == table.slice(0, 100).to_pylist(maps_as_pydicts="strict")
-    assert min(lag_beside(look) for _ in range(TRIES)) <= MOST_LAG_SECONDS
+    assert any(lag_beside(look) <= MOST_LAG_SECONDS for _ in range(TRIES))
