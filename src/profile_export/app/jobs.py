@@ -64,9 +64,9 @@ class JobRunner:
         self._belonging = Belonging(
             self.instances, Named(self.database), self.lake, adopt=settings.adopt_lake
         )
-        self.duckdb = DuckDbEngine(
-            settings.memory_limit_mb, settings.threads, max(1, settings.workers), self.supervisor
-        )
+        # One more than jobs need: two tenants may look people up, or estimate, and a child takes a second to begin.
+        warm = max(1, settings.workers) + 1
+        self.duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads, warm, self.supervisor)
         self.engine = engine or self.duckdb
         self.snapshots = Snapshots(self.database)
         self.receipts = Receipts(self.database)
