@@ -134,15 +134,15 @@ def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath, folde
         folded: Gets those of `known` by how they are folded, for the next call.
 
     Raises:
-        ValueRefusedError: It is empty, has a dot, is not Unicode, is reserved, or is one too many.
+        ValueRefusedError: It is empty, has a dot or NUL, is not Unicode, is reserved, or is one too many.
         TypeConflictError: A known name differs in case alone.
     """
     if not name:
         raise ValueRefusedError((*path, "''"), "has an empty name")
     if "." in name:
-        raise ValueRefusedError(
-            (*path, name), "has a dot in its name, where field paths have them between names"
-        )
+        raise ValueRefusedError((*path, name), "has a dot in its name, as paths have between names")
+    if "\0" in name:
+        raise ValueRefusedError((*path, ascii(name)), "has a NUL character in its name")
     _check_text(name, (*path, ascii(name)))
     own = name.casefold()
     if not path and own in _RESERVED:

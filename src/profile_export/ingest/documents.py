@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from profile_export.ingest.rules import Rules, rule_at, shown
 MAX_DOCUMENT_BYTES = 2**20
 MOST_DIGITS = 4_300
 """How many an integer has; it takes time that grows with their square to read and write it."""
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""In JSON text; after a backslash that is escaped itself, as in a pattern, it is none."""
 DRAFT = "http://json-schema.org/draft-06/schema#"
 
 
@@ -55,9 +58,9 @@ def parse_document(text: str) -> dict[str, Any]:
     """Parse one document and check it against the meta schema of draft-06.
 
     Raises:
-        SchemaInvalidError: It is larger than `MAX_DOCUMENT_BYTES`, not JSON, has a name twice in one object, an
-            integer of more than `MOST_DIGITS` or a number that no double can hold, names another draft, or breaks a
-            rule of the meta schema.
+        SchemaInvalidError: It is larger than `MAX_DOCUMENT_BYTES`, not JSON, has U+0000 in a text, a name twice in
+            one object, an integer of more than `MOST_DIGITS` or a number that no double can hold, names another draft,
+            or breaks a rule of the meta schema.
     """
     document = _parse(text)
     if not isinstance(document, dict):
@@ -91,6 +94,8 @@ def _parse(text: str) -> Any:
             parse_constant=_double,
         )
         json.dumps(document, ensure_ascii=False).encode()
+        if _ESCAPED_NUL.search(text):
+            raise SchemaInvalidError("", "json", "it holds the character U+0000, which no text may have.")
     except RecursionError:
         raise SchemaInvalidError("", "json", "it is nested too deep.") from None
     except UnicodeEncodeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from profile_export.domain.schema import (
     BOOLEAN,
     IDENTITY_MAP,
     IDENTITY_MEMBERS,
+    SEGMENT_MEMBERSHIP,
     TEXT,
     FieldPath,
     TypeConflictError,
@@ -231,6 +232,22 @@ def _check_namespace(namespace: str) -> None:
     if not namespace or "\0" in namespace:
         raise _invalid((IDENTITY_MAP, namespace), "has an empty namespace or one with a NUL character")
     check_value(namespace, TEXT, (IDENTITY_MAP, ascii(namespace)), set())
+
+
+def check_segment_namespaces(namespaces: Iterable[str]) -> None:
+    """Refuse a namespace that not every store can keep; they are map keys that have been checked.
+
+    Raises:
+        ValueRefusedError: One has a NUL character.
+    """
+    for namespace in namespaces:
+        if "\0" in namespace:
+            raise segment_namespace_refused(namespace)
+
+
+def segment_namespace_refused(namespace: str) -> ValueRefusedError:
+    """Return the refusal of a namespace with a NUL character."""
+    return ValueRefusedError((SEGMENT_MEMBERSHIP, ascii(namespace)), "has a NUL character in its namespace")
 
 
 def _invalid(path: FieldPath, complaint: str) -> ValueRefusedError:

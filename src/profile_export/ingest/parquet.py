@@ -28,7 +28,7 @@ from profile_export.domain.schema import (
     union_objects,
 )
 from profile_export.ingest.arrow_types import object_type
-from profile_export.ingest.conform import Place, Refused, accepted_fields, conform
+from profile_export.ingest.conform import Place, Refused, accepted_fields, conform, entries_of
 from profile_export.ingest.identities import (
     EMPTY_ID,
     Mention,
@@ -36,6 +36,7 @@ from profile_export.ingest.identities import (
     check_identity_map,
     claim_of,
     resolve,
+    segment_namespace_refused,
 )
 from profile_export.ingest.identity_columns import DeclaredColumn, Identified, identify
 from profile_export.ingest.parquet_rows import row_bytes, row_texts, row_values
@@ -142,6 +143,8 @@ class _Columns:
         for declared in self._task.identity_fields:
             empty = pc.equal(_ids_at(columns, declared.path), "")
             place.refuse_where(empty, ValueRefusedError(declared.path, EMPTY_ID, Reason.IDENTITY_INVALID))
+        if SEGMENT_MEMBERSHIP in sent:
+            _refuse_segment_namespaces(columns[SEGMENT_MEMBERSHIP], place.member(SEGMENT_MEMBERSHIP))
         self._refuse_by_rules(batch, refused)
         if IDENTITY_MAP in sent:
             columns[IDENTITY_MAP] = sent[IDENTITY_MAP]
@@ -238,6 +241,14 @@ def _refuse_incomplete_events(columns: dict[str, pa.Array], place: Place) -> Non
     ids = columns[EVENT_ID]
     place.refuse_where(pc.or_kleene(ids.is_null(), pc.equal(ids, "")), missing_in_event(EVENT_ID))
     place.refuse_where(columns[EVENT_TIME].is_null(), missing_in_event(EVENT_TIME))
+
+
+def _refuse_segment_namespaces(column: pa.Array, place: Place) -> None:
+    entries = entries_of(column)
+    keys = entries.flatten().field("key")
+    inside = place.items("*", pc.list_parent_indices(entries))
+    for index in pc.indices_nonzero(pc.match_substring(keys, "\0")).to_pylist():
+        inside.refuse(index, segment_namespace_refused(keys[index].as_py()))
 
 
 def _identity_maps(sent: pa.Array | None, count: int) -> list[Any]:

@@ -26,6 +26,7 @@ from profile_export.ingest.identities import (
     RowIdentities,
     Stated,
     check_identity_map,
+    check_segment_namespaces,
     claim_of,
     identity_text,
     resolve,
@@ -102,6 +103,7 @@ class RowChecker:
         value, fields = check_record(record, self.fields, untyped)
         if self._is_event:
             check_event(value)
+        check_segment_namespaces(value.get(SEGMENT_MEMBERSHIP, ()))
         identities = resolve(mentions)
         if self._rules:
             self._rules.check(sent)
