@@ -314,7 +314,10 @@ def test_namespaces_are_told_by_their_first_place_and_with_all_spellings(uploade
         ),
         ({"identityMap": {"A": ["1"]}}, "The field 'identityMap.A[]' is string, but it is known as object."),
         ({"identityMap": [1]}, "The field 'identityMap' is array, but it is known as map."),
-        ({"IdentityMap": {"A": [{"id": "1", "primary": True}]}, "crmId": "1"}, "its name stands"),
+        (
+            {"IdentityMap": {"A": [{"id": "1", "primary": True}]}, "crmId": "1"},
+            "differs from 'identityMap' beside it in case alone",
+        ),
         ({"crmId": ""}, "The field 'crmId' is an empty text"),
         ({"crmId": [1]}, "is array, but an identity is text or an integer"),
         ({"crmId": "1", "contact": "x"}, "The field 'contact' is string, but it is known as object."),

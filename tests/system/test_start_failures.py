@@ -365,6 +365,31 @@ def test_a_database_that_is_not_there(tmp_path: Path, command: str, url: str, sa
     assert "password" not in line
 
 
+@pytest.mark.parametrize("option", ["sslrootcert", "sslcert", "sslkey", "sslcrl"])
+def test_a_file_of_tls_that_cannot_be_read(tmp_path: Path, option: str) -> None:
+    place = tmp_path / "file.pem"
+    for make in (None, a_pipe, Path.mkdir):
+        if make:
+            make(place)
+        url = f"postgresql://me:password@127.0.0.1:1/x?sslmode=verify-full&{option}={place}"
+        line = sentence("worker", "--data-dir", tmp_path / "data", "--database-url", url)
+
+        assert f"The file {place}, which {option} in --database-url names, cannot be read" in line
+        assert "password" not in line
+        if place.exists() and not place.is_dir():
+            place.unlink()
+
+
+def test_a_file_of_tls_that_holds_something_else(tmp_path: Path) -> None:
+    (tmp_path / "file.pem").write_text("no certificate")
+    url = f"postgresql://me:password@127.0.0.1:1/x?sslmode=verify-full&sslrootcert={tmp_path / 'file.pem'}"
+
+    line = sentence("worker", "--data-dir", tmp_path / "data", "--database-url", url)
+
+    assert "TLS fails with NO_CERTIFICATE_OR_CRL_FOUND" in line
+    assert "sslrootcert" in line
+
+
 @pytest.mark.slow
 async def test_a_database_that_lets_nobody_in(tmp_path: Path, postgres: Postgres) -> None:
     there = postgres.url("postgres")

@@ -341,10 +341,11 @@ def test_a_type_is_nested_no_deeper_below_its_path_than_data_may_be() -> None:
     path = ".".join("d" * MAX_DEPTH)
 
     check_declared_fields(DatasetKind.RECORD, (typed(path, ArrayType(TEXT)),), "declared_fields")
-    with pytest.raises(InvalidArgumentError) as refused:
-        check_declared_fields(DatasetKind.RECORD, (typed(path, ArrayType(MapType(TEXT))),), "declared_fields")
+    for kind in (ArrayType(MapType(TEXT)), ObjectType({"a": TEXT})):
+        with pytest.raises(InvalidArgumentError) as refused:
+            check_declared_fields(DatasetKind.RECORD, (typed(path, kind),), "declared_fields")
 
-    assert f"nested deeper than {MAX_DEPTH} levels" in refused.value.message
+        assert f"nested deeper than {MAX_DEPTH} levels, those of its path included" in refused.value.message
 
 
 def test_a_declared_type_that_is_narrower_than_what_is_known_is_refused() -> None:

@@ -275,9 +275,9 @@ def test_system_names_are_free_below_the_top() -> None:
 def test_names_that_differ_in_case_alone_are_refused() -> None:
     assert (
         conflict({"Email": "x"}, email=TEXT)
-        == "The field 'Email' is 'Email', but its name stands as 'email'."
+        == "The field 'Email' differs from 'email' beside it in case alone: write it as that, or choose another name."
     )
-    assert "'o.B' is 'B'" in conflict({"o": {"b": 1, "B": 1}})
+    assert "'o.B' differs from 'b' beside it" in conflict({"o": {"b": 1, "B": 1}})
     assert learn({"Email": None}, email=TEXT)[0] == {}
 
 

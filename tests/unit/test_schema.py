@@ -292,7 +292,10 @@ def test_names_that_differ_in_case_alone_are_a_conflict() -> None:
     conflict = conflict_of(known, found)
 
     assert conflict.path == ("person", "email")
-    assert conflict.message == "The field 'person.email' is 'email', but its name stands as 'eMail'."
+    assert conflict.message == (
+        "The field 'person.email' differs from 'eMail' beside it in case alone: write it as that, or choose another "
+        "name."
+    )
 
 
 def test_names_of_one_newcomer_that_differ_in_case_alone_are_a_conflict_too() -> None:

@@ -258,13 +258,20 @@ def check_declared_fields(kind: DatasetKind, declared_fields: Sequence[FieldDecl
 def _check_names(kind: FieldType, path: FieldPath, where: str) -> None:
     match kind:
         case ObjectType(fields):
+            if fields and len(path) >= MAX_DEPTH:
+                raise _too_deep(where)
             for name, member in fields.items():
-                _check_field_path((*path, name), where)
+                _check_name(name, path, where)
                 _check_names(member, (*path, name), where)
         case ArrayType(inner) | MapType(inner):
             if len(path) > MAX_DEPTH:
-                raise InvalidArgumentError.of_field(where, f"is nested deeper than {MAX_DEPTH} levels.")
+                raise _too_deep(where)
             _check_names(inner, (*path, "[]"), where)
+
+
+def _too_deep(where: str) -> InvalidArgumentError:
+    told = f"is nested deeper than {MAX_DEPTH} levels, those of its path included"
+    return InvalidArgumentError.of_field(where, f"{told}: shorten the path, or declare less within.")
 
 
 def check_identity_fields(kind: DatasetKind, identity_fields: tuple[IdentityField, ...]) -> None:
@@ -299,8 +306,12 @@ def _check_field_path(path: FieldPath, field: str) -> None:
         raise InvalidArgumentError.of_field(
             field, f"must be a dotted field path such as 'crm.id', of at most {MAX_DEPTH} names."
         )
+    for depth, name in enumerate(path):
+        _check_name(name, path[:depth], field)
+
+
+def _check_name(name: str, path: FieldPath, field: str) -> None:
     try:
-        for depth, name in enumerate(path):
-            check_name(name, {}, path[:depth], {})
+        check_name(name, {}, path, {})
     except ValueRefusedError as refused:
         raise InvalidArgumentError.of_field(field, refused.reason) from None

@@ -39,6 +39,7 @@ from profile_export.domain.schema import (
     Scalar,
     ScalarKind,
     TypeConflictError,
+    differs_in_case,
     dotted_path,
 )
 
@@ -152,7 +153,7 @@ def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath, folde
     if len(folded) >= MAX_NAMES:
         raise ValueRefusedError((*path, name), f"stands in an object with more than {MAX_NAMES} names")
     if own in folded:
-        raise TypeConflictError((*path, name), f"'{folded[own]}'", f"'{name}'", "its name stands")
+        raise differs_in_case((*path, name), folded[own])
 
 
 # --- Objects, maps, arrays ---

@@ -141,12 +141,12 @@ class TypeConflictError(InvalidArgumentError):
     """Two types for one field that do not go together."""
 
     def __init__(
-        self, path: FieldPath, known: FieldType | str, found: FieldType | str, where: str = ""
+        self, path: FieldPath, known: FieldType | str, found: FieldType | str, complaint: str = ""
     ) -> None:
         dotted = dotted_path(path)
         super().__init__(
             "FIELD_TYPE_CONFLICT",
-            f"The field '{dotted}' is {found}, but {where or 'it is known'} as {known}.",
+            f"The field '{dotted}' {complaint or f'is {found}, but it is known as {known}'}.",
             metadata={"path": dotted, "type": str(found), "other_type": str(known)},
         )
         self.path, self.known, self.found = path, known, found
@@ -165,6 +165,12 @@ class TypeConflictError(InvalidArgumentError):
         conflict.args = (conflict.message,)
         conflict.metadata |= {"dataset_id": dataset_id, "other_dataset_id": other}
         return conflict
+
+
+def differs_in_case(path: FieldPath, known: str) -> TypeConflictError:
+    """Return the conflict of a field with one beside it, whose name is `known`."""
+    complaint = f"differs from '{known}' beside it in case alone: write it as that, or choose another name"
+    return TypeConflictError(path, f"'{known}'", f"'{path[-1]}'", complaint)
 
 
 def dotted_path(path: FieldPath) -> str:
@@ -250,7 +256,7 @@ class GrowingObject:
             self._folded = {spelled.casefold(): spelled for spelled in self._known.fields}
         spelled = self._folded.setdefault(name.casefold(), name)
         if spelled != name:
-            raise TypeConflictError((*self._path, name), f"'{spelled}'", f"'{name}'", "its name stands")
+            raise differs_in_case((*self._path, name), spelled)
 
     def at(self, path: FieldPath) -> FieldType | None:
         """Return the type of the field at a path, as `type_at` has it."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from profile_export.domain.errors import InvalidArgumentError, UnavailableError
 from profile_export.store.opening import CannotOpenError
+from profile_export.store.tls_files import check_tls_files
 from profile_export.store.writer_turns import WAIT_SECONDS
 
 _OLDEST = 14
@@ -61,8 +63,9 @@ def connector(url: str) -> Callable[[], Coroutine[Any, Any, Any]]:
     It raises `UnavailableError` where there is no such database, or none that lets this process in.
 
     Raises:
-        CannotOpenError: The driver is not installed.
+        CannotOpenError: The driver is not installed, or a file that the URL names cannot be read.
     """
+    check_tls_files(url)
     try:
         import asyncpg  # noqa: PLC0415 - an extra; an embedded server does without it
     except ImportError:
@@ -177,6 +180,12 @@ def _renewer(url: str) -> Engine:
 
 def _why(error: BaseException | None) -> str:
     """Say why there is no connection."""
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or type(error).__name__
+        return (
+            f"PostgreSQL cannot be reached: TLS fails with {reason}. See to its certificate, and to the files that "
+            "sslrootcert, sslcert, sslkey and sslcrl in --database-url name."
+        )
     if isinstance(error, OSError):
         reason = error.strerror or str(error) or type(error).__name__
         return f"PostgreSQL cannot be reached: {' '.join(reason.split())}. See that it runs where --database-url says."
