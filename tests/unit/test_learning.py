@@ -249,6 +249,7 @@ def test_items_of_one_array_have_one_type() -> None:
     [
         ({"": 1}, "empty name"),
         ({"a.b": 1}, "a dot in its name"),
+        ({"a\0": 1}, "a NUL character in its name"),
         ({"a\ud800": 1}, "half of a surrogate pair"),
         ({"_row": 1}, "system column '_row'"),
         ({"_ROW": 1}, "system column '_row'"),
