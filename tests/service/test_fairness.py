@@ -107,6 +107,7 @@ async def test_of_a_tenant_with_many_jobs_waiting_one_runs_before_anothers(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # six hundred jobs, where the machine is busy
 async def test_a_tiny_job_beside_two_hundred_and_a_hundred_slow_uploads_takes_twice_as_long_at_most(
     caller: Caller, stranger: Caller
 ) -> None:
