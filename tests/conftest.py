@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from shutil import copyfile
+
+# Before grpc is loaded: else it wakes up in each process that a test forks, and may end it before the program begins.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import pytest
 import pytest_asyncio
