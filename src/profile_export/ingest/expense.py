@@ -11,7 +11,7 @@ _MEGABYTE = 1_000_000
 _SECONDS_PER_CPU_SECOND = 5
 """A machine that has other things to do is so many times slower."""
 _BESIDE_ROWS = 200 * _MEGABYTE
-_COPIES_OF_ROWS = 6
+_COPIES_OF_ROWS = 8
 _MOST_HELD = 256 * _MEBIBYTE
 
 
