@@ -18,10 +18,26 @@ from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import export_service_pb2 as es
 from tests.service.harness import SCHEMAS, Caller, json_lines, upload_messages
 
-MOST_RATIO = 2.0
+MOST_JOBS_WAITED_FOR = 1.5
+"""The one that runs when it comes, and what around it is not work."""
 SCHEMA = dataset_pb2.SchemaRef(id=SCHEMAS["record"])
 ROWS = [{"id": f"p{number}"} for number in range(20)]
 SLOW_DATA = json_lines({"id": f"slow{number}"} for number in range(20_000))
+
+
+@dataclass(frozen=True)
+class Took:
+    """How many seconds a job took: in all from its creation on, of them in the queue, and at work."""
+
+    all: float
+    queue: float
+    work: float
+
+
+def _queue_and_work(job: job_pb2.ExportJob) -> tuple[float, float]:
+    phases = {one.phase: one.time.ToTimedelta().total_seconds() for one in job.metrics.phases}
+    queue = phases.pop(job_pb2.JOB_PHASE_QUEUE)
+    return queue, sum(phases.values())
 
 
 @dataclass
@@ -38,15 +54,21 @@ class Exporter:
         await caller.upload(source, "b", ROWS)
         return cls(caller, source, await caller.dataset("union"))
 
-    async def export(self) -> float:
-        """Run a tiny job to its end; return how many seconds it took from its creation on."""
+    async def export(self) -> Took:
+        """Run a tiny job to its end."""
         began = time.perf_counter()
-        await self.caller.export(self.destination)
-        return time.perf_counter() - began
+        job = await self.caller.export(self.destination)
+        return Took(time.perf_counter() - began, *_queue_and_work(job))
 
     async def ended(self) -> int:
         """Count the jobs that have run."""
-        return len([job for job in await self._jobs() if job.state == job_pb2.JOB_STATE_SUCCEEDED])
+        return len(await self.works())
+
+    async def works(self) -> list[float]:
+        """Return for how many seconds each job that has run was worked on."""
+        return [
+            _queue_and_work(job)[1] for job in await self._jobs() if job.state == job_pb2.JOB_STATE_SUCCEEDED
+        ]
 
     async def cancel_all(self) -> None:
         for job in await self._jobs():
@@ -108,23 +130,28 @@ async def test_of_a_tenant_with_many_jobs_waiting_one_runs_before_anothers(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # six hundred jobs, where the machine is busy
-async def test_a_tiny_job_beside_two_hundred_and_a_hundred_slow_uploads_takes_twice_as_long_at_most(
+async def test_a_tiny_job_beside_two_hundred_and_a_hundred_slow_uploads_waits_for_one_job(
     caller: Caller, stranger: Caller
 ) -> None:
     crowd, other = await Exporter.of(caller), await Exporter.of(stranger)
     await other.export()
-    ratios = []
+    waits = []
     # The machine may be busy with other things: the best of a few tries counts.
     for _ in range(3):
-        alone = median([await other.export() for _ in range(5)])
+        alone = median([(await other.export()).all for _ in range(5)])
         async with busy(crowd, jobs=200, uploads=100):
-            beside = median([await other.export() for _ in range(5)])
-        ratios.append(beside / alone)
-        print(f"alone {alone * 1000:.0f} ms, beside {beside * 1000:.0f} ms, {ratios[-1]:.2f} times as long")  # noqa: T201 - the figures
-        if ratios[-1] <= MOST_RATIO:
+            beside = [await other.export() for _ in range(5)]
+            work = median(await crowd.works())
+        took, queue = median(one.all for one in beside), median(one.queue for one in beside)
+        waits.append(queue / work)
+        print(  # noqa: T201 - the figures
+            f"alone {alone * 1000:.0f} ms, beside {took * 1000:.0f} ms, {took / alone:.2f} times as long; of them "
+            f"{queue * 1000:.0f} ms in the queue, while each job of the others takes {work * 1000:.0f} ms"
+        )
+        if waits[-1] <= MOST_JOBS_WAITED_FOR:
             break
 
-    assert min(ratios) <= MOST_RATIO
+    assert min(waits) <= MOST_JOBS_WAITED_FOR
 
 
 async def test_a_burst_of_calls_keeps_no_call_of_another_tenant_behind_all_of_it(
