@@ -152,11 +152,11 @@ async def test_an_upload_goes_on_when_its_server_is_started_again(
             async with asyncio.timeout(60):
                 await line.stalled.wait()
 
-            # when the server ends and another one takes its place
+            # when the server ends and another one takes its place, which takes long enough to be told of it
             server.send_signal(end)
             await asyncio.to_thread(server.wait)
+            line.cut()
             with served(tmp_path, "--grpc-address", address):
-                line.cut()
                 printed, _ = await command.communicate()
 
                 # then the upload goes on to its end, and says what it waits for
