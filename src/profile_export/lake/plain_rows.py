@@ -28,24 +28,24 @@ def plain_rows(rows: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 def _fitting(rows: pa.RecordBatch) -> pa.RecordBatch:
     """Return the first rows, as many as are made together."""
     while rows.num_rows > 1:
-        counts = [_values(column) for column in rows.columns]
+        counts = [value_count(column) for column in rows.columns]
         if max(counts) <= _VALUES_OF_A_COLUMN and sum(counts) <= _VALUES_HELD:
             return rows
         rows = rows.slice(0, rows.num_rows // 2)
     return rows
 
 
-def _values(column: pa.Array) -> int:
+def value_count(column: pa.Array) -> int:
     """Return how many values a column has at all depths: members of objects, items of arrays, entries of maps."""
     kind, own = column.type, len(column)
     if not own:
         return 0
     if pa.types.is_struct(kind):
-        return own + sum(map(_values, column.flatten()))
+        return own + sum(map(value_count, column.flatten()))
     if pa.types.is_list(kind):
-        return own + _values(column.flatten())
+        return own + value_count(column.flatten())
     if pa.types.is_map(kind):
         # Keys and items of a slice are those of the whole array.
         first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
-        return own + sum(_values(part.slice(first, end - first)) for part in (column.keys, column.items))
+        return own + sum(value_count(part.slice(first, end - first)) for part in (column.keys, column.items))
     return own

@@ -22,7 +22,7 @@ from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportPlan, Sour
 from profile_export.domain.resolution import SourceRow, StatedIdentity
 from profile_export.domain.schema import EMPTY, EVENT_ID, EVENT_TIME, ObjectType, leaves
 from profile_export.lake.data_file import footer_of, open_data_file
-from profile_export.lake.plain_rows import plain_rows
+from profile_export.lake.plain_rows import plain_rows, value_count
 
 _KEY = [columns.KEY_HIGH, columns.KEY_LOW]
 _STATED = (
@@ -52,23 +52,16 @@ def source_rows(lake_root: Path, plan: ExportPlan, keys: Collection[IdentityKey]
     for source in plan.sources:
         for file in (file for part in source.parts for file in part.files):
             for rows in _rows(lake_root / file.path, wanted, _needed(plan, source)):
-                held += sum(map(_held, rows.columns))
+                held += _held(rows)
                 if held > MOST_HELD:
                     raise _too_much()
                 found += [_source_row(source.dataset_id, line) for line in plain_rows(rows)]
     return found
 
 
-def _held(values: pa.Array) -> int:
-    """Return about how much memory values take as objects."""
-    kind, held = values.type, _BYTES_OF_A_VALUE * len(values)
-    if pa.types.is_struct(kind):
-        return held + sum(map(_held, values.flatten()))
-    if pa.types.is_list(kind):
-        return held + _held(values.flatten())
-    if pa.types.is_map(kind):
-        return held + _held(values.keys) + _held(values.items)
-    return held + int(values.nbytes)
+def _held(rows: pa.RecordBatch) -> int:
+    """Return about how much memory rows take as objects."""
+    return _BYTES_OF_A_VALUE * sum(map(value_count, rows.columns)) + int(rows.nbytes)
 
 
 def _too_much() -> ExhaustedError:
