@@ -69,11 +69,11 @@ class StoreSettings:
 class WorkSettings(StoreSettings):
     """How jobs are run, by a server or by a worker process.
 
-    `workers` is how many jobs run at once. `memory_limit_mb` is what a process of the engine may hold at most (peak
-    RSS, in 10^6 bytes, within a tenth); a job has one such process, an estimate another. None bounds DuckDB alone, by
-    its own default. `threads` bounds the engine's threads, None: one per core; a small memory limit allows fewer.
-    `quotas` are the shares of each tenant, of which a worker process knows the running jobs alone. `adopt_lake` lets
-    the database have the files in `data_dir` whatever it knows of them.
+    `workers` is how many jobs run at once, and one more of a tenant that runs none. `memory_limit_mb` is what a
+    process of the engine may hold at most (peak RSS, in 10^6 bytes, within a tenth); a job has one such process, an
+    estimate another. None bounds DuckDB alone, by its own default. `threads` bounds the engine's threads, None: one
+    per core; a small memory limit allows fewer. `quotas` are the shares of each tenant, of which a worker process
+    knows the running jobs alone. `adopt_lake` gives the database all files in `data_dir`.
     """
 
     workers: int

@@ -80,10 +80,10 @@ class Held:
     def files_on_disk(self) -> list[str]:
         return [str(path) for path in (self.data_dir / "lake" / self.destination).rglob("*.parquet")]
 
-    async def until_swept(self) -> None:
-        """Wait until the worker has removed what the job left; the next job starts only after that."""
-        self.engine.before_run = self.engine.after_run = _nothing
-        await self.caller.finished(await self.create())
+    async def until_swept(self, job: job_pb2.ExportJob) -> None:
+        """Wait until the worker has removed what the job left, as it does right after its end."""
+        while self.files_on_disk():
+            await self.get(job.id)
 
 
 async def _nothing() -> None:
@@ -190,6 +190,23 @@ async def test_a_new_job_is_cancelled_at_once(held: Held) -> None:
     assert (await held.caller.finished(running)).state == SUCCEEDED
 
 
+async def test_a_tenants_job_runs_beside_anothers_and_its_own_wait(held: Held) -> None:
+    gate = held.engine.before_run = Gate()
+    first, second = await held.create(), await held.create()
+    await gate.reached.wait()
+    held.engine.before_run = _nothing
+    crowd = held.caller
+
+    await held.fill()
+    ended = await held.caller.export(held.destination)
+
+    assert ended.state == SUCCEEDED
+    held.caller = crowd
+    assert [(await held.get(job)).state for job in (first, second)] == [PROCESSING, NEW]
+    gate.passed.set()
+    assert (await crowd.finished(second)).state == SUCCEEDED
+
+
 async def test_a_running_job_is_cancelled_and_nothing_of_it_is_left(held: Held) -> None:
     gate = held.engine.after_run = Gate()
     job_id = await held.create()
@@ -203,9 +220,7 @@ async def test_a_running_job_is_cancelled_and_nothing_of_it_is_left(held: Held) 
     assert ended.state == CANCELLED
     assert [phase.phase for phase in ended.phases][-1] == job_pb2.JOB_PHASE_CANCEL
     assert await held.listed() == []
-    await held.until_swept()
-    assert [path for path in held.files_on_disk() if ended.batch_id in path] == []
-    assert len(held.files_on_disk()) == 1
+    await held.until_swept(ended)
 
 
 async def test_a_cancelled_job_leaves_no_batch_of_any_segment(held: Held) -> None:
@@ -229,8 +244,7 @@ async def test_a_cancelled_job_leaves_no_batch_of_any_segment(held: Held) -> Non
     assert await held.listed() == []
     batches = [await held.caller.batch(one.batch_id) for one in ended.batches]
     assert [batch.state for batch in batches] == [batch_pb2.BATCH_STATE_ABORTED] * 2
-    await held.until_swept()
-    assert len(held.files_on_disk()) == 1
+    await held.until_swept(ended)
 
 
 async def test_cancelling_again_while_it_cancels_and_after_changes_nothing(held: Held) -> None:
@@ -342,8 +356,7 @@ async def test_an_engine_that_dies_at_every_attempt_ends_the_job_failed(held: He
     assert [error.attempt for error in ended.errors] == [1, 2, 3]
     assert (await held.batch(ended)).state == batch_pb2.BATCH_STATE_FAILED
     assert await held.listed() == []
-    await held.until_swept()
-    assert len(held.files_on_disk()) == 1
+    await held.until_swept(ended)
 
 
 async def test_a_source_that_cannot_be_read_fails_the_job_with_a_reason(held: Held) -> None:

@@ -23,7 +23,7 @@ from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.lapses import LapseSweeper
 from profile_export.runner.ports import Engine
 from profile_export.runner.receipts import ReceiptWriter
-from profile_export.runner.worker import Worker
+from profile_export.runner.worker import Places, Worker
 from profile_export.store.attempts import Attempts
 from profile_export.store.column_types import make_codecs
 from profile_export.store.database import Database
@@ -64,7 +64,7 @@ class JobRunner:
         self._belonging = Belonging(
             self.instances, Named(self.database), self.lake, adopt=settings.adopt_lake
         )
-        # One more than jobs need: two tenants may look people up, or estimate, and a child takes a second to begin.
+        # Two may look people up, or estimate, where no job is run; and a child takes a second to begin.
         warm = max(1, settings.workers) + 1
         self.duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads, warm, self.supervisor)
         self.engine = engine or self.duckdb
@@ -74,9 +74,11 @@ class JobRunner:
         self._receipt_writer = ReceiptWriter(self.receipts, self.lake)
         self._keeper = LeaseKeeper(Renewals(self.database))
         attempts = Attempts(self.database, self.wakeups, settings.quotas)
+        places = Places(attempts, settings.workers)
         self._workers = [
             Worker(
                 f"{self.name}-{number}",
+                places,
                 attempts,
                 self._keeper,
                 self.snapshots,
@@ -85,7 +87,7 @@ class JobRunner:
                 self.lake,
                 self._receipt_writer,
             )
-            for number in range(settings.workers)
+            for number in range(places.number)
         ]
         self._beside = [LapseSweeper(self.lapses, self._keeper).run, *(one.run for one in notices)]
         self._working: list[asyncio.Task[None]] = []

@@ -17,7 +17,7 @@ async def run_worker(settings: WorkSettings) -> None:
 
 
 class WorkerProcess:
-    """One worker process: `workers` jobs at once."""
+    """One worker process: `workers` jobs at once, and one more of a tenant that runs none."""
 
     def __init__(self, settings: WorkSettings) -> None:
         self._jobs = JobRunner(settings)

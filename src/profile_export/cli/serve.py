@@ -70,7 +70,10 @@ def serve(
     ] = None,
     workers: Annotated[
         Text,
-        typer.Option(metavar="N", help="How many jobs run at once; 0: it only answers calls. Default: 1."),
+        typer.Option(
+            metavar="N",
+            help="How many jobs run at once, beside one of a tenant that runs none; 0: none at all. Default: 1.",
+        ),
     ] = None,
     memory_limit_mb: MemoryLimit = None,
     threads: Threads = None,
@@ -257,7 +260,12 @@ def worker(
     database_url: Annotated[
         Text, typer.Option(metavar="URL", help="The PostgreSQL database of the servers. Required.")
     ] = None,
-    workers: Annotated[Text, typer.Option(metavar="N", help="How many jobs run at once. Default: 1.")] = None,
+    workers: Annotated[
+        Text,
+        typer.Option(
+            metavar="N", help="How many jobs run at once, beside one of a tenant that runs none. Default: 1."
+        ),
+    ] = None,
     memory_limit_mb: MemoryLimit = None,
     threads: Threads = None,
     quota_running_jobs: QuotaRunningJobs = None,

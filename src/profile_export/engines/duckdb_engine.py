@@ -29,6 +29,8 @@ from profile_export.processes.process import Child
 from profile_export.processes.supervisor import Supervisor
 
 OnProgress = Callable[[EngineProgress], None]
+_RESERVE_AFTER_SECONDS = 1.0
+"""A child in reserve is started where jobs keep all others at work: the next tenant's shall not wait for its start."""
 _CLOSE_SECONDS = 1.0
 """A child that takes longer to end an attempt hangs, or is busy with what a kill does at once."""
 _MEGABYTE = 1_000_000
@@ -159,6 +161,7 @@ class DuckDbEngine:
             EngineDiedError: No child can be started.
         """
         child = await self._taken()
+        asyncio.get_running_loop().call_later(_RESERVE_AFTER_SECONDS, self._reserve)
         try:
             limits = (self._memory_limit_mb, self._threads)
             request = Open(plan, lake_root, folder, *limits, segment_folders=tuple(segment_folders))
@@ -188,7 +191,17 @@ class DuckDbEngine:
                     self._idle.append(child)
                     return
         await self._ended(child)
-        if not self._idle and not self._closed and (self._warming is None or self._warming.done()):
+        self._reserve()
+
+    def _reserve(self) -> None:
+        """Begin to warm a child, if none is idle and there may be another."""
+        is_warming = self._warming is not None and not self._warming.done()
+        if (
+            not self._idle
+            and len(self._children) < self._warm_children
+            and not is_warming
+            and not self._closed
+        ):
             self._warming = asyncio.create_task(self._warm())
 
     async def _warm(self) -> None:

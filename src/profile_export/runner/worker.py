@@ -36,12 +36,43 @@ _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 
+class Places:
+    """The jobs that a process runs at once: some of any tenant, and one more of a tenant that runs none.
+
+    So nobody waits for the whole of a job only because all places are another's.
+    """
+
+    def __init__(self, attempts: Attempts, of_any_tenant: int) -> None:
+        self._attempts, self._of_any_tenant = attempts, of_any_tenant
+        self._taken = 0
+        self._claiming = asyncio.Lock()
+
+    @property
+    def number(self) -> int:
+        """How many there are; none where no job is to be run."""
+        return self._of_any_tenant and self._of_any_tenant + 1
+
+    async def claim(self, worker: str) -> Claim | None:
+        """Take a job for a place; None if there is none for it. Whoever got one leaves the place when it is done."""
+        # One after the other: what one worker takes decides what the next may.
+        async with self._claiming:
+            claim = await self._attempts.claim(worker, newcomers_only=self._taken >= self._of_any_tenant)
+            if claim:
+                self._taken += 1
+        return claim
+
+    def leave(self) -> None:
+        """Free a place."""
+        self._taken -= 1
+
+
 class Worker:
     """Runs one job after the other until it is told to stop."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a job needs of every room
         self,
         name: str,
+        places: Places,
         attempts: Attempts,
         keeper: LeaseKeeper,
         snapshots: Snapshots,
@@ -53,6 +84,7 @@ class Worker:
         self._receipts = receipts
         self._keeper = keeper
         self._name = name
+        self._places = places
         self._attempts = attempts
         self._snapshots = snapshots
         self._wakeups = wakeups
@@ -69,9 +101,12 @@ class Worker:
         with self._wakeups.of_any_job() as changed:
             while not self._stopping.is_set():
                 changed.clear()
-                claim = await _answer(self._attempts.claim(self._name))
+                claim = await _answer(self._places.claim(self._name))
                 if claim:
-                    await self._carry_out(claim)
+                    try:
+                        await self._carry_out(claim)
+                    finally:
+                        self._places.leave()
                 else:
                     # Polling backs the wake-ups up, and finds jobs whose back-off is over.
                     await first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)

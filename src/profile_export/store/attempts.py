@@ -95,14 +95,20 @@ class Attempts:
         self._most_running = quotas.running_jobs
 
     @whole
-    async def claim(self, worker: str) -> Claim | None:
-        """Take a job that is due, tenants by turns and of each the oldest first; None if there is none."""
+    async def claim(self, worker: str, *, newcomers_only: bool = False) -> Claim | None:
+        """Take a job that is due, tenants by turns and of each the oldest first; None if there is none.
+
+        Args:
+            worker: Who asks.
+            newcomers_only: Take none of a tenant that already runs one.
+        """
+        most_running = 1 if newcomers_only else self._most_running
         # Most often there is none, and then nothing is written.
         async with self.database.read() as connection:
-            if not await may_be_due(connection, self._most_running):
+            if not await may_be_due(connection, most_running):
                 return None
         async with self.database.write_beside() as connection:
-            row = await next_job(connection, self._most_running)
+            row = await next_job(connection, most_running)
             if row is None:
                 return None
             begun = time.monotonic()
