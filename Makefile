@@ -86,7 +86,8 @@ test: $(READY) $(NODE_READY) ## All tests but the slow ones
 .PHONY: test-all
 test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmark
 	$(PYTEST) -m "traced and not slow" --cov --cov-report=
-	$(PYTEST) -m "slow or not traced"
+	$(PYTEST) -m "(slow or not traced) and not timed"
+	$(PY) -m pytest -s -m timed
 	$(BIN)/coverage report --include='*/profile_export/domain/*' --fail-under=100
 	$(BIN)/coverage report --omit='*/profile_export/domain/*,*/profile_export/v1/*' --fail-under=90
 	$(PY) -m benchmarks --short merge9 linked tiny watch feed get

@@ -11,13 +11,11 @@ from typing import cast
 import pytest
 import pytest_asyncio
 from sqlalchemy import select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.job import LEASE_TTL
 from profile_export.runner.keeper import LATE_SECONDS, MOST_SECONDS, Held, LeaseKeeper
 from profile_export.runner.lapses import LapseSweeper
-from profile_export.store.column_types import from_micros
-from profile_export.store.database import NOW
+from profile_export.store.database import database_time
 from profile_export.store.events import Wakeups
 from profile_export.store.job_tables import leases
 from profile_export.store.lapses import Lapses
@@ -42,16 +40,14 @@ class Leased(Store):
         """For how long the lease is still good."""
         async with self.database.read() as connection:
             expiry = cast("datetime", (await connection.execute(select(leases.c.expire_time))).scalar_one())
-            return expiry - await now_of(connection)
+            return expiry - await database_time(connection)
 
     async def leave(self, rest: timedelta) -> None:
         """Let the lease be good for so long."""
         async with self.database.write() as connection:
-            await connection.execute(update(leases).values(expire_time=await now_of(connection) + rest))
-
-
-async def now_of(connection: AsyncConnection) -> datetime:
-    return from_micros((await connection.execute(NOW[connection.dialect.name])).scalar_one())
+            await connection.execute(
+                update(leases).values(expire_time=await database_time(connection) + rest)
+            )
 
 
 @pytest_asyncio.fixture
@@ -163,7 +159,7 @@ async def test_a_heartbeat_that_waited_for_long_does_not_shorten_the_trust_of_re
 async def test_a_claim_that_waited_for_long_is_trusted_from_when_its_lease_began(store: Leased) -> None:
     await store.attempts.release((first := await store.claimed()).fence)
     async with store.database.write() as connection:
-        await now_of(connection)
+        await database_time(connection)
         claiming = asyncio.create_task(store.attempts.claim("worker"))
         for _ in range(3):  # the claim looks first whether there is a job
             await store.jobs.get(TENANT, first.job.id)

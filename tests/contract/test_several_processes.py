@@ -286,6 +286,7 @@ async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(ears:
         there.of_job(7) as job,
         there.of_job(8) as other_job,
         there.of_any_job() as any_job,
+        there.of_due_jobs() as due,
         there.of_tenant(1) as tenant,
         there.of_tenant(2) as other_tenant,
         there.of_batches() as batches,
@@ -295,10 +296,14 @@ async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(ears:
         await woken(any_job)
         await woken(tenant)
         assert not batches.is_set()
-        here.batches_changed()
-        await woken(batches)
+        assert not due.is_set()
         assert not other_job.is_set()
         assert not other_tenant.is_set()
+        here.job_changed(8, 2, one_may_be_due=True)
+        await woken(due)
+        await woken(other_tenant)
+        here.batches_changed()
+        await woken(batches)
 
 
 async def test_after_a_cut_connection_everybody_is_woken_and_notices_go_on(ears: list[Ear], url: str) -> None:

@@ -140,6 +140,7 @@ async def held_job(server: Attacked, neighbour: Caller) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.timeout(3_600 if LONG else 600)
 async def test_no_message_of_any_method_keeps_another_tenant_waiting(tmp_path: Path) -> None:
     async with attacked(tmp_path) as server, server.channel() as channel:

@@ -98,9 +98,9 @@ class Worker:
 
     async def run(self) -> None:
         """Claim and carry out jobs until told to stop."""
-        with self._wakeups.of_any_job() as changed:
+        with self._wakeups.of_due_jobs() as due:
             while not self._stopping.is_set():
-                changed.clear()
+                due.clear()
                 claim = await _answer(self._places.claim(self._name))
                 if claim:
                     try:
@@ -109,7 +109,7 @@ class Worker:
                         self._places.leave()
                 else:
                     # Polling backs the wake-ups up, and finds jobs whose back-off is over.
-                    await first_of(changed.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
+                    await first_of(due.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
 
     async def _carry_out(self, claim: Claim) -> None:
         """Run the attempt beside its heartbeat; whatever ends it, the job moves on or is given back.

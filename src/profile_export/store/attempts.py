@@ -238,7 +238,7 @@ class Attempts:
                 if files:
                     await _list_fields(connection, row, plan)
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
         self._wakeups.batches_changed()
         return files
 
@@ -256,7 +256,7 @@ class Attempts:
             metrics = await metrics_of(connection, row)
             row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
         return job_from(row)
 
     @whole
@@ -270,7 +270,7 @@ class Attempts:
             row = await held(connection, fence)
             await move_job(connection, row, LET_GO, metrics=await metrics_of(connection, row))
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
 
     @whole
     async def release(self, fence: Fence) -> None:
@@ -284,7 +284,7 @@ class Attempts:
             row = await held(connection, fence)
             await move_job(connection, row, RELEASE, metrics=await metrics_of(connection, row))
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
 
     @whole
     async def leave(self, fence: Fence) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache, wraps
 from itertools import islice
 from pathlib import Path
@@ -30,12 +30,8 @@ from profile_export.store.sqlite import SqliteFile
 from profile_export.store.writer_turns import WriterTurns, database_busy
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-# Database time only: every instant that is written comes from here. SQLite's clock has milliseconds. PostgreSQL's
 # `now()` would be when the transaction began, which may be long before it got the lock.
-NOW = {
-    "sqlite": text("SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"),
-    "postgresql": text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"),
-}
+_POSTGRESQL_TIME = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)")
 
 
 # PostgreSQL's protocol counts them in 15 bits, and a statement may have a few of its own.
@@ -199,9 +195,17 @@ def slices(values: Iterable[_Value], most: int = _MOST_PARAMETERS) -> Iterator[S
         yield part
 
 
+def database_time_within(connection: Connection) -> datetime:
+    """Return the database's present time: every instant that is written comes from here."""
+    if connection.dialect.name == "sqlite":
+        # It runs within this process and has the same clock; a job asks for it thirty times.
+        return datetime.now(UTC)
+    return from_micros(connection.execute(_POSTGRESQL_TIME).scalar_one())
+
+
 async def database_time(connection: AsyncConnection) -> datetime:
-    """Return the database's present time."""
-    return from_micros((await connection.execute(NOW[connection.dialect.name])).scalar_one())
+    """Return what `database_time_within` does."""
+    return await connection.run_sync(database_time_within)
 
 
 async def fetch_all(connection: AsyncConnection, query: Executable) -> Sequence[Row[Any]]:

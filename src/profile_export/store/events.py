@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 
 class ChangedJob(NamedTuple):
-    """A job that has changed, and whose it is, by their keys."""
+    """A job that has changed, and whose it is, by their keys; and whether a worker may find one to take since."""
 
     job_id: int
     tenant_id: int
+    one_may_be_due: bool
 
 
 class Wakeups:
@@ -38,13 +39,20 @@ class Wakeups:
         """Yield a flag that is set at each change of any job from now on; its reader clears it."""
         return self._flag("job", None)
 
+    def of_due_jobs(self) -> AbstractContextManager[asyncio.Event]:
+        """Yield a flag that is set from now on whenever a job may have come to be due; its reader clears it."""
+        return self._flag("due", None)
+
     def of_batches(self) -> AbstractContextManager[asyncio.Event]:
         """Yield a flag that is set from now on whenever batches come to count or cease to; its reader clears it."""
         return self._flag("batches", None)
 
-    def job_changed(self, job_id: int, tenant_id: int) -> None:
-        """Wake whoever waits for this job, after the transaction that changed it has committed."""
-        changed = ChangedJob(job_id, tenant_id)
+    def job_changed(self, job_id: int, tenant_id: int, *, one_may_be_due: bool = False) -> None:
+        """Wake whoever waits for this job, after the transaction that changed it has committed.
+
+        A job may be due once one is new or one that ran does so no longer, since a tenant runs only so many.
+        """
+        changed = ChangedJob(job_id, tenant_id, one_may_be_due)
         self.wake(changed)
         self.pass_on(changed)
 
@@ -61,6 +69,8 @@ class Wakeups:
             self._set("job", changed.job_id)
             self._set("job", None)
             self._set("tenant", changed.tenant_id)
+            if changed.one_may_be_due:
+                self._set("due", None)
 
     def wake_all(self) -> None:
         """Wake everybody here: anything may have changed."""

@@ -92,7 +92,7 @@ class Jobs:
             await log(connection, tenant_id, row.id, first)
             await stamp(connection, row.id, 0, Phase.QUEUE, now)
             view = await view_of(connection, row, self._kept_for)
-        self._wakeups.job_changed(view.job.id, tenant_id)
+        self._wakeups.job_changed(view.job.id, tenant_id, one_may_be_due=True)
         return view, False
 
     @whole

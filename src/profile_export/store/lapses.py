@@ -97,7 +97,7 @@ class Lapses:
             )
             if lease:
                 await end_attempt(connection, _fence_of(lease))
-        self._wakeups.job_changed(job_id, row.tenant_id)
+        self._wakeups.job_changed(job_id, row.tenant_id, one_may_be_due=True)
         return job_from(row)
 
 

@@ -70,8 +70,11 @@ class Notices:
 
 
 def _written(changed: ChangedJob | None) -> str:
-    return _BATCHES if changed is None else f"{changed.job_id} {changed.tenant_id}"
+    return _BATCHES if changed is None else f"{changed.job_id} {changed.tenant_id} {changed.one_may_be_due:d}"
 
 
 def _read(notice: str) -> ChangedJob | None:
-    return None if notice == _BATCHES else ChangedJob(*map(int, notice.split()))
+    if notice == _BATCHES:
+        return None
+    job_id, tenant_id, one_may_be_due = map(int, notice.split())
+    return ChangedJob(job_id, tenant_id, bool(one_may_be_due))

@@ -8,8 +8,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
 from profile_export.domain.job import LEASE_TTL
-from profile_export.store.column_types import from_micros
-from profile_export.store.database import NOW, Database
+from profile_export.store.database import Database, database_time_within
 from profile_export.store.job_tables import leases
 from profile_export.store.leases import Fence
 
@@ -29,7 +28,7 @@ class Renewals:
         """
         try:
             with self._engine.begin() as connection:
-                now = from_micros(connection.execute(NOW[connection.dialect.name]).scalar_one())
+                now = database_time_within(connection)
                 its_lease = update(leases).where(
                     leases.c.job_id == fence.job_id,
                     leases.c.attempt == fence.attempt,
