@@ -15,9 +15,9 @@ import grpc.aio
 from sqlalchemy import select
 
 from benchmarks.program import Program, program
-from profile_export.store.database import Database
-from profile_export.store.job_rows import JOB_COLUMNS
-from profile_export.store.job_tables import jobs
+from profile_export.store.db.database import Database
+from profile_export.store.db.tables import jobs
+from profile_export.store.jobs.rows import JOB_COLUMNS
 
 WATCH, MOVE, REPLAY, GET = "/bare/Watch", "/bare/Move", "/bare/Replay", "/bare/Get"
 _KEY = struct.Struct("!q")

@@ -23,13 +23,13 @@ from scipy.sparse.csgraph import connected_components
 
 from benchmarks.process import Cost, cost_of, in_child
 from benchmarks.report import Line, megabytes
-from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.plan import ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
-from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import EMPTY
-from profile_export.domain.selection import IdentitySelection
-from profile_export.engines.components import Components
-from profile_export.engines.duckdb_session import DuckDbSession
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.export.plan import ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
+from profile_export.domain.export.selection import IdentitySelection
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.schemas.types import EMPTY
+from profile_export.engines.duckdb.session import DuckDbSession
+from profile_export.engines.identity.components import Components
 
 _ROWS_PER_FILE = 1_000_000
 _IDENTITIES_PER_EDGE = 1.3

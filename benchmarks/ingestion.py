@@ -19,8 +19,13 @@ from benchmarks.data import plain_sample
 from benchmarks.process import Cost, cost_of, in_child
 from benchmarks.report import Line, megabytes
 from benchmarks.tiny import write_lines
-from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, IdentityField, initial_fields
-from profile_export.domain.schema import FieldPath, ObjectType, leaves
+from profile_export.domain.catalog.datasets import (
+    BUILT_IN_SCHEMAS,
+    DatasetKind,
+    IdentityField,
+    initial_fields,
+)
+from profile_export.domain.schemas.types import FieldPath, ObjectType, leaves
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.task import IngestTask
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind
-from profile_export.domain.columns import (
+from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind
+from profile_export.domain.catalog.files import (
     AUTHENTICATED_STATE,
     BATCH_ID,
     IDENTITY,
@@ -22,13 +22,14 @@ from profile_export.domain.columns import (
     NAMESPACE,
     ROW,
 )
-from profile_export.domain.identity import Identity, fold_namespace, identity_key
-from profile_export.domain.plan import ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
-from profile_export.domain.planning import Snapshot, plan_export
-from profile_export.domain.policy import AttributeMerge, IdentityGraph, MergePolicy
-from profile_export.domain.request import BoundRequest, EventList, ExportRequest
-from profile_export.domain.resolution import SourceRow, StatedIdentity
-from profile_export.domain.schema import (
+from profile_export.domain.export.plan import ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
+from profile_export.domain.export.planning import Snapshot, plan_export
+from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
+from profile_export.domain.merging.identity import Identity, fold_namespace, identity_key
+from profile_export.domain.merging.merge import SourceRow, StatedIdentity
+from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph, MergePolicy
+from profile_export.domain.merging.segments import SegmentSelection
+from profile_export.domain.schemas.types import (
     IDENTITY_MAP,
     SEGMENT_MEMBERSHIP,
     ArrayType,
@@ -40,7 +41,6 @@ from profile_export.domain.schema import (
     ScalarKind,
     union_objects,
 )
-from profile_export.domain.segments import SegmentSelection
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 _BUILT_IN = {schema.kind: schema.fields for schema in BUILT_IN_SCHEMAS.values()}

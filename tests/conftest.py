@@ -14,8 +14,8 @@ import pytest_asyncio
 import structlog
 from hypothesis import settings
 
-from profile_export.store.database import migrate
-from profile_export.store.sqlite import SqliteFile
+from profile_export.store.db.database import migrate
+from profile_export.store.db.sqlite import SqliteFile
 from tests.databases import Place, Postgres, compile_statements_once
 
 # The same examples on every run: a red build means the change, not the dice. No deadline: machines differ.

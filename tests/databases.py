@@ -20,10 +20,10 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import LRUCache
 
-from profile_export.store import tables
-from profile_export.store.database import migrate
-from profile_export.store.postgresql import PostgresDatabase
-from profile_export.store.sqlite import SqliteFile
+from profile_export.store.db import tables
+from profile_export.store.db.database import migrate
+from profile_export.store.db.postgresql import PostgresDatabase
+from profile_export.store.db.sqlite import SqliteFile
 
 Place = Path | str
 """What a `Database` is made of: a data directory, or the URL of a PostgreSQL database."""

@@ -13,26 +13,23 @@ import pyarrow.parquet as pq
 from pyiceberg.table import StaticTable
 from sqlalchemy import update
 
-from profile_export.domain.batch import DataFile, UploadStart
-from profile_export.domain.catalog import SchemaRef, Tenant
-from profile_export.domain.mirror import MirrorStatus
-from profile_export.domain.schema import EMPTY
+from profile_export.domain.catalog.batches import DataFile, UploadStart
+from profile_export.domain.catalog.datasets import DatasetChange, NewDataset, SchemaRef, Tenant
+from profile_export.domain.catalog.files import MirrorStatus
+from profile_export.domain.schemas.types import EMPTY
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.runner.mirror import Mirror
-from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog
-from profile_export.store.database import Database, database_time
-from profile_export.store.drops import Drops
-from profile_export.store.events import Wakeups
-from profile_export.store.expiries import Expiries
-from profile_export.store.facts import NamespaceUse, UploadFacts
-from profile_export.store.judging import DatasetChange, NewDataset
-from profile_export.store.loading import LoadingBatches
-from profile_export.store.mirror_status import MirrorStatuses
-from profile_export.store.mirrors import LEASE_TTL, Mirrors
-from profile_export.store.named import Named
-from profile_export.store.tables import batches
-from profile_export.store.uploads import Uploads
+from profile_export.store.catalog.datasets import Catalog
+from profile_export.store.db.database import Database, database_time
+from profile_export.store.db.tables import NamespaceUse, UploadFacts, batches
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.batches import Batches
+from profile_export.store.files.dropped import Drops
+from profile_export.store.files.loading import LoadingBatches
+from profile_export.store.files.mirrors import LEASE_TTL, Mirrors, MirrorStatuses
+from profile_export.store.files.named import Named
+from profile_export.store.files.uploads import Uploads
+from profile_export.store.jobs.expiries import Expiries
 from tests.databases import Place
 
 TENANT = Tenant()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profile_export.domain.paging import PageRequest, Seal
+from profile_export.domain.lists import PageRequest, Seal
 
 KEY = bytes(range(32))
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
-from profile_export.domain.secret import Secret
+from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 
 Options = Mapping[str, str | bool | None]
 _T = TypeVar("_T")
@@ -42,6 +41,28 @@ _MOST_DAYS = 36_500
 _DAYS = f"give whole days, 1 to {_MOST_DAYS}"
 _SECRETS = ("database_url",)
 _LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class Secret:
+    """A text that may hold a password: what prints, logs or traces it gets stars instead."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text, for who uses it."""
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other.reveal() == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "***"
 
 
 class SettingsError(Exception):

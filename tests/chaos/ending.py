@@ -14,11 +14,20 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.client import Client, ExportJob
-from profile_export.domain.batch import DataFile
-from profile_export.domain.job import Job, JobState, Phase, Stamp, Transition
-from profile_export.store.job_rows import job_from
-from profile_export.store.job_tables import job_ranges, job_stamps, job_transitions, jobs, leases
-from profile_export.store.tables import batches, compactions, drops, files
+from profile_export.domain.catalog.batches import DataFile
+from profile_export.domain.jobs.job import Job, JobState, Phase, Stamp, Transition
+from profile_export.store.db.tables import (
+    batches,
+    compactions,
+    drops,
+    files,
+    job_ranges,
+    job_stamps,
+    job_transitions,
+    jobs,
+    leases,
+)
+from profile_export.store.jobs.rows import job_from
 from tests.chaos.load import Told
 from tests.chaos.sources import COLUMNS, Row
 from tests.chaos.view import View

@@ -21,16 +21,16 @@ from typing import Any, TypeAlias
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.cli import main
-from profile_export.domain.job import JobState, Progress
-from profile_export.engines.duckdb_engine import DuckDbEngine, EngineAttempt
+from profile_export.domain.jobs.job import JobState, Progress
+from profile_export.engines.duckdb.engine import DuckDbEngine, EngineAttempt
 from profile_export.lake.local import LocalLake
-from profile_export.store.attempts import Attempts
-from profile_export.store.database import Database, whole
-from profile_export.store.drops import Drops
-from profile_export.store.jobs import Jobs
-from profile_export.store.lapses import Lapses
-from profile_export.store.leases import Fence
-from profile_export.store.receipts import Receipts
+from profile_export.store.db.database import Database, whole
+from profile_export.store.files.dropped import Drops
+from profile_export.store.files.receipts import Receipts
+from profile_export.store.jobs.attempts import Attempts
+from profile_export.store.jobs.jobs import Jobs
+from profile_export.store.jobs.leases import Fence
+from profile_export.store.jobs.transitions import Lapses
 from tests.chaos.points import Fuse, How, Needs
 
 VALUES_PER_RANGE = 1_500

@@ -11,12 +11,11 @@ from typing import Self
 
 from sqlalchemy import func, select
 
-from profile_export.domain.job import JobState, Phase
-from profile_export.store.database import database_time
-from profile_export.store.job_tables import job_stamps, jobs, leases
-from profile_export.store.postgresql import PostgresDatabase
-from profile_export.store.sqlite import SqliteFile
-from profile_export.store.tables import drops
+from profile_export.domain.jobs.job import JobState, Phase
+from profile_export.store.db.database import database_time
+from profile_export.store.db.postgresql import PostgresDatabase
+from profile_export.store.db.sqlite import SqliteFile
+from profile_export.store.db.tables import drops, job_stamps, jobs, leases
 from tests.databases import Place
 
 IN_PROCESSING = tuple(phase.value for phase in (Phase.PLAN, Phase.RESOLVE, Phase.RUN, Phase.COMMIT))

@@ -14,32 +14,29 @@ from typing import Any
 import pytest_asyncio
 from sqlalchemy import update
 
-from profile_export.domain.batch import BatchState, DataFile, UploadStart
-from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
-from profile_export.domain.plan import ExportPlan
-from profile_export.domain.planning import plan_export
-from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
-from profile_export.domain.request import BoundRequest, EventList, ExportRequest
-from profile_export.engines.duckdb_session import DuckDbSession
+from profile_export.domain.catalog.batches import BatchState, DataFile, UploadStart
+from profile_export.domain.catalog.datasets import IdentityField, NewDataset, SchemaRef, Tenant
+from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
+from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
+from profile_export.engines.duckdb.session import DuckDbSession
 from profile_export.ingest.ingestion import ingest
 from profile_export.lake.local import LocalLake
-from profile_export.processes.pool import Pool
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.supervisor import Pool, Supervisor
+from profile_export.runner.chores import Sweeper
 from profile_export.runner.compactor import Compactor
-from profile_export.runner.sweep import Sweeper
-from profile_export.store.attempts import Attempts
-from profile_export.store.catalog import Catalog
-from profile_export.store.compactions import Compactions
-from profile_export.store.database import Database
-from profile_export.store.drops import Drops
-from profile_export.store.events import Wakeups
-from profile_export.store.facts import NamespaceUse, UploadFacts
-from profile_export.store.jobs import Jobs
-from profile_export.store.judging import NewDataset
-from profile_export.store.loading import LoadingBatches
-from profile_export.store.snapshots import Snapshots
-from profile_export.store.tables import batches
-from profile_export.store.uploads import Uploads
+from profile_export.store.catalog.datasets import Catalog
+from profile_export.store.db.database import Database
+from profile_export.store.db.tables import NamespaceUse, UploadFacts, batches
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.compactions import Compactions
+from profile_export.store.files.dropped import Drops
+from profile_export.store.files.loading import LoadingBatches
+from profile_export.store.files.named import Snapshots
+from profile_export.store.files.uploads import Uploads
+from profile_export.store.jobs.attempts import Attempts
+from profile_export.store.jobs.jobs import Jobs
 from tests.builders import read_export
 from tests.contract.ingesting import CRM, Uploader
 from tests.contract.test_engine_against_merge import lines

@@ -10,13 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from profile_export.domain.batch import RejectedRow, RowError
-from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind, IdentityField, initial_fields
-from profile_export.domain.columns import SYSTEM_COLUMNS
-from profile_export.domain.schema import EMPTY, ObjectType, union_objects
+from profile_export.domain.catalog.batches import RejectedRow, RowError
+from profile_export.domain.catalog.datasets import (
+    BUILT_IN_SCHEMAS,
+    DatasetKind,
+    IdentityField,
+    initial_fields,
+)
+from profile_export.domain.catalog.files import SYSTEM_COLUMNS
+from profile_export.domain.schemas.types import EMPTY, ObjectType, union_objects
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.refusals import RowsRefusedError
-from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
+from profile_export.ingest.rejected import REJECTED_FILE, RowsRefusedError, read_rejected
 from profile_export.ingest.task import IngestResult, IngestTask
 
 CRM = IdentityField(("crmId",), "CRM", primary=True)

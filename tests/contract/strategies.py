@@ -13,13 +13,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind
+from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.identity import Identity, identity_key
-from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, KeyRange
-from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.resolution import SourceRow, StatedIdentity
-from profile_export.domain.schema import (
+from profile_export.domain.export.plan import HIGHEST_KEY, LOWEST_KEY, KeyRange
+from profile_export.domain.export.selection import known_paths, select_fields
+from profile_export.domain.merging.identity import Identity, identity_key
+from profile_export.domain.merging.merge import SourceRow, StatedIdentity
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.merging.segments import MembershipStatus, SegmentFilter, SegmentSelection
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,
@@ -40,8 +42,6 @@ from profile_export.domain.schema import (
     ScalarKind,
     union_objects,
 )
-from profile_export.domain.segments import MembershipStatus, SegmentFilter, SegmentSelection
-from profile_export.domain.selection import known_paths, select_fields
 from tests.builders import Part, at, events, records
 
 _IDENTITY_PATHS = (

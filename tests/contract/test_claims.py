@@ -13,19 +13,18 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import event, insert, select, text, update
 
-from profile_export.domain.catalog import SchemaRef, Tenant
-from profile_export.domain.job import JobError
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
-from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.store.attempts import Attempts, Claim
-from profile_export.store.catalog import Catalog
-from profile_export.store.database import Database, database_time
-from profile_export.store.events import Wakeups
-from profile_export.store.job_tables import job_stamps, jobs
-from profile_export.store.jobs import Jobs, NewJob
-from profile_export.store.judging import NewDataset
-from profile_export.store.lapses import MOST_AT_ONCE, Lapses
+from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
+from profile_export.domain.catalog.datasets import NewDataset, SchemaRef, Tenant
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import JobError
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.store.catalog.datasets import Catalog
+from profile_export.store.db.database import Database, database_time
+from profile_export.store.db.tables import job_stamps, jobs
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.jobs.attempts import Attempts, Claim
+from profile_export.store.jobs.jobs import Jobs, NewJob
+from profile_export.store.jobs.transitions import MOST_AT_ONCE, Lapses
 from tests.databases import Place
 
 NUMBERS = count()

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from profile_export.domain import columns
-from profile_export.domain.plan import ExportPlan, PinnedFile, SourcePart
+from profile_export.domain.catalog import files as columns
+from profile_export.domain.export.plan import ExportPlan, PinnedFile, SourcePart
 from profile_export.lake import compaction as lake_compaction
-from profile_export.lake import data_file
+from profile_export.lake import data_files as data_file
 from profile_export.lake.compaction import CompactTask, compact
 from profile_export.processes.limits import Limits
-from profile_export.processes.pool import Pool
-from profile_export.store.column_types import digest_of
+from profile_export.processes.supervisor import Pool
+from profile_export.store.db.columns import digest_of
 from tests.builders import plan_of
 from tests.contract.house import children
 from tests.contract.ingesting import CRM, Uploader

@@ -13,18 +13,17 @@ import pytest_asyncio
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
-from profile_export.domain.batch import BatchState
-from profile_export.domain.compaction import FULL_ROWS
-from profile_export.domain.job import Phase, Progress
-from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
-from profile_export.domain.request import BoundRequest, ExportRequest
+from profile_export.domain.catalog.batches import BatchState
+from profile_export.domain.catalog.files import FULL_ROWS
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import Phase, Progress
+from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.lake.compaction import CompactTask, compact
 from profile_export.processes.limits import Limits
-from profile_export.processes.pool import Pool
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.compactor import Compactor
-from profile_export.store.jobs import NewJob
-from profile_export.store.tables import batches, files
+from profile_export.store.db.tables import batches, files
+from profile_export.store.jobs.jobs import NewJob
 from tests.contract.house import EVENT, TENANT, UNION, House, children, opened, pinned
 
 __all__ = ["children"]  # a fixture

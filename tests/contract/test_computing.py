@@ -12,9 +12,9 @@ import pytest_asyncio
 from pydantic import TypeAdapter
 from sqlalchemy import insert, select
 
-from profile_export.domain.catalog import FieldDeclaration
+from profile_export.domain.catalog.datasets import FieldDeclaration
 from profile_export.domain.errors import ExhaustedError
-from profile_export.domain.schema import (
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,
@@ -22,19 +22,19 @@ from profile_export.domain.schema import (
     LONG,
     TEXT,
     TIMESTAMP,
+    WIDE,
     ArrayType,
     DecimalType,
     MapSelection,
     MapType,
     ObjectType,
+    is_wide,
 )
-from profile_export.domain.width import WIDE, is_wide
 from profile_export.processes import computing
 from profile_export.processes.computing import Computing, compute_for, compute_if
-from profile_export.store.column_types import digest_of
-from profile_export.store.database import Database, fetch_all, fetch_first
-from profile_export.store.json_types import read_type, write_type
-from profile_export.store.tables import datasets, field_sets
+from profile_export.store.db.columns import digest_of, read_type, write_type
+from profile_export.store.db.database import Database, fetch_all, fetch_first
+from profile_export.store.db.tables import datasets, field_sets
 from tests.contract.test_store import Store
 from tests.databases import Place
 

@@ -8,15 +8,14 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.errors import FailedPreconditionError
-from profile_export.domain.learning import ValueRefusedError, check_record
-from profile_export.domain.schema import TEXT, ObjectType, TypeConflictError, leaves, type_at
-from profile_export.domain.xdm import XdmSchema
-from profile_export.domain.xdm_names import data_form
-from profile_export.domain.xdm_places import SchemaInvalidError
-from profile_export.ingest.documents import DRAFT, MAX_DOCUMENT_BYTES, parse_document, read_documents
-from profile_export.ingest.rules import Rules
+from profile_export.domain.schemas.learning import ValueRefusedError, check_record
+from profile_export.domain.schemas.types import TEXT, ObjectType, TypeConflictError, leaves, type_at
+from profile_export.domain.schemas.xdm import XdmSchema
+from profile_export.domain.schemas.xdm_places import SchemaInvalidError, data_form
+from profile_export.ingest.rows.rules import Rules
+from profile_export.ingest.schema_documents import DRAFT, MAX_DOCUMENT_BYTES, parse_document, read_documents
 from tests.service.harness import shared_folder
 
 PROFILE = "https://ns.adobe.com/xdm/context/profile"

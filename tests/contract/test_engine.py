@@ -17,9 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.columns import BATCH_ID
-from profile_export.domain.plan import (
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.catalog.files import BATCH_ID
+from profile_export.domain.export.execution import (
+    EngineDiedError,
+    EngineFailedError,
+    EngineProgress,
+    RangeResult,
+    ResolutionFacts,
+)
+from profile_export.domain.export.plan import (
     HIGHEST_KEY,
     LOWEST_KEY,
     ExportPlan,
@@ -28,17 +35,10 @@ from profile_export.domain.plan import (
     Source,
     SourcePart,
 )
-from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import DOUBLE, LONG, TEXT, ArrayType, FieldType, MapType, ObjectType
-from profile_export.engines.duckdb_engine import DuckDbEngine
-from profile_export.engines.results import (
-    EngineDiedError,
-    EngineFailedError,
-    EngineProgress,
-    RangeResult,
-    ResolutionFacts,
-)
-from profile_export.lake.arrow_types import arrow_type
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.schemas.types import DOUBLE, LONG, TEXT, ArrayType, FieldType, MapType, ObjectType
+from profile_export.engines.duckdb.engine import DuckDbEngine
+from profile_export.lake.data_files import arrow_type
 from tests.builders import Part, at, events, plan_of, read_export, records, row, who
 from tests.contract.ingesting import CRM, Uploader
 

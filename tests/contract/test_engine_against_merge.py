@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
 from hypothesis import strategies as st
 
-from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.merge import merge_profiles
-from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY, ExportCounts, ExportPlan, KeyRange
-from profile_export.domain.policy import IdentityGraph
-from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.export.plan import HIGHEST_KEY, LOWEST_KEY, ExportCounts, ExportPlan, KeyRange
+from profile_export.domain.merging.merge import merge_profiles
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.engines.duckdb.engine import DuckDbEngine
 from tests.builders import at, events, plan_of, read_export, records, row, rows_of
 from tests.contract.strategies import (
     Export,

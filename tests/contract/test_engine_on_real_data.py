@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import SEGMENT_MEMBERSHIP_TYPE, TEXT, FieldType
-from profile_export.domain.segments import MembershipStatus, SegmentFilter, SegmentSelection
-from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.merging.segments import MembershipStatus, SegmentFilter, SegmentSelection
+from profile_export.domain.schemas.types import SEGMENT_MEMBERSHIP_TYPE, TEXT, FieldType
+from profile_export.engines.duckdb.engine import DuckDbEngine
 from tests.builders import Part, at, events, plan_of, records, row
 from tests.contract.strategies import Export
 from tests.contract.test_engine_against_merge import Exporter, check_plan

@@ -11,9 +11,10 @@ import ibis
 import pytest
 from ibis.config import Config
 
-from profile_export.domain.merge import merge_profiles
-from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import (
+from profile_export.domain.export.selection import IdentitySelection
+from profile_export.domain.merging.merge import merge_profiles
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.schemas.types import (
     DOUBLE,
     SEGMENT_MEMBERSHIP_TYPE,
     TEXT,
@@ -22,10 +23,9 @@ from profile_export.domain.schema import (
     MapType,
     ObjectType,
 )
-from profile_export.domain.selection import IdentitySelection
-from profile_export.engines import duckdb_session
-from profile_export.engines.expression import export_expression
-from profile_export.engines.shape import EventShape, Shape
+from profile_export.engines.duckdb import session as duckdb_session
+from profile_export.engines.expression.expression import export_expression
+from profile_export.engines.expression.shape import EventShape, Shape
 from tests.builders import at, events, plan_of, read_export, records, row, rows_of
 
 ITEM = ObjectType({"sku": TEXT, "price": DOUBLE})

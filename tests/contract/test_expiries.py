@@ -12,31 +12,35 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select, update
 
-from profile_export.domain.batch import BatchState, DataFile
-from profile_export.domain.catalog import Tenant
-from profile_export.domain.compaction import MERGED_FROM
+from profile_export.domain.catalog.batches import BatchState, DataFile
+from profile_export.domain.catalog.datasets import REMEMBERED, DatasetChange, Tenant
+from profile_export.domain.catalog.files import MERGED_FROM
 from profile_export.domain.errors import FailedPreconditionError, NotFoundError
-from profile_export.domain.job import JobError, JobState, Phase, Progress
-from profile_export.domain.plan import ExportCounts
-from profile_export.domain.planning import plan_export
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.receipt import Receipt
-from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.domain.retention import REMEMBERED
+from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.receipt import Receipt
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import JobError, JobState, Phase, Progress
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.processes.supervisor import Supervisor
-from profile_export.runner.expiries import ExpirySweeper
-from profile_export.store import expiries as expiries_of_store
-from profile_export.store.attempts import Claim, RangeDone
-from profile_export.store.batches import Batches
-from profile_export.store.changes import Changes
-from profile_export.store.database import database_time
-from profile_export.store.expiries import Expiries
-from profile_export.store.job_tables import expired_jobs, job_ranges, job_stamps, job_transitions, jobs
-from profile_export.store.jobs import NewJob
-from profile_export.store.judging import DatasetChange
-from profile_export.store.named import Named
-from profile_export.store.receipts import Receipts
-from profile_export.store.tables import batches
+from profile_export.runner.chores import ExpirySweeper
+from profile_export.store.db.database import database_time
+from profile_export.store.db.tables import (
+    batches,
+    expired_jobs,
+    job_ranges,
+    job_stamps,
+    job_transitions,
+    jobs,
+)
+from profile_export.store.files.batches import Batches
+from profile_export.store.files.named import Named
+from profile_export.store.files.receipts import Receipts
+from profile_export.store.jobs import expiries as expiries_of_store
+from profile_export.store.jobs.attempts import Claim, RangeDone
+from profile_export.store.jobs.changes import Changes
+from profile_export.store.jobs.expiries import Expiries
+from profile_export.store.jobs.jobs import NewJob
 from tests.contract.house import NO_GRACE, TENANT, UNION, House, opened
 from tests.databases import Place
 from tests.pages import page_of

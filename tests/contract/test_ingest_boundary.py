@@ -14,15 +14,14 @@ import pyarrow as pa
 import pytest
 import pytest_asyncio
 
-from profile_export.domain.batch import RowError
-from profile_export.ingest import ingestion, rows, writer
-from profile_export.ingest.expense import Expense
+from profile_export.domain.catalog.batches import RowError
+from profile_export.ingest import ingestion, writer
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.refusals import RowsRefusedError
-from profile_export.ingest.task import IngestTask
-from profile_export.processes.errors import ChildDiedError, TooExpensiveError
-from profile_export.processes.pool import Pool
-from profile_export.processes.supervisor import Supervisor
+from profile_export.ingest.rejected import RowsRefusedError
+from profile_export.ingest.rows import rows
+from profile_export.ingest.task import Expense, IngestTask
+from profile_export.processes.messages import ChildDiedError, TooExpensiveError
+from profile_export.processes.supervisor import Pool, Supervisor
 from tests.contract.ingesting import CRM, Uploader
 from tests.hostile_files import damaged, parquet, repeated_text, sound_files, wide_csv, zeros
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from profile_export.domain.batch import RowError
-from profile_export.domain.catalog import DatasetKind, IdentityField
-from profile_export.domain.schema import (
+from profile_export.domain.catalog.batches import RowError
+from profile_export.domain.catalog.datasets import DatasetKind, IdentityField
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,

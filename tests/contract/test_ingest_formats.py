@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.schema import BOOLEAN, DOUBLE, LONG, TIMESTAMP, ObjectType
-from profile_export.ingest import json_array, sent_rows
+from profile_export.domain.schemas.types import BOOLEAN, DOUBLE, LONG, TIMESTAMP, ObjectType
+from profile_export.ingest.formats import json as json_array
+from profile_export.ingest.rows import rows as sent_rows
 from profile_export.ingest.task import IngestResult
 from tests.contract.ingesting import CRM, Uploader
 
@@ -150,12 +151,12 @@ def test_an_upload_of_any_length_is_read_in_little_memory(
 _READ = """
 import resource, sys
 from pathlib import Path
-from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.schema import EMPTY
-from profile_export.ingest.csv_rows import read_csv
-from profile_export.ingest.json_array import read_json_array
-from profile_export.ingest.json_lines import read_json_lines
-from profile_export.ingest.refusals import FileRefusedError
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.schemas.types import EMPTY
+from profile_export.ingest.formats.csv import read_csv
+from profile_export.ingest.formats.json import read_json_array
+from profile_export.ingest.formats.json import read_json_lines
+from profile_export.ingest.rejected import FileRefusedError
 from profile_export.ingest.task import IngestTask
 
 source, upload_format = Path(sys.argv[1]), sys.argv[2]

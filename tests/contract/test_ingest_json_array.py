@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.batch import RowError
-from profile_export.ingest import json_array
-from profile_export.ingest.json_array import read_json_array
+from profile_export.domain.catalog.batches import RowError
+from profile_export.ingest.formats import json as json_array
+from profile_export.ingest.formats.json import read_json_array
 from tests.contract.ingesting import CRM, Uploader
 
 

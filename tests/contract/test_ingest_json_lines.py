@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.catalog import DatasetKind, IdentityField
-from profile_export.domain.columns import SYSTEM_COLUMNS
-from profile_export.domain.identity import Identity, identity_key
-from profile_export.domain.schema import DOUBLE, LONG, TEXT, ArrayType, DecimalType, ObjectType
-from profile_export.ingest import sent_rows
+from profile_export.domain.catalog.datasets import DatasetKind, IdentityField
+from profile_export.domain.catalog.files import SYSTEM_COLUMNS
+from profile_export.domain.merging.identity import Identity, identity_key
+from profile_export.domain.schemas.types import DOUBLE, LONG, TEXT, ArrayType, DecimalType, ObjectType
 from profile_export.ingest.ingestion import ingest
+from profile_export.ingest.rows import rows as sent_rows
 from tests.contract import ingesting
 from tests.contract.ingesting import CRM, Uploader
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profile_export.domain.catalog import DatasetKind, IdentityField
-from profile_export.domain.columns import SYSTEM_COLUMNS
-from profile_export.domain.schema import (
+from profile_export.domain.catalog.datasets import DatasetKind, IdentityField
+from profile_export.domain.catalog.files import SYSTEM_COLUMNS
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,
@@ -27,10 +27,10 @@ from profile_export.domain.schema import (
     MapType,
     ObjectType,
 )
-from profile_export.ingest import parquet
-from profile_export.ingest.identities import NO_PRIMARY
+from profile_export.ingest.formats import parquet
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.refusals import RowsRefusedError
+from profile_export.ingest.rejected import RowsRefusedError
+from profile_export.ingest.rows.identities import NO_PRIMARY
 from tests.contract.ingesting import CRM, Uploader
 
 EMAIL = IdentityField(("contact", "email"), "Email")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from profile_export.domain.schema import (
+from profile_export.domain.schemas.types import (
     DOUBLE,
     LONG,
     TEXT,

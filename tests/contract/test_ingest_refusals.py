@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from profile_export.domain.batch import RejectedRow, RowError
-from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.registered import TooManyError
-from profile_export.domain.schema import TEXT, ArrayType, DecimalType, ObjectType
-from profile_export.ingest import rejected, sent_rows
+from profile_export.domain.catalog.allowances import TooManyError
+from profile_export.domain.catalog.batches import RejectedRow, RowError
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.schemas.types import TEXT, ArrayType, DecimalType, ObjectType
+from profile_export.ingest import rejected
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.refusals import RowsRefusedError
-from profile_export.ingest.rejected import kept_text, read_rejected
+from profile_export.ingest.rejected import RowsRefusedError, kept_text, read_rejected
+from profile_export.ingest.rows import rows as sent_rows
 from tests.contract import ingesting
 from tests.contract.ingesting import CRM, Uploader
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.schema import DATE, DOUBLE, LONG, TEXT, TIMESTAMP, ArrayType, ObjectType
-from profile_export.domain.xdm import read_document
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.schemas.types import DATE, DOUBLE, LONG, TEXT, TIMESTAMP, ArrayType, ObjectType
+from profile_export.domain.schemas.xdm import read_document
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
 from tests.contract.ingesting import CRM, Uploader

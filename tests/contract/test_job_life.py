@@ -20,25 +20,32 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from sqlalchemy import Column, Connection, Row, Table, create_engine, delete, select, text
 
-from profile_export.domain import job as job_rules
-from profile_export.domain.batch import BatchState, DataFile
+from profile_export.domain.catalog.batches import BatchState, DataFile
 from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError
-from profile_export.domain.job import FINAL_STATES, Job, JobError, JobState, Phase, Progress
-from profile_export.domain.plan import ExportCounts, ExportPlan
-from profile_export.domain.planning import plan_export
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.store import attempts as attempts_of_store
-from profile_export.store import lapses as lapses_of_store
-from profile_export.store.attempts import Claim, RangeDone
-from profile_export.store.events import Wakeups
-from profile_export.store.job_rows import JobView
-from profile_export.store.job_tables import job_ranges, job_stamps, job_transitions, jobs, leases
-from profile_export.store.jobs import NewJob
-from profile_export.store.lapses import Lapses
-from profile_export.store.leases import Fence, LeaseLostError
-from profile_export.store.receipt_table import receipts
-from profile_export.store.tables import batches, drops, files
+from profile_export.domain.export.plan import ExportCounts, ExportPlan
+from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs import job as job_rules
+from profile_export.domain.jobs.job import FINAL_STATES, Job, JobError, JobState, JobView, Phase, Progress
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.store.db.tables import (
+    batches,
+    drops,
+    files,
+    job_ranges,
+    job_stamps,
+    job_transitions,
+    jobs,
+    leases,
+    receipts,
+)
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.jobs import attempts as attempts_of_store
+from profile_export.store.jobs import transitions as lapses_of_store
+from profile_export.store.jobs.attempts import Claim, RangeDone
+from profile_export.store.jobs.jobs import NewJob
+from profile_export.store.jobs.leases import Fence, LeaseLostError
+from profile_export.store.jobs.transitions import Lapses
 from tests.contract.job_model import Model
 from tests.contract.test_store import TENANT, UNION, Store
 from tests.databases import Place

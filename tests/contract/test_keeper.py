@@ -12,15 +12,14 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select, text, update
 
-from profile_export.domain.job import LEASE_TTL
+from profile_export.domain.jobs.job import LEASE_TTL
+from profile_export.runner.chores import LapseSweeper
 from profile_export.runner.keeper import LATE_SECONDS, MOST_SECONDS, Held, LeaseKeeper
-from profile_export.runner.lapses import LapseSweeper
-from profile_export.store.database import database_time
-from profile_export.store.events import Wakeups
-from profile_export.store.job_tables import leases
-from profile_export.store.lapses import Lapses
-from profile_export.store.leases import LeaseLostError
-from profile_export.store.renewals import Renewals
+from profile_export.store.db.database import database_time
+from profile_export.store.db.tables import leases
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.jobs.leases import LeaseLostError, Renewals
+from profile_export.store.jobs.transitions import Lapses
 from tests.contract.test_store import RUNNING, TENANT, Store
 from tests.databases import Place
 

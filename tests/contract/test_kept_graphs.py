@@ -18,16 +18,16 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profile_export.domain.batch import BatchState
-from profile_export.domain.catalog import Tenant
-from profile_export.domain.identity import Identity, IdentityKey, identity_key
-from profile_export.domain.plan import ExportPlan
-from profile_export.domain.policy import IdentityGraph
-from profile_export.engines import duckdb_session
-from profile_export.engines.duckdb_session import DuckDbSession
-from profile_export.engines.kept_graphs import KeptGraphs
-from profile_export.engines.keys import KEY
-from profile_export.engines.mapping import MappingWriter, mapping_facts
+from profile_export.domain.catalog.batches import BatchState
+from profile_export.domain.catalog.datasets import Tenant
+from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.merging.identity import Identity, IdentityKey, identity_key
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.engines.duckdb import session as duckdb_session
+from profile_export.engines.duckdb.session import DuckDbSession
+from profile_export.engines.identity.components import KEY
+from profile_export.engines.identity.graph import MappingWriter, mapping_facts
+from profile_export.engines.identity.kept import KeptGraphs
 from profile_export.processes.supervisor import Supervisor
 from tests.builders import Part, plan_of, records, row
 from tests.contract.house import House

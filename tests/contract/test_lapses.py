@@ -10,16 +10,16 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select, update
 
-from profile_export.domain.batch import BatchState
-from profile_export.domain.job import LEASE_TTL, MAX_ATTEMPTS, Job, JobError, JobState, Phase
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.store.attempts import Claim
-from profile_export.store.events import Wakeups
-from profile_export.store.job_tables import job_ranges, job_stamps, jobs, leases
-from profile_export.store.jobs import NewJob
-from profile_export.store.lapses import Lapses
-from profile_export.store.leases import LeaseLostError
+from profile_export.domain.catalog.batches import BatchState
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import LEASE_TTL, MAX_ATTEMPTS, Job, JobError, JobState, Phase
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.store.db.tables import job_ranges, job_stamps, jobs, leases
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.jobs.attempts import Claim
+from profile_export.store.jobs.jobs import NewJob
+from profile_export.store.jobs.leases import LeaseLostError
+from profile_export.store.jobs.transitions import Lapses
 from tests.contract.test_store import (
     FILE,
     RUNNING,

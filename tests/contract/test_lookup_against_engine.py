@@ -14,18 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from profile_export.api.values import plain
+from profile_export.api.convert.values import plain
+from profile_export.application.mappings import Mappings
 from profile_export.domain.errors import NotFoundError
-from profile_export.domain.event_listing import EventListing, events_of
-from profile_export.domain.identity import Identity, identity_key
-from profile_export.domain.lookup import FoundProfile, profile_of
-from profile_export.domain.plan import ExportPlan
-from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.resolution import SourceRow
-from profile_export.domain.schema import TIME_SERIES_EVENTS
-from profile_export.engines.duckdb_engine import DuckDbEngine
-from profile_export.engines.mappings import Mappings
-from profile_export.lake.source_rows import source_rows
+from profile_export.domain.export.lookup import EventListing, FoundProfile, events_of, profile_of
+from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.merging.identity import Identity, identity_key
+from profile_export.domain.merging.merge import SourceRow
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.schemas.types import TIME_SERIES_EVENTS
+from profile_export.engines.duckdb.engine import DuckDbEngine
+from profile_export.lake.rows import source_rows
 from tests.builders import plan_of, rows_of
 from tests.contract.strategies import (
     Export,

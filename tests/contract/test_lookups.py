@@ -11,32 +11,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import pytest_asyncio
 
-from profile_export.api.lookups import Asked, Lookups
-from profile_export.domain.batch import BatchState
+from profile_export.application import mappings as engine_mappings
+from profile_export.application.mappings import Mappings
+from profile_export.application.profiles import Asked, ProfileUseCases
+from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.errors import (
     ExhaustedError,
     FailedPreconditionError,
     NotFoundError,
     UnavailableError,
 )
-from profile_export.domain.identity import Identity
-from profile_export.domain.lookup import FoundProfile
-from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
-from profile_export.engines import mappings as engine_mappings
-from profile_export.engines.duckdb_engine import DuckDbEngine
-from profile_export.engines.keys import Keys, key_records
-from profile_export.engines.mapping import MappingWriter
-from profile_export.engines.mappings import Mappings, together
-from profile_export.lake import source_rows
+from profile_export.domain.export.lookup import FoundProfile
+from profile_export.domain.merging.identity import Identity
+from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
+from profile_export.engines.duckdb.engine import DuckDbEngine
+from profile_export.engines.identity.components import Keys, key_records
+from profile_export.engines.identity.graph import MappingWriter, OpenMapping
+from profile_export.lake import rows as source_rows
+from profile_export.store.catalog.policies import Policies
 from tests.contract.house import TENANT, House, children, house, pinned
 
 __all__ = ["children", "house"]  # fixtures
 
-PDG = replace(BUILT_IN_POLICY, graph=IdentityGraph.PDG)
+PDG = replace(BUILT_IN_POLICY, id="people", graph=IdentityGraph.PDG)
 
 
 @pytest_asyncio.fixture
@@ -46,14 +46,20 @@ async def engine() -> AsyncIterator[DuckDbEngine]:
     await started.close()
 
 
-def lookups(house: House, engine: DuckDbEngine) -> Lookups:
+@pytest_asyncio.fixture(autouse=True)
+async def policy(house: House) -> None:
+    await Policies(house.database).create_policy(TENANT, PDG)
+
+
+def lookups(house: House, engine: DuckDbEngine) -> ProfileUseCases:
     mappings = Mappings(engine, house.lake.root, house.lake.folder("mappings"), house.new_id)
-    return Lookups(house.snapshots, mappings, house.lake.root)
+    return ProfileUseCases(house.snapshots, Policies(house.database), mappings, house.lake.root)
 
 
-async def profile(people: Lookups, identity: str) -> FoundProfile:
+async def profile(people: ProfileUseCases, identity: str) -> FoundProfile:
     namespace, _, identity_id = identity.partition(":")
-    return await people.profile(Asked(TENANT, Identity(namespace, identity_id), PDG, ()))
+    found, _ = await people.profile(Asked(TENANT, Identity(namespace, identity_id), PDG.id, None, ()))
+    return found
 
 
 async def test_who_is_looked_up_is_told_the_same_after_a_compaction(
@@ -157,12 +163,12 @@ def test_keys_that_share_a_half_are_told_apart(tmp_path: Path) -> None:
     with MappingWriter(mapping) as writer:
         writer.write(identities, profiles)
         writer.finish(2, {})
-    opened_file = pa.memory_map(str(mapping))
+    opened = OpenMapping(mapping)
 
-    assert together(opened_file, (5, 1)) == {(0, 0), (5, 1), (6, 1)}
-    assert together(opened_file, (0, 9)) == {(0, 9), (5, 2), (7, 3)}
-    assert together(opened_file, (5, 3)) == {(5, 3)}
-    assert together(opened_file, (-8, 3)) == {(-8, 3)}
+    assert opened.together((5, 1)) == {(0, 0), (5, 1), (6, 1)}
+    assert opened.together((0, 9)) == {(0, 9), (5, 2), (7, 3)}
+    assert opened.together((5, 3)) == {(5, 3)}
+    assert opened.together((-8, 3)) == {(-8, 3)}
 
 
 async def test_a_person_whose_rows_take_too_much_memory_is_refused_and_others_are_found(
@@ -181,5 +187,6 @@ async def test_a_person_whose_rows_take_too_much_memory_is_refused_and_others_ar
     assert refused.value.reason == "REQUEST_TOO_EXPENSIVE"
     assert refused.value.retry_after is None
     assert (await profile(people, "CRM:small")).values["name"] == "n"
-    asked = Asked(TENANT, Identity("CRM", "large"), PDG, ("crmId",))
-    assert (await people.profile(asked)).values["crmId"] == "large"
+    asked = Asked(TENANT, Identity("CRM", "large"), PDG.id, None, ("crmId",))
+    found, _ = await people.profile(asked)
+    assert found.values["crmId"] == "large"

@@ -8,10 +8,10 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, select, text
 
-from profile_export.domain.schema import TEXT, ObjectType
-from profile_export.store.drops import Drops, drop
-from profile_export.store.receipts import Receipts
-from profile_export.store.tables import drops
+from profile_export.domain.schemas.types import TEXT, ObjectType
+from profile_export.store.db.tables import drops
+from profile_export.store.files.dropped import Drops, drop
+from profile_export.store.files.receipts import Receipts
 from tests.contract.test_store import TENANT, Store, facts
 from tests.databases import Place
 

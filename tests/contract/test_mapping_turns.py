@@ -8,11 +8,11 @@ import signal
 
 import pytest
 
-from profile_export.domain.identity import Identity, IdentityKey, identity_key
-from profile_export.domain.plan import ExportPlan
-from profile_export.engines import mappings as engine_mappings
-from profile_export.engines.duckdb_engine import DuckDbEngine
-from profile_export.engines.mappings import Mappings
+from profile_export.application import mappings as engine_mappings
+from profile_export.application.mappings import Mappings
+from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.merging.identity import Identity, IdentityKey, identity_key
+from profile_export.engines.duckdb.engine import DuckDbEngine
 from tests.contract.house import House, children, house
 from tests.contract.test_lookups import engine
 

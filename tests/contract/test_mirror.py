@@ -14,15 +14,14 @@ import pytest_asyncio
 from sqlalchemy import select, text, update
 from structlog.testing import capture_logs
 
-from profile_export.domain.mirror import MirroredBatch, MirrorStatus, TableState
+from profile_export.domain.catalog.files import MirroredBatch, MirrorStatus, TableState
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.processes.limits import Limits
 from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.mirror import Mirror
-from profile_export.store.database import migrate
-from profile_export.store.mirror_status import MirrorStatuses
-from profile_export.store.mirrors import MirrorLostError, Mirrors, ask_drop
-from profile_export.store.tables import datasets, mirrors
+from profile_export.store.db.database import migrate
+from profile_export.store.db.tables import datasets, mirrors
+from profile_export.store.files.mirrors import MirrorLostError, Mirrors, MirrorStatuses, ask_drop
 from tests.databases import Place, engine_of, make_former_tables
 from tests.mirroring import HOUR, Threads, World
 

@@ -19,7 +19,7 @@ import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import StaticTable, Table
 
-from profile_export.domain.mirror import MirroredBatch, TableState
+from profile_export.domain.catalog.files import MirroredBatch, TableState
 from profile_export.lake.iceberg import (
     MAX_SNAPSHOTS,
     IcebergMirror,

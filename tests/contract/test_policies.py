@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from profile_export.domain.catalog import Tenant
-from profile_export.domain.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, PolicyChange
-from profile_export.store.database import Database
-from profile_export.store.policies import Policies
+from profile_export.domain.catalog.datasets import Tenant
+from profile_export.domain.merging.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, PolicyChange
+from profile_export.store.catalog.policies import Policies
+from profile_export.store.db.database import Database
 from tests.databases import Place, engine_of, make_former_tables
 from tests.pages import page_of
 

@@ -20,15 +20,14 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from profile_export.domain.batch import RowError
+from profile_export.domain.catalog.batches import RowError
 from profile_export.domain.errors import DomainError, FailedPreconditionError, InvalidArgumentError
-from profile_export.domain.xdm_places import SchemaInvalidError
+from profile_export.domain.schemas.xdm_places import SchemaInvalidError
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.refusals import RowsRefusedError
-from profile_export.processes.errors import ChildDiedError, TooExpensiveError, WorkFailedError
+from profile_export.ingest.rejected import RowsRefusedError
 from profile_export.processes.limits import Limits
-from profile_export.processes.pool import Pool
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.messages import ChildDiedError, TooExpensiveError, WorkFailedError
+from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.processes.turns import FairTurns
 from tests.contract.ingesting import CRM, Uploader
 

@@ -13,23 +13,22 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, insert, select, update
 
-from profile_export.domain.batch import MOST_FILES, BatchState, RowError, UploadStart
-from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
+from profile_export.domain.catalog.allowances import Quotas
+from profile_export.domain.catalog.batches import MOST_FILES, BatchState, RowError, UploadStart
+from profile_export.domain.catalog.datasets import IdentityField, NewDataset, SchemaRef, Tenant
 from profile_export.domain.errors import ExhaustedError, FailedPreconditionError, InvalidArgumentError
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.quotas import Quotas
-from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.store.attempts import Attempts
-from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog
-from profile_export.store.database import Database, database_time
-from profile_export.store.events import Wakeups
-from profile_export.store.expiries import Expiries
-from profile_export.store.jobs import Jobs, NewJob
-from profile_export.store.judging import NewDataset
-from profile_export.store.loading import LoadingBatches
-from profile_export.store.tables import batches, uploads
-from profile_export.store.uploads import FIRST_BYTES, OpenUpload, Uploads
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.store.catalog.datasets import Catalog
+from profile_export.store.db.database import Database, database_time
+from profile_export.store.db.tables import batches, uploads
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.batches import Batches
+from profile_export.store.files.loading import LoadingBatches
+from profile_export.store.files.uploads import FIRST_BYTES, OpenUpload, Uploads
+from profile_export.store.jobs.attempts import Attempts
+from profile_export.store.jobs.expiries import Expiries
+from profile_export.store.jobs.jobs import Jobs, NewJob
 from tests.databases import Place
 
 NUMBERS = count()

@@ -11,23 +11,23 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select
 
-from profile_export.domain.batch import DataFile
+from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.errors import FailedPreconditionError, NotFoundError
-from profile_export.domain.job import JobError, Phase, Progress
-from profile_export.domain.plan import ExportCounts, ExportPlan
-from profile_export.domain.planning import plan_export
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.receipt import Receipt
-from profile_export.domain.request import BoundRequest, EventList, ExportRequest
-from profile_export.domain.schema import TEXT, ObjectType
-from profile_export.domain.segments import SegmentFilter
+from profile_export.domain.export.plan import ExportCounts, ExportPlan
+from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.receipt import Receipt
+from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
+from profile_export.domain.jobs.job import JobError, Phase, Progress
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.domain.merging.segments import SegmentFilter
+from profile_export.domain.schemas.types import TEXT, ObjectType
 from profile_export.lake.local import LocalLake
-from profile_export.runner.receipts import ReceiptWriter
-from profile_export.store.attempts import Claim, RangeDone
-from profile_export.store.column_types import Json
-from profile_export.store.jobs import NewJob
-from profile_export.store.receipt_table import receipts
-from profile_export.store.receipts import Receipts
+from profile_export.runner.worker import ReceiptWriter
+from profile_export.store.db.columns import Json
+from profile_export.store.db.tables import receipts
+from profile_export.store.files.receipts import Receipts
+from profile_export.store.jobs.attempts import Claim, RangeDone
+from profile_export.store.jobs.jobs import NewJob
 from tests.contract.test_store import TENANT, UNION, Store, facts
 from tests.databases import Place
 

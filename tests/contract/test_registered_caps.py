@@ -10,15 +10,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import Table, func, insert, select
 
-from profile_export.domain.batch import BatchState, UploadStart
-from profile_export.domain.catalog import (
-    DatasetKind,
-    FieldDeclaration,
-    Schema,
-    SchemaRef,
-    Tenant,
-)
-from profile_export.domain.registered import (
+from profile_export.domain.catalog.allowances import (
     LONGEST_NAME,
     LONGEST_NAMESPACE,
     MOST_BATCH_NAMESPACES,
@@ -29,17 +21,32 @@ from profile_export.domain.registered import (
     TooManyError,
     field_count,
 )
-from profile_export.domain.schema import TEXT, ArrayType, FieldType, MapType, ObjectType
-from profile_export.store.catalog import Catalog
-from profile_export.store.database import Database
-from profile_export.store.events import Wakeups
-from profile_export.store.facts import NamespaceUse, UploadFacts
-from profile_export.store.judging import DatasetChange, NewDataset
-from profile_export.store.loading import LoadingBatches
-from profile_export.store.schemas import Schemas
-from profile_export.store.tables import batches, namespace_spellings, namespaces, tenants
-from profile_export.store.tenants import IDENTITY, SEGMENT
-from profile_export.store.uploads import Uploads
+from profile_export.domain.catalog.batches import BatchState, UploadStart
+from profile_export.domain.catalog.datasets import (
+    DatasetChange,
+    DatasetKind,
+    FieldDeclaration,
+    NewDataset,
+    Schema,
+    SchemaRef,
+    Tenant,
+)
+from profile_export.domain.schemas.types import TEXT, ArrayType, FieldType, MapType, ObjectType
+from profile_export.store.catalog.datasets import Catalog
+from profile_export.store.catalog.schemas import Schemas
+from profile_export.store.catalog.tenants import IDENTITY, SEGMENT
+from profile_export.store.db.database import Database
+from profile_export.store.db.tables import (
+    NamespaceUse,
+    UploadFacts,
+    batches,
+    namespace_spellings,
+    namespaces,
+    tenants,
+)
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.loading import LoadingBatches
+from profile_export.store.files.uploads import Uploads
 from tests.databases import Place
 
 NUMBERS = count()

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.engines.extension import extend
-from profile_export.engines.keys import KEY, Keys
-from profile_export.engines.mapping import MappingFacts, mapping_facts
-from profile_export.engines.resolution import Pairs, Space, resolve
+from profile_export.engines.identity.components import KEY, Keys
+from profile_export.engines.identity.graph import MappingFacts, Pairs, Space, mapping_facts, resolve
+from profile_export.engines.identity.kept import extend
 
 Key = tuple[int, int]
 Pair = tuple[Key, Key]

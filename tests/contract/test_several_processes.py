@@ -14,18 +14,17 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
-from profile_export.domain.batch import DataFile
+from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.errors import UnavailableError
-from profile_export.domain.job import JobState
-from profile_export.domain.plan import ExportCounts
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.domain.schema import TEXT, ObjectType
-from profile_export.store.attempts import Claim, RangeDone
-from profile_export.store.changes import Changes
-from profile_export.store.events import Wakeups
-from profile_export.store.jobs import NewJob
-from profile_export.store.notices import Notices
+from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import JobState
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.domain.schemas.types import TEXT, ObjectType
+from profile_export.store.db.wakeups import Notices, Wakeups
+from profile_export.store.jobs.attempts import Claim, RangeDone
+from profile_export.store.jobs.changes import Changes
+from profile_export.store.jobs.jobs import NewJob
 from tests.contract.test_store import RUNNING, TENANT, UNION, Store, facts
 from tests.databases import Place, Postgres
 from tests.pages import page_of
@@ -232,7 +231,7 @@ async def test_a_cut_connection_costs_the_call_that_it_interrupts_and_no_other(
 async def test_processes_that_open_an_empty_database_together_make_its_tables_once(
     postgres: Postgres,
 ) -> None:
-    code = "import asyncio, sys; from profile_export.store.database import Database"
+    code = "import asyncio, sys; from profile_export.store.db.database import Database"
     code += "; asyncio.run(Database(sys.argv[1]).open())"
 
     async with postgres.database(with_tables=False) as url:

@@ -13,37 +13,37 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import event, update
 
-from profile_export.domain.batch import BatchState, DataFile, UploadStart
-from profile_export.domain.catalog import (
+from profile_export.domain.catalog.batches import BatchState, DataFile, UploadStart
+from profile_export.domain.catalog.datasets import (
+    DatasetChange,
     DatasetKind,
     FieldDeclaration,
     IdentityField,
+    NewDataset,
     Schema,
     SchemaRef,
     Tenant,
 )
 from profile_export.domain.errors import DomainError, FailedPreconditionError
-from profile_export.domain.job import JobError, Phase, Progress
-from profile_export.domain.plan import ExportCounts
-from profile_export.domain.planning import plan_export
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.domain.schema import TEXT, ObjectType, TypeConflictError
-from profile_export.domain.segments import SegmentFilter
-from profile_export.store.attempts import Attempts, Claim, RangeDone
-from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog
-from profile_export.store.database import Database, database_time
-from profile_export.store.events import Wakeups
-from profile_export.store.expiries import Expiries
-from profile_export.store.facts import NamespaceUse, UploadFacts
-from profile_export.store.jobs import Jobs, NewJob
-from profile_export.store.judging import DatasetChange, NewDataset
-from profile_export.store.loading import LoadingBatches
-from profile_export.store.schemas import Schemas
-from profile_export.store.snapshots import Snapshots
-from profile_export.store.tables import batches, datasets
-from profile_export.store.uploads import Uploads
+from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import JobError, Phase, Progress
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.domain.merging.segments import SegmentFilter
+from profile_export.domain.schemas.types import TEXT, ObjectType, TypeConflictError
+from profile_export.store.catalog.datasets import Catalog
+from profile_export.store.catalog.schemas import Schemas
+from profile_export.store.db.database import Database, database_time
+from profile_export.store.db.tables import NamespaceUse, UploadFacts, batches, datasets
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.batches import Batches
+from profile_export.store.files.loading import LoadingBatches
+from profile_export.store.files.named import Snapshots
+from profile_export.store.files.uploads import Uploads
+from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
+from profile_export.store.jobs.expiries import Expiries
+from profile_export.store.jobs.jobs import Jobs, NewJob
 from tests.databases import Place
 
 NUMBERS = count()

@@ -13,31 +13,28 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text, update
 
-from profile_export.domain.batch import BatchState, DataFile, UploadStart
-from profile_export.domain.catalog import IdentityField, SchemaRef, Tenant
+from profile_export.domain.catalog.batches import BatchState, DataFile, UploadStart
+from profile_export.domain.catalog.datasets import IdentityField, NewDataset, SchemaRef, Tenant
 from profile_export.domain.errors import FailedPreconditionError
-from profile_export.domain.job import FIRST_BACK_OFF, JobError, JobState, Phase, Progress
-from profile_export.domain.plan import ExportCounts
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.domain.schema import TEXT, ArrayType, ObjectType
-from profile_export.domain.segments import SegmentFilter
-from profile_export.store.attempts import Attempts, Claim, RangeDone
-from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog
-from profile_export.store.database import Database, database_time, migrate
-from profile_export.store.drops import Drops
-from profile_export.store.events import Wakeups
-from profile_export.store.facts import NamespaceUse, UploadFacts
-from profile_export.store.job_tables import jobs
-from profile_export.store.jobs import Jobs, NewJob
-from profile_export.store.judging import NewDataset
-from profile_export.store.leases import LeaseLostError
-from profile_export.store.loading import FieldsGrewError, LoadingBatches
-from profile_export.store.opening import CannotOpenError
-from profile_export.store.snapshots import Snapshots
-from profile_export.store.tables import metadata
-from profile_export.store.uploads import Uploads
+from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import FIRST_BACK_OFF, JobError, JobState, Phase, Progress
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.domain.merging.segments import SegmentFilter
+from profile_export.domain.schemas.types import TEXT, ArrayType, ObjectType
+from profile_export.store.catalog.datasets import Catalog
+from profile_export.store.db.access import CannotOpenError
+from profile_export.store.db.database import Database, database_time, migrate
+from profile_export.store.db.tables import NamespaceUse, UploadFacts, jobs, metadata
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.batches import Batches
+from profile_export.store.files.dropped import Drops
+from profile_export.store.files.loading import FieldsGrewError, LoadingBatches
+from profile_export.store.files.named import Snapshots
+from profile_export.store.files.uploads import Uploads
+from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
+from profile_export.store.jobs.jobs import Jobs, NewJob
+from profile_export.store.jobs.leases import LeaseLostError
 from tests.databases import Place, engine_of, make_former_tables
 from tests.pages import page_of
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest_asyncio
 from sqlalchemy import delete, insert, select, update
 
-from profile_export.domain.batch import DataFile
-from profile_export.domain.job import LEASE_TTL, Phase, Progress
-from profile_export.domain.plan import ExportCounts
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.request import BoundRequest, ExportRequest
+from profile_export.domain.catalog.batches import DataFile
+from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import LEASE_TTL, Phase, Progress
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.processes.supervisor import Supervisor
-from profile_export.store.attempts import Claim, RangeDone
-from profile_export.store.database import database_time
-from profile_export.store.drops import drop
-from profile_export.store.jobs import NewJob
-from profile_export.store.tables import batches, drops, mirrored_batches, mirrors
+from profile_export.store.db.database import database_time
+from profile_export.store.db.tables import batches, drops, mirrored_batches, mirrors
+from profile_export.store.files.dropped import drop
+from profile_export.store.jobs.attempts import Claim, RangeDone
+from profile_export.store.jobs.jobs import NewJob
 from tests.contract.house import TENANT, UNION, House, opened
 from tests.databases import Place
 

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from profile_export.domain.xdm_places import SchemaInvalidError
-from profile_export.ingest.documents import read_documents
+from profile_export.domain.schemas.xdm_places import SchemaInvalidError
+from profile_export.ingest.schema_documents import read_documents
 from tests.contract.ingesting import CRM, Uploader
 
 ENTRY = {"s1": {"status": "realized"}}

@@ -17,17 +17,17 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from profile_export.domain.batch import BatchState
-from profile_export.domain.compaction import MERGED_FROM
-from profile_export.ingest.expense import Expense
-from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
+from profile_export.application.uploads.loading import Loading, LoadingRooms, RowLimits
+from profile_export.domain.catalog.batches import BatchState
+from profile_export.domain.catalog.files import MERGED_FROM
+from profile_export.ingest.task import Expense
 from profile_export.lake.trash import Trash
 from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.belonging import Belonging
 from profile_export.runner.leftovers import LeftoverRooms, Leftovers
-from profile_export.store.instance import Instance, Instances
-from profile_export.store.named import Named
-from profile_export.store.schemas import Schemas
+from profile_export.store.catalog.schemas import Schemas
+from profile_export.store.db.instance import Instance, Instances
+from profile_export.store.files.named import Named
 from tests.contract.house import TENANT, UNION, House, opened
 from tests.contract.test_sweep import Attempted
 from tests.databases import Place, Postgres

@@ -5,8 +5,7 @@ from functools import partial
 
 import pytest
 
-from profile_export.ingest.interest import AbandonedError, Interest
-from profile_export.ingest.turns import Turns
+from profile_export.application.uploads.keyed import AbandonedError, Interest, Turns
 
 
 class Work:

@@ -22,8 +22,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from profile_export.api.logs import configure_logs
 from profile_export.app import Application, processes
+from profile_export.app.processes import configure_logs
 from profile_export.config import load
 from tests.service.conftest import settings_for
 from tests.service.engines import Gate, GatedEngine, real_engine

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from profile_export.domain.plan import ExportPlan, KeyRange
-from profile_export.engines.duckdb_engine import DuckDbEngine
-from profile_export.engines.results import EngineProgress, RangeResult, ResolutionFacts
-from profile_export.runner.ports import EngineAttempt
+from profile_export.application.ports import EngineAttempt
+from profile_export.domain.export.execution import EngineProgress, RangeResult, ResolutionFacts
+from profile_export.domain.export.plan import ExportPlan, KeyRange
+from profile_export.engines.duckdb.engine import DuckDbEngine
 
 
 class Gate:
@@ -56,6 +56,9 @@ class _GatedAttempt:
 
     async def resolve(self) -> ResolutionFacts:
         return await self._attempt.resolve()
+
+    async def mapping(self) -> Path | None:
+        return await self._attempt.mapping()
 
     async def run(self, key_range: KeyRange) -> RangeResult:
         await self._gates.before_run()

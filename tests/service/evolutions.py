@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from profile_export.domain.schema import (
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,
@@ -36,7 +36,7 @@ from profile_export.domain.schema import (
     type_at,
     union_objects,
 )
-from profile_export.lake.arrow_types import arrow_type
+from profile_export.lake.data_files import arrow_type
 from profile_export.v1 import dataset_service_pb2 as ds
 
 BATCHES = 10

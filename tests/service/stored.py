@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.parquet as pq
 
-from profile_export.domain.columns import SYSTEM_COLUMNS
-from profile_export.domain.schema import IDENTITY_MAP
+from profile_export.domain.catalog.files import SYSTEM_COLUMNS
+from profile_export.domain.schemas.types import IDENTITY_MAP
 from tests.service.harness import Caller
 
 _INSTANT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from profile_export.api.values import MOST_LEVELS
+from profile_export.api.convert.values import MOST_LEVELS
 from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import profile_pb2
 from profile_export.v1 import profile_service_pb2 as ps

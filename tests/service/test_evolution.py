@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from profile_export.api import convert_datasets
-from profile_export.domain.schema import dotted_path
+from profile_export.api.convert import datasets as convert_datasets
+from profile_export.domain.schemas.types import dotted_path
 from profile_export.v1 import batch_pb2
 from tests.service.evolutions import Contradiction, Format, Step, contradictions, evolutions, parquet_of
 from tests.service.harness import Caller, json_lines, refusal_of, types_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from profile_export.api.call_turns import MOST_AT_ONCE
+from profile_export.api.interceptors import MOST_AT_ONCE
 from profile_export.v1 import dataset_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from tests.service.harness import SCHEMAS, Caller

@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from profile_export.api import limits
 from profile_export.api.limits import LIMITS, Limit
-from profile_export.domain.learning import MAX_DEPTH
+from profile_export.domain.schemas.learning import MAX_DEPTH
 from profile_export.v1 import (
     dataset_pb2,
     dataset_service_pb2,

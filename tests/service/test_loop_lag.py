@@ -22,7 +22,7 @@ import pytest_asyncio
 
 from profile_export.app import Application
 from profile_export.config import load
-from profile_export.lake.preview import first_rows
+from profile_export.lake.rows import first_rows
 from profile_export.v1 import dataset_pb2, job_pb2, profile_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import export_service_pb2 as es

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from profile_export.api.values import plain
+from profile_export.api.convert.values import plain
 from profile_export.v1 import dataset_pb2, job_pb2, merge_policy_pb2, profile_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import profile_service_pb2 as ps

@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from profile_export.domain.schema import IDENTITY_MAP_TYPE, ObjectType
-from profile_export.domain.xdm_names import data_form
+from profile_export.domain.schemas.types import IDENTITY_MAP_TYPE, ObjectType
+from profile_export.domain.schemas.xdm_places import data_form
 from profile_export.v1 import schema_pb2
 from profile_export.v1 import schema_service_pb2 as ss
 from tests.service.harness import SCHEMAS, Caller, refusal_of, shared_folder

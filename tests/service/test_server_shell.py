@@ -25,10 +25,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 import profile_export
-from profile_export.api.logs import configure_logs
 from profile_export.api.server import BindError, GrpcServer, Service, contract, create_server
-from profile_export.api.status import CODES, server_draining, status_of
+from profile_export.api.status import CODES, status_of
 from profile_export.api.tenancy import current_tenant
+from profile_export.app.processes import configure_logs
 from profile_export.domain.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -41,8 +41,9 @@ from profile_export.domain.errors import (
     PastEndError,
     UnavailableError,
     UnimplementedError,
+    server_draining,
 )
-from profile_export.domain.schema import TypeConflictError
+from profile_export.domain.schemas.types import TypeConflictError
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from profile_export.v1.export_service_pb2_grpc import ExportServiceServicer
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceServicer

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.api.suggestions import nearest_path, nearest_paths, suggesting
+from profile_export.application.profiles import nearest_path, nearest_paths, suggesting
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.schema import (
+from profile_export.domain.export.selection import UnknownPath, select_fields
+from profile_export.domain.schemas.types import (
     DOUBLE,
     IDENTITY_MAP_TYPE,
     SEGMENT_MEMBERSHIP_TYPE,
@@ -20,7 +21,6 @@ from profile_export.domain.schema import (
     MapType,
     ObjectType,
 )
-from profile_export.domain.selection import UnknownPath, select_fields
 
 SCHEMA = ObjectType(
     {

@@ -19,9 +19,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from profile_export.app import Application
 from profile_export.config import ServeSettings, load
-from profile_export.domain.catalog import Tenant
-from profile_export.store.changes import Changes
-from profile_export.store.database import Database
+from profile_export.domain.catalog.datasets import Tenant
+from profile_export.store.db.database import Database
+from profile_export.store.jobs.changes import Changes
 from profile_export.v1 import export_service_pb2 as es
 from profile_export.v1 import job_pb2
 from tests.service.conftest import settings_for

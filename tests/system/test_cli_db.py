@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from profile_export.store.database import Database
+from profile_export.store.db.database import Database
 from tests.databases import Place, Postgres, make_former_tables
 from tests.system.terminal import Terminal, served
 

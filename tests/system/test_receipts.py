@@ -24,10 +24,10 @@ from profile_export.client import (
     UploadFormat,
     export_spec,
 )
-from profile_export.domain.catalog import Tenant
-from profile_export.store.batches import Batches
-from profile_export.store.database import Database
-from profile_export.store.events import Wakeups
+from profile_export.domain.catalog.datasets import Tenant
+from profile_export.store.db.database import Database
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.batches import Batches
 from tests.system.terminal import environment, served
 
 ROOT = Path(__file__).parents[2]

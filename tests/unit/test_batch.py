@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from profile_export.domain.batch import (
+from profile_export.domain.catalog.batches import (
     MOST_FILES,
     Batch,
     BatchState,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from profile_export.domain.catalog import (
+from profile_export.domain.catalog.datasets import (
     BUILT_IN_SCHEMAS,
     Dataset,
     DatasetKind,
@@ -23,8 +23,8 @@ from profile_export.domain.catalog import (
     with_declared,
 )
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.learning import MAX_DEPTH
-from profile_export.domain.schema import (
+from profile_export.domain.schemas.learning import MAX_DEPTH
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,

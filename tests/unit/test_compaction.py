@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 
-from profile_export.domain.compaction import (
+from profile_export.domain.catalog.files import (
     FULL_BYTES,
     FULL_ROWS,
     MERGED_FROM,

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from profile_export.config import ServeSettings, SettingsError, WorkSettings, load, load_worker
-from profile_export.domain.quotas import DEFAULT_QUOTAS, Quotas
-from profile_export.domain.secret import Secret
+from profile_export.config import Secret, ServeSettings, SettingsError, WorkSettings, load, load_worker
+from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 
 FOLDER = {"data_dir": ".data"}
 

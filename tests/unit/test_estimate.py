@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.estimate import Counted, Figure, estimate, sample_of
-from profile_export.domain.plan import (
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.export.plan import (
     VALUES_OF_A_ROW,
     VALUES_PER_RANGE,
     ExportCounts,
@@ -15,7 +14,8 @@ from profile_export.domain.plan import (
     Source,
     SourcePart,
 )
-from profile_export.domain.schema import EMPTY
+from profile_export.domain.export.planning import Counted, Figure, estimate, sample_of
+from profile_export.domain.schemas.types import EMPTY
 from tests.builders import plan_of
 
 ROWS_PER_RANGE = VALUES_PER_RANGE // VALUES_OF_A_ROW

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.filtering import Condition, Order, Reader, instant, read_filter, read_order
+from profile_export.domain.lists import Condition, Order, Reader, instant, read_filter, read_order
 from tests.builders import at
 
 FIELDS: Mapping[str, Reader] = {"dataset_id": str, "rows": int, "ingest_time": instant}

@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.identity import Identity, fold_namespace, identity_key, key_digests, key_prefix
-from profile_export.domain.plan import HIGHEST_KEY, LOWEST_KEY
+from profile_export.domain.export.plan import HIGHEST_KEY, LOWEST_KEY
+from profile_export.domain.merging.identity import (
+    Identity,
+    fold_namespace,
+    identity_key,
+    key_digests,
+    key_prefix,
+)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)

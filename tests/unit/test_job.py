@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profile_export.domain.errors import FailedPreconditionError, PastEndError
-from profile_export.domain.job import (
+from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import (
     ASK_TO_CANCEL,
     CANCEL,
     CLAIM,
@@ -40,9 +42,7 @@ from profile_export.domain.job import (
     cancelling_move,
     phase_times,
 )
-from profile_export.domain.plan import ExportCounts
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.request import BoundRequest, ExportRequest
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from tests.builders import NOON, at
 
 NEW, PROCESSING, CANCELLING = JobState.NEW, JobState.PROCESSING, JobState.CANCELLING

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from profile_export.domain.learning import (
+from profile_export.domain.errors import Reason
+from profile_export.domain.schemas.learning import (
     MAX_DEPTH,
     MAX_NAMES,
     ValueRefusedError,
     check_name,
     check_record,
 )
-from profile_export.domain.reasons import Reason
-from profile_export.domain.schema import (
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from profile_export.domain.catalog import (
+from profile_export.domain.catalog.datasets import (
     BUILT_IN_SCHEMAS,
     Dataset,
     DatasetKind,
@@ -24,11 +24,11 @@ from profile_export.domain.catalog import (
     initial_fields,
     with_declared,
 )
-from profile_export.domain.learning import MAX_NAMES, check_record
-from profile_export.domain.plan import ExportCounts
-from profile_export.domain.policy import AttributeMerge, check_order
-from profile_export.domain.registry import check_beside, next_version
-from profile_export.domain.schema import (
+from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.selection import select_fields, unknown_paths
+from profile_export.domain.merging.policy import AttributeMerge, check_order
+from profile_export.domain.schemas.learning import MAX_NAMES, check_record
+from profile_export.domain.schemas.types import (
     EMPTY,
     TEXT,
     ArrayType,
@@ -36,8 +36,7 @@ from profile_export.domain.schema import (
     ObjectType,
     TypeConflictError,
 )
-from profile_export.domain.selection import select_fields, unknown_paths
-from profile_export.domain.unions import union_by_kind
+from profile_export.domain.schemas.unions import check_beside, next_version, union_by_kind
 from tests.builders import at
 
 SECONDS = 5.0

@@ -9,21 +9,27 @@ from typing import Any
 
 import pytest
 
-from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.errors import (
     DomainError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
 )
-from profile_export.domain.event_listing import EventListing, events_of
-from profile_export.domain.identity import Identity
-from profile_export.domain.lookup import FoundProfile, plan_events, plan_profile, profile_of
-from profile_export.domain.paging import MAX_PAGE_SIZE, cut_page
-from profile_export.domain.planning import Snapshot
-from profile_export.domain.policy import BUILT_IN_POLICY, IdentityGraph
-from profile_export.domain.schema import EMPTY, IDENTITY_MEMBERS, LONG, TEXT, DecimalType
-from profile_export.domain.selection import IdentitySelection
+from profile_export.domain.export.lookup import (
+    EventListing,
+    FoundProfile,
+    events_of,
+    plan_events,
+    plan_profile,
+    profile_of,
+)
+from profile_export.domain.export.planning import Snapshot
+from profile_export.domain.export.selection import IdentitySelection
+from profile_export.domain.lists import MAX_PAGE_SIZE, cut_page
+from profile_export.domain.merging.identity import Identity
+from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
+from profile_export.domain.schemas.types import EMPTY, IDENTITY_MEMBERS, LONG, TEXT, DecimalType
 from tests.builders import Part, at, events, plan_of, records, row, rows_of
 from tests.pages import page_of
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from profile_export.domain.identity import identity_key
-from profile_export.domain.merge import merge_profiles
-from profile_export.domain.plan import ExportCounts
-from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.resolution import resolve
-from profile_export.domain.schema import (
+from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.merging.identity import identity_key
+from profile_export.domain.merging.merge import merge_profiles, resolve
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection
+from profile_export.domain.schemas.types import (
     DOUBLE,
     LONG,
     TEXT,
@@ -25,7 +25,6 @@ from profile_export.domain.schema import (
     MapType,
     ObjectType,
 )
-from profile_export.domain.segments import SegmentFilter, SegmentSelection
 from tests.builders import Part, at, events, plan_of, records, row, rows_of, who
 
 PDG = IdentityGraph.PDG

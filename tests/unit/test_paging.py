@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, PageRequest, Seal, cut_page
+from profile_export.domain.lists import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, PageRequest, Seal, cut_page
 from tests.pages import KEY, page_of
 
 SEAL = Seal(KEY, ())

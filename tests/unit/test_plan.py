@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from profile_export.domain.catalog import DatasetKind
-from profile_export.domain.plan import (
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.export.plan import (
     BYTES_OF_A_VALUE,
     HIGHEST_KEY,
     LOWEST_KEY,
@@ -26,10 +26,10 @@ from profile_export.domain.plan import (
     SourcePart,
     notes_of,
 )
-from profile_export.domain.policy import IdentityGraph
-from profile_export.domain.schema import EMPTY, TEXT, ArrayType, MapType, ObjectType
-from profile_export.domain.segments import SegmentFilter, SegmentSelection
-from profile_export.domain.selection import IdentitySelection
+from profile_export.domain.export.selection import IdentitySelection
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection
+from profile_export.domain.schemas.types import EMPTY, TEXT, ArrayType, MapType, ObjectType
 from tests.builders import plan_of
 
 FIGURES = [

@@ -6,21 +6,28 @@ from dataclasses import replace
 
 import pytest
 
-from profile_export.domain.catalog import DatasetKind
+from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.plan import EventSelection, ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
-from profile_export.domain.planning import Snapshot, plan_export, takes_long
-from profile_export.domain.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, MergePolicy
-from profile_export.domain.request import BoundRequest, EventList, ExportRequest
-from profile_export.domain.schema import (
+from profile_export.domain.export.plan import (
+    EventSelection,
+    ExportPlan,
+    PinnedBatch,
+    PinnedFile,
+    Source,
+    SourcePart,
+)
+from profile_export.domain.export.planning import Snapshot, plan_export, takes_long
+from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
+from profile_export.domain.export.selection import IdentitySelection
+from profile_export.domain.merging.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, MergePolicy
+from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection
+from profile_export.domain.schemas.types import (
     IDENTITY_MAP_TYPE,
     IDENTITY_MEMBERS,
     TEXT,
     TIMESTAMP,
     ObjectType,
 )
-from profile_export.domain.segments import SegmentFilter, SegmentSelection
-from profile_export.domain.selection import IdentitySelection
 from tests.builders import at
 
 PDG_POLICY = replace(BUILT_IN_POLICY, id="household", graph=IdentityGraph.PDG)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
-from profile_export.domain.policy import (
+from profile_export.domain.merging.policy import (
     BUILT_IN_POLICY,
     AttributeMerge,
     IdentityGraph,

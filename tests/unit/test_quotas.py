@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from datetime import timedelta
 
-from profile_export.domain.quotas import quota_exceeded
+from profile_export.domain.catalog.allowances import quota_exceeded
 
 
 def test_a_refusal_says_what_is_used_of_what_and_how_to_go_on() -> None:

@@ -3,14 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from profile_export.domain.batch import DataFile
-from profile_export.domain.job import Job, JobMetrics, JobState, Phase, PhaseTime
-from profile_export.domain.plan import ExportCounts
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.receipt import FilledBatch, InputBatch, ReceiptFile, receipt_of
-from profile_export.domain.request import BoundRequest, ExportRequest
-from profile_export.domain.schema import TEXT
-from profile_export.domain.segments import SegmentFilter
+from profile_export.domain.catalog.batches import DataFile
+from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.receipt import FilledBatch, InputBatch, ReceiptFile, receipt_of
+from profile_export.domain.export.request import BoundRequest, ExportRequest
+from profile_export.domain.jobs.job import Job, JobMetrics, JobState, Phase, PhaseTime
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.domain.merging.segments import SegmentFilter
+from profile_export.domain.schemas.types import TEXT
 from tests.builders import at, events, plan_of, records, row
 
 LISTED = records("listed", {"name": TEXT}, row("listed", "CRM:1", batch="b2"))

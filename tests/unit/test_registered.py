@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profile_export.domain.registered import (
+from profile_export.domain.catalog.allowances import (
     LONGEST_NAME,
     LONGEST_NAMESPACE,
     MOST_BATCH_NAMESPACES,
@@ -20,7 +20,7 @@ from profile_export.domain.registered import (
     check_declared_paths,
     check_tenant_namespaces,
 )
-from profile_export.domain.schema import TEXT, ArrayType, FieldType, MapType, ObjectType
+from profile_export.domain.schemas.types import TEXT, ArrayType, FieldType, MapType, ObjectType
 
 
 def names(count: int) -> list[str]:

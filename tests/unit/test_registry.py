@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from profile_export.domain.catalog import (
+from profile_export.domain.catalog.datasets import (
     BUILT_IN_SCHEMAS,
     Dataset,
     DatasetKind,
@@ -15,8 +15,7 @@ from profile_export.domain.catalog import (
     SchemaRef,
 )
 from profile_export.domain.errors import AlreadyExistsError
-from profile_export.domain.registry import check_beside, next_version
-from profile_export.domain.schema import (
+from profile_export.domain.schemas.types import (
     DOUBLE,
     LONG,
     TEXT,
@@ -26,7 +25,7 @@ from profile_export.domain.schema import (
     ObjectType,
     TypeConflictError,
 )
-from profile_export.domain.unions import union_by_kind, union_schema
+from profile_export.domain.schemas.unions import check_beside, next_version, union_by_kind, union_schema
 from tests.builders import at
 
 XDM = "https://ns.adobe.com/xdm/context"

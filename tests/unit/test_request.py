@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from profile_export.domain.catalog import BUILT_IN_SCHEMAS, Dataset, DatasetKind, SchemaRef
+from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, Dataset, DatasetKind, SchemaRef
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.policy import BUILT_IN_POLICY
-from profile_export.domain.request import (
+from profile_export.domain.export.request import (
     BoundRequest,
     EventList,
     ExportRequest,
     bind,
     without_unknown_fields,
 )
-from profile_export.domain.schema import IDENTITY_MAP_TYPE, TEXT, ObjectType
-from profile_export.domain.segments import SegmentFilter, SegmentSelection
-from profile_export.domain.selection import UnknownPath
+from profile_export.domain.export.selection import UnknownPath
+from profile_export.domain.merging.policy import BUILT_IN_POLICY
+from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection
+from profile_export.domain.schemas.types import IDENTITY_MAP_TYPE, TEXT, ObjectType
 from tests.builders import at
 
 RECORDS = ObjectType({"identityMap": IDENTITY_MAP_TYPE, "name": TEXT})

@@ -4,8 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.retention import (
+from profile_export.domain.catalog.datasets import (
     LEAST_RETENTION,
     MOST_RETENTION,
     batch_expiry_reason,
@@ -13,6 +12,7 @@ from profile_export.domain.retention import (
     expired_job,
     upload_expiry_reason,
 )
+from profile_export.domain.errors import InvalidArgumentError
 
 MICROSECOND = timedelta(microseconds=1)
 

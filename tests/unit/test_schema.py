@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.schema import (
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,
@@ -30,11 +30,11 @@ from profile_export.domain.schema import (
     TypeConflictError,
     dotted_path,
     leaves,
+    to_json,
     type_at,
     union_objects,
     union_types,
 )
-from profile_export.domain.type_json import to_json
 
 SCALARS = [Scalar(kind) for kind in ScalarKind]
 CONFLICT = "conflict"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profile_export.domain.secret import Secret
+from profile_export.config import Secret
 
 
 def test_a_secret_is_shown_to_who_asks_for_it_alone() -> None:

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.segments import MembershipStatus, SegmentFilter, SegmentSelection, check_segments
+from profile_export.domain.merging.segments import (
+    MembershipStatus,
+    SegmentFilter,
+    SegmentSelection,
+    check_segments,
+)
 from tests.builders import at
 
 GOLD = SegmentFilter("gold")

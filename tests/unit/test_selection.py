@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.schema import (
+from profile_export.domain.export.selection import (
+    IdentitySelection,
+    Selection,
+    UnknownFieldError,
+    UnknownPath,
+    known_paths,
+    select_fields,
+)
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DOUBLE,
     EMPTY,
@@ -21,14 +29,6 @@ from profile_export.domain.schema import (
     MapSelection,
     MapType,
     ObjectType,
-)
-from profile_export.domain.selection import (
-    IdentitySelection,
-    Selection,
-    UnknownFieldError,
-    UnknownPath,
-    known_paths,
-    select_fields,
 )
 
 PERSON = ObjectType({"firstName": TEXT, "lastName": TEXT})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profile_export.domain.receipt import ReceiptFile
-from profile_export.domain.verification import FoundFile, differences
+from profile_export.domain.export.receipt import FoundFile, ReceiptFile, differences
 
 LISTED = ReceiptFile("1/0-0.parquet", "0-0.parquet", rows=3, bytes=300, sha256="ab")
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from profile_export.domain.schema import ArrayType, FieldType, MapType, ObjectType, Scalar, ScalarKind
-from profile_export.domain.width import WIDE, is_wide
+from profile_export.domain.schemas.types import (
+    WIDE,
+    ArrayType,
+    FieldType,
+    MapType,
+    ObjectType,
+    Scalar,
+    ScalarKind,
+    is_wide,
+)
 
 TEXT = Scalar(ScalarKind.TEXT)
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.catalog import BUILT_IN_SCHEMAS, DatasetKind
-from profile_export.domain.schema import (
+from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind
+from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,
@@ -22,8 +22,8 @@ from profile_export.domain.schema import (
     Scalar,
     type_at,
 )
-from profile_export.domain.xdm import XdmSchema, read_document
-from profile_export.domain.xdm_places import SchemaInvalidError
+from profile_export.domain.schemas.xdm import XdmSchema, read_document
+from profile_export.domain.schemas.xdm_places import SchemaInvalidError
 
 PROFILE = "https://ns.adobe.com/xdm/context/profile"
 EVENT = "https://ns.adobe.com/xdm/context/experienceevent"

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.learning import ValueRefusedError
-from profile_export.domain.schema import TEXT, ArrayType, MapType, ObjectType
-from profile_export.domain.xdm_names import data_form, data_path, with_data_names
+from profile_export.domain.schemas.learning import ValueRefusedError
+from profile_export.domain.schemas.types import TEXT, ArrayType, MapType, ObjectType
+from profile_export.domain.schemas.xdm_places import data_form, data_path, with_data_names
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from profile_export.domain.errors import FailedPreconditionError
-from profile_export.domain.learning import MAX_DEPTH, MAX_NAMES
-from profile_export.domain.xdm_places import (
+from profile_export.domain.schemas.learning import MAX_DEPTH, MAX_NAMES
+from profile_export.domain.schemas.xdm_places import (
     MAX_ID,
     MAX_NESTING,
     MAX_SCHEMAS,

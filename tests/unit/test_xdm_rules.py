@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from profile_export.domain.xdm_places import SchemaInvalidError, read_place
-from profile_export.domain.xdm_rules import NOTHING, VALUE, row_rules
+from profile_export.domain.schemas.xdm import NOTHING, VALUE, row_rules
+from profile_export.domain.schemas.xdm_places import SchemaInvalidError, read_place
 
 NO = {"$ref": NOTHING}
 YES = {"allOf": [{"$ref": VALUE}]}

@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import select
 
 from profile_export.app import server
-from profile_export.domain import job as moves
-from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.domain.jobs import job as moves
+from profile_export.engines.duckdb.engine import DuckDbEngine
 from profile_export.runner import worker
-from profile_export.store.job_tables import job_transitions
+from profile_export.store.db.tables import job_transitions
 from profile_export.v1 import export_service_pb2 as es
 from tests.databases import Place, engine_of
 from tests.watch.history import Drain, History, Log, Move

@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from profile_export.domain.plan import ExportPlan, KeyRange
-from profile_export.engines.results import (
+from profile_export.application.ports import EngineAttempt
+from profile_export.domain.export.execution import (
     EngineFailedError,
     EngineProgress,
     RangeResult,
     ResolutionFacts,
 )
-from profile_export.runner.ports import EngineAttempt
+from profile_export.domain.export.plan import ExportPlan, KeyRange
 
 ROWS = 1_000
 
@@ -101,6 +101,9 @@ class _ScriptedAttempt:
 
     async def resolve(self) -> ResolutionFacts:
         return ResolutionFacts()
+
+    async def mapping(self) -> Path | None:
+        return None
 
     async def run(self, key_range: KeyRange) -> RangeResult:  # noqa: ARG002 - the port's signature
         await self.script.perform(self.on_progress)

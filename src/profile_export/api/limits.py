@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from profile_export.domain.xdm_places import MAX_ID
+from profile_export.domain.schemas.xdm_places import MAX_ID
 
 KIB = 1024
 MIB = 1024 * KIB

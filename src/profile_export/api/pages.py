@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from profile_export.api.convert import refuse_unbuilt
+from profile_export.api.convert.values import refuse_unbuilt
 from profile_export.api.tenancy import current_tenant
-from profile_export.domain.paging import MAX_PAGE_BYTES, Item, Page, PageRequest, Seal
-from profile_export.store.instance import Instances
+from profile_export.domain.lists import MAX_PAGE_BYTES, Item, Page, PageRequest, Seal
 
 _Written = TypeVar("_Written", bound=Message)
 
@@ -19,9 +18,8 @@ _Written = TypeVar("_Written", bound=Message)
 class Pages:
     """Reads the page requests of all lists; their tokens hold at every server of the same database."""
 
-    def __init__(self, instances: Instances) -> None:
-        self._instances = instances
-        self._key: bytes | None = None
+    def __init__(self, token_key: Callable[[], Awaitable[bytes]]) -> None:
+        self._token_key = token_key
 
     async def of_all(self, request: Any) -> PageRequest:
         """Read the page that is asked for of a list that is neither filtered nor sorted.
@@ -47,14 +45,6 @@ class Pages:
         arguments = sha256(rest.SerializeToString(deterministic=True)).hexdigest()
         bound_to = (tenant.org, tenant.sandbox, request.DESCRIPTOR.full_name, arguments)
         return PageRequest.of(request.page_size, request.page_token, Seal(await self._token_key(), bound_to))
-
-    async def _token_key(self) -> bytes:
-        if self._key is None:
-            instance = await self._instances.get()
-            if instance is None:
-                raise RuntimeError("No list can be asked for before the start has made the instance.")
-            self._key = instance.token_key
-        return self._key
 
 
 def fitting(page: Page[Item], write: Callable[[Item], _Written]) -> tuple[list[_Written], str]:

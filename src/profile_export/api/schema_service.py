@@ -7,19 +7,15 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from profile_export.api import convert_datasets
-from profile_export.api.convert import required
-from profile_export.api.convert_fields import identity_fields
+from profile_export.api.convert import datasets as convert_datasets
+from profile_export.api.convert.datasets import identity_fields
+from profile_export.api.convert.values import required
 from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
-from profile_export.domain.catalog import CLASSES
-from profile_export.domain.errors import NotFoundError
-from profile_export.domain.unions import union_schema
-from profile_export.domain.width import is_wide
-from profile_export.ingest.registration import Registration
-from profile_export.processes.computing import compute_if
-from profile_export.store.catalog import Catalog
-from profile_export.store.schemas import Schemas
+from profile_export.application.computing import compute_if
+from profile_export.application.datasets import DatasetUseCases
+from profile_export.application.schemas import SchemaUseCases
+from profile_export.domain.schemas.types import is_wide
 from profile_export.v1 import schema_service_pb2 as pb
 from profile_export.v1.schema_service_pb2_grpc import SchemaServiceServicer
 
@@ -27,18 +23,15 @@ _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class SchemaService(SchemaServiceServicer):
-    """Serves schemas from the store."""
+    """Converts calls about schemas."""
 
-    def __init__(self, catalog: Catalog, schemas: Schemas, registration: Registration, pages: Pages) -> None:
-        self._catalog = catalog
-        self._schemas = schemas
-        self._registration = registration
-        self._pages = pages
+    def __init__(self, schemas: SchemaUseCases, datasets: DatasetUseCases, pages: Pages) -> None:
+        self._schemas, self._datasets, self._pages = schemas, datasets, pages
 
     async def CreateSchema(
         self, request: pb.CreateSchemaRequest, context: _Context
     ) -> pb.CreateSchemaResponse:
-        schema, replayed = await self._registration.register(
+        schema, replayed = await self._schemas.register(
             current_tenant(),
             request.document,
             request.referenced_documents,
@@ -66,15 +59,10 @@ class SchemaService(SchemaServiceServicer):
         self, request: pb.GetUnionSchemaRequest, context: _Context
     ) -> pb.GetUnionSchemaResponse:
         name = required(request.schema_name, "schema_name")
-        if name not in CLASSES:
-            raise NotFoundError.of("schema", name)
-        sources = await self._catalog.sources(current_tenant())
-        of_class = [dataset for dataset in sources if dataset.kind is CLASSES[name]]
-
-        def answer() -> pb.GetUnionSchemaResponse:
-            fields = union_schema(sources, CLASSES[name])
-            return pb.GetUnionSchemaResponse(
-                union_schema=convert_datasets.union_schema(name, fields, of_class)
-            )
-
-        return await compute_if(is_wide(source.fields for source in sources), answer)
+        fields, sources = await self._datasets.union(current_tenant(), name)
+        return await compute_if(
+            is_wide([fields]),
+            lambda: pb.GetUnionSchemaResponse(
+                union_schema=convert_datasets.union_schema(name, fields, sources)
+            ),
+        )

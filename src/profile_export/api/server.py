@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from profile_export.api.health import Health
 from profile_export.api.interceptors import CallInterceptor
+from profile_export.domain.errors import server_draining
 from profile_export.v1 import (
     dataset_service_pb2,
     dataset_service_pb2_grpc,
@@ -23,6 +25,47 @@ from profile_export.v1 import (
     schema_service_pb2,
     schema_service_pb2_grpc,
 )
+
+
+class Health(health.aio.HealthServicer):  # type: ignore[misc]  # it comes without types
+    """Health of the services of a server.
+
+    A watch of grpc's own has no end: a load balancer that holds one would hold up every stop of the server, until the
+    time for calls to finish is over.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ending = asyncio.Event()
+
+    async def List(
+        self, request: health_pb2.HealthListRequest, context: Any
+    ) -> health_pb2.HealthListResponse:
+        """Tell the health of every service; grpc's own servicer has everything but this."""
+        return health_pb2.HealthListResponse(
+            statuses={
+                service: health_pb2.HealthCheckResponse(status=status)
+                for service, status in self._server_status.items()
+            }
+        )
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        """Tell each change of a service's health, until the server stops."""
+        told = asyncio.ensure_future(super().Watch(request, context))
+        ending = asyncio.ensure_future(self._ending.wait())
+        try:
+            await asyncio.wait({told, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if told.done():
+                await told
+        finally:
+            told.cancel()
+            ending.cancel()
+        raise server_draining()
+
+    def end_watches(self) -> None:
+        """End all watches, which have been told by now that nothing is served any more."""
+        self._ending.set()
+
 
 _MIB = 1024 * 1024
 _OPTIONS: tuple[tuple[str, int], ...] = (
@@ -117,7 +160,7 @@ class GrpcServer:
 
         Args:
             stop_claiming: Makes the runner take no further job.
-            end_watches: Makes every watch raise `status.server_draining()`.
+            end_watches: Makes every watch raise `server_draining()`.
             grace: How long other calls may take to finish; then they are cancelled.
         """
         await self._health.enter_graceful_shutdown()

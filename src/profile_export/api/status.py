@@ -150,15 +150,6 @@ def system_refusal(error: Exception) -> UnavailableError | None:
     return UnavailableError(reason, message, retry_after=_SYSTEM_RETRY_AFTER)
 
 
-def server_draining() -> UnavailableError:
-    """Return the error that ends watches, and refuses new calls, of a server that stops."""
-    return UnavailableError(
-        "SERVER_DRAINING",
-        "This server is stopping; the same call will be answered by the next one.",
-        retry_after=timedelta(seconds=1),
-    )
-
-
 def _status(code: grpc.StatusCode, message: str, info: ErrorInfo) -> Status:
     number, _ = code.value
     status = Status(code=number, message=message)

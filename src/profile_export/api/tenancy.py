@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from functools import lru_cache
 
-from profile_export.domain.catalog import Tenant
+from profile_export.application.computing import compute_for
+from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.processes.computing import compute_for
 
 ORG = "x-gw-ims-org-id"
 SANDBOX = "x-sandbox-name"

@@ -1,4 +1,4 @@
-"""Streams of bytes: what an upload sends, and which stretch of a file a download asks for."""
+"""What an upload sends, message by message."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from profile_export.domain.errors import AbortedError, InvalidArgumentError, PastEndError
-from profile_export.ingest.sessions import UploadSession
+from profile_export.application.uploads.sessions import UploadSession
+from profile_export.domain.errors import AbortedError, InvalidArgumentError
 from profile_export.v1 import dataset_service_pb2 as pb
 
 
@@ -52,24 +52,6 @@ async def receive(
         "the stream ended without 'finish'; what has arrived is kept: resume at received_bytes.",
         "UPLOAD_TRUNCATED",
     )
-
-
-def stretch(request: pb.ReadBatchFileRequest, size: int) -> int:
-    """Return how many bytes to read.
-
-    Raises:
-        InvalidArgumentError: Offset or length is negative.
-        PastEndError: The offset is beyond the end.
-    """
-    length = request.length if request.HasField("length") else size
-    for field, value in (("offset", request.offset), ("length", length)):
-        if value < 0:
-            raise InvalidArgumentError.of_field(field, "must not be negative.")
-    if request.offset > size:
-        raise PastEndError(
-            "OFFSET_OUT_OF_RANGE", f"The file has {size} bytes.", metadata={"bytes": str(size)}
-        )
-    return min(length, size - request.offset)
 
 
 @asynccontextmanager

@@ -10,15 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from profile_export.api.logs import configure_logs
 from profile_export.app import databases
-from profile_export.app.processes import StartError
+from profile_export.app.jobs import run_worker
+from profile_export.app.processes import StartError, configure_logs
 from profile_export.app.server import Application, run_server
-from profile_export.app.worker import run_worker
 from profile_export.config import Options, SettingsError, StoreSettings, load, load_store, load_worker
-from profile_export.domain.verification import Verification
+from profile_export.domain.export.receipt import Verification
 from profile_export.lake import verification
-from profile_export.runner.checkup import Findings
+from profile_export.runner.leftovers import Findings
 
 __all__ = ["Application", "StartError", "db_check", "db_status", "db_upgrade", "serve", "verify", "work"]
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from profile_export.app.processes import StartError, starting
 from profile_export.config import StoreSettings
 from profile_export.lake.local import LocalLake
-from profile_export.runner.checkup import Checkup, Findings
-from profile_export.store.compactions import Compactions
-from profile_export.store.database import Database, newest_revision
-from profile_export.store.drops import Drops
-from profile_export.store.instance import Instances
-from profile_export.store.named import Named
-from profile_export.store.opening import CannotOpenError
+from profile_export.runner.leftovers import Checkup, Findings
+from profile_export.store.db.access import CannotOpenError
+from profile_export.store.db.database import Database, newest_revision
+from profile_export.store.db.instance import Instances
+from profile_export.store.files.compactions import Compactions
+from profile_export.store.files.dropped import Drops
+from profile_export.store.files.named import Named
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ import os
 import secrets
 from collections.abc import Coroutine
 
+from profile_export.app import processes
 from profile_export.app.processes import StartError
+from profile_export.application.ports import Engine
 from profile_export.config import WorkSettings
-from profile_export.engines.duckdb_engine import DuckDbEngine
+from profile_export.engines.duckdb.engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
 from profile_export.processes.computing import compute
 from profile_export.processes.supervisor import Supervisor
@@ -19,24 +21,20 @@ from profile_export.runner.belonging import (
     LakeInUseError,
     LakeMissingError,
 )
+from profile_export.runner.chores import LapseSweeper
 from profile_export.runner.keeper import LeaseKeeper
-from profile_export.runner.lapses import LapseSweeper
-from profile_export.runner.ports import Engine
-from profile_export.runner.receipts import ReceiptWriter
-from profile_export.runner.worker import Places, Worker
-from profile_export.store.attempts import Attempts
-from profile_export.store.column_types import make_codecs
-from profile_export.store.database import Database
-from profile_export.store.events import Wakeups
-from profile_export.store.instance import Instance, Instances
-from profile_export.store.lapses import Lapses
-from profile_export.store.named import Named
-from profile_export.store.notices import Notices
-from profile_export.store.opening import CannotOpenError, StoreMissingError
-from profile_export.store.receipts import Receipts
-from profile_export.store.renewals import Renewals
-from profile_export.store.snapshots import Snapshots
-from profile_export.store.tables import metadata
+from profile_export.runner.worker import Places, ReceiptWriter, Worker
+from profile_export.store.db.access import CannotOpenError, StoreMissingError
+from profile_export.store.db.columns import make_codecs
+from profile_export.store.db.database import Database
+from profile_export.store.db.instance import Instance, Instances
+from profile_export.store.db.tables import metadata
+from profile_export.store.db.wakeups import Notices, Wakeups
+from profile_export.store.files.named import Named, Snapshots
+from profile_export.store.files.receipts import Receipts
+from profile_export.store.jobs.attempts import Attempts
+from profile_export.store.jobs.leases import Renewals
+from profile_export.store.jobs.transitions import Lapses
 
 _KEY_BYTES = 32
 
@@ -176,3 +174,43 @@ class JobRunner:
 def new_id() -> str:
     """Make an id that nobody can guess, and nobody else makes."""
     return secrets.token_hex(12)
+
+
+async def run_worker(settings: WorkSettings) -> None:
+    """Run a worker process until SIGTERM or SIGINT.
+
+    Raises:
+        StartError: The database cannot be used.
+    """
+    await processes.run(lambda: WorkerProcess(settings))
+
+
+class WorkerProcess:
+    """One worker process: `workers` jobs at once, and one more of a tenant that runs none."""
+
+    def __init__(self, settings: WorkSettings) -> None:
+        self._jobs = JobRunner(settings)
+
+    async def start(self) -> str:
+        """Open everything and begin to run jobs.
+
+        Raises:
+            StartError: The database cannot be used.
+        """
+        try:
+            await self._jobs.open()
+            await self._jobs.start()
+        except Exception:
+            await self._jobs.close()
+            raise
+        return "working"
+
+    async def ended(self) -> None:
+        """Return when a worker cannot go on."""
+        await self._jobs.ended()
+
+    async def stop(self) -> None:
+        """Give the jobs that run back, and end."""
+        await self._jobs.stop_working()
+        await self._jobs.close()
+        self._jobs.raise_what_ended_it()

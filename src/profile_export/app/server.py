@@ -6,52 +6,53 @@ import asyncio
 import os
 from datetime import UTC, datetime, timedelta
 
-from profile_export.api.dataset_service import DatasetRooms, DatasetService
-from profile_export.api.estimates import Estimates
+from profile_export.api.convert.watches import GrpcFeedEncoder, GrpcJobEncoder
+from profile_export.api.dataset_service import DatasetService
 from profile_export.api.export_service import ExportService
-from profile_export.api.lookups import Lookups
 from profile_export.api.pages import Pages
 from profile_export.api.profile_service import ProfileService
 from profile_export.api.schema_service import SchemaService
 from profile_export.api.server import BindError, GrpcServer, contract, create_server
-from profile_export.api.streams import Streams
-from profile_export.api.watches import Watches
 from profile_export.app import processes
 from profile_export.app.jobs import JobRunner, new_id
 from profile_export.app.processes import StartError
+from profile_export.application.batches import BatchUseCases
+from profile_export.application.datasets import DatasetUseCases
+from profile_export.application.estimates import Estimates
+from profile_export.application.jobs import JobUseCases
+from profile_export.application.mappings import Mappings
+from profile_export.application.policies import PolicyUseCases
+from profile_export.application.ports import Engine
+from profile_export.application.profiles import ProfileUseCases
+from profile_export.application.schemas import SchemaUseCases
+from profile_export.application.streams import Streams
+from profile_export.application.uploads.loading import Loading, LoadingRooms, RowLimits
+from profile_export.application.uploads.sessions import UploadSessions
+from profile_export.application.watch.watches import Watches
 from profile_export.config import ServeSettings
-from profile_export.engines.mappings import Mappings
-from profile_export.ingest.expense import Expense
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.loading import Loading, LoadingRooms, RowLimits
-from profile_export.ingest.registration import Registration
-from profile_export.ingest.sessions import UploadSessions
+from profile_export.ingest.task import Expense
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import MAPPINGS, LocalLake
 from profile_export.processes.limits import Limits
-from profile_export.processes.pool import Pool
+from profile_export.processes.supervisor import Pool
+from profile_export.runner.chores import ExpirySweeper, StaleUploadSweeper, Sweeper
 from profile_export.runner.compactor import Compactor
-from profile_export.runner.expiries import ExpirySweeper
 from profile_export.runner.leftovers import LeftoverRooms, Leftovers
 from profile_export.runner.mirror import Mirror
-from profile_export.runner.ports import Engine
-from profile_export.runner.stale_uploads import StaleUploadSweeper
-from profile_export.runner.sweep import Sweeper
-from profile_export.store.batches import Batches
-from profile_export.store.catalog import Catalog
-from profile_export.store.changes import Changes
-from profile_export.store.compactions import Compactions
-from profile_export.store.drops import Drops
-from profile_export.store.expiries import Expiries
-from profile_export.store.instance import Instances
-from profile_export.store.jobs import Jobs
-from profile_export.store.loading import LoadingBatches
-from profile_export.store.mirror_status import MirrorStatuses
-from profile_export.store.mirrors import Mirrors
-from profile_export.store.named import Named
-from profile_export.store.policies import Policies
-from profile_export.store.schemas import Schemas
-from profile_export.store.uploads import Uploads
+from profile_export.store.catalog.datasets import Catalog
+from profile_export.store.catalog.policies import Policies
+from profile_export.store.catalog.schemas import Schemas
+from profile_export.store.files.batches import Batches
+from profile_export.store.files.compactions import Compactions
+from profile_export.store.files.dropped import Drops
+from profile_export.store.files.loading import LoadingBatches
+from profile_export.store.files.mirrors import Mirrors, MirrorStatuses
+from profile_export.store.files.named import Named
+from profile_export.store.files.uploads import Uploads
+from profile_export.store.jobs.changes import Changes
+from profile_export.store.jobs.expiries import Expiries
+from profile_export.store.jobs.jobs import Jobs
 
 _COMMIT_SECONDS = 2.0
 """How long the mirror may take to end a commit that is under way."""
@@ -103,7 +104,15 @@ class Application:
         opened = LoadingBatches(self._database, wakeups, settings.quotas)
         jobs = Jobs(self._database, wakeups, settings.job_retention, settings.quotas)
         changes = Changes(self._database, settings.job_retention)
-        self._watches = Watches(jobs, changes, wakeups, lambda: datetime.now(UTC), settings.quotas)
+        self._watches = Watches(
+            jobs,
+            changes,
+            wakeups,
+            lambda: datetime.now(UTC),
+            settings.quotas,
+            job_encoder=GrpcJobEncoder(),
+            feed_encoder=GrpcFeedEncoder(),
+        )
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
         expense = Expense(
@@ -112,29 +121,24 @@ class Application:
         loading = Loading(rooms, limits, expense, new_id)
         sessions = UploadSessions(uploads, loading, new_id)
         estimates = Estimates(snapshots, self._jobs.engine, self._lake, new_id)
-        mappings = Mappings(self._jobs.duckdb, self._lake.root, self._lake.folder(MAPPINGS), new_id)
-        lookups = Lookups(snapshots, mappings, self._lake.root)
-        pages = Pages(Instances(self._database))
+        mappings = Mappings(self._jobs.engine, self._lake.root, self._lake.folder(MAPPINGS), new_id)
+        lookups = ProfileUseCases(snapshots, policies, mappings, self._lake.root)
+        pages = Pages(self._jobs.instances.token_key)
+        datasets = DatasetUseCases(catalog, MirrorStatuses(self._database), batches, self._lake, new_id)
+        transfers = Streams("transfers", settings.quotas.transfers, "Wait until some have ended.")
         self._services = contract(
             datasets=DatasetService(
-                DatasetRooms(
-                    catalog,
-                    batches,
-                    opened,
-                    receipts,
-                    MirrorStatuses(self._database),
-                    sessions,
-                    loading,
-                    self._lake,
-                    pages,
-                    Streams("transfers", settings.quotas.transfers, "Wait until some have ended."),
-                ),
-                new_id,
+                datasets,
+                BatchUseCases(batches, opened, receipts, sessions, loading, self._lake, new_id),
+                transfers,
+                pages,
                 timedelta(minutes=settings.upload_idle_minutes),
             ),
-            schemas=SchemaService(catalog, schemas, Registration(schemas, self._ingesting, expense), pages),
-            profiles=ProfileService(policies, lookups, pages, new_id),
-            exports=ExportService(catalog, policies, jobs, self._watches, estimates, pages, new_id),
+            schemas=SchemaService(SchemaUseCases(schemas, self._ingesting, expense), datasets, pages),
+            profiles=ProfileService(PolicyUseCases(policies, new_id), lookups, pages),
+            exports=ExportService(
+                JobUseCases(catalog, policies, jobs, estimates, new_id), self._watches, pages
+            ),
         )
         keep = timedelta(minutes=settings.mirror_keep_minutes)
         self._mirrors = Mirrors(self._database)

@@ -5,8 +5,8 @@ import sys
 import typer
 
 from profile_export.cli import batches, datasets, db, demo, jobs, policies, profiles, schemas, serve
-from profile_export.cli.command import DEFAULT_ADDRESS, Server
-from profile_export.cli.output import complain
+from profile_export.cli.terminal.command import DEFAULT_ADDRESS, Server
+from profile_export.cli.terminal.output import complain
 
 __all__ = ["app", "main"]
 

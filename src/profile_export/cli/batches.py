@@ -7,8 +7,8 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from profile_export.cli.command import AsJson, command
-from profile_export.cli.output import (
+from profile_export.cli.terminal.command import AsJson, command
+from profile_export.cli.terminal.output import (
     batch_state,
     console,
     count,
@@ -20,7 +20,7 @@ from profile_export.cli.output import (
     size,
     table,
 )
-from profile_export.cli.receipts import shown_receipt
+from profile_export.cli.terminal.watch import shown_receipt
 from profile_export.client import Batch, BatchState, Client, RejectedRow, as_json
 
 group = typer.Typer(no_args_is_help=True, help="Batches: what became of an upload, and taking it back.")

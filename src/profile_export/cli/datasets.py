@@ -10,8 +10,8 @@ import typer
 from rich.console import RenderableType
 from rich.progress import Progress, TaskID
 
-from profile_export.cli.command import AsJson, RequestId, command
-from profile_export.cli.fields import (
+from profile_export.cli.terminal.command import AsJson, RequestId, command
+from profile_export.cli.terminal.fields import (
     Declared,
     Identities,
     Primary,
@@ -23,7 +23,7 @@ from profile_export.cli.fields import (
     print_fields,
     tag_values,
 )
-from profile_export.cli.output import (
+from profile_export.cli.terminal.output import (
     complain,
     console,
     count,

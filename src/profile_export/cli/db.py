@@ -6,8 +6,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from profile_export.cli.command import AsJson
-from profile_export.cli.output import complain, console, count, fact_table, print_json
+from profile_export.cli.terminal.command import AsJson
+from profile_export.cli.terminal.output import complain, console, count, fact_table, print_json
 
 _MOST_SHOWN = 20
 _Answer = TypeVar("_Answer")

@@ -1,9 +1,15 @@
-"""From three sources to one row per person, live, in a temporary folder."""
+"""From three sources to one row per person, live, on a real server in a temporary folder."""
+
+from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +21,18 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from profile_export.cli.command import explain
-from profile_export.cli.demo_data import Row, Sample, make_sample, write_lines
-from profile_export.cli.demo_rows import ReadError, by_source, how_to_read
-from profile_export.cli.demo_server import LOG, ServerFailedError, own_server
-from profile_export.cli.output import complain, console, count, span
-from profile_export.cli.watch import facts, follow, phase_chart
+from profile_export.cli.demo_data import (
+    ReadError,
+    Row,
+    Sample,
+    by_source,
+    how_to_read,
+    make_sample,
+    write_lines,
+)
+from profile_export.cli.terminal.command import explain
+from profile_export.cli.terminal.output import complain, console, count, span
+from profile_export.cli.terminal.watch import facts, follow, phase_chart
 from profile_export.client import (
     Client,
     ClientError,
@@ -34,6 +46,77 @@ from profile_export.client import (
     UploadProgress,
     export_spec,
 )
+
+LOG = "server.log"
+"""Its name in the folder."""
+
+_READY = "listening on "
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+
+
+class ServerFailedError(Exception):
+    """The server did not start; the sentence holds its last words."""
+
+
+@asynccontextmanager
+async def own_server(folder: Path) -> AsyncIterator[str]:
+    """Run a server that keeps its data in a folder; yield its address, and stop it at the end."""
+    command = (
+        "-m",
+        "profile_export",
+        "serve",
+        "--data-dir",
+        str(folder / "data"),
+        "--grpc-address",
+        "127.0.0.1:0",
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PROFILE_EXPORT_")
+    }
+    log = folder / LOG
+    with log.open("wb") as errors:
+        server = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C is for the demo, which stops the server itself
+        )
+    try:
+        yield await _address(server, log)
+    finally:
+        await _stop(server)
+
+
+async def _address(server: asyncio.subprocess.Process, log: Path) -> str:
+    if server.stdout is None:
+        raise ServerFailedError("The server has no output to read its address from.")
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            async for line in server.stdout:
+                text = line.decode(errors="replace").strip()
+                if text.startswith(_READY):
+                    return text.removeprefix(_READY)
+    except TimeoutError:
+        raise ServerFailedError(f"The server was not ready after {_START_SECONDS:g} s.") from None
+    words = await asyncio.to_thread(log.read_text, errors="replace")
+    raise ServerFailedError("The server did not start: " + " ".join(words.split("\n")[-3:]).strip())
+
+
+async def _stop(server: asyncio.subprocess.Process) -> None:
+    if server.returncode is not None:
+        return
+    server.terminate()
+    try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            await server.communicate()
+    except TimeoutError:
+        server.kill()
+        await server.wait()
+
 
 INDENT = 4
 

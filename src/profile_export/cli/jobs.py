@@ -1,14 +1,17 @@
-"""Export jobs: start, follow, stop."""
+"""Export jobs: estimate, start, follow, stop."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
-from profile_export.cli.command import AsJson, RequestId, command, length
-from profile_export.cli.estimates import show_estimate
-from profile_export.cli.export_options import ExportOptions
-from profile_export.cli.output import (
+from profile_export.cli.terminal.command import AsJson, RequestId, command, instant, length
+from profile_export.cli.terminal.output import (
     console,
     count,
     moment,
@@ -18,10 +21,168 @@ from profile_export.cli.output import (
     size,
     span,
     state,
+    table,
 )
-from profile_export.cli.watch import follow, summary
-from profile_export.cli.watch_all import follow_all, print_all
-from profile_export.client import Client, ExportJob, JobState, as_json
+from profile_export.cli.terminal.watch import LEFT_OUT, follow, follow_all, print_all, summary
+from profile_export.client import (
+    Client,
+    EstimateJobResponse,
+    Events,
+    Exactness,
+    ExportJob,
+    ExportSpec,
+    Figure,
+    JobState,
+    MembershipStatus,
+    Profiles,
+    Segment,
+    as_json,
+    export_spec,
+)
+
+
+def show_estimate(answer: EstimateJobResponse) -> None:
+    """Write figures, each with how exact it is, then what else is worth knowing, then the sample rows."""
+    screen = console()
+    figures = table("", "estimate", "", "at least", "at most", numbers=("estimate", "at least", "at most"))
+    for name in ("profiles", "events", "rows", "files"):
+        figures.add_row(name, *_cells(getattr(answer, name)))
+    figures.add_row("bytes", size(answer.bytes.value), "about", "", "")
+    for one in answer.left_out:
+        if one.profiles.value:
+            figures.add_row(f"left out: {LEFT_OUT[one.reason]}", *_cells(one.profiles))
+    screen.print(figures)
+    for unknown in answer.unknown_fields:
+        nearest = f"; the nearest is {unknown.nearest}" if unknown.nearest else ""
+        line = f"No source has the field {unknown.path}{nearest}."
+        screen.print(Text(line, style="yellow"))
+    for note in answer.notes:
+        screen.print(Text(f"Note: {note}", style="yellow"))
+    if answer.sample_rows:
+        print_json([as_json(row) for row in answer.sample_rows])
+
+
+def _cells(figure: Figure) -> tuple[str, str, str, str]:
+    if figure.exactness == Exactness.EXACTNESS_EXACT:
+        return count(figure.value), "exact", "", ""
+    most = count(figure.at_most) if figure.HasField("at_most") else ""
+    return count(figure.value), "about", count(figure.at_least), most
+
+
+_STATUSES = {
+    MembershipStatus.Name(number).removeprefix("MEMBERSHIP_STATUS_").lower(): number
+    for number in MembershipStatus.values()
+    if number != MembershipStatus.MEMBERSHIP_STATUS_UNSPECIFIED
+}
+
+
+def _of_profiles(*names: str, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - typer's word
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Which profiles")
+
+
+def _of_events(*names: str, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - typer's word
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Their events")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What a command line says of an export."""
+
+    to: Annotated[str, typer.Option(metavar="DATASET_ID", help="The union dataset that gets the rows.")]
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH", help="A field to keep, such as person.name. May be given again. Default: all."
+        ),
+    ] = None
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="ID",
+            help="Merge policy. Default: the one set as default, else each primary identity is a profile.",
+        ),
+    ] = ""
+    segment: Annotated[
+        list[str] | None,
+        _of_profiles(
+            metavar="[NAMESPACE:]ID",
+            help="Only who is in this segment; given again, in one of them. Default namespace: ups.",
+        ),
+    ] = None
+    status: Annotated[
+        list[str] | None,
+        _of_profiles(
+            metavar="STATUS",
+            help="By which status one is in a segment: realized, existing, exited. Default: the first two.",
+        ),
+    ] = None
+    qualified_from: Annotated[
+        str, _of_profiles(metavar="TIME", help="Only who last qualified for it then or later.")
+    ] = ""
+    qualified_to: Annotated[
+        str, _of_profiles(metavar="TIME", help="Only who last qualified for it before then.")
+    ] = ""
+    newer_than: Annotated[
+        str, _of_profiles(metavar="TIME", help="Only profiles whose newest record was ingested later.")
+    ] = ""
+    empty_profiles: Annotated[
+        bool, _of_profiles("--empty-profiles", help="Also profiles that have events and no record.")
+    ] = False
+    batch_per_segment: Annotated[
+        bool, _of_profiles("--batch-per-segment", help="A batch of its own for each segment.")
+    ] = False
+    events: Annotated[bool, _of_events("--events", help="Take the experience events along.")] = False
+    event_field: Annotated[
+        list[str] | None, _of_events(metavar="PATH", help="A field of events to keep. Default: all.")
+    ] = None
+    events_from: Annotated[
+        str,
+        _of_events(metavar="TIME", help="Only events ingested later, such as 2026-01-31T00:00:00Z."),
+    ] = ""
+    events_to: Annotated[str, _of_events(metavar="TIME", help="Only events ingested until then.")] = ""
+
+    def spec(self, max_run_time: timedelta | None = None) -> ExportSpec:
+        """Write it as a request says it; a job may have a limit beside it.
+
+        Raises:
+            typer.BadParameter: A time or a status cannot be read.
+        """
+        statuses = tuple(_status(word) for word in self.status or ())
+        profiles = Profiles(
+            segments=tuple(_segment(text, statuses) for text in self.segment or ()),
+            qualified_from=instant("--qualified-from", self.qualified_from),
+            qualified_to=instant("--qualified-to", self.qualified_to),
+            newer_than=instant("--newer-than", self.newer_than),
+            without_record=self.empty_profiles,
+        )
+        if statuses and not profiles.segments:
+            raise typer.BadParameter("--status says who is in a segment: name one with --segment.")
+        events = Events(
+            tuple(self.event_field or ()),
+            instant("--events-from", self.events_from),
+            instant("--events-to", self.events_to),
+        )
+        return export_spec(
+            self.to,
+            fields=self.field or (),
+            policy_id=self.policy,
+            profiles=profiles if profiles != Profiles() else None,
+            events=events if self.events or events != Events() else None,
+            batch_per_segment=self.batch_per_segment,
+            max_run_time=max_run_time,
+        )
+
+
+def _segment(text: str, statuses: tuple[MembershipStatus.ValueType, ...]) -> Segment:
+    namespace, _, segment_id = text.rpartition(":")
+    return Segment(segment_id, namespace, statuses)
+
+
+def _status(word: str) -> MembershipStatus.ValueType:
+    if word not in _STATUSES:
+        raise typer.BadParameter(f"--status {word!r} is none of {', '.join(_STATUSES)}.")
+    return _STATUSES[word]
+
 
 group = typer.Typer(no_args_is_help=True, help="Export jobs: start, follow, stop.")
 

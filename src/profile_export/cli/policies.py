@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from profile_export.cli.command import AsJson, command
-from profile_export.cli.output import console, fact_table, moment, one_line, print_json, print_rows
+from profile_export.cli.terminal.command import AsJson, command
+from profile_export.cli.terminal.output import console, fact_table, moment, one_line, print_json, print_rows
 from profile_export.client import Client, IdentityGraph, MergePolicy, as_json
 
 group = typer.Typer(

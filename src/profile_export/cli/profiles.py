@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from profile_export.cli.command import AsJson, command, instant
-from profile_export.cli.output import (
+from profile_export.cli.terminal.command import AsJson, command, instant
+from profile_export.cli.terminal.output import (
     console,
     fact_table,
     moment,

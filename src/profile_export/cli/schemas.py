@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from profile_export.cli.command import AsJson, command
-from profile_export.cli.fields import (
+from profile_export.cli.terminal.command import AsJson, command
+from profile_export.cli.terminal.fields import (
     Identities,
     Primary,
     identity_fields,
@@ -17,7 +17,7 @@ from profile_export.cli.fields import (
     kind_word,
     print_fields,
 )
-from profile_export.cli.output import console, fact_table, moment, print_json, print_rows
+from profile_export.cli.terminal.output import console, fact_table, moment, print_json, print_rows
 from profile_export.client import Client, as_json
 
 group = typer.Typer(no_args_is_help=True, help="Schemas: what rows are, as XDM JSON Schema documents.")

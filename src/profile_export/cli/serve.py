@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from profile_export.cli.output import complain
+from profile_export.cli.terminal.output import complain
 
 # The texts go to the settings as they are, which say what is wrong with a value whether it was an option or a variable.
 Text = str | None

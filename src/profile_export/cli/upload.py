@@ -1,7 +1,11 @@
 """The upload of files and folders, with a bar that says how far it is."""
 
+from __future__ import annotations
+
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +13,8 @@ import typer
 from rich.progress import Progress
 
 from profile_export.cli.batches import print_rejected
-from profile_export.cli.command import AsJson
-from profile_export.cli.files import Format, files_to_upload
-from profile_export.cli.output import console, count, print_json, size, transfer
+from profile_export.cli.terminal.command import AsJson
+from profile_export.cli.terminal.output import console, count, print_json, size, transfer
 from profile_export.client import (
     Batch,
     Client,
@@ -19,10 +22,99 @@ from profile_export.client import (
     CompleteBatchResponse,
     UploadBatchResponse,
     UploadFile,
+    UploadFormat,
     UploadPhase,
     UploadProgress,
     as_json,
 )
+
+_BEGINNING = 64 * 1024
+_LONGEST_NAME = 128
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+class Format(Enum):
+    """What the bytes of a file are."""
+
+    JSON_LINES = "json-lines"
+    JSON_ARRAY = "json-array"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+_FORMATS = {
+    Format.JSON_LINES: UploadFormat.UPLOAD_FORMAT_JSON_LINES,
+    Format.JSON_ARRAY: UploadFormat.UPLOAD_FORMAT_JSON_ARRAY,
+    Format.CSV: UploadFormat.UPLOAD_FORMAT_CSV,
+    Format.PARQUET: UploadFormat.UPLOAD_FORMAT_PARQUET,
+}
+_EITHER_JSON = ".json"
+_SUFFIXES = {
+    ".jsonl": Format.JSON_LINES,
+    ".ndjson": Format.JSON_LINES,
+    ".csv": Format.CSV,
+    ".parquet": Format.PARQUET,
+}
+
+
+def files_to_upload(paths: Sequence[Path], chosen: Format | None) -> list[UploadFile]:
+    """Return the files at the paths, each once, in the order of their paths.
+
+    Of a folder they are those at any depth that have a known suffix and are not hidden.
+
+    Args:
+        paths: Files and folders.
+        chosen: The format of all of them. None: guessed, of each.
+
+    Raises:
+        typer.BadParameter: There is no file, or a format cannot be guessed.
+    """
+    found = {path.resolve(): path for given in paths for path in _files_at(given)}
+    listed = sorted(found.values())
+    names = [_name(path, place, len(listed)) for place, path in enumerate(listed, 1)]
+    return [
+        UploadFile(path, _FORMATS[chosen or _guessed(path)], name)
+        for path, name in zip(listed, names, strict=True)
+    ]
+
+
+def _files_at(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    inside = [one for one in path.rglob("*") if one.suffix.lower() in {_EITHER_JSON, *_SUFFIXES}]
+    seen = [one for one in inside if one.is_file() and not _is_hidden(one.relative_to(path))]
+    if not seen:
+        suffixes = ", ".join((_EITHER_JSON, *_SUFFIXES))
+        raise typer.BadParameter(f"No file in {path} ends in one of {suffixes}: name files instead.")
+    yield from seen
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _name(path: Path, place: int, of: int) -> str:
+    """Return a file's name within the batch: the names of all files sort as their paths do."""
+    if of == 1:
+        return "1"
+    number = f"{place:0{len(str(of))}}-"
+    return number + _UNSAFE.sub("_", path.name)[len(number) - _LONGEST_NAME :]
+
+
+def _guessed(path: Path) -> Format:
+    suffix = path.suffix.lower()
+    if suffix == _EITHER_JSON:
+        with path.open("rb") as file:
+            beginning = file.read(_BEGINNING).removeprefix(b"\xef\xbb\xbf").lstrip()
+        return Format.JSON_ARRAY if beginning.startswith(b"[") else Format.JSON_LINES
+    if suffix not in _SUFFIXES:
+        formats = ", ".join(one.value for one in Format)
+        raise typer.BadParameter(
+            f"The format of {path.name} cannot be guessed by its suffix: add --format with one of {formats}."
+        )
+    return _SUFFIXES[suffix]
+
 
 _LONGEST_LABEL = 32
 _REJECTED_SHOWN = 20

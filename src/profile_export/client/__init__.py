@@ -5,7 +5,7 @@ from profile_export.client.connection import Client
 from profile_export.client.errors import ClientError, Violation
 from profile_export.client.jobs import Events, Profiles, Segment, export_spec
 from profile_export.client.profiles import EventQuery
-from profile_export.client.upload import UploadFile, UploadPhase, UploadProgress
+from profile_export.client.transfers import UploadFile, UploadPhase, UploadProgress
 from profile_export.client.watch import FINAL_STATES
 from profile_export.v1.batch_pb2 import Batch, BatchState, DataFile, RejectedRow
 from profile_export.v1.dataset_pb2 import (

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from profile_export.client.calls import PAGE, Calls
-from profile_export.client.download import Download
-from profile_export.client.upload import Upload, UploadFile, UploadProgress
+from profile_export.client.transfers import Download, Upload, UploadFile, UploadProgress
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1.batch_pb2 import Batch, DataFile, RejectedRow
 

@@ -9,11 +9,9 @@ from typing import Any, Self
 import grpc.aio
 
 from profile_export.client.batches import BatchCalls
-from profile_export.client.datasets import DatasetCalls
+from profile_export.client.datasets import DatasetCalls, SchemaCalls
 from profile_export.client.jobs import JobCalls
-from profile_export.client.policies import PolicyCalls
-from profile_export.client.profiles import ProfileCalls
-from profile_export.client.schemas import SchemaCalls
+from profile_export.client.profiles import PolicyCalls, ProfileCalls
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from profile_export.v1.export_service_pb2_grpc import ExportServiceStub
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceStub

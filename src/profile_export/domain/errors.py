@@ -1,4 +1,4 @@
-"""What can be wrong with a call, as exceptions that carry everything a caller needs to act.
+"""What can be wrong with a call or a row, as exceptions that carry everything a caller needs to act.
 
 Each class is one kind of refusal; `api/status.py` holds the one table that gives each kind its gRPC code. An error
 of the *work* of a job is data (`job.JobError`) and never one of these.
@@ -10,6 +10,7 @@ import copyreg
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +112,36 @@ class ExhaustedError(DomainError):
 
 class UnavailableError(DomainError):
     """The server cannot do this now; the same call may succeed after `retry_after`, perhaps elsewhere."""
+
+
+def server_draining() -> UnavailableError:
+    """Return the error that ends watches, and refuses new calls, of a server that stops."""
+    return UnavailableError(
+        "SERVER_DRAINING",
+        "This server is stopping; the same call will be answered by the next one.",
+        retry_after=timedelta(seconds=1),
+    )
+
+
+class Reason(StrEnum):
+    """A stable word for a kind of refusal; the sentence beside it is for people."""
+
+    JSON_INVALID = "JSON_INVALID"
+    NOT_AN_OBJECT = "NOT_AN_OBJECT"
+    PRIMARY_IDENTITY_MISSING = "PRIMARY_IDENTITY_MISSING"
+    PRIMARY_IDENTITY_AMBIGUOUS = "PRIMARY_IDENTITY_AMBIGUOUS"
+    IDENTITY_INVALID = "IDENTITY_INVALID"
+    EVENT_ID_MISSING = "EVENT_ID_MISSING"
+    TIMESTAMP_MISSING = "TIMESTAMP_MISSING"
+    VALUE_INVALID = "VALUE_INVALID"
+    NUMBER_NOT_EXACT = "NUMBER_NOT_EXACT"
+    """No value of the field's type is this number: it would lose digits."""
+    FIELD_TYPE_CONFLICT = "FIELD_TYPE_CONFLICT"
+    RECORD_TOO_LARGE = "RECORD_TOO_LARGE"
+    FILE_INVALID = "FILE_INVALID"
+    """The file as a whole is not what its format says."""
+    TOO_MANY_NAMESPACES = "TOO_MANY_NAMESPACES"
+    FILE_UNREADABLE = "FILE_UNREADABLE"
+    """Nobody knows what the file is: reading it failed in a way that is not foreseen."""
+    INGEST_TOO_EXPENSIVE = "INGEST_TOO_EXPENSIVE"
+    """Reading it took more time or memory than it may."""

@@ -1,11 +1,11 @@
-"""What an engine in a child process is asked, one thing at a time; it says `EngineProgress` meanwhile."""
+"""What an engine is asked and what it reports, one thing at a time, and how it fails."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from profile_export.domain.plan import ExportPlan, KeyRange
+from profile_export.domain.export.plan import ExportPlan, KeyRange
 
 
 @dataclass(frozen=True, slots=True)

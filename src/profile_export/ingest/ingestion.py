@@ -6,19 +6,16 @@ import errno
 from collections.abc import Callable
 from functools import partial
 
-from profile_export.domain.batch import RowError
-from profile_export.domain.errors import DomainError
-from profile_export.domain.reasons import Reason
-from profile_export.domain.registered import check_dataset_fields
-from profile_export.ingest.csv_rows import read_csv
-from profile_export.ingest.json_array import read_json_array
-from profile_export.ingest.json_lines import read_json_lines
-from profile_export.ingest.output import OutputFailedError
-from profile_export.ingest.parquet import ingest_parquet
-from profile_export.ingest.refusals import FileRefusedError, Refusals, RowsRefusedError
-from profile_export.ingest.sent_rows import ingest_rows
+from profile_export.domain.catalog.allowances import check_dataset_fields
+from profile_export.domain.catalog.batches import RowError
+from profile_export.domain.errors import DomainError, Reason
+from profile_export.ingest.formats.csv import read_csv
+from profile_export.ingest.formats.json import read_json_array, read_json_lines
+from profile_export.ingest.formats.parquet import ingest_parquet
+from profile_export.ingest.rejected import FileRefusedError, Refusals, RowsRefusedError
+from profile_export.ingest.rows.rows import ingest_rows
 from profile_export.ingest.task import IngestResult, IngestTask
-from profile_export.ingest.writer import BatchWriter
+from profile_export.ingest.writer import BatchWriter, OutputFailedError
 
 _FORMATS: dict[str, Callable[[IngestTask, BatchWriter, Refusals], IngestResult]] = {
     "json_lines": partial(ingest_rows, read_json_lines),

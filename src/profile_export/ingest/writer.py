@@ -1,17 +1,39 @@
-"""Writing the data files of a batch: cut into files, each sorted by identity key."""
+"""Writing the data files of a batch. A fault of our own disk is told from one of the file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
 
-from profile_export.domain.plan import WrittenFile
-from profile_export.ingest.output import writing
+from profile_export.domain.export.plan import WrittenFile
 from profile_export.ingest.task import IngestTask
-from profile_export.lake.data_file import sync, write_data_file
+from profile_export.lake.data_files import sync, write_data_file
+
+
+class OutputFailedError(Exception):
+    """Writing what ingestion makes has failed; `error` says how."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Set errors of the disk apart from those of reading, which look the same.
+
+    Raises:
+        OutputFailedError: The disk failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputFailedError(error) from error
 
 
 class BatchWriter:

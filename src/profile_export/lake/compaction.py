@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from profile_export.domain import columns
-from profile_export.domain.plan import WrittenFile
-from profile_export.lake.data_file import (
+from profile_export.domain.catalog import files as columns
+from profile_export.domain.export.plan import WrittenFile
+from profile_export.lake.data_files import (
     BYTES_PER_GROUP,
     ROWS_PER_GROUP,
     footer_of,

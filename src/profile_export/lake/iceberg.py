@@ -28,21 +28,28 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.table import Table, TableProperties
 
-from profile_export.domain.columns import BATCH_ID
-from profile_export.domain.mirror import MIRROR_NAMESPACE, MirroredBatch, TableState, mirror_table
-from profile_export.domain.schema import EMPTY, ObjectType, TypeConflictError, union_objects
-from profile_export.lake.arrow_types import stored_fields
-from profile_export.lake.data_file import footer_of
+from profile_export.domain.catalog.files import (
+    BATCH_ID,
+    MIRROR_NAMESPACE,
+    MirroredBatch,
+    TableState,
+    mirror_table,
+)
+from profile_export.domain.schemas.types import EMPTY, ObjectType, TypeConflictError, union_objects
+from profile_export.lake.data_files import footer_of, stored_fields
 from profile_export.lake.iceberg_table import (
     arrow_schema,
+    can_read,
+    cast_fields,
     columns_of,
     commit,
+    copy_cast,
+    digest,
     files_of,
     named_by,
     snapshot_id_of,
     state_of,
 )
-from profile_export.lake.mirror_types import can_read, cast_fields, copy_cast, digest
 
 CATALOG = "profile_export"
 MAX_SNAPSHOTS = 100

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from profile_export.domain.receipt import FORM, ReceiptFile
-from profile_export.domain.verification import FoundFile, Verification, differences
-from profile_export.lake.data_file import footer_of
+from profile_export.domain.export.receipt import FORM, FoundFile, ReceiptFile, Verification, differences
+from profile_export.lake.data_files import footer_of
 
 
 def verify(receipt: Path) -> Verification:

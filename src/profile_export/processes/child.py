@@ -22,7 +22,6 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, BinaryIO
 
-from profile_export.processes.errors import WorkFailedError
 from profile_export.processes.messages import (
     LENGTH,
     Ask,
@@ -35,6 +34,7 @@ from profile_export.processes.messages import (
     Raised,
     Run,
     Said,
+    WorkFailedError,
     decode,
     encode,
 )

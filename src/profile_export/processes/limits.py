@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from profile_export.processes.errors import ChildDiedError, TooExpensiveError
-from profile_export.processes.messages import Bounds
+from profile_export.processes.messages import Bounds, ChildDiedError, TooExpensiveError
 from profile_export.processes.process import Child
 
 _POLL_SECONDS = 0.05

@@ -13,8 +13,7 @@ from typing import Any
 
 import structlog
 
-from profile_export.processes.errors import ChildDiedError
-from profile_export.processes.messages import LENGTH, Done, Raised, Said, decode, encode
+from profile_export.processes.messages import LENGTH, ChildDiedError, Done, Raised, Said, decode, encode
 
 OnSaid = Callable[[Any], None]
 # Strangers' work has a hard limit of memory, which counts all that an allocator reserves: the default one of Arrow

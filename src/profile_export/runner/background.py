@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 
 from profile_export.domain.errors import UnavailableError
-from profile_export.runner.waiting import first_of
+
+
+async def first_of(*waits: asyncio.Future[None] | Coroutine[None, None, object], seconds: float) -> None:
+    """Wait until one of these happens or the time is over. A future goes on, a coroutine is dropped."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait, task in zip(waits, tasks, strict=True):
+            if wait is not task:
+                task.cancel()
+
 
 _LEAST_SECONDS = 1.0
 """How long changes gather before they are looked at: a hundred in a second are one look, and jobs go first."""

@@ -6,10 +6,10 @@ import asyncio
 
 import structlog
 
-from profile_export.domain.plan import GRAPHS
+from profile_export.domain.export.plan import GRAPHS
 from profile_export.lake.local import LocalLake
-from profile_export.store.instance import Instance, Instances
-from profile_export.store.named import Named
+from profile_export.store.db.instance import Instance, Instances
+from profile_export.store.files.named import Named
 
 _log = structlog.get_logger(__name__)
 

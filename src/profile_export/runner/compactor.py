@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from profile_export.domain.plan import WrittenFile
+from profile_export.application.ports import Lake
+from profile_export.domain.export.plan import WrittenFile
 from profile_export.lake.compaction import CompactTask, compact
-from profile_export.processes.errors import TooExpensiveError
-from profile_export.processes.pool import Pool
+from profile_export.processes.messages import TooExpensiveError
+from profile_export.processes.supervisor import Pool
 from profile_export.runner.background import repeat
-from profile_export.runner.ports import Lake
-from profile_export.store.compactions import Compactions, Merge
-from profile_export.store.events import Wakeups
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.compactions import Compactions, Merge
 
 _POLL_SECONDS = 60.0
 _REST_SECONDS, _MOST_REST_SECONDS = 600.0, 86_400.0

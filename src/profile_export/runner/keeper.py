@@ -11,9 +11,8 @@ from threading import Condition, Thread
 
 import structlog
 
-from profile_export.domain.job import LEASE_MARGIN, LEASE_TTL
-from profile_export.store.leases import Fence
-from profile_export.store.renewals import Renewals
+from profile_export.domain.jobs.job import LEASE_MARGIN, LEASE_TTL
+from profile_export.store.jobs.leases import Fence, Renewals
 
 TRUSTED_SECONDS = (LEASE_TTL - LEASE_MARGIN).total_seconds()
 LATE_SECONDS = 3.0

@@ -1,4 +1,4 @@
-"""What lies on the disk though the store does not name it, and nobody will come to.
+"""Where store and lake do not agree: what lies on the disk unnamed, and what is named and not there.
 
 What a row once named, or what was made for one call, leaves the disk at once. Everything else goes to the trash: that
 the store does not know it may be the store's fault.
@@ -7,20 +7,20 @@ the store does not know it may be the store's fault.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from profile_export.domain.receipt import RECEIPT_FILE
-from profile_export.ingest.loading import Loading
+from profile_export.application.uploads.loading import Loading
+from profile_export.domain.export.receipt import RECEIPT_FILE
 from profile_export.lake.local import LocalLake, is_passing
 from profile_export.runner.background import repeat
-from profile_export.store.compactions import Compactions
-from profile_export.store.drops import Drops
-from profile_export.store.instance import Instances
-from profile_export.store.named import Named
+from profile_export.store.db.instance import Instances
+from profile_export.store.files.compactions import Compactions
+from profile_export.store.files.dropped import Drops
+from profile_export.store.files.named import Named, NamedFile
 
 _POLL_SECONDS = 1800.0
 _UNDER_WAY = timedelta(hours=1)
@@ -140,3 +140,72 @@ async def unnamed(
     kept = {*await named.kept_folders(), *await compactions.folders(), *await drops.folders()}
     # A name of one step keeps all folders of that dataset.
     return [folder for folder in folders if not {folder, folder.split("/")[0]} & kept]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found; paths are relative to the lake, names of uploads to `uploads/` and of the trash to `trash/`.
+
+    `staged` are bytes of uploads that are being sent, and with what is in the trash no reason to worry.
+    """
+
+    same_instance: bool
+    files: int
+    missing: Sequence[str]
+    other_size: Sequence[str]
+    unknown_folders: Sequence[str]
+    unknown_uploads: Sequence[str]
+    staged: Sequence[str]
+    trash: Sequence[str]
+
+    @property
+    def agree(self) -> bool:
+        """Whether nothing is amiss."""
+        amiss = (self.missing, self.other_size, self.unknown_folders, self.unknown_uploads)
+        return self.same_instance and not any(amiss)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """Compares a store with a lake, also beside those that work with them."""
+
+    instances: Instances
+    named: Named
+    compactions: Compactions
+    drops: Drops
+    lake: LocalLake
+
+    async def run(self) -> Findings:
+        """Look all over."""
+        instance = await self.instances.get()
+        of = await asyncio.to_thread(self.lake.instance)
+        # Looked for first: what the store names is asked for when all of these could have been named.
+        folders = await asyncio.to_thread(self.lake.untouched, timedelta(0))
+        staged = set(await asyncio.to_thread(self.lake.staged))
+        left = await unnamed(self.named, self.compactions, self.drops, folders)
+        known = {*await self.named.folders(left), *await self.compactions.begun(timedelta(0))}
+        known_uploads = await self.named.uploads(staged)
+        files = await self.named.files()
+        missing, other_size = await asyncio.to_thread(self._compared, files)
+        return Findings(
+            same_instance=(instance and instance.id) == of,
+            files=len(files),
+            missing=missing,
+            other_size=other_size,
+            unknown_folders=sorted(one for one in left if one not in known and not is_passing(one)),
+            unknown_uploads=sorted(staged - known_uploads),
+            staged=sorted(staged & known_uploads),
+            trash=await asyncio.to_thread(self.lake.trash.held),
+        )
+
+    def _compared(self, files: Sequence[NamedFile]) -> tuple[list[str], list[str]]:
+        missing, other_size = [], []
+        for file in files:
+            try:
+                found = (self.lake.root / file.path).stat().st_size
+            except FileNotFoundError:
+                missing.append(file.path)
+            else:
+                if found != file.bytes:
+                    other_size.append(file.path)
+        return sorted(missing), sorted(other_size)

@@ -10,13 +10,13 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
-from profile_export.domain.mirror import TableState
+from profile_export.application.ports import Elsewhere, MirrorTables
+from profile_export.domain.catalog.files import TableState
 from profile_export.lake.iceberg import MirrorConflictError, MirrorError, TypesChangedError
-from profile_export.processes.errors import ChildDiedError, TooExpensiveError
+from profile_export.processes.messages import ChildDiedError, TooExpensiveError
 from profile_export.runner.background import repeat
-from profile_export.runner.ports import Elsewhere, MirrorTables
-from profile_export.store.events import Wakeups
-from profile_export.store.mirrors import LEASE_TTL, MirrorLostError, Mirrors, MirrorWork
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.mirrors import LEASE_TTL, MirrorLostError, Mirrors, MirrorWork
 
 _POLL_SECONDS = 5.0
 _log = structlog.get_logger(__name__)

@@ -1,4 +1,4 @@
-"""A worker: claims a job, carries out its plan, and ends it in exactly one way."""
+"""A worker: claims a job, carries out its plan, ends it in exactly one way, and puts the receipt beside its files."""
 
 from __future__ import annotations
 
@@ -12,27 +12,55 @@ from typing import TypeVar
 
 import structlog
 
-from profile_export.domain.batch import DataFile, attempt_folder
+from profile_export.application.ports import Engine, EngineAttempt, Lake
+from profile_export.domain.catalog.batches import DataFile, attempt_folder
 from profile_export.domain.errors import DomainError, FailedPreconditionError, UnavailableError
-from profile_export.domain.job import JobError, JobState, Phase, Progress, Resolved
-from profile_export.domain.pace import Pace
-from profile_export.domain.plan import ExportPlan, WrittenFile
-from profile_export.domain.planning import plan_export, takes_long
-from profile_export.domain.receipt import RECEIPT_FILE
-from profile_export.engines.results import EngineDiedError, EngineFailedError, EngineProgress
+from profile_export.domain.export.execution import EngineDiedError, EngineFailedError, EngineProgress
+from profile_export.domain.export.plan import ExportPlan, WrittenFile
+from profile_export.domain.export.planning import plan_export, takes_long
+from profile_export.domain.export.receipt import RECEIPT_FILE
+from profile_export.domain.jobs.job import JobError, JobState, Pace, Phase, Progress, Resolved
 from profile_export.processes.computing import compute_if, computed_for
+from profile_export.runner.background import first_of
 from profile_export.runner.keeper import TRUSTED_SECONDS, LeaseKeeper
-from profile_export.runner.ports import Engine, EngineAttempt, Lake
-from profile_export.runner.receipts import ReceiptWriter
-from profile_export.runner.waiting import first_of
-from profile_export.store.attempts import Attempts, Claim, RangeDone
-from profile_export.store.events import Wakeups
-from profile_export.store.leases import LeaseLostError
-from profile_export.store.snapshots import Snapshots
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.named import Snapshots
+from profile_export.store.files.receipts import Receipts
+from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
+from profile_export.store.jobs.leases import LeaseLostError
+
+_log = structlog.get_logger(__name__)
+
+
+class ReceiptWriter:
+    """Writes every receipt that is not on the disk yet, whoever made it: a former process may have died before."""
+
+    def __init__(self, receipts: Receipts, lake: Lake) -> None:
+        self._receipts = receipts
+        self._lake = lake
+        # One at a time: two workers of one server would write the same file.
+        self._writing = asyncio.Lock()
+
+    async def write_all(self) -> None:
+        """Write what is to be written; what the lake refuses is logged, and tried again at the next call.
+
+        It is noted after it is safe on the disk: after a crash in between the same bytes are written once more.
+        """
+        written = []
+        async with self._writing:
+            for one in await self._receipts.unwritten():
+                try:
+                    await asyncio.to_thread(self._lake.write, one.path, one.document)
+                except OSError:
+                    _log.warning("receipt_not_written", path=one.path, exc_info=True)
+                else:
+                    written.append(one.batch_key)
+            if written:
+                await self._receipts.note_written(written)
+
 
 HEARTBEAT_SECONDS = 1.0
 POLL_SECONDS = 1.0
-_log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 

@@ -1,0 +1,266 @@
+"""Datasets, schemas, fields and their types as messages and back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+from profile_export.api.convert.values import MOST_LEVELS, duration, length_of_time, required, timestamp
+from profile_export.application.datasets import ShownDataset
+from profile_export.domain.catalog.datasets import (
+    Dataset,
+    DatasetChange,
+    DatasetKind,
+    FieldDeclaration,
+    IdentityField,
+    NewDataset,
+    Schema,
+    SchemaRef,
+    check_batch_retention,
+)
+from profile_export.domain.catalog.files import MirrorStatus, mirror_table
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.schemas import types
+from profile_export.domain.schemas.types import ObjectType
+from profile_export.v1 import dataset_pb2, dataset_service_pb2, schema_pb2
+
+_SCALARS = {
+    types.ScalarKind.TEXT: dataset_pb2.SCALAR_TYPE_STRING,
+    types.ScalarKind.BOOLEAN: dataset_pb2.SCALAR_TYPE_BOOLEAN,
+    types.ScalarKind.LONG: dataset_pb2.SCALAR_TYPE_LONG,
+    types.ScalarKind.DOUBLE: dataset_pb2.SCALAR_TYPE_DOUBLE,
+    types.ScalarKind.DATE: dataset_pb2.SCALAR_TYPE_DATE,
+    types.ScalarKind.TIMESTAMP: dataset_pb2.SCALAR_TYPE_TIMESTAMP,
+}
+_SCALAR_KINDS = {wire: kind for kind, wire in _SCALARS.items()}
+
+
+def write_fields(
+    value: types.ObjectType, into: RepeatedCompositeFieldContainer[dataset_pb2.Field], level: int = 0
+) -> None:
+    """Write named fields, sorted by name, into a field of a message; types below `MOST_LEVELS` are left unset.
+
+    In place, since a message that is given to another is copied with all that is in it, at each level again.
+    """
+    for name in sorted(value.fields):
+        added = into.add()
+        added.name = name
+        _write_type(value.fields[name], added.type, level)
+
+
+def identity_fields(message: Iterable[dataset_pb2.IdentityField]) -> tuple[IdentityField, ...]:
+    """Read identity fields."""
+    return tuple(
+        IdentityField(tuple(field.path.split(".")), field.namespace, field.primary) for field in message
+    )
+
+
+def identity_field(value: IdentityField) -> dataset_pb2.IdentityField:
+    """Write an identity field."""
+    return dataset_pb2.IdentityField(
+        path=".".join(value.path), namespace=value.namespace, primary=value.primary
+    )
+
+
+def declarations(message: Sequence[dataset_pb2.FieldDeclaration], where: str) -> tuple[FieldDeclaration, ...]:
+    """Read declared fields; `where` is the field of the request that holds them.
+
+    Raises:
+        InvalidArgumentError: A type is none.
+    """
+    return tuple(
+        FieldDeclaration(tuple(one.path.split(".")), _read_type(one.type, f"{where}[{index}].type"))
+        for index, one in enumerate(message)
+    )
+
+
+def write_declarations(
+    values: Iterable[FieldDeclaration], into: RepeatedCompositeFieldContainer[dataset_pb2.FieldDeclaration]
+) -> None:
+    """Write declared fields into a field of a message."""
+    for value in values:
+        added = into.add()
+        added.path = ".".join(value.path)
+        _write_type(value.type, added.type, 0)
+
+
+def _write_type(value: types.FieldType, into: dataset_pb2.FieldType, level: int) -> None:
+    # Told apart from every type by having no kind; the field must be there all the same.
+    into.SetInParent()
+    if level > MOST_LEVELS:
+        return
+    match value:
+        case types.Scalar(kind):
+            into.scalar = _SCALARS[kind]
+        case types.ObjectType():
+            into.object.SetInParent()
+            write_fields(value, into.object.fields, level + 1)
+        case types.ArrayType(item):
+            _write_type(item, into.array.item, level + 1)
+        case types.MapType(member):
+            _write_type(member, into.map.value, level + 1)
+        case types.DecimalType(precision, scale):
+            into.decimal.precision, into.decimal.scale = precision, scale
+
+
+def _read_type(message: dataset_pb2.FieldType, where: str) -> types.FieldType:
+    match message.WhichOneof("kind"):
+        case "scalar" if message.scalar in _SCALAR_KINDS:
+            return types.Scalar(_SCALAR_KINDS[message.scalar])
+        case "decimal":
+            return _read_decimal(message.decimal, f"{where}.decimal")
+        case "object":
+            members: dict[str, types.FieldType] = {}
+            for member in message.object.fields:
+                if member.name in members:
+                    raise InvalidArgumentError.of_field(where, f"names the field '{member.name}' twice.")
+                members[member.name] = _read_type(member.type, f"{where}.object.{member.name}")
+            return types.ObjectType(members)
+        case "array":
+            return types.ArrayType(_read_type(message.array.item, f"{where}.array.item"))
+        case "map":
+            return types.MapType(_read_type(message.map.value, f"{where}.map.value"))
+    raise InvalidArgumentError.of_field(where, "is required: say what the field holds.", "FIELD_REQUIRED")
+
+
+def _read_decimal(message: dataset_pb2.DecimalType, where: str) -> types.DecimalType:
+    if not 1 <= message.precision <= types.MAX_DECIMAL_DIGITS or not 0 <= message.scale <= message.precision:
+        raise InvalidArgumentError.of_field(
+            where,
+            f"needs a precision of 1 to {types.MAX_DECIMAL_DIGITS}, and a scale of 0 to the precision.",
+        )
+    return types.DecimalType(message.precision, message.scale)
+
+
+DEFAULT_CONTENT_TYPE = "application/vnd.adobe.xed+json;version=1"
+_KINDS = {
+    DatasetKind.RECORD: dataset_pb2.DATASET_KIND_RECORD,
+    DatasetKind.EVENT: dataset_pb2.DATASET_KIND_EVENT,
+    DatasetKind.UNION: dataset_pb2.DATASET_KIND_UNION,
+}
+
+
+def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset:
+    """Read and check a request to make a dataset.
+
+    Raises:
+        InvalidArgumentError: A field is wrong.
+    """
+    return NewDataset(
+        name=required(request.name, "name"),
+        description=request.description,
+        schema=SchemaRef(required(request.schema_ref.id, "schema_ref.id"), request.schema_ref.content_type),
+        tags={name: tuple(values.values) for name, values in sorted(request.tags.items())},
+        identity_fields=identity_fields(request.identity_fields),
+        declared_fields=declarations(request.declared_fields, "declared_fields"),
+        iceberg=_mirrored(request.iceberg),
+        batch_retention=_batch_retention(request) or None,
+    )
+
+
+def dataset_change(request: dataset_service_pb2.UpdateDatasetRequest) -> DatasetChange:
+    """Read and check a request to change a dataset.
+
+    Raises:
+        InvalidArgumentError: A field is wrong, or nothing is to change.
+    """
+    change = DatasetChange(
+        name=required(request.name, "name") if request.HasField("name") else None,
+        description=request.description if request.HasField("description") else None,
+        tags=(
+            {name: tuple(values.values) for name, values in sorted(request.tags.entries.items())}
+            if request.HasField("tags")
+            else None
+        ),
+        declared_fields=declarations(request.add_declared_fields, "add_declared_fields"),
+        iceberg=_mirrored(request.iceberg),
+        batch_retention=_batch_retention(request),
+    )
+    if change == DatasetChange():
+        raise InvalidArgumentError.of_field(
+            "name", "or another field is required: nothing is to change.", "FIELD_REQUIRED"
+        )
+    return change
+
+
+def _mirrored(settings: dataset_pb2.IcebergSettings) -> bool | None:
+    """Read whether a dataset is to be mirrored; None if the caller does not say."""
+    return settings.enabled if settings.HasField("enabled") else None
+
+
+def _batch_retention(
+    request: dataset_service_pb2.CreateDatasetRequest | dataset_service_pb2.UpdateDatasetRequest,
+) -> timedelta | None:
+    """Read how long batches are to be kept, zero for ever; None if the caller does not say.
+
+    Raises:
+        InvalidArgumentError: As `check_batch_retention`.
+    """
+    if not request.HasField("batch_retention"):
+        return None
+    kept_for = length_of_time(request.batch_retention, "batch_retention")
+    check_batch_retention(kept_for, "batch_retention")
+    return kept_for
+
+
+def dataset(shown: ShownDataset) -> dataset_pb2.Dataset:
+    """Write a dataset, and how far its mirror is."""
+    value, mirror = shown.dataset, shown.mirror
+    message = dataset_pb2.Dataset(
+        id=value.id,
+        name=value.name,
+        description=value.description,
+        schema_ref=dataset_pb2.SchemaRef(
+            id=value.schema.id, content_type=value.schema.content_type or DEFAULT_CONTENT_TYPE
+        ),
+        kind=_KINDS[value.kind],
+        tags={name: dataset_pb2.TagValues(values=values) for name, values in value.tags.items()},
+        identity_fields=[identity_field(field) for field in value.identity_fields],
+        mirror=_mirror_status(value.id, mirror) if mirror else None,
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
+        batch_retention=duration(value.batch_retention),
+    )
+    write_declarations(value.declared_fields, message.declared_fields)
+    write_fields(value.fields, message.fields)
+    return message
+
+
+def _mirror_status(dataset_id: str, value: MirrorStatus) -> dataset_pb2.MirrorStatus:
+    return dataset_pb2.MirrorStatus(
+        enabled=value.enabled,
+        table=mirror_table(dataset_id),
+        metadata_location=value.metadata_location,
+        mirrored_batches=value.mirrored_batches,
+        pending_changes=value.pending_changes,
+        last_batch_id=value.last_batch_id,
+        mirror_time=timestamp(value.mirror_time),
+        error_message=value.error_message,
+    )
+
+
+def schema(value: Schema, *, listed: bool = False) -> schema_pb2.Schema:
+    """Write a schema; without document and fields in a list."""
+    message = schema_pb2.Schema(
+        id=value.id,
+        title=value.title,
+        kind=dataset_pb2.DATASET_KIND_UNSPECIFIED if value.kind is None else _KINDS[value.kind],
+        class_id=value.class_id,
+        version=value.version,
+        built_in=value.create_time is None,
+        document="" if listed else value.document,
+        identity_fields=[identity_field(field) for field in value.identity_fields],
+        create_time=timestamp(value.create_time),
+    )
+    if not listed:
+        write_fields(value.fields, message.fields)
+    return message
+
+
+def union_schema(name: str, fields: ObjectType, sources: Sequence[Dataset]) -> schema_pb2.UnionSchema:
+    """Write the union schema of a class and what it was merged from."""
+    message = schema_pb2.UnionSchema(schema_name=name, dataset_ids=sorted(dataset.id for dataset in sources))
+    write_fields(fields, message.fields)
+    return message

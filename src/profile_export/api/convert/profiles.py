@@ -1,0 +1,171 @@
+"""Merge policies, profiles and their events as messages, and what is asked of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias, TypeVar
+
+from profile_export.api.convert.values import instant, required, row, timestamp
+from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.export.lookup import EventListing, FoundEvent, FoundProfile
+from profile_export.domain.merging.identity import Identity
+from profile_export.domain.merging.policy import (
+    BUILT_IN_POLICY,
+    AttributeMerge,
+    IdentityGraph,
+    MergePolicy,
+    PolicyChange,
+)
+from profile_export.v1 import merge_policy_pb2, profile_pb2, profile_service_pb2
+from profile_export.v1 import profile_service_pb2 as pb
+
+_Wire = TypeVar("_Wire", bound=int)
+_Value = TypeVar("_Value")
+
+_GRAPHS = {
+    merge_policy_pb2.IDENTITY_GRAPH_NONE: IdentityGraph.NONE,
+    merge_policy_pb2.IDENTITY_GRAPH_PDG: IdentityGraph.PDG,
+}
+_MERGES = {
+    merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED: AttributeMerge.TIMESTAMP_ORDERED,
+    merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE: AttributeMerge.DATASET_PRECEDENCE,
+}
+_WIRE_GRAPHS = {graph: wire for wire, graph in _GRAPHS.items()}
+_WIRE_MERGES = {merge: wire for wire, merge in _MERGES.items()}
+
+
+def new_policy(request: profile_service_pb2.CreateMergePolicyRequest, policy_id: str) -> MergePolicy:
+    """Read and check a request to make a merge policy; whether its order can be is for the store to say.
+
+    Raises:
+        InvalidArgumentError: A field is wrong.
+    """
+    if request.schema_name not in {"", BUILT_IN_POLICY.schema_name}:
+        raise InvalidArgumentError.of_field("schema_name", f"must be '{BUILT_IN_POLICY.schema_name}'.")
+    return MergePolicy(
+        id=policy_id,
+        version=1,
+        name=required(request.name, "name"),
+        graph=_known(_GRAPHS, request.identity_graph, "identity_graph"),
+        attribute_merge=_known(_MERGES, request.attribute_merge.type, "attribute_merge.type"),
+        order=tuple(request.attribute_merge.order),
+        is_default=request.is_default,
+    )
+
+
+def policy_change(request: profile_service_pb2.UpdateMergePolicyRequest) -> PolicyChange:
+    """Read and check a request to change a merge policy; whether its order can be is for the store to say.
+
+    Raises:
+        InvalidArgumentError: A field is wrong, or nothing is to change.
+    """
+    merge = request.attribute_merge
+    change = PolicyChange(
+        name=required(request.name, "name") if request.HasField("name") else None,
+        graph=_known(_GRAPHS, request.identity_graph, "identity_graph") if request.identity_graph else None,
+        attribute_merge=(
+            _known(_MERGES, merge.type, "attribute_merge.type")
+            if request.HasField("attribute_merge")
+            else None
+        ),
+        order=tuple(merge.order),
+        is_default=request.is_default if request.HasField("is_default") else None,
+    )
+    if change == PolicyChange():
+        raise InvalidArgumentError.of_field(
+            "name", "or another field is required: nothing is to change.", "FIELD_REQUIRED"
+        )
+    return change
+
+
+def merge_policy(value: MergePolicy) -> merge_policy_pb2.MergePolicy:
+    """Write a merge policy."""
+    return merge_policy_pb2.MergePolicy(
+        id=value.id,
+        version=value.version,
+        name=value.name,
+        schema_name=value.schema_name,
+        attribute_merge=merge_policy_pb2.AttributeMerge(
+            type=_WIRE_MERGES[value.attribute_merge], order=value.order
+        ),
+        identity_graph=_WIRE_GRAPHS[value.graph],
+        is_default=value.is_default,
+        built_in=value.id == BUILT_IN_POLICY.id,
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
+    )
+
+
+def _known(values: Mapping[_Wire, _Value], wire: _Wire, field: str) -> _Value:
+    """Read a member of an enum that has to be there.
+
+    Raises:
+        InvalidArgumentError: It is not said, or a number that the contract does not have.
+    """
+    if not wire:
+        raise InvalidArgumentError.of_field(field, "is required.", "FIELD_REQUIRED")
+    if wire not in values:
+        raise InvalidArgumentError.of_field(field, f"must not be {wire}: the contract has no such value.")
+    return values[wire]
+
+
+Request: TypeAlias = pb.GetProfileRequest | pb.ListProfileEventsRequest
+
+
+def identity(request: Request) -> Identity:
+    """Read whom a request asks for.
+
+    Raises:
+        InvalidArgumentError: The identity, or a part of it, is missing.
+    """
+    if not request.HasField("identity"):
+        raise InvalidArgumentError.of_field("identity", "is required.", "FIELD_REQUIRED")
+    return Identity(
+        required(request.identity.namespace, "identity.namespace"),
+        required(request.identity.id, "identity.id"),
+    )
+
+
+def policy_ref(request: Request) -> tuple[str, int | None]:
+    """Read id and version of a merge policy; an empty id where none is named, None for the latest version.
+
+    Raises:
+        InvalidArgumentError: The reference has no id.
+    """
+    if not request.HasField("merge_policy"):
+        return "", None
+    named = request.merge_policy
+    return required(named.id, "merge_policy.id"), named.version if named.HasField("version") else None
+
+
+def event_listing(request: pb.ListProfileEventsRequest) -> EventListing:
+    """Read which events are asked for.
+
+    Raises:
+        InvalidArgumentError: A time, the filter or the order is wrong.
+    """
+    return EventListing.of(
+        instant(request, "start_time"), instant(request, "end_time"), request.filter, request.order_by
+    )
+
+
+def profile(found: FoundProfile, policy: MergePolicy) -> profile_pb2.Profile:
+    """Write a profile and the policy that it was merged under."""
+    return profile_pb2.Profile(
+        values=row(found.values),
+        identities=[profile_pb2.Identity(namespace=one.namespace, id=one.id) for one in found.identities],
+        dataset_ids=found.dataset_ids,
+        merge_policy=merge_policy_pb2.MergePolicyRef(id=policy.id, version=policy.version),
+        ingest_time=timestamp(found.ingest_time),
+    )
+
+
+def event(found: FoundEvent) -> profile_pb2.ProfileEvent:
+    """Write an experience event."""
+    return profile_pb2.ProfileEvent(
+        id=found.id,
+        event_time=timestamp(found.event_time),
+        ingest_time=timestamp(found.ingest_time),
+        dataset_id=found.dataset_id,
+        values=row(found.values),
+    )

@@ -1,0 +1,1 @@
+"""What a caller can ask for, once, whoever asks: use cases, and the ports they need."""

@@ -1,0 +1,107 @@
+"""Datasets: made, found, changed, looked into, and what those of a class know together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from profile_export.domain.catalog.datasets import (
+    CLASSES,
+    Dataset,
+    DatasetChange,
+    NewDataset,
+    Tenant,
+)
+from profile_export.domain.catalog.files import MirrorStatus
+from profile_export.domain.errors import InvalidArgumentError, NotFoundError
+from profile_export.domain.lists import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, PageRequest
+from profile_export.domain.schemas.types import ObjectType, is_wide
+from profile_export.domain.schemas.unions import union_schema
+from profile_export.lake.local import LocalLake
+from profile_export.lake.rows import first_rows
+from profile_export.processes.computing import compute_if
+from profile_export.store.catalog.datasets import Catalog
+from profile_export.store.files.batches import Batches
+from profile_export.store.files.mirrors import MirrorStatuses
+
+
+@dataclass(frozen=True, slots=True)
+class ShownDataset:
+    """A dataset, and how far its Iceberg mirror is; None where it has none and never had."""
+
+    dataset: Dataset
+    mirror: MirrorStatus | None
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether writing it down takes so long that it is done beside the loop."""
+        return is_wide([self.dataset.fields])
+
+
+class DatasetUseCases:
+    """What callers do with datasets. Raises what the store's methods of the same names raise."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        mirrors: MirrorStatuses,
+        batches: Batches,
+        lake: LocalLake,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._catalog, self._mirrors, self._batches = catalog, mirrors, batches
+        self._lake, self._new_id = lake, new_id
+
+    async def create(self, tenant: Tenant, new: NewDataset, request_id: str) -> tuple[ShownDataset, bool]:
+        """Make a dataset; True says that the request with this id had made it before."""
+        dataset, replayed = await self._catalog.create_dataset(tenant, new, self._new_id(), request_id)
+        return await self._shown(dataset), replayed
+
+    async def get(self, tenant: Tenant, dataset_id: str) -> ShownDataset:
+        """Return a dataset."""
+        return await self._shown(await self._catalog.get_dataset(tenant, dataset_id))
+
+    async def list(self, tenant: Tenant, request: PageRequest) -> Page[ShownDataset]:
+        """Return a page of the tenant's datasets."""
+        page = await self._catalog.list_datasets(tenant, request)
+        mirrors = await self._mirrors.of([dataset.id for dataset in page.items])
+        return page.turned(lambda dataset: ShownDataset(dataset, mirrors.get(dataset.id)))
+
+    async def update(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> ShownDataset:
+        """Change a dataset."""
+        return await self._shown(await self._catalog.update_dataset(tenant, dataset_id, change))
+
+    async def delete(self, tenant: Tenant, dataset_id: str) -> None:
+        """Delete a dataset."""
+        await self._catalog.delete_dataset(tenant, dataset_id)
+
+    async def preview(self, tenant: Tenant, dataset_id: str, row_count: int) -> Iterator[Mapping[str, Any]]:
+        """Return the newest rows, of which 0 means a page; reading them blocks.
+
+        Raises:
+            InvalidArgumentError: `row_count` is negative.
+        """
+        if row_count < 0:
+            raise InvalidArgumentError.of_field("row_count", "must not be negative.")
+        count = min(row_count or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        files = await self._batches.newest_files(tenant, dataset_id, count)
+        return islice(first_rows(self._lake.root / file.path for file in files), count)
+
+    async def union(self, tenant: Tenant, schema_name: str) -> tuple[ObjectType, Sequence[Dataset]]:
+        """Return what all sources of a class know together, and these sources.
+
+        Raises:
+            NotFoundError: There is no such class.
+        """
+        if schema_name not in CLASSES:
+            raise NotFoundError.of("schema", schema_name)
+        kind = CLASSES[schema_name]
+        sources = await self._catalog.sources(tenant)
+        fields = await compute_if(is_wide(source.fields for source in sources), union_schema, sources, kind)
+        return fields, [source for source in sources if source.kind is kind]
+
+    async def _shown(self, dataset: Dataset) -> ShownDataset:
+        mirrors = await self._mirrors.of([dataset.id])
+        return ShownDataset(dataset, mirrors.get(dataset.id))

@@ -1,0 +1,1 @@
+"""What the commands share: the connection, how answers look, how a job is followed."""

@@ -1,0 +1,315 @@
+"""A job as it runs, all jobs that run, what one came to, and its receipt."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from rich.bar import Bar
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from profile_export.cli.terminal.output import (
+    count,
+    fact_table,
+    moment,
+    one_line,
+    print_json_line,
+    size,
+    span,
+    state,
+    table,
+)
+from profile_export.client import (
+    FINAL_STATES,
+    AttributeMergeType,
+    Client,
+    ExportJob,
+    GetReceiptResponse,
+    IdentityGraph,
+    JobChange,
+    JobMetrics,
+    JobPhase,
+    JobProgress,
+    JobState,
+    JobTransition,
+    Receipt,
+    as_json,
+)
+
+PROGRESS_INTERVAL = timedelta(milliseconds=100)
+_BAR_WIDTH = 40
+PHASE_STYLES = {
+    "queue": "bright_black",
+    "plan": "cyan",
+    "resolve": "magenta",
+    "run": "blue",
+    "commit": "green",
+    "cancel": "yellow",
+    "lost": "red",
+}
+LEFT_OUT = {
+    "not_listed": "no dataset of the policy",
+    "too_many_identities": "too many identities",
+    "events_only": "events only",
+    "not_newer": "nothing newer",
+    "not_in_segments": "in no segment asked for",
+}
+
+
+async def follow(client: Client, job_id: int, screen: Console, *, indent: int = 0) -> ExportJob:
+    """Show the moves of a job and its progress as they come; return the job when it has ended."""
+    job: ExportJob | None = None
+    with progress_bar(screen, indent) as bar:
+        task = bar.add_task("new", total=None, counts="")
+        async for message in client.watch_job(job_id, after_revision=0, progress_interval=PROGRESS_INTERVAL):
+            for transition in message.transitions:
+                screen.print(Text(" " * indent) + move(transition), soft_wrap=True)
+                bar.update(task, description=state(transition.to_state).plain.lower())
+            if message.HasField("progress"):
+                advance(bar, task, message.progress)
+            if message.HasField("job"):
+                job = message.job
+    return job or await client.get_job(job_id)
+
+
+def progress_bar(screen: Console, indent: int = 0) -> Progress:
+    """Return bars for jobs, each a task with `counts`; silent where the output is no terminal."""
+    return Progress(
+        TextColumn(" " * max(indent - 1, 0)),
+        SpinnerColumn(),
+        TextColumn("{task.description:<10}", markup=False),
+        BarColumn(bar_width=_BAR_WIDTH),
+        TextColumn("{task.fields[counts]}", markup=False),
+        TimeElapsedColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    )
+
+
+def summary(job: ExportJob) -> RenderableType:
+    """Return what a job came to: its counts, where its time went, and what went wrong."""
+    parts: list[RenderableType] = [facts(job), Text(), phase_chart(job.metrics)]
+    for error in job.errors:
+        line = f"{error.code} in {error.component}, attempt {error.attempt}: {error.message}"
+        parts.append(Text(line, style="red"))
+    parts.extend(Text(f"Note: {note}", style="yellow") for note in job.notes)
+    return Group(*parts)
+
+
+def phase_chart(metrics: JobMetrics) -> Table:
+    """Return the time of each phase as a bar that begins where the one before ends, adding up to the total."""
+    chart = table("phase", "", "time", "share", numbers=("time", "share"))
+    total = metrics.total_time.ToTimedelta().total_seconds()
+    begin = 0.0
+    for phase in metrics.phases:
+        name = phase_name(phase.phase)
+        seconds = phase.time.ToTimedelta().total_seconds()
+        bar = Bar(
+            total or 1.0, begin, begin + seconds, width=_BAR_WIDTH, color=PHASE_STYLES.get(name, "white")
+        )
+        chart.add_row(name, bar, span(phase.time.ToTimedelta()), _share(seconds, total))
+        begin += seconds
+    chart.add_row(
+        Text("total", style="bold"),
+        "",
+        Text(span(timedelta(seconds=total)), style="bold"),
+        _share(begin, total),
+    )
+    return chart
+
+
+def phase_name(phase: JobPhase.ValueType) -> str:
+    """Return the word for a phase."""
+    return JobPhase.Name(phase).removeprefix("JOB_PHASE_").lower()
+
+
+def _share(part: float, total: float) -> str:
+    return f"{part / total:.0%}" if total else ""
+
+
+def move(transition: JobTransition, name: str = "") -> Text:
+    """Return the line that tells of a move, of a job that has a name where it is one of several."""
+    line = Text(moment(transition.time.ToDatetime(), clock=True) + "  ", style="dim")
+    line += Text(f"{name}  " if name else "")
+    if transition.revision > 1:
+        line += state(transition.from_state) + Text(" → ")
+    line += state(transition.to_state)
+    details = [f"attempt {transition.attempt}"] if transition.attempt else []
+    details += [transition.reason] if transition.reason else []
+    return line + Text("  " + ", ".join(details), style="dim") if details else line
+
+
+def advance(bar: Progress, task: TaskID, progress: JobProgress, name: str = "") -> None:
+    """Show how far a job is, which has a name where it is one of several."""
+    done, estimated = progress.done, progress.estimated
+    counts = f"{count(done)}/{count(estimated)} {progress.unit}" if estimated else ""
+    if progress.rows_per_second:
+        counts += f"  {count(round(progress.rows_per_second))}/s"
+    if progress.HasField("eta"):
+        counts += f"  {span(progress.eta.ToTimedelta())} left"
+    bar.update(
+        task,
+        description=f"{name}  {phase_name(progress.phase)}" if name else phase_name(progress.phase),
+        completed=done,
+        total=estimated or None,
+        counts=counts.strip(),
+    )
+
+
+def facts(job: ExportJob) -> Table:
+    """Return the counts of a job."""
+    rows: list[tuple[str, RenderableType]] = [("job", Text(f"{job.id}  ") + state(job.state))]
+    if job.batch_id:
+        rows.append(("batch", job.batch_id))
+    rows += [("batch", f"{one.batch_id}  {one.namespace}:{one.segment_id}") for one in job.batches]
+    rows += metric_facts(job.metrics)
+    if job.HasField("expire_time"):
+        rows.append(("expires", moment(job.expire_time.ToDatetime())))
+    return fact_table(rows)
+
+
+def metric_facts(metrics: JobMetrics) -> list[tuple[str, RenderableType]]:
+    """Return the counters of a job as facts, each with its name before it."""
+    rows: list[tuple[str, RenderableType]] = []
+    profiles = f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"
+    rows.append(("profiles", profiles))
+    if metrics.profiles_merged:
+        rows.append(("", f"{count(metrics.profiles_merged)} put together from several fragments"))
+    namespaces = sorted(metrics.profiles_exported_by_namespace.items())
+    if namespaces:
+        rows.append(("", ", ".join(f"{name} {count(number)}" for name, number in namespaces)))
+    left_out = [
+        f"{words} {count(getattr(metrics.left_out, name))}"
+        for name, words in LEFT_OUT.items()
+        if getattr(metrics.left_out, name)
+    ]
+    if left_out:
+        rows.append(("left out", ", ".join(left_out)))
+    rows.append(("fragments", f"{count(metrics.fragments_read)} read"))
+    if metrics.events_read:
+        events = f"{count(metrics.events_exported)} of {count(metrics.events_read)} exported"
+        rows.append(("events", events))
+    files = f"{count(metrics.files_written)} file{'' if metrics.files_written == 1 else 's'}"
+    rows.append(("written", f"{count(metrics.rows_written)} rows, {files}, {size(metrics.bytes_written)}"))
+    if metrics.peak_memory_bytes:
+        rows.append(("memory", f"{size(metrics.peak_memory_bytes)} at most"))
+    return rows
+
+
+_RUNNING = tuple(one for one in JobState.values() if one and one not in FINAL_STATES)
+
+
+async def follow_all(client: Client, dataset_id: str, screen: Console) -> None:
+    """Show a bar for each job that runs, and a line for each move, until interrupted.
+
+    Where the output is no terminal there are the lines alone.
+    """
+    with progress_bar(screen) as bar:
+        shown = _Shown(bar)
+        changes = client.watch_jobs(
+            states=_RUNNING, dataset_id=dataset_id, progress_interval=PROGRESS_INTERVAL
+        )
+        async for message in changes:
+            for change in message.changes:
+                if line := shown.take(change):
+                    screen.print(line, soft_wrap=True)
+            if message.list_complete and not shown.jobs:
+                screen.print(Text("No job runs. Each that starts is shown here.", style="dim"))
+
+
+async def print_all(client: Client, dataset_id: str) -> None:
+    """Write each job that runs, and then each change, as a line of JSON, until interrupted."""
+    async for message in client.watch_jobs(states=_RUNNING, dataset_id=dataset_id):
+        for change in message.changes:
+            print_json_line(as_json(change))
+
+
+class _Shown:
+    """The jobs that run, each with its bar."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.jobs: dict[int, TaskID] = {}
+        self._bar = bar
+
+    def take(self, change: JobChange) -> Text | None:
+        """Show a change; return the line that tells it, if it is more than progress."""
+        if change.HasField("progress"):
+            if change.job_id in self.jobs:
+                advance(self._bar, self.jobs[change.job_id], change.progress, self._name(change.job_id))
+            return None
+        current = change.transition.to_state if change.HasField("transition") else change.job.state
+        if change.removed or current in FINAL_STATES:
+            self._end(change.job_id)
+        else:
+            self._show(change, state(current).plain.lower())
+        if change.HasField("transition"):
+            return move(change.transition, self._name(change.job_id)) + _result(change.job)
+        return None if change.removed else self._listed(change.job)
+
+    def _show(self, change: JobChange, word: str) -> None:
+        if change.job_id not in self.jobs:
+            self.jobs[change.job_id] = self._bar.add_task(word, total=None, counts="")
+        description = f"{self._name(change.job_id)}  {word}"
+        self._bar.update(self.jobs[change.job_id], description=description)
+
+    def _end(self, job_id: int) -> None:
+        if job_id in self.jobs:
+            self._bar.remove_task(self.jobs.pop(job_id))
+
+    def _listed(self, job: ExportJob) -> Text:
+        since = moment(job.create_time.ToDatetime())
+        return Text(f"{self._name(job.id)}  ") + state(job.state) + Text(f"  since {since}", style="dim")
+
+    @staticmethod
+    def _name(job_id: int) -> str:
+        return f"job {job_id}"
+
+
+def _result(job: ExportJob) -> Text:
+    if job.state == JobState.JOB_STATE_SUCCEEDED:
+        took = span(job.metrics.total_time.ToTimedelta())
+        return Text(f"  {count(job.metrics.rows_written)} rows in {took}", style="dim")
+    if job.state == JobState.JOB_STATE_FAILED and job.errors:
+        return Text("  " + one_line(job.errors[-1].message), style="red")
+    return Text()
+
+
+def shown_receipt(answer: GetReceiptResponse) -> RenderableType:
+    """Return what a receipt proves: the counts, what was read, and the files with their hashes."""
+    receipt = answer.receipt
+    read = table("source", "batch", "number", "ingested", "rows", numbers=("number", "rows"))
+    for batch in receipt.input_batches:
+        read.add_row(
+            batch.dataset_id,
+            batch.batch_id,
+            count(batch.number),
+            moment(batch.ingest_time.ToDatetime()),
+            count(batch.rows),
+        )
+    files = table("file", "rows", "size", "SHA-256", numbers=("rows", "size"))
+    for file in receipt.files:
+        files.add_row(file.name, count(file.rows), size(file.bytes), file.sha256)
+    parts: list[RenderableType] = [fact_table([*_facts(receipt), ("receipt", answer.location)])]
+    parts += [Text(), read if receipt.input_batches else Text("No batch was there to read.", style="dim")]
+    parts += [Text(), files if receipt.files else Text("No row, and so no file.", style="dim")]
+    parts += [Text(f"Note: {one_line(note)}", style="yellow") for note in receipt.notes]
+    return Group(*parts)
+
+
+def _facts(receipt: Receipt) -> list[tuple[str, RenderableType]]:
+    policy = receipt.merge_policy
+    merge = AttributeMergeType.Name(policy.attribute_merge.type).removeprefix("ATTRIBUTE_MERGE_TYPE_")
+    graph = IdentityGraph.Name(policy.identity_graph).removeprefix("IDENTITY_GRAPH_")
+    rows: list[tuple[str, RenderableType]] = [
+        ("batch", receipt.batch_id),
+        ("dataset", receipt.dataset_id),
+        ("job", f"{receipt.job_id}, attempt {receipt.attempt}"),
+        ("committed", moment(receipt.commit_time.ToDatetime())),
+        ("policy", f"{policy.id} version {policy.version}: {merge}, graph {graph}"),
+    ]
+    if receipt.HasField("segment"):
+        rows.append(("segment", one_line(f"{receipt.segment.namespace}:{receipt.segment.segment_id}")))
+    return rows + metric_facts(receipt.metrics)

@@ -1,0 +1,1 @@
+"""What tenants have: datasets, batches, files, and how much of each."""

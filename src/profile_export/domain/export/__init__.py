@@ -1,0 +1,1 @@
+"""What is asked, planned, looked up and told of an export."""

@@ -1,0 +1,294 @@
+"""The export plan: everything an engine needs to know, as plain data, fixed once for all attempts of a job."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from typing import Any
+
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.export.selection import IdentitySelection
+from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.merging.segments import SegmentSelection
+from profile_export.domain.schemas.types import (
+    EMPTY,
+    IDENTITY_MAP,
+    TIME_SERIES_EVENTS,
+    ArrayType,
+    ObjectType,
+    leaves,
+    written,
+)
+
+GRAPHS = "graphs"
+"""Below the lake's root, the folder that keeps graphs: those of a tenant in one of its own. No dataset has this id."""
+LOWEST_KEY = -(2**63)
+HIGHEST_KEY = 2**63 - 1
+_KEYS = HIGHEST_KEY - LOWEST_KEY + 1
+VALUES_PER_RANGE = 8_000_000
+"""How many values of source rows one range should read at most: bounds the memory, yet gives no tiny files."""
+VALUES_OF_A_ROW = 4
+"""What a row costs besides the fields that are kept of it: key, place, identity."""
+BYTES_OF_A_VALUE = 32
+"""So many bytes of source files cost as much as a value more: long texts take memory, however few they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A data file of the snapshot; `path` is relative to the lake's root."""
+
+    path: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePart:
+    """Files of a source that were written with the same fields. A known field that is not among them is null there."""
+
+    fields: ObjectType
+    files: tuple[PinnedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A dataset of the snapshot, with exactly the files that count. `kind` is RECORD or EVENT.
+
+    `upserts` says whether a record patches the older ones of its identity instead of replacing them (S9). One that
+    does not take part (S10) still says which identities are one person (S4).
+    """
+
+    dataset_id: str
+    kind: DatasetKind
+    parts: tuple[SourcePart, ...]
+    upserts: bool = False
+    takes_part: bool = True
+
+    @property
+    def rows(self) -> int:
+        """All rows of its files."""
+        return sum(file.rows for part in self.parts for file in part.files)
+
+    @property
+    def bytes(self) -> int:
+        """All bytes of its files."""
+        return sum(file.bytes for part in self.parts for file in part.files)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedBatch:
+    """What a row's place and ingest time follow from (S8).
+
+    `strength` ranks the batch's dataset under `dataSetPrecedence`, the greater the stronger; 0 for all else (S10).
+    """
+
+    id: str
+    number: int
+    ingest_time: datetime
+    dataset_id: str = ""
+    rows: int = 0
+    strength: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """A slice of the work: profiles whose key's high half is in [low, high], both ends included."""
+
+    index: int
+    low: int
+    high: int
+
+    @property
+    def width(self) -> int:
+        """How many keys it holds."""
+        return self.high - self.low + 1
+
+    @property
+    def share(self) -> float:
+        """Which share of all keys it is, 1 if it is all of them."""
+        return self.width / _KEYS
+
+    def halves(self) -> tuple[KeyRange, KeyRange]:
+        """Return its lower and its upper half, of the same index; its width must be 2 at least."""
+        middle = self.low + self.width // 2
+        return replace(self, high=middle - 1), replace(self, low=middle)
+
+
+@dataclass(frozen=True, slots=True)
+class EventSelection:
+    """Which events are attached (S17, S18) and which of their fields; both ends may be None for open."""
+
+    fields: ObjectType
+    identities: IdentitySelection
+    from_ingest_time: datetime | None
+    to_ingest_time: datetime | None
+
+    @property
+    def type(self) -> ArrayType:
+        """The type of `timeSeriesEvents`."""
+        return ArrayType(with_identities(self.identities, self.fields))
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What to export, from what.
+
+    `record_fields` and `event_fields` are the union schemas of the sources: the types every part is cast to.
+    `fields` is what is kept of `record_fields` (a subtree: objects have fewer members, arrays of objects fewer item
+    members, maps fewer keys or value members), without `identityMap`, of which `identities` says what is kept.
+    `namespaces` maps every spelling of an identity namespace that was sent and differs from the registered one to that;
+    `segment_namespaces` is the same for segments (S2). `events` is None where no event is attached, `segments` where
+    profiles need not be in any. `newer_than` keeps profiles whose newest record was ingested later (S20). With
+    `segment_batches`, one per segment, a profile is in the batch of every segment it is in, and `batch_id` is empty.
+    `notes` are sentences for the job. `graph_folder` is where the tenant's identity graph is kept, relative to the
+    lake's root; empty: nowhere. `values_per_range` says how the work is cut; it is more than 0.
+    """
+
+    batch_id: str
+    graph: IdentityGraph
+    sources: tuple[Source, ...]
+    batches: tuple[PinnedBatch, ...]
+    namespaces: Mapping[str, str]
+    segment_namespaces: Mapping[str, str]
+    record_fields: ObjectType
+    event_fields: ObjectType
+    fields: ObjectType
+    identities: IdentitySelection
+    events: EventSelection | None
+    empty_profiles: bool = False
+    segments: SegmentSelection | None = None
+    newer_than: datetime | None = None
+    segment_batches: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    graph_folder: str = ""
+    values_per_range: int = VALUES_PER_RANGE
+
+    @property
+    def batch_ids(self) -> tuple[str, ...]:
+        """The batches that it fills."""
+        return self.segment_batches or (self.batch_id,)
+
+    @property
+    def exported_fields(self) -> ObjectType:
+        """The fields that exported rows may have, as files have them."""
+        events = {} if self.events is None else {TIME_SERIES_EVENTS: self.events.type}
+        kept = {**with_identities(self.identities, self.fields).fields, **events}
+        return ObjectType({name: written(member) for name, member in kept.items()})
+
+    def ranges(self) -> tuple[KeyRange, ...]:
+        """Cut the work into ranges of the profile key; the same for every attempt.
+
+        Ranges of equal width hold about equally many profiles: keys are hashes, and the half that ranges are of has no
+        say in which of a profile's identities gives it its key.
+        """
+        kept = {
+            DatasetKind.RECORD: self.fields,
+            DatasetKind.EVENT: self.events.fields if self.events else EMPTY,
+        }
+        values = {kind: VALUES_OF_A_ROW + sum(1 for _ in leaves(fields)) for kind, fields in kept.items()}
+        cost = sum(
+            source.rows * values[source.kind] + source.bytes // BYTES_OF_A_VALUE for source in self.sources
+        )
+        count = max(1, round(cost / self.values_per_range))
+        width = _KEYS // count
+        starts = [LOWEST_KEY + index * width for index in range(count)]
+        ends = [start - 1 for start in starts[1:]] + [HIGHEST_KEY]
+        return tuple(
+            KeyRange(index, low, high) for index, (low, high) in enumerate(zip(starts, ends, strict=True))
+        )
+
+    @property
+    def rows(self) -> int:
+        """All rows of its sources."""
+        return sum(source.rows for source in self.sources)
+
+    def rows_in(self, key_range: KeyRange) -> int:
+        """Return about how many rows a range reads; over all ranges exactly `rows`."""
+        before, up_to = key_range.low - LOWEST_KEY, key_range.high + 1 - LOWEST_KEY
+        return self.rows * up_to // _KEYS - self.rows * before // _KEYS
+
+
+def with_identities(identities: IdentitySelection, fields: ObjectType) -> ObjectType:
+    """Return what is written of a profile or an event: its fields, behind an `identityMap` if any of that is kept."""
+    column = {IDENTITY_MAP: identities.type} if identities.type else {}
+    return ObjectType({**column, **fields.fields})
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file that was written. `name` is that in its folder; `sha256` is in hex.
+
+    `batch_id` says which of an export's batches it is for; empty for an upload's, which is for one.
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    batch_id: str = ""
+
+
+LEFT_OUT_REASONS = ("not_listed", "too_many_identities", "events_only", "not_newer", "not_in_segments")
+"""The figures of `ExportCounts` that say why profiles are left out, in the order in which they apply (S22)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportCounts:
+    """What was read, kept and left out; sums over ranges. Each left-out profile is in exactly one figure (S22).
+
+    Fragments (of record datasets, S9) and events are read of datasets that take part. `profiles_read` are all profiles
+    found, `profiles_merged` the exported ones that were put together from two or more fragments.
+    `identities_left_out` and `fragments_left_out` went with profiles of too many identities (S7).
+    """
+
+    fragments_read: int = 0
+    events_read: int = 0
+    profiles_read: int = 0
+    profiles_exported: int = 0
+    profiles_merged: int = 0
+    events_exported: int = 0
+    not_listed: int = 0
+    too_many_identities: int = 0
+    identities_left_out: int = 0
+    fragments_left_out: int = 0
+    events_only: int = 0
+    not_newer: int = 0
+    not_in_segments: int = 0
+    by_namespace: Mapping[str, int] | None = None
+    """Exported profiles that have an identity of the namespace, in its registered spelling; None counts as empty."""
+    segment_members: Mapping[int, int] = field(default_factory=dict)
+    """Profiles found that have an entry for the segment asked for at this position."""
+
+    @classmethod
+    def total(cls, several: Iterable[ExportCounts]) -> ExportCounts:
+        """Add counts up, in a time that grows with what they hold together."""
+        every = list(several)
+        if not every:
+            return cls()
+        added: dict[str, Any] = {}
+        for figure in (found.name for found in fields(cls)):
+            values = [getattr(counts, figure) for counts in every]
+            if figure in {"by_namespace", "segment_members"}:
+                sums: Counter[Any] = Counter()
+                for value in values:
+                    sums.update(value or {})
+                added[figure] = {key: sums[key] for key in sorted(sums)}
+            else:
+                added[figure] = sum(values)
+        return cls(**added)
+
+    def __add__(self, other: ExportCounts) -> ExportCounts:
+        return ExportCounts.total((self, other))
+
+
+def notes_of(plan: ExportPlan, counts: ExportCounts) -> tuple[str, ...]:
+    """Return the sentences worth knowing about an export that has these counts, which are not errors (S21)."""
+    segments = plan.segments.segments if plan.segments else ()
+    nobody = (
+        f"No profile has an entry for the segment '{one.segment_id}' of the namespace '{one.namespace}'."
+        for position, one in enumerate(segments)
+        if not counts.segment_members.get(position)
+    )
+    return (*plan.notes, *nobody)

@@ -1,0 +1,298 @@
+"""Which fields an export keeps: field paths of a request become a subtree of the union schema (S23 to S25)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from profile_export.domain.errors import FieldViolation, InvalidArgumentError
+from profile_export.domain.merging.identity import fold_namespace
+from profile_export.domain.schemas.types import (
+    IDENTITY_MAP,
+    IDENTITY_MEMBERS,
+    TIME_SERIES_EVENTS,
+    ArrayType,
+    FieldPath,
+    FieldType,
+    MapSelection,
+    MapType,
+    ObjectType,
+    Scalar,
+    identity_item_type,
+    identity_map_type,
+)
+
+UNKNOWN_FIELD = "UNKNOWN_FIELD"
+
+# The older layout of a profile had a list `identities`; the guide's examples still select from it (S25).
+_IDENTITIES = "identities"
+_ALIASES: Mapping[FieldPath, tuple[str, ...]] = {
+    (_IDENTITIES,): IDENTITY_MEMBERS,
+    (_IDENTITIES, "id"): ("id",),
+    (_IDENTITIES, "authenticatedState"): ("authenticatedState",),
+    (_IDENTITIES, "primary"): ("primary",),
+    (_IDENTITIES, "namespace"): ("id",),
+    (_IDENTITIES, "namespace", "code"): ("id",),
+    (IDENTITY_MAP,): IDENTITY_MEMBERS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySelection:
+    """What is kept of an `identityMap`: `members` of every item, and those under `namespaces` of items there (S25).
+
+    Nothing at all means that there is no such column.
+    """
+
+    members: tuple[str, ...] = ()
+    namespaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def any_members(self) -> tuple[str, ...]:
+        """The members that some item may have, in their order."""
+        wanted = {*self.members, *(member for members in self.namespaces.values() for member in members)}
+        return tuple(member for member in IDENTITY_MEMBERS if member in wanted)
+
+    @property
+    def type(self) -> MapType | None:
+        """The type of the column; None if there is none."""
+        whole = identity_map_type(self.any_members)
+        if not self.namespaces:
+            return whole if self.members else None
+        keys = {
+            namespace: ArrayType(
+                identity_item_type([name for name in IDENTITY_MEMBERS if name in {*self.members, *members}])
+            )
+            for namespace, members in self.namespaces.items()
+        }
+        others = ArrayType(identity_item_type(self.members)) if self.members else None
+        return MapSelection(whole.value, keys, others)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is kept: a subtree of the union schema without `identityMap`, and what is kept of that map."""
+
+    fields: ObjectType
+    identities: IdentitySelection
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownPath:
+    """A field path that no source has, and the union schema that it was looked for in."""
+
+    path: str
+    schema: ObjectType
+
+    def candidates(self) -> list[str]:
+        """Return the paths that it may have been meant for: all that are known, also behind the keys that it names."""
+        known = known_paths(self.schema)
+        member: FieldType | None = self.schema
+        names = _names(self.path)
+        for depth, name in enumerate(names):
+            while isinstance(member, ArrayType):
+                member = member.item
+            if isinstance(member, MapType):
+                member = member.value
+                known += _walk(member, ".".join(names[: depth + 1]) + ".")
+            else:
+                member = member.fields.get(name) if isinstance(member, ObjectType) else None
+        return known
+
+
+class UnknownFieldError(InvalidArgumentError):
+    """A field of a request names a path that no source has. Who tells the caller adds the nearest known path."""
+
+    def __init__(self, where: str, unknown: UnknownPath) -> None:
+        description = f"no source has a field '{unknown.path}'."
+        super().__init__(
+            UNKNOWN_FIELD,
+            f"{where}: {description}",
+            metadata={"field": where, "path": unknown.path},
+            violations=(FieldViolation(where, description),),
+        )
+        self.where, self.unknown = where, unknown
+
+    def with_nearest(self, nearest: str) -> InvalidArgumentError:
+        """Return the same refusal with the known path that is nearest."""
+        path = self.unknown.path
+        description = f"no source has a field '{path}'; the nearest known path is '{nearest}'."
+        return InvalidArgumentError.of_field(
+            self.where, description, UNKNOWN_FIELD, path=path, nearest=nearest
+        )
+
+
+def select_fields(
+    schema: ObjectType,
+    paths: Sequence[str],
+    request_field: str,
+    spellings: Mapping[str, Mapping[str, str]] | None = None,
+) -> Selection:
+    """Resolve field paths against a union schema; no path means every field (S26).
+
+    Args:
+        schema: The union schema of the class, with `identityMap`.
+        paths: Dotted paths; blanks around them do not count. Behind a map comes a key of it.
+        request_field: Where the paths stand in the request, for messages: `spec.fields`.
+        spellings: As `Snapshot` has them: a key that is a namespace is found without regard to case (S2). None takes
+            keys as they are.
+
+    Raises:
+        UnknownFieldError: A path is unknown.
+        InvalidArgumentError: A path is `timeSeriesEvents`.
+    """
+    attributes = ObjectType({name: member for name, member in schema.fields.items() if name != IDENTITY_MAP})
+    if not paths:
+        return Selection(attributes, IdentitySelection(IDENTITY_MEMBERS))
+    wanted = _Wanted()
+    members: set[str] = set()
+    namespaces: dict[str, set[str]] = {}
+    for index, text in enumerate(paths):
+        path = _resolved(schema, text, f"{request_field}[{index}]", spellings or {})
+        if path in _ALIASES:
+            members.update(_ALIASES[path])
+        elif path[0] == IDENTITY_MAP:
+            namespaces.setdefault(path[1], set()).update(path[2:] or IDENTITY_MEMBERS)
+        else:
+            wanted.add(path)
+    chosen = {namespace: _ordered(found) for namespace, found in namespaces.items()}
+    return Selection(_Pruning().of_object(attributes, wanted), IdentitySelection(_ordered(members), chosen))
+
+
+def _resolved(
+    schema: ObjectType, text: str, where: str, spellings: Mapping[str, Mapping[str, str]]
+) -> FieldPath:
+    """Return a path as it is known, or an alias.
+
+    Raises:
+        UnknownFieldError: As `select_fields`.
+        InvalidArgumentError: As `select_fields`.
+    """
+    path = _registered(_names(text), spellings)
+    if path[0] == TIME_SERIES_EVENTS:
+        raise InvalidArgumentError.of_field(
+            where, "events are switched on and their fields chosen by 'event_list'."
+        )
+    if path not in _ALIASES:
+        _check_path(schema, path, where)
+    return path
+
+
+def _names(text: str) -> FieldPath:
+    return tuple(text.strip().split("."))
+
+
+def _ordered(members: Collection[str]) -> tuple[str, ...]:
+    return tuple(member for member in IDENTITY_MEMBERS if member in members)
+
+
+def _registered(path: FieldPath, spellings: Mapping[str, Mapping[str, str]]) -> FieldPath:
+    """Spell a namespace that a path goes to as it is registered."""
+    if path[0] not in spellings or len(path) == 1:
+        return path
+    return (path[0], spellings[path[0]].get(fold_namespace(path[1]), path[1]), *path[2:])
+
+
+def unknown_paths(schema: ObjectType, paths: Sequence[str], request_field: str) -> Sequence[UnknownPath]:
+    """Return the paths that `select_fields` would refuse as unknown.
+
+    Raises:
+        InvalidArgumentError: A path is wrong in another way.
+    """
+    unknown = []
+    for index, path in enumerate(paths):
+        try:
+            _resolved(schema, path, f"{request_field}[{index}]", {})
+        except UnknownFieldError:
+            unknown.append(UnknownPath(path, schema))
+    return unknown
+
+
+def _check_path(schema: ObjectType, path: FieldPath, where: str) -> None:
+    member: FieldType = schema
+    for name in path:
+        while isinstance(member, ArrayType):
+            member = member.item
+        if isinstance(member, MapType):
+            member = member.value
+            continue
+        found = member.fields.get(name) if isinstance(member, ObjectType) else None
+        if found is None:
+            raise UnknownFieldError(where, UnknownPath(".".join(path), schema))
+        member = found
+
+
+class _Wanted:
+    """What paths name below a place, as a tree: `whole` says that one of them ends there."""
+
+    __slots__ = ("members", "whole")
+
+    def __init__(self) -> None:
+        self.whole = False
+        self.members: dict[str, _Wanted] = {}
+
+    def add(self, path: FieldPath) -> None:
+        """Add a path from here."""
+        place = self
+        for name in path:
+            place = place.members.setdefault(name, _Wanted())
+        place.whole = True
+
+    @classmethod
+    def of_all(cls, some: Iterable[_Wanted]) -> _Wanted:
+        """Return what any of them names."""
+        together = cls()
+        below: dict[str, list[_Wanted]] = {}
+        for one in some:
+            together.whole |= one.whole
+            for name, member in one.members.items():
+                below.setdefault(name, []).append(member)
+        together.members = {
+            name: found[0] if len(found) == 1 else cls.of_all(found) for name, found in below.items()
+        }
+        return together
+
+
+class _Pruning:
+    """Types cut down to what is wanted of them: a path that ends at one keeps all of it."""
+
+    def __init__(self) -> None:
+        # An object behind a map is pruned once for each key: its names are numbered once.
+        self._places: dict[int, Mapping[str, int]] = {}
+
+    def of(self, member: FieldType, wanted: _Wanted) -> FieldType:
+        """Cut any type down."""
+        if isinstance(member, ArrayType):
+            return ArrayType(self.of(member.item, wanted))
+        if wanted.whole:
+            return member
+        if isinstance(member, MapType):
+            every = _Wanted.of_all(wanted.members.values())
+            return MapSelection(
+                self.of(member.value, every),
+                {key: self.of(member.value, behind) for key, behind in wanted.members.items()},
+            )
+        return self.of_object(member, wanted) if isinstance(member, ObjectType) else member
+
+    def of_object(self, schema: ObjectType, wanted: _Wanted) -> ObjectType:
+        """Keep of an object the members that are wanted, in its own order."""
+        places = self._places.get(id(schema))
+        if places is None:
+            places = self._places[id(schema)] = {name: place for place, name in enumerate(schema.fields)}
+        names = sorted(wanted.members, key=places.__getitem__)
+        return ObjectType({name: self.of(schema.fields[name], wanted.members[name]) for name in names})
+
+
+def known_paths(schema: ObjectType) -> list[str]:
+    """Return every path that `fields` may name, objects as well as their members, through arrays."""
+    return list(_walk(schema, ""))
+
+
+def _walk(member: FieldType, prefix: str) -> Iterator[str]:
+    while isinstance(member, ArrayType):
+        member = member.item
+    if isinstance(member, ObjectType):
+        for name, field in member.fields.items():
+            yield f"{prefix}{name}"
+            if not isinstance(field, Scalar):
+                yield from _walk(field, f"{prefix}{name}.")

@@ -1,0 +1,273 @@
+"""Pages of lists, bound to their list, by key and never by offset (AIP-158); and their `filter` and `order_by`."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import operator
+import re
+from base64 import b64decode, urlsafe_b64encode
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from profile_export.domain.errors import InvalidArgumentError
+
+Item = TypeVar("Item")
+Other = TypeVar("Other")
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+MAX_PAGE_BYTES = 2 * 2**20
+"""About how many bytes a page may have: it ends early, but has one item at least."""
+_LONGEST_NUMBER = 18  # digits that every 64-bit integer has room for
+_MAC_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Makes the page tokens of one list, and knows them again.
+
+    Attributes:
+        key: What only the servers of one installation know.
+        bound_to: What a token is good for: the tenant, the list and its other arguments.
+    """
+
+    key: bytes = field(repr=False)
+    bound_to: tuple[str, ...]
+
+    def token(self, cursor: str) -> str:
+        """Return the token of what follows a key of the list."""
+        return self._sealed(cursor.encode())
+
+    def cursor(self, token: str) -> str:
+        """Return the key that a token was made of.
+
+        Raises:
+            InvalidArgumentError: It was not made with this seal, or has been changed since.
+        """
+        try:
+            content = b64decode(token, altchars=b"-_", validate=True)[_MAC_BYTES:]
+        except ValueError:
+            raise refused_token() from None
+        # Compared as text: of one content there is one token, whatever else Base64 would take for it.
+        if not hmac.compare_digest(self._sealed(content), token):
+            raise refused_token()
+        return content.decode()
+
+    def _sealed(self, content: bytes) -> str:
+        bound = json.dumps(self.bound_to).encode()
+        mac = hmac.digest(self.key, bound + b"\0" + content, "sha256")[:_MAC_BYTES]
+        return urlsafe_b64encode(mac + content).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """Which page: up to `size` items after the one with the key `cursor`; an empty cursor is the beginning."""
+
+    size: int
+    cursor: str
+    seal: Seal
+
+    @classmethod
+    def of(cls, page_size: int, page_token: str, seal: Seal) -> PageRequest:
+        """Read a page request; a size of 0 means `DEFAULT_PAGE_SIZE`, one above `MAX_PAGE_SIZE` means that.
+
+        Raises:
+            InvalidArgumentError: The size is negative, or the token is not one of this list.
+        """
+        if page_size < 0:
+            raise InvalidArgumentError.of_field("page_size", "must not be negative.")
+        cursor = seal.cursor(page_token) if page_token else ""
+        return cls(min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), cursor, seal)
+
+    @property
+    def number(self) -> int:
+        """The cursor of a list whose key is a number.
+
+        Raises:
+            InvalidArgumentError: It is none: the token was made up.
+        """
+        if not self.cursor.isdecimal() or len(self.cursor) > _LONGEST_NUMBER:
+            raise refused_token()
+        return int(self.cursor)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The cursor of a list whose key is a name and a number; the empty name and 0 for the beginning.
+
+        Raises:
+            InvalidArgumentError: It is none: the token was made up.
+        """
+        name, _, number = self.cursor.rpartition(" ")
+        if not self.cursor:
+            return "", 0
+        return name, replace(self, cursor=number).number
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """Items in their order with their keys, and whether others follow."""
+
+    items: tuple[Item, ...]
+    cursors: tuple[str, ...]
+    has_more: bool
+    seal: Seal
+
+    @property
+    def next_token(self) -> str:
+        """The token of the next page; empty if there is none."""
+        return self.seal.token(self.cursors[-1]) if self.has_more else ""
+
+    def first(self, count: int) -> Page[Item]:
+        """Return a page of the first items, at least one; the others are for the next page."""
+        more = self.has_more or count < len(self.items)
+        return replace(self, items=self.items[:count], cursors=self.cursors[:count], has_more=more)
+
+    def turned(self, change: Callable[[Item], Other]) -> Page[Other]:
+        """Return the page with something else in the place of each item."""
+        return Page(tuple(map(change, self.items)), self.cursors, self.has_more, self.seal)
+
+
+def cut_page(
+    items: Sequence[Item], request: PageRequest, key: Callable[[Item], str], *, has_more: bool = False
+) -> Page[Item]:
+    """Cut one page from up to `request.size + 1` items; the surplus one only tells that there are more.
+
+    `has_more` says so where not even that one was read.
+    """
+    page = tuple(items[: request.size])
+    return Page(page, tuple(map(key, page)), has_more or len(items) > request.size, request.seal)
+
+
+def refused_token() -> InvalidArgumentError:
+    """Return the error of a page token that is not one of ours, or holds no key of the list it is for."""
+    return InvalidArgumentError.of_field(
+        "page_token",
+        "must be empty or the next_page_token of a call with the same other arguments.",
+        "PAGE_TOKEN_INVALID",
+    )
+
+
+Reader = Callable[[str], Any]
+"""Reads the value of a condition; raises ValueError, whose text says what a value must be, if it is none."""
+
+_OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_ONE = (
+    r"""(?P<field>[A-Za-z_][\w.]*)\s*(?P<operator>[!<>]=|[=<>])\s*"""
+    r"""(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'|(?P<bare>[^\s"'=<>!]+))\s*"""
+)
+_FIRST, _NEXT = re.compile(rf"\s*{_ONE}", re.DOTALL), re.compile(rf"AND\s+{_ONE}", re.DOTALL)
+_END = re.compile(r"\s*\Z")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a field of everything listed has to be."""
+
+    field: str
+    operator: str
+    value: Any
+
+    def holds(self, value: Any) -> bool:
+        """Compare the field's value; text compares as its UTF-8 bytes do."""
+        return _OPERATORS[self.operator](value, self.value)
+
+
+Filter = tuple[Condition, ...]
+"""Conditions that all have to hold; none lets everything through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """By which field a list is ordered, and whether the greatest comes first."""
+
+    field: str
+    descending: bool = False
+
+
+def read_filter(text: str, fields: Mapping[str, Reader]) -> Filter:
+    """Read a filter such as `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"`; empty text is no filter.
+
+    Args:
+        text: Conditions with AND between them. A value that holds blanks, quotes or operators stands in quotes, single
+            or double, in which a backslash takes the next character as it is.
+        fields: What reads the values of each field that may be named.
+
+    Raises:
+        InvalidArgumentError: It is no such text, names another field, or a value is not of the field's type.
+    """
+    conditions: list[Condition] = []
+    place = 0
+    while not _END.match(text, place):
+        found = (_NEXT if conditions else _FIRST).match(text, place)
+        if found is None:
+            expected = "AND and a condition" if conditions else "a condition"
+            raise _refused(
+                f"needs {expected} such as `{next(iter(fields))} = value`, not '{_from(text, place)}'."
+            )
+        conditions.append(_condition(found, fields))
+        place = found.end()
+    return tuple(conditions)
+
+
+def read_order(text: str, fields: Collection[str]) -> Order | None:
+    """Read an order such as `create_time desc`; None for empty text.
+
+    Raises:
+        InvalidArgumentError: It names no field that may be named, or says more.
+    """
+    match text.split():
+        case []:
+            return None
+        case [field] if field in fields:
+            return Order(field)
+        case [field, "desc"] if field in fields:
+            return Order(field, descending=True)
+    known = " or ".join(f"'{field}'" for field in fields)
+    raise InvalidArgumentError.of_field("order_by", f"must be {known}, perhaps with ' desc'.")
+
+
+def instant(text: str) -> datetime:
+    """Read the value of a condition on an instant.
+
+    Raises:
+        ValueError: It is none, or says no offset from UTC.
+    """
+    message = "a time with an offset, such as 2026-01-31T00:00:00Z"
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(message) from None
+    if found.tzinfo is None:
+        raise ValueError(message)
+    return found
+
+
+def _condition(found: re.Match[str], fields: Mapping[str, Reader]) -> Condition:
+    field = found["field"]
+    if field not in fields:
+        raise _refused(f"knows no field '{field[:_SHOWN]}', only {', '.join(fields)}.")
+    quoted = next((text for text in (found["double"], found["single"]) if text is not None), None)
+    value = found["bare"] if quoted is None else _ESCAPED.sub(r"\1", quoted)
+    try:
+        return Condition(field, found["operator"], fields[field](value))
+    except ValueError as error:
+        raise _refused(f"compares '{field}' with '{value[:_SHOWN]}', which is not {error}.") from None
+
+
+def _from(text: str, place: int) -> str:
+    return text[place : place + _SHOWN].strip()
+
+
+def _refused(description: str) -> InvalidArgumentError:
+    return InvalidArgumentError.of_field("filter", description)

@@ -1,0 +1,1 @@
+"""Who is one person, and what is merged of them."""

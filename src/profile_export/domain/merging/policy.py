@@ -1,0 +1,129 @@
+"""Merge policies: which fragments join and which value wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+from profile_export.domain.catalog.datasets import PROFILE_CLASS
+from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
+
+
+class IdentityGraph(StrEnum):
+    """Which fragments join."""
+
+    NONE = "none"
+    """Each primary identity is a profile of its own (S5)."""
+    PDG = "pdg"
+    """All identities that occur together, anywhere and through any chain, are one profile (S4)."""
+
+
+class AttributeMerge(StrEnum):
+    """Which value wins."""
+
+    TIMESTAMP_ORDERED = "timestampOrdered"
+    """The one of the later place (S10)."""
+    DATASET_PRECEDENCE = "dataSetPrecedence"
+    """The one of the dataset named first (S10)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergePolicy:
+    """One version of a merge policy.
+
+    `order` names source datasets, the strongest first; it is empty with `timestampOrdered`. `is_default` is no part of
+    a version: it tells of the policy, in whichever version it is read. `create_time` is that of version 1,
+    `update_time` that of this one; both are None for the policy that is built in.
+    """
+
+    id: str
+    version: int
+    name: str
+    graph: IdentityGraph
+    attribute_merge: AttributeMerge = AttributeMerge.TIMESTAMP_ORDERED
+    schema_name: str = PROFILE_CLASS
+    create_time: datetime | None = None
+    order: tuple[str, ...] = ()
+    is_default: bool = False
+    update_time: datetime | None = None
+
+
+BUILT_IN_POLICY = MergePolicy(
+    id="timestampOrdered-none-mp", version=1, name="Built-in default", graph=IdentityGraph.NONE
+)
+"""Used when a job names no policy and the tenant has set no default."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """What a caller changes of a merge policy; None stays as it is, and `order` comes with `attribute_merge` only."""
+
+    name: str | None = None
+    graph: IdentityGraph | None = None
+    attribute_merge: AttributeMerge | None = None
+    order: tuple[str, ...] = ()
+    is_default: bool | None = None
+
+    def next_version(self, policy: MergePolicy) -> MergePolicy:
+        """Return the version that follows, or the policy itself if its name and its rules stay as they are."""
+        changed = replace(
+            policy,
+            name=policy.name if self.name is None else self.name,
+            graph=self.graph or policy.graph,
+            attribute_merge=self.attribute_merge or policy.attribute_merge,
+            order=self.order if self.attribute_merge else policy.order,
+        )
+        return policy if changed == policy else replace(changed, version=policy.version + 1)
+
+
+def check_changeable(policy_id: str) -> None:
+    """Refuse to change or delete a part of the product.
+
+    Raises:
+        FailedPreconditionError: The policy is built in.
+    """
+    if policy_id == BUILT_IN_POLICY.id:
+        raise FailedPreconditionError(
+            "MERGE_POLICY_BUILT_IN",
+            f"The merge policy '{policy_id}' is built in and stays as it is; make one of your own.",
+            metadata={"id": policy_id},
+        )
+
+
+def check_order(attribute_merge: AttributeMerge, order: Sequence[str], is_source: Mapping[str, bool]) -> None:
+    """Refuse an order that ranks anything but source datasets (S10).
+
+    Args:
+        attribute_merge: The rule that the order belongs to.
+        order: Ids of datasets, the strongest first.
+        is_source: The datasets of the tenant, and whether exports read them (S11).
+
+    Raises:
+        InvalidArgumentError: It is missing or given in vain, or names a dataset twice or one that is no source.
+    """
+    ranks = attribute_merge is AttributeMerge.DATASET_PRECEDENCE
+    if ranks and not order:
+        raise _order_invalid(
+            "attribute_merge.order", "is required: dataSetPrecedence ranks the datasets in it."
+        )
+    if order and not ranks:
+        raise _order_invalid("attribute_merge.order", "ranks datasets under dataSetPrecedence only.")
+    named: set[str] = set()
+    for place, dataset_id in enumerate(order):
+        field = f"attribute_merge.order[{place}]"
+        if dataset_id not in is_source:
+            raise _order_invalid(field, f"there is no dataset '{dataset_id}'.")
+        if not is_source[dataset_id]:
+            raise _order_invalid(
+                field,
+                f"'{dataset_id}' is no source: exports read neither unions nor what is tagged enabled:false.",
+            )
+        if dataset_id in named:
+            raise _order_invalid(field, f"names '{dataset_id}' a second time.")
+        named.add(dataset_id)
+
+
+def _order_invalid(field: str, description: str) -> InvalidArgumentError:
+    return InvalidArgumentError.of_field(field, description, "ORDER_INVALID")

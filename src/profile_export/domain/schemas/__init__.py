@@ -1,0 +1,1 @@
+"""The types of fields, where they are learned from, and XDM."""

@@ -1,0 +1,389 @@
+"""The types of fields: how they are learned from JSON, how they grow by union, and how a field path finds them.
+
+The schema of a dataset is an `ObjectType`. Every field is optional. What counts as known, as a conflict and as a
+leaf is DESIGN §6 and SEMANTICS S12 to S14 and S23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
+
+
+class ScalarKind(StrEnum):
+    """The kinds of single values. The value is the word used for it on the wire and in messages."""
+
+    TEXT = "string"
+    BOOLEAN = "boolean"
+    LONG = "long"
+    DOUBLE = "double"
+    DATE = "date"
+    TIMESTAMP = "timestamp"
+    """An instant in UTC with microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A single value."""
+
+    kind: ScalarKind
+
+    def __str__(self) -> str:
+        return self.kind.value
+
+
+@dataclass(frozen=True, slots=True)
+class DecimalType:
+    """A decimal number with `precision` digits in all, `scale` of them behind the point; at most 38 digits."""
+
+    precision: int
+    scale: int
+
+    def __str__(self) -> str:
+        return f"decimal({self.precision},{self.scale})"
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayType:
+    """A list of items of one type, merged as a whole."""
+
+    item: FieldType
+
+    def __str__(self) -> str:
+        return f"array<{self.item}>"
+
+
+@dataclass(frozen=True, slots=True)
+class MapType:
+    """Text keys to values of one type, merged per key."""
+
+    value: FieldType
+
+    def kept(self, key: str) -> FieldType | None:  # noqa: ARG002 - what a selection needs
+        """Return what is kept of the entry under a key; None if nothing is."""
+        return self.value
+
+    def __str__(self) -> str:
+        return f"map<{self.value}>"
+
+
+@dataclass(frozen=True, slots=True)
+class MapSelection(MapType):
+    """What an export keeps of a map: of the entry under each of `keys` what is said there, of all others `others`.
+
+    `value` holds all of these; `others` None keeps none but those under `keys` (S23).
+    """
+
+    keys: Mapping[str, FieldType]
+    others: FieldType | None = None
+
+    def kept(self, key: str) -> FieldType | None:
+        """Return what is kept of the entry under a key."""
+        return self.keys.get(key, self.others)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectType:
+    """Named fields, merged leaf by leaf. `fields` keeps the order in which they became known."""
+
+    fields: Mapping[str, FieldType]
+
+    def __str__(self) -> str:
+        return "object"
+
+
+FieldType = Scalar | DecimalType | ArrayType | MapSelection | MapType | ObjectType
+FieldPath = tuple[str, ...]
+
+TEXT = Scalar(ScalarKind.TEXT)
+BOOLEAN = Scalar(ScalarKind.BOOLEAN)
+LONG = Scalar(ScalarKind.LONG)
+DOUBLE = Scalar(ScalarKind.DOUBLE)
+DATE = Scalar(ScalarKind.DATE)
+TIMESTAMP = Scalar(ScalarKind.TIMESTAMP)
+EMPTY = ObjectType({})
+
+MAX_DECIMAL_DIGITS = 38
+LONG_DIGITS = 19
+EXACT_IN_A_DOUBLE = 2**53
+
+IDENTITY_MAP = "identityMap"
+SEGMENT_MEMBERSHIP = "segmentMembership"
+TIME_SERIES_EVENTS = "timeSeriesEvents"
+EVENT_ID = "_id"
+EVENT_TIME = "timestamp"
+
+IDENTITY_MEMBERS = ("id", "authenticatedState", "primary")
+
+
+def identity_item_type(members: Sequence[str]) -> ObjectType:
+    """Return the type of an item of an `identityMap` that has these members."""
+    types = {"id": TEXT, "authenticatedState": TEXT, "primary": BOOLEAN}
+    return ObjectType({member: types[member] for member in members})
+
+
+def identity_map_type(members: Sequence[str]) -> MapType:
+    """Return the type of an `identityMap` whose items have these members."""
+    return MapType(ArrayType(identity_item_type(members)))
+
+
+# The XDM types of the two maps that every union schema carries (adobe/xdm identityitem and segmentmembership).
+IDENTITY_MAP_TYPE = identity_map_type(IDENTITY_MEMBERS)
+SEGMENT_MEMBERSHIP_TYPE = MapType(
+    MapType(ObjectType({"lastQualificationTime": TIMESTAMP, "status": TEXT, "validUntil": TIMESTAMP}))
+)
+
+
+class TypeConflictError(InvalidArgumentError):
+    """Two types for one field that do not go together."""
+
+    def __init__(
+        self, path: FieldPath, known: FieldType | str, found: FieldType | str, complaint: str = ""
+    ) -> None:
+        dotted = dotted_path(path)
+        super().__init__(
+            "FIELD_TYPE_CONFLICT",
+            f"The field '{dotted}' {complaint or f'is {found}, but it is known as {known}'}.",
+            metadata={"path": dotted, "type": str(found), "other_type": str(known)},
+        )
+        self.path, self.known, self.found = path, known, found
+
+    def as_precondition(self) -> FailedPreconditionError:
+        """Return the same conflict where the request is right in itself, but not beside what there is."""
+        return FailedPreconditionError(self.reason, self.message, metadata=self.metadata)
+
+    def between(self, dataset_id: str, other: str) -> TypeConflictError:
+        """Return the same conflict, naming the dataset that brings a type and the one that has the other."""
+        conflict = TypeConflictError(self.path, self.known, self.found)
+        conflict.message = (
+            f"The field '{dotted_path(self.path)}' is {self.found} in '{dataset_id}', but {self.known} in "
+            f"'{other}'. Send the same type, or create the dataset with the tag unifiedProfile: enabled:false."
+        )
+        conflict.args = (conflict.message,)
+        conflict.metadata |= {"dataset_id": dataset_id, "other_dataset_id": other}
+        return conflict
+
+
+def differs_in_case(path: FieldPath, known: str) -> TypeConflictError:
+    """Return the conflict of a field with one beside it, whose name is `known`."""
+    complaint = f"differs from '{known}' beside it in case alone: write it as that, or choose another name"
+    return TypeConflictError(path, f"'{known}'", f"'{path[-1]}'", complaint)
+
+
+def dotted_path(path: FieldPath) -> str:
+    """Write a field path as people do: `personalEmail.address`, with `[]` behind an array."""
+    return ".".join(path).replace(".[]", "[]")
+
+
+def union_types(known: FieldType, found: FieldType, path: FieldPath = ()) -> FieldType:
+    """Return the type that holds every value of both.
+
+    Objects grow field by field, numbers widen (long to decimal to double, decimals to more digits).
+
+    Raises:
+        TypeConflictError: No type holds both, or two names in one object differ in case alone (many engines,
+            ours among them, cannot tell such names apart).
+    """
+    match known, found:
+        case ObjectType(), ObjectType():
+            return union_objects(known, found, path)
+        case ArrayType(), ArrayType():
+            item = union_types(known.item, found.item, (*path, "[]"))
+            return known if item is known.item else ArrayType(item)
+        case MapType(), MapType():
+            value = union_types(known.value, found.value, (*path, "*"))
+            return known if value is known.value else MapType(value)
+        case _ if known == found:
+            return known
+    wider = _wider_number(known, found)
+    if wider is None:
+        raise TypeConflictError(path, known, found)
+    return wider
+
+
+def union_objects(known: ObjectType, found: ObjectType, path: FieldPath = ()) -> ObjectType:
+    """Return the object type with the fields of both; `known` itself if `found` adds nothing.
+
+    Raises:
+        TypeConflictError: As `union_types`.
+    """
+    growing = GrowingObject(known, path)
+    growing.add(found)
+    return growing.type()
+
+
+class GrowingObject:
+    """An object type that takes in one after the other, each in the time that it takes to look through that one."""
+
+    __slots__ = ("_fields", "_folded", "_known", "_path")
+
+    def __init__(self, known: ObjectType, path: FieldPath = ()) -> None:
+        self._known, self._path = known, path
+        self._fields: dict[str, FieldType | GrowingObject] | None = None  # a copy, once something has grown
+        self._folded: dict[str, str] | None = None
+
+    def add(self, found: ObjectType) -> None:
+        """Take in the fields of another one.
+
+        Raises:
+            TypeConflictError: As `union_types`; nothing may be added any more.
+        """
+        fields: Mapping[str, FieldType | GrowingObject] = self._fields or self._known.fields
+        for name, kind in found.fields.items():
+            known = fields.get(name)
+            if known is kind:
+                continue
+            if known is None:
+                self._check_name(name)
+                joined: FieldType | GrowingObject = kind
+            elif isinstance(kind, ObjectType) and isinstance(known, ObjectType | GrowingObject):
+                joined = (
+                    known if isinstance(known, GrowingObject) else GrowingObject(known, (*self._path, name))
+                )
+                joined.add(kind)
+            else:
+                there = known.type() if isinstance(known, GrowingObject) else known
+                joined = union_types(there, kind, (*self._path, name))
+            if joined is not known:
+                fields = self._fields = self._fields or dict(self._known.fields)
+                self._fields[name] = joined
+
+    def _check_name(self, name: str) -> None:
+        if self._folded is None:
+            self._folded = {spelled.casefold(): spelled for spelled in self._known.fields}
+        spelled = self._folded.setdefault(name.casefold(), name)
+        if spelled != name:
+            raise differs_in_case((*self._path, name), spelled)
+
+    def at(self, path: FieldPath) -> FieldType | None:
+        """Return the type of the field at a path, as `type_at` has it."""
+        place = self
+        for depth, name in enumerate(path):
+            member = (place._fields or place._known.fields).get(name)
+            if not isinstance(member, GrowingObject):
+                return None if member is None else type_at(ObjectType({name: member}), path[depth:])
+            place = member
+        return place.type()
+
+    def type(self) -> ObjectType:
+        """Return what it is by now; what it began with if nothing was added."""
+        if self._fields is None:
+            return self._known
+        fields = {
+            name: member.type() if isinstance(member, GrowingObject) else member
+            for name, member in self._fields.items()
+        }
+        grown = len(fields) > len(self._known.fields) or any(
+            fields[name] is not member for name, member in self._known.fields.items()
+        )
+        return ObjectType(fields) if grown else self._known
+
+
+def _wider_number(known: FieldType, found: FieldType) -> FieldType | None:
+    match known, found:
+        case DecimalType(), DecimalType():
+            scale = max(known.scale, found.scale)
+            precision = max(known.precision - known.scale, found.precision - found.scale) + scale
+            return DecimalType(precision, scale) if precision <= MAX_DECIMAL_DIGITS else None
+        case (DecimalType() as decimal, Scalar(ScalarKind.LONG)) | (
+            Scalar(ScalarKind.LONG),
+            DecimalType() as decimal,
+        ):
+            return _wider_number(decimal, DecimalType(LONG_DIGITS, 0))
+        case (DecimalType() | Scalar(ScalarKind.LONG), Scalar(ScalarKind.DOUBLE)) | (
+            Scalar(ScalarKind.DOUBLE),
+            DecimalType() | Scalar(ScalarKind.LONG),
+        ):
+            return DOUBLE
+    return None
+
+
+def nested(path: FieldPath, kind: FieldType) -> ObjectType:
+    """Return the object type that holds one field, at a path of at least one name."""
+    *parents, name = path
+    fields = ObjectType({name: kind})
+    for parent in reversed(parents):
+        fields = ObjectType({parent: fields})
+    return fields
+
+
+def leaves(schema: ObjectType, path: FieldPath = ()) -> Iterator[tuple[FieldPath, FieldType]]:
+    """Walk the leaves of a schema, depth first: everything but objects is one (S12)."""
+    for name, field_type in schema.fields.items():
+        if isinstance(field_type, ObjectType):
+            yield from leaves(field_type, (*path, name))
+        else:
+            yield (*path, name), field_type
+
+
+def type_at(schema: ObjectType, path: FieldPath) -> FieldType | None:
+    """Return the type of the field at a path, through arrays (`[]`) and maps (any key); None if it is not known."""
+    member: FieldType | None = schema
+    for name in path:
+        match member:
+            case ObjectType(fields):
+                member = fields.get(name)
+            case ArrayType(item):
+                member = item
+            case MapType(value):
+                member = value
+            case _:
+                return None
+    return member
+
+
+def written(kind: FieldType) -> FieldType:
+    """Return a type as a file has it: with whole maps, whatever is chosen of them."""
+    match kind:
+        case ObjectType(fields):
+            return ObjectType({name: written(member) for name, member in fields.items()})
+        case ArrayType(item):
+            return ArrayType(written(item))
+        case MapType(value):
+            return MapType(written(value))
+        case _:
+            return kind
+
+
+def to_json(field_type: FieldType) -> Any:
+    """Write a type as plain JSON, order of fields included: a word for a scalar, one-key objects for the rest."""
+    match field_type:
+        case ObjectType(fields):
+            return {"object": {name: to_json(member) for name, member in fields.items()}}
+        case ArrayType(item):
+            return {"array": to_json(item)}
+        case MapSelection(value, keys, others):
+            chosen = {key: to_json(kept) for key, kept in keys.items()}
+            return {"map": to_json(value), "keys": chosen, "others": others and to_json(others)}
+        case MapType(value):
+            return {"map": to_json(value)}
+        case DecimalType(precision, scale):
+            return {"decimal": [precision, scale]}
+        case scalar:
+            return scalar.kind.value
+
+
+WIDE = 500
+"""Of so many types together each step takes a few milliseconds."""
+
+
+def is_wide(schemas: Iterable[ObjectType]) -> bool:
+    """Whether schemas hold more than `WIDE` types together, at any depth; it looks at no more than so many of them."""
+    waiting: list[FieldType] = []
+    for schema in schemas:
+        waiting.append(schema)
+        for kind in waiting:
+            match kind:
+                case ObjectType(fields):
+                    if len(waiting) + len(fields) > WIDE:
+                        return True
+                    waiting += fields.values()
+                case ArrayType(inner) | MapType(inner):
+                    waiting.append(inner)
+            if len(waiting) > WIDE:
+                return True
+    return False

@@ -1,0 +1,280 @@
+"""The DuckDB engine as the server sees it: attempts, each in a child process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from profile_export.domain.export.execution import (
+    EngineDiedError,
+    EngineFailedError,
+    EngineProgress,
+    RangeResult,
+    ResolutionFacts,
+)
+from profile_export.domain.export.plan import ExportPlan, KeyRange
+from profile_export.engines.duckdb import memory
+from profile_export.engines.protocol import Close, Failed, FindMapping, MappingFound, Open, Resolve, Run
+from profile_export.processes.limits import NO_LIMITS, Limits
+from profile_export.processes.messages import Ask, ChildDiedError, Guest, Hold, Say, TooExpensiveError
+from profile_export.processes.process import Child
+from profile_export.processes.supervisor import Supervisor
+
+OnProgress = Callable[[EngineProgress], None]
+_RESERVE_AFTER_SECONDS = 1.0
+"""A child in reserve is started where jobs keep all others at work: the next tenant's shall not wait for its start."""
+_CLOSE_SECONDS = 1.0
+"""A child that takes longer to end an attempt hangs, or is busy with what a kill does at once."""
+_MEGABYTE = 1_000_000
+_OVER_LIMIT = 1.25
+"""DuckDB keeps to its own limit, within a tenth of that of the process; what is this far above it does not."""
+_log = structlog.get_logger(__name__)
+
+
+class EngineAttempt:
+    """One try at a plan. One call at a time; leave the context to stop one that runs."""
+
+    def __init__(self, process_id: int, ask: Callable[[object], Awaitable[Any]]) -> None:
+        self.process_id = process_id
+        """Of the child that works on it."""
+        self._ask = ask
+
+    async def mapping(self) -> Path | None:
+        """Return the file that says which identities have a profile of another key than theirs, see `engines.mapping`.
+
+        It lies in the attempt's folder. None where every identity is a profile of its own.
+
+        Raises:
+            EngineDiedError: As `resolve`.
+            EngineFailedError: As `resolve`.
+        """
+        found: MappingFound = await self._ask(FindMapping())
+        return found.path
+
+    async def resolve(self) -> ResolutionFacts:
+        """Find out which identities are one person, and bring together what is theirs; once, before `run`.
+
+        Leaves its files below `resolution/` in the attempt's folder.
+
+        Raises:
+            EngineDiedError: The process ended or ran out of memory; another attempt may succeed.
+            EngineFailedError: A query failed.
+        """
+        facts: ResolutionFacts = await self._ask(Resolve())
+        return facts
+
+    async def run(self, key_range: KeyRange) -> RangeResult:
+        """Write the files of one range into the attempt's folder, safe on the disk when this returns.
+
+        Raises:
+            EngineDiedError: As `resolve`.
+            EngineFailedError: As `resolve`.
+        """
+        result: RangeResult = await self._ask(Run(key_range))
+        return result
+
+
+class DuckDbEngine:
+    """Runs plans with DuckDB, in child processes of which some are kept warm.
+
+    Args:
+        memory_limit_mb: How much memory a child's process may hold, see `memory`; None leaves it to DuckDB, whose
+            database then takes up to 80 % of the machine's.
+        threads: How many threads it uses, fewer where the limit feeds no more; None means one per core.
+        warm: How many children wait for work when nothing is to be done, at most.
+        supervisor: Where children come from; None: one of the engine's own.
+    """
+
+    name = "duckdb"
+
+    def __init__(
+        self,
+        memory_limit_mb: int | None,
+        threads: int | None,
+        warm: int = 1,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        self._supervisor = supervisor or Supervisor()
+        self._limits = (
+            NO_LIMITS
+            if memory_limit_mb is None
+            else Limits(memory_bytes=int(memory_limit_mb * _MEGABYTE * _OVER_LIMIT))
+        )
+        self._memory_limit_mb, self._threads, self._warm_children = memory_limit_mb, threads, warm
+        self._idle: list[Child] = []
+        self._children: set[Child] = set()
+        self._warming: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def values_per_range(self) -> int:
+        """How plans are to be cut so that a range fits into the memory limit."""
+        return memory.values_per_range(self._memory_limit_mb)
+
+    @property
+    def children(self) -> tuple[int, ...]:
+        """The process ids of all children, at work or not."""
+        return tuple(child.process_id for child in self._children)
+
+    async def start(self) -> None:
+        """Warm a child, so that the first attempt need not wait for its libraries to load."""
+        self._idle.append(await self._spawned())
+
+    async def close(self) -> None:
+        """End every child, also those in an attempt."""
+        self._closed = True
+        if self._warming is not None:
+            self._warming.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._warming
+        self._idle.clear()
+        await asyncio.gather(*(self._supervisor.end(child) for child in self._children))
+        self._children.clear()
+
+    @asynccontextmanager
+    async def attempt(
+        self,
+        plan: ExportPlan,
+        lake_root: Path,
+        folder: Path,
+        on_progress: OnProgress,
+        segment_folders: Sequence[Path] = (),
+    ) -> AsyncIterator[EngineAttempt]:
+        """Begin an attempt. Leaving the context ends it: a child that still works is killed.
+
+        Args:
+            plan: What to export; the files it names stay where they are.
+            lake_root: What the paths of the plan are relative to.
+            folder: Where to write, exclusively this attempt's; made if it is missing.
+            on_progress: Called in the loop, a few times a second.
+            segment_folders: Where to write instead what goes into the plan's `segment_batches`, one for each.
+
+        Raises:
+            EngineDiedError: No child can be started.
+        """
+        child = await self._taken()
+        asyncio.get_running_loop().call_later(_RESERVE_AFTER_SECONDS, self._reserve)
+        try:
+            limits = (self._memory_limit_mb, self._threads)
+            request = Open(plan, lake_root, folder, *limits, segment_folders=tuple(segment_folders))
+            ask = partial(self._ask, child, on_progress)
+            await ask(request)
+            yield EngineAttempt(child.process_id, ask)
+        finally:
+            await asyncio.shield(self._given_back(child))
+
+    async def _taken(self) -> Child:
+        if self._warming is not None and not self._idle:
+            await asyncio.shield(self._warming)
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+            # It died while it was idle, for whatever reason: that must not cost an attempt.
+            await self._ended(child)
+        return await self._spawned()
+
+    async def _given_back(self, child: Child) -> None:
+        if not child.busy:
+            with suppress(EngineDiedError, EngineFailedError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._ask(child, _ignore, Close())
+                if len(self._idle) < self._warm_children and not self._closed:
+                    self._idle.append(child)
+                    return
+        await self._ended(child)
+        self._reserve()
+
+    def _reserve(self) -> None:
+        """Begin to warm a child, if none is idle and there may be another."""
+        is_warming = self._warming is not None and not self._warming.done()
+        if (
+            not self._idle
+            and len(self._children) < self._warm_children
+            and not is_warming
+            and not self._closed
+        ):
+            self._warming = asyncio.create_task(self._warm())
+
+    async def _warm(self) -> None:
+        # Nobody waits for this one: who needs a child and finds none sees the error for himself.
+        with suppress(EngineDiedError):
+            self._idle.append(await self._spawned())
+
+    async def _spawned(self) -> Child:
+        try:
+            child = await self._supervisor.child()
+        except ChildDiedError as died:
+            raise _crashed(died) from None
+        self._children.add(child)
+        try:
+            await child.ask(Hold(_hosted, None))
+        except ChildDiedError as died:
+            await self._ended(child)
+            raise _crashed(died) from None
+        return child
+
+    async def _ended(self, child: Child) -> None:
+        self._children.discard(child)
+        await self._supervisor.end(child)
+
+    async def _ask(self, child: Child, on_progress: OnProgress, request: object) -> Any:
+        """Send a request and wait for its answer.
+
+        Raises:
+            EngineDiedError: The child is gone or of no more use.
+            EngineFailedError: The request failed.
+        """
+        try:
+            with self._supervisor.watch.over(child, self._limits):
+                answer = await child.ask(Ask(request), on_progress)
+        except ChildDiedError as died:
+            raise _crashed(died) from None
+        except TooExpensiveError as over:
+            message = f"The engine took more than {over}. Give it more, or let fewer jobs run at once."
+            raise EngineDiedError("OUT_OF_MEMORY", message) from None
+        except Exception as error:  # noqa: BLE001 - whatever it is, an attempt may be made again
+            _log.exception("engine_broke")
+            child.end_for(ChildDiedError())
+            message = f"The engine broke: {type(error).__name__}; the log has more."
+            raise EngineDiedError("ENGINE_CRASHED", message) from None
+        if not isinstance(answer, Failed):
+            return answer
+        if answer.died:
+            child.end_for(ChildDiedError())
+            raise EngineDiedError(answer.code, answer.message)
+        raise EngineFailedError(answer.code, answer.message, retryable=answer.retryable)
+
+
+def _crashed(died: ChildDiedError) -> EngineDiedError:
+    code = died.exit_code
+    if code is None:
+        how = "was told to end"
+    elif code < 0:
+        how = f"was killed by signal {-code}"
+    else:
+        how = f"ended with exit code {code}"
+    if code == -signal.SIGKILL:
+        how += ", which is what a system does that runs out of memory"
+    return EngineDiedError("ENGINE_CRASHED", f"The engine's process {how}.")
+
+
+def _ignore(_progress: EngineProgress) -> None:
+    pass
+
+
+def _hosted(task: object, say: Say) -> Guest:
+    """Make the engine within a child.
+
+    It is loaded there alone: its libraries take as long to load as all the rest of a server, which never calls them.
+    """
+    from profile_export.engines.duckdb.hosted import HostedEngine  # noqa: PLC0415 - as said
+
+    return HostedEngine(task, say)

@@ -1,0 +1,174 @@
+"""What comes of a range: profiles counted, and those that are not left out written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis.expr.operations as ops
+import ibis.expr.types as ir
+import sqlglot.expressions as sge
+from ibis.backends.sql.compilers.duckdb import DuckDBCompiler
+
+from profile_export.domain.catalog import files as columns
+from profile_export.domain.export.plan import LEFT_OUT_REASONS, ExportCounts, ExportPlan, WrittenFile
+from profile_export.engines.duckdb.memory import memory_of
+from profile_export.engines.duckdb.sources import name, text
+from profile_export.engines.expression.expression import export_expression, output_columns
+from profile_export.engines.expression.shape import Shape
+from profile_export.engines.expression.tables import WIDE
+
+_REMEMBERED = 64
+_texts: OrderedDict[str, str] = OrderedDict()
+
+
+class _Compiler(DuckDBCompiler):  # type: ignore[misc] # Ibis has no types
+    """Spells `argmax` as DuckDB's own `arg_max`, and wide places as its own 128-bit integers.
+
+    Ibis writes `FIRST(… ORDER BY place DESC)`, which DuckDB turns into comparing texts made of the order. And as
+    `arg_max` passes over null values itself, the filter that other engines need only costs: both together took half of
+    a wide merge's time. To compare decimals instead of integers would take as much again.
+    """
+
+    __slots__ = ()
+
+    def visit_ArgMax(self, op: ops.ArgMax, *, arg: Any, key: Any, where: Any) -> Any:  # noqa: N802 - Ibis' name
+        not_null = isinstance(op.where, ops.NotNull) and op.where.arg == op.arg
+        return self.agg.arg_max(arg, key, where=None if not_null else where)
+
+    def visit_Cast(self, op: ops.Cast, *, arg: Any, to: Any) -> Any:  # noqa: N802 - Ibis' name
+        if to == WIDE:
+            return sge.Cast(this=arg, to=sge.DataType(this=sge.DataType.Type.INT128))
+        return super().visit_Cast(op, arg=arg, to=to)
+
+
+def compiled(shape: Shape) -> str:
+    """Return the SQL of a shape's expression, remembered: making it can take longer than a small export."""
+    text = _texts.pop(shape.key, None) or _text_of(export_expression(shape))
+    _texts[shape.key] = text
+    if len(_texts) > _REMEMBERED:
+        _texts.popitem(last=False)
+    return text
+
+
+def _text_of(expression: ir.Table) -> str:
+    compiler = _Compiler()
+    text: str = compiler.to_sqlglot(expression.unbind()).sql(dialect=compiler.dialect)
+    return text
+
+
+_BYTES_PER_FILE = 128 * 2**20
+_MOST_BYTES_PER_ROW_GROUP = 64 * 2**20
+"""As DuckDB holds it while it is filled, by each thread; rows of a few fields come to their number before."""
+_OF_MEMORY = 32
+"""A row group takes no more than this part of the memory, since it is encoded and compressed beside it."""
+_KEPT = "FILTER (WHERE left_out IS NULL)"
+_LEFT_OUT = "count(*) FILTER (WHERE left_out = '{}')"
+_COUNTS = {
+    "fragments_read": "sum(fragments)",
+    "events_read": "sum(events)",
+    "profiles_read": "count(*)",
+    "profiles_exported": f"count(*) {_KEPT}",
+    "profiles_merged": "count(*) FILTER (WHERE left_out IS NULL AND fragments > 1)",
+    "events_exported": f"sum(attached) {_KEPT}",
+    "identities_left_out": "sum(identities) FILTER (WHERE left_out = 'too_many_identities')",
+    "fragments_left_out": "sum(fragments) FILTER (WHERE left_out = 'too_many_identities')",
+    **{reason: _LEFT_OUT.format(reason) for reason in LEFT_OUT_REASONS},
+}
+_BY_NAMESPACE = """
+SELECT found, count(*) FROM (
+    SELECT namespace AS found FROM profiles WHERE namespace IS NOT NULL AND left_out IS NULL
+    UNION ALL
+    SELECT unnest(namespaces) FROM profiles WHERE left_out IS NULL
+) GROUP BY found ORDER BY found"""
+_SEGMENT_MEMBERS = """
+SELECT position, count(*) FROM (SELECT unnest(members) AS position FROM profiles)
+GROUP BY position ORDER BY position"""
+
+
+class Output:
+    """Where and how an attempt's files are written, from the table `profiles`.
+
+    Args:
+        connection: The database that has the table.
+        plan: What is exported.
+        folder: For the files of the plan's `batch_id`.
+        segment_folders: Instead, one for each of its `segment_batches`.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        plan: ExportPlan,
+        folder: Path,
+        segment_folders: Sequence[Path],
+    ) -> None:
+        self._connection, self._plan = connection, plan
+        self._folder, self._segment_folders = folder, segment_folders
+        self._bytes_per_row_group = min(_MOST_BYTES_PER_ROW_GROUP, memory_of(connection) // _OF_MEMORY)
+
+    def count(self) -> ExportCounts:
+        """Count the profiles."""
+        ((*figures,),) = self._connection.execute(
+            f"SELECT {', '.join(_COUNTS.values())} FROM profiles"
+        ).fetchall()
+        names = dict(self._connection.execute(_BY_NAMESPACE).fetchall())
+        members = dict(self._connection.execute(_SEGMENT_MEMBERS).fetchall()) if self._plan.segments else {}
+        found: dict[str, Any] = {
+            count: int(figure or 0) for count, figure in zip(_COUNTS, figures, strict=True)
+        }
+        return ExportCounts(**found, by_namespace=names, segment_members=members)
+
+    def write(self, shape: Shape, index: int) -> tuple[WrittenFile, ...]:
+        """Write the files of a range: all rows, or for each segment those that are in it; safe on the disk then."""
+        # DuckDB marks columns it knows to be without nulls as required, and readers take that for the table's schema:
+        # a row of nulls, which no file gets, and a condition it cannot see through keep all of them optional.
+        self._connection.execute("INSERT INTO profiles (left_out) VALUES ('no profile')")
+        batches = self._plan.segment_batches
+        if not batches:
+            return self._write_batch(shape, index, self._folder, self._plan.batch_id, "left_out IS NULL")
+        admitted = "left_out IS NULL AND list_contains(admitted, {})"
+        return tuple(
+            file
+            for position, (folder, batch_id) in enumerate(zip(self._segment_folders, batches, strict=True))
+            for file in self._write_batch(shape, index, folder, batch_id, admitted.format(position))
+        )
+
+    def _write_batch(
+        self, shape: Shape, index: int, folder: Path, batch_id: str, kept: str
+    ) -> tuple[WrittenFile, ...]:
+        outgoing = folder / f"range-{index}"
+        self._connection.execute(f"SET VARIABLE batch_id = {text(batch_id)}")
+        out = [f"{column} AS {name(field)}" for field, column in output_columns(shape).items()]
+        out.append(
+            f"CASE WHEN profile_high IS NOT NULL THEN getvariable('batch_id') END AS {name(columns.BATCH_ID)}"
+        )
+        query = f"SELECT {', '.join(out)} FROM profiles WHERE {kept}"
+        written = self._connection.execute(
+            f"COPY ({query}) TO {text(str(outgoing))}"
+            f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {_BYTES_PER_FILE},"
+            f" ROW_GROUP_SIZE_BYTES {self._bytes_per_row_group}, RETURN_STATS)"
+        ).fetchall()
+        files = []
+        for number, (path, rows, size, *_) in enumerate(sorted(written)):
+            if rows == 0:
+                # Nobody of this range is in the segment.
+                Path(path).unlink()
+                continue
+            final = folder / f"{index}-{number}.parquet"
+            Path(path).rename(final)
+            files.append(WrittenFile(final.name, rows, size, _digest_on_disk(final), batch_id))
+        outgoing.rmdir()
+        return tuple(files)
+
+
+def _digest_on_disk(path: Path) -> str:
+    """Return a file's SHA-256 once the file is safe on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,244 @@
+"""How DuckDB binds the sources of a plan: views over Parquet files, in the form that `inputs` describes.
+
+Nested files are never read with `union_by_name`: where their structs differ, a projection of nested columns ends in an
+internal error that takes the whole database with it (DuckDB 2.0). So every part is flattened by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from profile_export.domain.catalog import files as columns
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.export.plan import ExportPlan, KeyRange, Source, SourcePart
+from profile_export.domain.schemas.types import (
+    EVENT_ID,
+    EVENT_TIME,
+    TEXT,
+    TIMESTAMP,
+    ArrayType,
+    DecimalType,
+    FieldPath,
+    FieldType,
+    MapType,
+    ObjectType,
+    Scalar,
+    ScalarKind,
+)
+from profile_export.engines.expression.shape import Shape
+from profile_export.engines.expression.tables import EVENTS, OTHERS, RECORDS, Leaf, without_empty
+
+_TABLES = {DatasetKind.RECORD: RECORDS, DatasetKind.EVENT: EVENTS}
+_TYPES = {
+    ScalarKind.TEXT: "VARCHAR",
+    ScalarKind.BOOLEAN: "BOOLEAN",
+    ScalarKind.LONG: "BIGINT",
+    ScalarKind.DOUBLE: "DOUBLE",
+    ScalarKind.DATE: "DATE",
+    ScalarKind.TIMESTAMP: "TIMESTAMPTZ",
+}
+_LINKS = (
+    "STRUCT(namespace VARCHAR, id VARCHAR, authenticated_state VARCHAR, key_high BIGINT, key_low BIGINT)[]"
+)
+_SYSTEM = {
+    "key_high": columns.KEY_HIGH,
+    "key_low": columns.KEY_LOW,
+    "batch_id": columns.BATCH_ID,
+    "row": columns.ROW,
+    "namespace": columns.NAMESPACE,
+    "identity": columns.IDENTITY,
+    "authenticated_state": columns.AUTHENTICATED_STATE,
+}
+_EVENT_LEAVES = (
+    Leaf("event_id", (EVENT_ID,), TEXT, TEXT),
+    Leaf("event_time", (EVENT_TIME,), TIMESTAMP, TIMESTAMP),
+)
+_GLOB = re.compile(r"([*?\[])")
+
+
+def text(value: str) -> str:
+    """Quote a text."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def name(value: str) -> str:
+    """Quote a name."""
+    return '"' + value.replace('"', '""') + '"'
+
+
+def type_name(kind: FieldType) -> str:
+    """Write a field type as DuckDB does."""
+    match kind:
+        case ObjectType(fields):
+            return f"STRUCT({', '.join(f'{name(member)} {type_name(field)}' for member, field in fields.items())})"
+        case ArrayType(item):
+            return f"{type_name(item)}[]"
+        case MapType(value):
+            return f"MAP(VARCHAR, {type_name(value)})"
+        case DecimalType(precision, scale):
+            return f"DECIMAL({precision}, {scale})"
+        case Scalar(scalar):
+            return _TYPES[scalar]
+
+
+def range_statements(key_range: KeyRange) -> tuple[str, ...]:
+    """Bind the range that the views of `source_view` show."""
+    return tuple(
+        f"SET VARIABLE {end} = CAST({key} AS BIGINT)"
+        for end, key in (("lowest", key_range.low), ("highest", key_range.high))
+    )
+
+
+def in_range(column: str) -> str:
+    """Restrict rows to the bound range; folded to constants when a query is planned, so row groups are skipped."""
+    return f"{column} BETWEEN getvariable('lowest') AND getvariable('highest')"
+
+
+def scan(paths: Sequence[Path]) -> str:
+    """Read Parquet files that have the same columns."""
+    return f"read_parquet([{listed(paths)}], hive_partitioning = false)"
+
+
+def listed(paths: Sequence[Path]) -> str:
+    """Write paths as DuckDB takes them: every one is a pattern."""
+    return ", ".join(text(_GLOB.sub(r"[\1]", str(path))) for path in paths)
+
+
+class Binding:
+    """The sources of a plan, flattened."""
+
+    def __init__(self, plan: ExportPlan, shape: Shape, lake_root: Path) -> None:
+        self._shape = shape
+        self._root = lake_root
+        # Events of one instant and id are ordered by dataset id (S17).
+        ranks = {
+            source: rank for rank, source in enumerate(sorted(source.dataset_id for source in plan.sources))
+        }
+        self._parts = [
+            (source, ranks[source.dataset_id], part)
+            for source in plan.sources
+            for part in source.parts
+            if any(file.rows for file in part.files)
+        ]
+
+    def tables(self) -> dict[str, str]:
+        """Select all rows of each table of `inputs` that has any, without `profile_*`."""
+        found: dict[str, list[str]] = {}
+        for source, rank, part in self._parts:
+            table = _TABLES[source.kind] if source.takes_part else OTHERS
+            query = self._part(source, rank, part) if source.takes_part else self._other(part)
+            found.setdefault(table, []).append(query)
+        return {table: " UNION ALL ".join(queries) for table, queries in found.items()}
+
+    def _other(self, part: SourcePart) -> str:
+        aliases = ("key_high", "key_low", "batch_id", "namespace", "identity")
+        selected = [f"{name(_SYSTEM[alias])} AS {name(alias)}" for alias in aliases]
+        selected.append(_links())
+        return f"SELECT {', '.join(selected)} FROM {scan(self._files(part))} AS file"
+
+    def _files(self, part: SourcePart) -> list[Path]:
+        return [self._root / file.path for file in part.files if file.rows]
+
+    def _part(self, source: Source, rank: int, part: SourcePart) -> str:
+        selected = [f"{name(column)} AS {name(alias)}" for alias, column in _SYSTEM.items()]
+        selected.append(f"{rank}::INTEGER AS dataset")
+        selected.append(_links())
+        leaves = self._shape.bound_record_leaves
+        if source.kind is DatasetKind.EVENT:
+            leaves = (*_EVENT_LEAVES, *self._shape.event_leaves)
+        elif self._shape.upserts:
+            selected.append(f"{source.upserts} AS upserts")
+        selected += [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
+        return f"SELECT {', '.join(selected)} FROM {scan(self._files(part))} AS file"
+
+
+def _links() -> str:
+    return f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links"
+
+
+def in_place(rows: str, *, mapping: str | None = None, moved: Sequence[Path] = ()) -> str:
+    """Select of `rows` those that belong to the bound range, with the key of their profile.
+
+    Args:
+        rows: A query of `Binding.tables`.
+        mapping: The table of identities whose profile has another key than they; None if there are none.
+        moved: Files that have the rows of those identities.
+    """
+    stay = f"SELECT key_high AS profile_high, key_low AS profile_low, * FROM ({rows}) AS rows"
+    stay += f" WHERE {in_range('key_high')}"
+    if mapping is not None:
+        same = "moved.key_high = rows.key_high AND moved.key_low = rows.key_low"
+        stay += f" AND NOT EXISTS (SELECT 1 FROM {mapping} AS moved WHERE {same})"
+    if not moved:
+        return stay
+    return f"{stay} UNION ALL SELECT * FROM {scan(moved)} WHERE {in_range('profile_high')}"
+
+
+def _leaf(leaf: Leaf, fields: ObjectType) -> str:
+    """Select a leaf in normal form as the union schema types it; null where the part does not know it."""
+    found = _find(leaf.path, fields)
+    if found is None:
+        return f"CAST(NULL AS {type_name(leaf.type)})"
+    # Always cast: members of equal types may still differ in their order.
+    value = _normal("file." + ".".join(name(step) for step in leaf.path), found, 0)
+    return f"CAST({value} AS {type_name(leaf.type)})"
+
+
+def _find(path: FieldPath, fields: FieldType) -> FieldType | None:
+    kind: FieldType | None = fields
+    for step in path:
+        kind = kind.fields.get(step) if isinstance(kind, ObjectType) else None
+    return kind and without_empty(kind)
+
+
+def _normal(value: str, kind: FieldType, depth: int) -> str:
+    """Make objects without any value null inside a value that has one (S13); files hold them as `inputs` says.
+
+    What is written here is evaluated wherever a query mentions the leaf, so each operand is written once.
+    """
+    if not _may_hold_empty(kind):
+        return value
+    match kind:
+        case ObjectType(fields):
+            members = {
+                field: _normal_part(f"{value}.{name(field)}", member, depth)
+                for field, member in fields.items()
+            }
+            return (
+                f"struct_pack({', '.join(f'{name(field)} := {member}' for field, member in members.items())})"
+            )
+        case ArrayType(item):
+            return f"list_transform({value}, lambda i{depth}: {_normal_part(f'i{depth}', item, depth + 1)})"
+        case MapType(entry):
+            inner = _normal(f"e{depth}.value", entry, depth + 1)
+            pair = f"{{k: e{depth}.key, v: {inner}}}"
+            return f"map_from_entries(list_transform(map_entries({value}), lambda e{depth}: {pair}))"
+    return value
+
+
+def _normal_part(value: str, kind: FieldType, depth: int) -> str:
+    inner = _normal(value, kind, depth)
+    return f"CASE WHEN {_filled(value, kind)} THEN {inner} END" if isinstance(kind, ObjectType) else inner
+
+
+def _filled(value: str, kind: FieldType) -> str:
+    if isinstance(kind, ObjectType):
+        members = [_filled(f"{value}.{name(field)}", member) for field, member in kind.fields.items()]
+        return f"({' OR '.join(members)})"
+    return f"{value} IS NOT NULL"
+
+
+def _may_hold_empty(kind: FieldType) -> bool:
+    """Say whether a value in a file may hold an object without any value."""
+    match kind:
+        case ObjectType(fields):
+            return any(
+                isinstance(member, ObjectType) or _may_hold_empty(member) for member in fields.values()
+            )
+        case ArrayType(item):
+            return isinstance(item, ObjectType) or _may_hold_empty(item)
+        case MapType(value):
+            return _may_hold_empty(value)
+    return False

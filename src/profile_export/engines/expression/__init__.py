@@ -1,0 +1,1 @@
+"""A plan as one expression over unbound tables."""

@@ -1,0 +1,314 @@
+"""The tables that every engine binds: their flat columns, which of their rows count, and in what order.
+
+- `records`, `events`: the rows of the sources that belong to the range, in normal form (S13: no entry of a map is null,
+  no object or map is without a value), leaves cast to the union schema. `profile_*` is the key of the row's profile,
+  `key_*` of its primary identity. Where any source upserts, `upserts` says of each record whether its own does (S9).
+- `others`: the rows of sources that do not take part, without leaves (S10).
+- `batches`: see `bound_batches`; `segments`: see `bound_segments`.
+- `namespaces`, `segment_namespaces`: spellings that were sent and differ from the registered one (S2).
+
+What binds `records` and `events` may rely on this about the data files, whichever format was uploaded: a map has at
+least one entry or is null; an entry has a value, and no map or object that is its value is without one. Only objects
+that are items of an array or members of an object within an array or map may be there without any value: ingestion
+keeps those of Parquet uploads as they came. Objects around leaves do not matter, since only leaves are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import ibis
+import ibis.expr.datatypes as dt
+import ibis.expr.types as ir
+
+from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.merging.segments import SegmentSelection
+from profile_export.domain.schemas.types import (
+    ArrayType,
+    DecimalType,
+    FieldPath,
+    FieldType,
+    MapSelection,
+    MapType,
+    ObjectType,
+    Scalar,
+    ScalarKind,
+)
+
+_SCALARS = {
+    ScalarKind.TEXT: dt.string,
+    ScalarKind.BOOLEAN: dt.boolean,
+    ScalarKind.LONG: dt.int64,
+    ScalarKind.DOUBLE: dt.float64,
+    ScalarKind.DATE: dt.date,
+    ScalarKind.TIMESTAMP: dt.Timestamp(timezone="UTC", scale=6),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf of a source and the name of its flat column.
+
+    `type` is that of the union schema, which merging needs whole; `kept` is what the export keeps of it (S24).
+    """
+
+    column: str
+    path: FieldPath
+    type: FieldType
+    kept: FieldType
+
+
+def without_empty(kind: FieldType) -> FieldType | None:
+    """Drop objects without any field: no value is possible there and no file can hold them; None if nothing is left."""
+    match kind:
+        case ObjectType(fields):
+            kept = {
+                name: member for name, field in fields.items() if (member := without_empty(field)) is not None
+            }
+            return ObjectType(kept) if kept else None
+        case ArrayType(item):
+            left = without_empty(item)
+            return None if left is None else ArrayType(left)
+        case MapSelection(value, keys, others):
+            left = without_empty(value)
+            chosen = {
+                key: member for key, kept in keys.items() if (member := without_empty(kept)) is not None
+            }
+            return None if left is None else MapSelection(left, chosen, others and without_empty(others))
+        case MapType(value):
+            left = without_empty(value)
+            return None if left is None else MapType(left)
+        case _:
+            return kind
+
+
+def needed_leaves(kept: ObjectType, schema: ObjectType) -> tuple[Leaf, ...]:
+    """List the leaves below `kept`, which is a subtree of `schema`, in order. Neither may hold empty objects."""
+    found = _leaves(kept, schema, ())
+    # Numbered, since dotted paths are ambiguous as soon as a name holds a dot itself.
+    return tuple(Leaf(f"leaf_{index}", *leaf) for index, leaf in enumerate(found))
+
+
+def _leaves(
+    kept: ObjectType, schema: ObjectType, path: FieldPath
+) -> Iterator[tuple[FieldPath, FieldType, FieldType]]:
+    for name, member in kept.fields.items():
+        whole = schema.fields[name]
+        if isinstance(member, ObjectType) and isinstance(whole, ObjectType):
+            yield from _leaves(member, whole, (*path, name))
+        else:
+            yield (*path, name), whole, member
+
+
+def ibis_type(kind: FieldType) -> dt.DataType:
+    """Translate a field type for the expression."""
+    match kind:
+        case ObjectType(fields):
+            return dt.Struct({name: ibis_type(member) for name, member in fields.items()})
+        case ArrayType(item):
+            return dt.Array(ibis_type(item))
+        case MapType(value):
+            return dt.Map(dt.string, ibis_type(value))
+        case DecimalType(precision, scale):
+            return dt.Decimal(precision, scale)
+        case Scalar(scalar):
+            return _SCALARS[scalar]
+
+
+RECORDS, EVENTS, OTHERS, BATCHES = "records", "events", "others", "batches"
+NAMESPACES, SEGMENT_NAMESPACES, SEGMENTS = "namespaces", "segment_namespaces", "segments"
+
+PROFILE = ("profile_high", "profile_low")
+KEY = ("key_high", "key_low")
+LINK = {
+    "namespace": dt.string,
+    "id": dt.string,
+    "authenticated_state": dt.string,
+    "key_high": dt.int64,
+    "key_low": dt.int64,
+}
+_PLACES_PER_BATCH = 2**32
+_LONG = dt.Int64(nullable=False)
+_TEXT = dt.String(nullable=False)
+_IDENTITIES = {
+    **dict.fromkeys((*PROFILE, *KEY), _LONG),
+    "namespace": _TEXT,
+    "identity": _TEXT,
+    "links": dt.Array(dt.Struct(LINK)),
+}
+_COMMON = {
+    **_IDENTITIES,
+    "dataset": dt.Int32(nullable=False),
+    "batch_id": _TEXT,
+    "row": _LONG,
+    "authenticated_state": dt.string,
+}
+EVENT_COLUMNS = {"event_id": _TEXT, "event_time": dt.Timestamp(timezone="UTC", scale=6, nullable=False)}
+
+
+def _leaf_types(leaves: Iterable[Leaf]) -> dict[str, dt.DataType]:
+    return {leaf.column: ibis_type(leaf.type) for leaf in leaves}
+
+
+def records_table(leaves: Iterable[Leaf], *, upserts: bool) -> ir.Table:
+    """Return the unbound table of record rows; `upserts` where any source does."""
+    flags = {"upserts": dt.Boolean(nullable=False)} if upserts else {}
+    return ibis.table({**_COMMON, **flags, **_leaf_types(leaves)}, name=RECORDS)
+
+
+def events_table(leaves: Iterable[Leaf]) -> ir.Table:
+    """Return the unbound table of event rows."""
+    return ibis.table({**_COMMON, **EVENT_COLUMNS, **_leaf_types(leaves)}, name=EVENTS)
+
+
+def others_table() -> ir.Table:
+    """Return the unbound table of rows that only say who is one person."""
+    # Nullable, as the columns are that they are united with, which come out of a join.
+    columns = {name: kind.copy(nullable=True) for name, kind in _IDENTITIES.items()}
+    return ibis.table(columns, name=OTHERS)
+
+
+def batches_table() -> ir.Table:
+    """Return the unbound table of `bound_batches`."""
+    flag = dt.Boolean(nullable=False)
+    return ibis.table(
+        {"batch_id": _TEXT, "first_place": _LONG, "attached": flag, "newer": flag}, name=BATCHES
+    )
+
+
+def segments_table() -> ir.Table:
+    """Return the unbound table of `bound_segments`."""
+    instant = dt.Timestamp(timezone="UTC", scale=6)
+    columns = {
+        "position": dt.Int64(nullable=False),
+        "namespace": _TEXT,
+        "segment_id": _TEXT,
+        "statuses": dt.Array(dt.string),
+        "start_time": instant,
+        "end_time": instant,
+    }
+    return ibis.table(columns, name=SEGMENTS)
+
+
+def spellings_table(name: str) -> ir.Table:
+    """Return an unbound table of namespaces as sent and as registered."""
+    return ibis.table({"sent": _TEXT, "registered": _TEXT}, name=name)
+
+
+def bound_batches(plan: ExportPlan) -> list[tuple[str, int, bool, bool]]:
+    """Say of each batch its id, the place of its first row, and whether its rows count for the two filters by time.
+
+    These are: whether its events are attached (S18), and whether its records keep their profile (S20). A place is
+    one integer, the batch above the row number: comparing two integers is what makes merging fast. Batches are numbered
+    anew in the order that the policy gives them, a stronger dataset's later (S8, S10).
+    """
+    in_order = sorted(plan.batches, key=lambda batch: (batch.strength, batch.number))
+    return [
+        (
+            batch.id,
+            rank * _PLACES_PER_BATCH,
+            _attached(plan, batch.ingest_time),
+            _newer(plan, batch.ingest_time),
+        )
+        for rank, batch in enumerate(in_order)
+    ]
+
+
+def bound_segments(selection: SegmentSelection) -> list[tuple[Any, ...]]:
+    """Say of each segment its position, namespace and id, and what an entry needs to let its profile in (S21)."""
+    ends = (selection.start_time, selection.end_time)
+    return [
+        (position, one.namespace, one.segment_id, [status.value for status in one.statuses], *ends)
+        for position, one in enumerate(selection.segments)
+    ]
+
+
+def _newer(plan: ExportPlan, ingest_time: datetime) -> bool:
+    return plan.newer_than is None or ingest_time > plan.newer_than
+
+
+def _attached(plan: ExportPlan, ingest_time: datetime) -> bool:
+    window = plan.events
+    if window is None:
+        return False
+    after, up_to = window.from_ingest_time, window.to_ingest_time
+    return (after is None or after < ingest_time) and (up_to is None or ingest_time <= up_to)
+
+
+SAME_RECORD = ("dataset", *KEY)
+"""Records alike in these replace each other, or patch the older ones (S9)."""
+SAME_EVENT = ("dataset", *KEY, "event_id")
+"""Events alike in these are one event (S16)."""
+_OF_BATCH = ("first_place", "attached", "newer")
+WIDE = dt.Decimal(38, 0, nullable=False)
+
+
+class Rows:
+    """The rows of one kind of source. Of rows that are the same thing only the one of the latest place is current.
+
+    Records of sources that upsert are all current: they make up one fragment, in the place of its `newest` (S9). For
+    that, `place` is made `wide` wherever `upserts` says that there are such sources.
+
+    Every method reads the columns it is asked for and no others, and starts from the bound table again: a shared
+    wide intermediate would be materialised.
+    """
+
+    def __init__(self, table: ir.Table, same: Sequence[str], *, upserts: bool = False) -> None:
+        self._table = table
+        self._same = tuple(same)
+        self._upserts = upserts
+        # Nearly every row is the only one of its kind, so it pays to look at narrow rows first and to take the few
+        # that are superseded out of the wide ones, instead of ordering wide rows.
+        narrow = self._placed(self._same)
+        repeated = narrow.group_by(self._same).agg(latest=narrow.place.max(), rows=narrow.count())
+        self._repeated = repeated.filter(repeated.rows > 1).drop("rows")
+
+    def current(self, columns: Sequence[str]) -> ir.Table:
+        """Return columns of the current rows, with `place`, `attached`, `newer`, and `newest` if there are upserts."""
+        if self._upserts:
+            rows = self.every(columns)
+            return rows.filter(rows.current)
+        rows = self._placed(dict.fromkeys((*columns, *self._same)))
+        newer = self._repeated
+        same = [rows[name] == newer[name] for name in self._same]
+        return rows.anti_join(newer, [*same, rows.place < newer.latest])
+
+    def every(self, columns: Sequence[str]) -> ir.Table:
+        """Return columns of all rows, as `current`, and whether the row is `current`."""
+        upserts = ("upserts",) if self._upserts else ()
+        rows = self._placed(dict.fromkeys((*columns, *self._same, *upserts)))
+        newer = self._repeated
+        same = [rows[name] == newer[name] for name in self._same]
+        joined = rows.left_join(newer, same)
+        found = joined.select(*(rows[name] for name in rows.columns), newer.latest)
+        newest = found.latest.isnull() | (found.place == found.latest)
+        if not self._upserts:
+            return found.select(*rows.columns, current=newest)
+        others = [name for name in rows.columns if name not in {"place", "upserts"}]
+        fragment = ibis.coalesce(found.latest, found.place)
+        return found.select(
+            *others, newest=newest, current=newest | found.upserts, place=wide(fragment, found.place)
+        )
+
+    def _placed(self, columns: Sequence[str] | dict[str, None]) -> ir.Table:
+        batches = batches_table()
+        rows = self._table.select(*columns, "batch_id", "row")
+        joined = rows.join(batches, rows.batch_id == batches.batch_id)
+        placed = joined.select(
+            *(rows[name] for name in columns), rows.row, *(batches[name] for name in _OF_BATCH)
+        )
+        return placed.select(*columns, "attached", "newer", place=placed.first_place + placed.row)
+
+
+def wide(place: ir.IntegerValue, below: ir.IntegerValue | None = None) -> ir.Value:
+    """Return a place, or a place above another, as one number: comparing two columns takes much longer.
+
+    What is cast to `WIDE` on the way may be any integer of 128 bits; its type is told from users' decimals by not being
+    nullable.
+    """
+    # In two steps, since 2**63 itself is no integer of 64 bits.
+    above = place.cast(WIDE) * 2**32 * 2**31
+    return above if below is None else above + below

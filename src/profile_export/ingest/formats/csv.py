@@ -1,0 +1,288 @@
+"""CSV: a header with field paths, then one record per row, in UTF-8 with commas.
+
+Dotted names nest. Blanks around names and values are no part of them, and an empty cell is absent. A cell is text
+unless another type is known for its field; then it holds what JSON would write there, without quotes around it.
+
+A row has exactly as many cells as the header. A shorter one is refused too: it was cut off, or it is a line out of the
+middle of a cell whose quote was never closed, and must not pass for a record. Such a quote costs its own line only:
+reading goes on with the next one. The characters that make CSV (RFC 4180) are those of Python's reader; a blank between
+a closing quote and a comma is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any, BinaryIO, NamedTuple
+
+from profile_export.domain.schemas.learning import MAX_DEPTH, ValueRefusedError
+from profile_export.domain.schemas.types import (
+    SEGMENT_MEMBERSHIP,
+    SEGMENT_MEMBERSHIP_TYPE,
+    DecimalType,
+    FieldPath,
+    FieldType,
+    ObjectType,
+    Scalar,
+    ScalarKind,
+    dotted_path,
+    type_at,
+)
+from profile_export.ingest.formats.json import BYTE_ORDER_MARK, exact_number, json_decoder, json_refusal
+from profile_export.ingest.rejected import MAX_TEXT_BYTES, FileRefusedError
+from profile_export.ingest.rows.rows import SentRow, too_large
+from profile_export.ingest.task import IngestTask
+
+csv.field_size_limit(sys.maxsize)  # for the whole process; rows are bounded before the reader sees them
+
+_BLANKS = " \t"
+_LINE_END = b"\r\n"
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_TRUTHS = {"true": True, "false": False}
+_WITHOUT_OFFSET = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ Tt]([0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?)")
+
+_Cell = Callable[[str], Any]
+"""What a cell that is not empty holds; raises a ValueRefusedError."""
+
+
+class _Column(NamedTuple):
+    """Where the cells of a column go in the record; without `read` they are text."""
+
+    parents: FieldPath
+    name: str
+    read: _Cell | None
+
+
+class _TooLongError(Exception):
+    """A row has more bytes than it may."""
+
+
+def read_csv(task: IngestTask) -> Iterator[SentRow]:
+    """Read an upload of CSV.
+
+    Raises:
+        FileRefusedError: It has no header that can be used.
+    """
+    with task.source.open("rb") as source:
+        lines = _Lines(source, task.max_row_bytes)
+        reader = csv.reader(lines, strict=True, skipinitialspace=True)
+        columns = _columns(_header(reader, lines), task)
+        number = 0
+        while True:
+            lines.begin()
+            cells = _next(reader, lines)
+            if cells is None:
+                return
+            number += 1
+            text = lines.text()
+            if not text.isspace():
+                record = _record(cells, columns) if isinstance(cells, list) else cells
+                yield SentRow(number, record, text)
+
+
+def _next(reader: Iterator[list[str]], lines: _Lines) -> list[str] | ValueRefusedError | None:
+    """Return the cells of the next row or why it is refused; None at the end."""
+    try:
+        cells = next(reader, None)
+    except _TooLongError:
+        refused = too_large(lines.limit)
+        if lines.reopen():
+            complaint = f"{refused.complaint}, or a quote that is never closed"
+            refused = ValueRefusedError((), complaint, refused.code)
+        return refused
+    except csv.Error as error:
+        if lines.at_end:
+            lines.reopen()
+            return _refused("has a quote that is never closed")
+        return _refused(f"is not CSV: {error}")
+    return lines.refusal or cells
+
+
+def _refused(complaint: str) -> ValueRefusedError:
+    return ValueRefusedError((), complaint)
+
+
+class _Lines:
+    """The lines of the file, for a reader that asks for more than one where a cell holds line breaks."""
+
+    def __init__(self, source: BinaryIO, limit: int) -> None:
+        self._source = source
+        self._most = max(limit, MAX_TEXT_BYTES) + len(_LINE_END) + 1
+        self._row: list[bytes] = []
+        self._size = 0
+        self._second_line = 0
+        self.limit = limit
+        self.at_end = False
+        self.refusal: ValueRefusedError | None = None
+        if source.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+            source.seek(0)
+
+    def begin(self) -> None:
+        """Begin a row with the next line."""
+        self._row.clear()
+        self._size = 0
+        self.refusal = None
+
+    def text(self) -> bytes:
+        """Return the lines of the row so far."""
+        return self._row[0] if len(self._row) == 1 else b"".join(self._row)
+
+    def reopen(self) -> bool:
+        """Make the second line of the row, if it has one, the next to be read."""
+        if len(self._row) == 1:
+            return False
+        self._source.seek(self._second_line)
+        del self._row[1:]
+        self.at_end = False
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if len(self._row) == 1:
+            self._second_line = self._source.tell()
+        line = self._source.readline(self._most)
+        if not line:
+            self.at_end = True
+            raise StopIteration
+        self._row.append(line)
+        self._size += len(line)
+        if self._size > self.limit and self._size - len(line) + len(line.rstrip(_LINE_END)) > self.limit:
+            while len(line) == self._most and not line.endswith(b"\n"):
+                line = self._source.readline(self._most)
+            raise _TooLongError
+        # The row is read to its end all the same.
+        if b"\0" in line:
+            self.refusal = _refused("holds a NUL byte")
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            byte = self._size - len(line) + error.start + 1
+            self.refusal = _refused(f"is not UTF-8 at byte {byte}")
+            return line.decode(errors="replace")
+
+
+# --- The header ---
+
+
+def _header(reader: Iterator[list[str]], lines: _Lines) -> list[str]:
+    lines.begin()
+    names = _next(reader, lines)
+    if isinstance(names, ValueRefusedError):
+        message = f"The header of the file {names.complaint}."
+        raise FileRefusedError(message)
+    if not names:
+        message = "The file has no CSV header: its first line must hold the names of the fields."
+        raise FileRefusedError(message)
+    return [name.strip(_BLANKS) for name in names]
+
+
+def _columns(names: list[str], task: IngestTask) -> list[_Column]:
+    """Return what the names of a header say.
+
+    Raises:
+        FileRefusedError: A name is empty, stands twice, or is both a value and an object.
+    """
+    fields = ObjectType({SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE, **task.fields.fields})
+    decoder = json_decoder(fields)
+    columns: list[_Column] = []
+    values: set[FieldPath] = set()
+    objects: set[FieldPath] = set()
+    for place, name in enumerate(names, 1):
+        path = tuple(name.split("."))
+        if not all(path):
+            message = f"The header has an empty name in column {place}: {name!r}."
+            raise FileRefusedError(message)
+        if len(path) > MAX_DEPTH:
+            message = (
+                f"The header has a name in column {place} that is nested deeper than {MAX_DEPTH} levels."
+            )
+            raise FileRefusedError(message)
+        if path in values:
+            message = f"The header has the name '{name}' twice."
+            raise FileRefusedError(message)
+        values.add(path)
+        objects.update(path[:depth] for depth in range(1, len(path)))
+        read = _cell_reader(type_at(fields, path), path, decoder, is_declared=path in task.declared)
+        columns.append(_Column(path[:-1], path[-1], read))
+    both = sorted(values & objects)
+    if both:
+        message = f"The header has '{dotted_path(both[0])}' as a value and as an object of other names."
+        raise FileRefusedError(message)
+    return columns
+
+
+# --- Rows ---
+
+
+def _record(cells: list[str], columns: list[_Column]) -> dict[str, Any] | ValueRefusedError:
+    if len(cells) != len(columns):
+        return _refused(f"has {len(cells)} cells, but the header has {len(columns)}")
+    record: dict[str, Any] = {}
+    try:
+        for (parents, name, read), cell in zip(columns, cells, strict=True):
+            text = cell.strip(_BLANKS)
+            if text:
+                holder = record
+                for parent in parents:
+                    holder = holder.setdefault(parent, {})
+                holder[name] = read(text) if read else text
+    except ValueRefusedError as refused:
+        return refused
+    return record
+
+
+def _cell_reader(
+    known: FieldType | None, path: FieldPath, decoder: json.JSONDecoder, *, is_declared: bool
+) -> _Cell | None:
+    match known:
+        case None | Scalar(ScalarKind.TEXT | ScalarKind.DATE):
+            return None  # what is made of text is said elsewhere
+        case Scalar(ScalarKind.TIMESTAMP):
+            return _with_offset if is_declared else None
+        case Scalar(ScalarKind.BOOLEAN):
+            return lambda text: _boolean(text, path)
+        case Scalar(ScalarKind.DOUBLE):
+            return lambda text: _number(text, path, float)
+        case Scalar() | DecimalType():
+            return lambda text: _number(text, path, exact_number)
+    return lambda text: _json(text, path, decoder)
+
+
+def _with_offset(text: str) -> str:
+    """Read an instant without an offset as UTC: its field was declared, so somebody knows what it holds."""
+    found = _WITHOUT_OFFSET.fullmatch(text)
+    return f"{found[1]}T{found[2]}Z" if found else text
+
+
+def _boolean(text: str, path: FieldPath) -> bool:
+    truth = _TRUTHS.get(text.lower())
+    if truth is None:
+        raise ValueRefusedError(path, f"is {text[:40]!r}, neither true nor false")
+    return truth
+
+
+def _number(text: str, path: FieldPath, fraction: Callable[[str], float | Decimal]) -> float | Decimal:
+    found = _NUMBER.fullmatch(text)
+    if not found:
+        raise ValueRefusedError(path, f"is {text[:40]!r}, not a number as JSON writes it")
+    try:
+        return fraction(text) if found[2] or found[3] else int(text)
+    except (ValueError, ValueRefusedError) as error:
+        raise _at(path, json_refusal(error)) from None
+
+
+def _json(text: str, path: FieldPath, decoder: json.JSONDecoder) -> Any:
+    try:
+        return decoder.decode(text)
+    except (ValueError, RecursionError, ValueRefusedError) as error:
+        raise _at(path, json_refusal(error)) from None
+
+
+def _at(path: FieldPath, refused: ValueRefusedError) -> ValueRefusedError:
+    return ValueRefusedError(path, refused.complaint, refused.code)

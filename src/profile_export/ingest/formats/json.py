@@ -1,0 +1,308 @@
+"""JSON: lines, one object each, of which blank ones are skipped but counted; and one array of objects. In UTF-8.
+
+Item by item out of a window of the text, which grows only as far as an item that may still be accepted. Whatever
+is wrong inside an item that ends where its brackets say refuses that item; where the text is no JSON, nobody can say
+where the next item begins, and the file is refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
+from typing import Any, BinaryIO, NoReturn
+
+from profile_export.domain.errors import Reason
+from profile_export.domain.schemas.learning import MAX_DEPTH, ValueRefusedError
+from profile_export.domain.schemas.types import ArrayType, DecimalType, FieldType, MapType, ObjectType
+from profile_export.ingest.rejected import MAX_TEXT_BYTES, FileRefusedError
+from profile_export.ingest.rows.rows import SentRow, too_large
+from profile_export.ingest.task import IngestTask
+
+
+def json_decoder(known: FieldType) -> json.JSONDecoder:
+    """Return a decoder for values of a known type; what it raises is for `json_refusal`."""
+    return json.JSONDecoder(
+        object_pairs_hook=_object,
+        parse_constant=_refuse_constant,
+        # Where a field is decimal every digit counts; elsewhere floats are much faster.
+        parse_float=exact_number if _has_decimal(known) else None,
+    )
+
+
+def json_refusal(error: ValueError | RecursionError | ValueRefusedError) -> ValueRefusedError:
+    """Return why a text is refused, from what decoding it from UTF-8 or by `json_decoder` raised."""
+    match error:
+        case ValueRefusedError():
+            return error
+        case UnicodeDecodeError():
+            complaint, code = f"is not UTF-8 at byte {error.start + 1}", Reason.JSON_INVALID
+        case json.JSONDecodeError():
+            complaint = f"is not JSON: {error.msg} at character {error.pos + 1}"
+            code = Reason.JSON_INVALID
+        case RecursionError():
+            complaint, code = f"is nested deeper than {MAX_DEPTH} levels", Reason.VALUE_INVALID
+        case _:
+            complaint, code = "has an integer of thousands of digits", Reason.NUMBER_NOT_EXACT
+    return ValueRefusedError((), complaint, code)
+
+
+def exact_number(text: str) -> Decimal:
+    """Read a number as JSON writes it with all its digits.
+
+    Raises:
+        ValueRefusedError: Its exponent has some twenty digits.
+    """
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise ValueRefusedError((), f"has the number {text[:40]}, which is beyond reckoning") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) == len(pairs):
+        return members
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            complaint = f"has the name {name[:40]!r} twice in one object"
+            raise ValueRefusedError((), complaint, Reason.JSON_INVALID)
+        seen.add(name)
+    return members
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueRefusedError((), f"is not JSON: {name} is no number there", Reason.JSON_INVALID)
+
+
+def _has_decimal(known: FieldType) -> bool:
+    match known:
+        case ObjectType(fields):
+            return any(_has_decimal(member) for member in fields.values())
+        case ArrayType(inner) | MapType(inner):
+            return _has_decimal(inner)
+    return isinstance(known, DecimalType)
+
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LINE_END = b"\r\n"
+
+
+def read_json_lines(task: IngestTask) -> Iterator[SentRow]:
+    """Read an upload of JSON lines; any line can be refused without touching the next."""
+    decoder = json_decoder(task.fields)
+    limit = task.max_row_bytes
+    with task.source.open("rb") as source:
+        for number, line in enumerate(bounded_lines(source, limit), 1):
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)  # noqa: PLW2901 - the same line
+            if len(line) > limit and len(line.rstrip(_LINE_END)) > limit:
+                yield SentRow(number, too_large(limit), line)
+            elif not line.isspace():
+                yield SentRow(number, _parsed(line, decoder), line)
+
+
+def bounded_lines(source: BinaryIO, limit: int) -> Iterator[bytes]:
+    """Yield lines with their ends; of one that is longer than `limit` so much that this and its text can be told."""
+    most = max(limit, MAX_TEXT_BYTES) + len(BYTE_ORDER_MARK) + len(_LINE_END) + 1
+    while line := source.readline(most):
+        yield line
+        while len(line) == most and not line.endswith(b"\n"):
+            line = source.readline(most)
+
+
+def _parsed(line: bytes, decoder: json.JSONDecoder) -> Any:
+    try:
+        return decoder.decode(line.decode())
+    except (ValueError, RecursionError, ValueRefusedError) as error:
+        return json_refusal(error)
+
+
+_CHUNK = 256 * 1024
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_BEARING = re.compile(r'["{}\[\]]')
+_BEARING_IN_TEXT = re.compile(r'["\\]')
+_WORD = re.compile(r'[^\s,\]}"\[{]*')
+_MOST_BYTES_OF_A_CHARACTER = 4
+_NO_END = "the array has no end"
+
+
+def read_json_array(task: IngestTask) -> Iterator[SentRow]:
+    """Read an upload of one JSON array.
+
+    Raises:
+        FileRefusedError: It is not one.
+    """
+    with task.source.open("rb") as source:
+        window = _Window(source)
+        items = _Items(window, json_decoder(task.fields), task.max_row_bytes)
+        if window.next_mark() != "[":
+            message = "The file is not a JSON array: it does not begin with '['."
+            raise FileRefusedError(message)
+        window.position += 1
+        mark = window.next_mark()
+        while mark != "]":
+            yield items.take()
+            mark = window.next_mark()
+            if mark == ",":
+                window.position += 1
+                mark = window.next_mark()
+                if mark == "]":
+                    raise items.broken("there is no item behind the last comma")
+            elif mark != "]":
+                raise items.broken("neither ',' nor ']' follows it" if mark else _NO_END)
+        window.position += 1
+        if window.next_mark():
+            raise items.broken("something follows the array")
+
+
+class _Window:
+    """A part of the text; `position` is where reading stands in it."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._bytes_read = 0
+        self.text = ""
+        self.position = 0
+        self.at_end = False
+
+    def grow(self) -> None:
+        """Drop what lies before the position and read on, at least as much as is left.
+
+        Raises:
+            FileRefusedError: The bytes are not UTF-8.
+        """
+        rest = self.text[self.position :]
+        chunk = self._source.read(max(_CHUNK, len(rest)))
+        self.at_end = not chunk
+        self._bytes_read += len(chunk)
+        try:
+            self.text = rest + self._decoder.decode(chunk, final=self.at_end)
+        except UnicodeDecodeError as error:
+            byte = self._bytes_read - len(error.object) + error.start + 1
+            message = f"The file is not UTF-8 at byte {byte}."
+            raise FileRefusedError(message) from None
+        self.position = 0
+
+    def next_mark(self) -> str:
+        """Go to the next character that is not blank and return it; empty at the end of the file."""
+        while True:
+            blanks = _BLANKS.match(self.text, self.position)
+            self.position = blanks.end() if blanks else self.position
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if self.at_end:
+                return ""
+            self.grow()
+
+
+class _Items:
+    """Takes one item of the array after another out of a window."""
+
+    def __init__(self, window: _Window, decoder: json.JSONDecoder, limit: int) -> None:
+        self._window = window
+        self._decoder = decoder
+        self._limit = limit
+        self._number = 0
+
+    def broken(self, complaint: str) -> FileRefusedError:
+        """Return the refusal of the file, at the item where it cannot be read on."""
+        message = f"The file is not a JSON array: at item {self._number}, {complaint}."
+        return FileRefusedError(message, self._number or None)
+
+    def take(self) -> SentRow:
+        """Return the item that begins at the position, and go behind it.
+
+        Raises:
+            FileRefusedError: The text is not JSON, or not UTF-8.
+        """
+        window = self._window
+        self._number += 1
+        if not window.next_mark():
+            raise self.broken(_NO_END)
+        while True:
+            start, end = window.position, None
+            try:
+                record, end = self._decoder.raw_decode(window.text, start)
+                if isinstance(record, dict):
+                    return self._taken(record, end)
+            except (ValueError, RecursionError, ValueRefusedError) as error:
+                record = error
+            brackets = _Brackets()
+            whole = brackets.end(window.text, start)
+            if whole is not None:
+                if isinstance(record, json.JSONDecodeError):
+                    complaint = f"{record.msg} at its character {record.pos - start + 1}"
+                    raise self.broken(complaint)
+                if isinstance(record, ValueError | RecursionError | ValueRefusedError):
+                    record = json_refusal(record)
+                return self._taken(record, end or whole)
+            if window.at_end:
+                raise self.broken(_NO_END)
+            if len(window.text) - start > max(self._limit, MAX_TEXT_BYTES):
+                return self._skipped(brackets)
+            window.grow()
+
+    def _taken(self, record: Any, end: int) -> SentRow:
+        window = self._window
+        text = window.text[window.position : end]
+        window.position = end
+        if len(text) * _MOST_BYTES_OF_A_CHARACTER > self._limit and len(text.encode()) > self._limit:
+            record = too_large(self._limit)
+        return SentRow(self._number, record, text)
+
+    def _skipped(self, brackets: _Brackets) -> SentRow:
+        """Go behind an item that is too large to be held."""
+        window = self._window
+        text = window.text[window.position :]
+        end = None
+        while end is None:
+            window.position = len(window.text)
+            window.grow()
+            if window.at_end:
+                raise self.broken(_NO_END)
+            end = brackets.end(window.text, 0)
+        window.position = end
+        return SentRow(self._number, too_large(self._limit), text)
+
+
+class _Brackets:
+    """Finds the end of an item by its brackets and quotes alone, in text that comes piece by piece."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_text = False
+        self._is_escaped = False
+        self._is_word: bool | None = None
+
+    def end(self, text: str, start: int) -> int | None:
+        """Return where the item ends in the next piece of text, from `start` on; None if not in this one."""
+        at = start
+        if self._is_word is None:
+            self._is_word = text[start] not in '"{['
+        if self._is_word:
+            word = _WORD.match(text, at)
+            end = word.end() if word else at
+            return end if end < len(text) else None
+        if self._is_escaped:
+            at += 1
+            self._is_escaped = False
+        while mark := (_BEARING_IN_TEXT if self._in_text else _BEARING).search(text, at):
+            at = mark.end()
+            match mark[0]:
+                case '"':
+                    self._in_text = not self._in_text
+                case "\\":
+                    self._is_escaped = at == len(text)
+                    at += 1
+                case "{" | "[":
+                    self._depth += 1
+                case _:
+                    self._depth -= 1
+            if not self._depth and not self._in_text:
+                return at
+        return None

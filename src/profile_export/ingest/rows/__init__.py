@@ -1,0 +1,1 @@
+"""What rows and columns of an upload are checked for and become."""

@@ -1,0 +1,1 @@
+"""Tenants, datasets, schemas and policies."""

@@ -1,0 +1,439 @@
+"""Datasets: judged before the writing transaction, then written; and the union schemas of those that exports read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Row, Select, insert, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas, check_dataset_fields
+from profile_export.domain.catalog.datasets import (
+    Dataset,
+    DatasetChange,
+    DatasetKind,
+    FieldDeclaration,
+    IdentityField,
+    NewDataset,
+    Tenant,
+    check_declared_fields,
+    check_identity_fields,
+    check_tags,
+    initial_fields,
+    usable_kind,
+    with_declared,
+)
+from profile_export.domain.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    FieldViolation,
+)
+from profile_export.domain.jobs.job import FINAL_STATES
+from profile_export.domain.lists import Page, PageRequest, cut_page
+from profile_export.domain.schemas.types import WIDE, ObjectType, TypeConflictError, is_wide
+from profile_export.processes.computing import compute_if
+from profile_export.store.catalog.schemas import newest_schema
+from profile_export.store.catalog.tenants import (
+    IDENTITY,
+    check_datasets,
+    dataset_from,
+    dataset_of,
+    ensure_tenant,
+    id_of,
+    register_namespaces,
+    source_datasets,
+    union_of,
+)
+from profile_export.store.catalog.unions import Outlook, keep_unions, look_ahead, sources_changed, still_holds
+from profile_export.store.db.columns import digest_of, write_ahead
+from profile_export.store.db.database import (
+    Database,
+    KeptUnions,
+    database_time,
+    fetch_all,
+    fetch_first,
+    whole,
+)
+from profile_export.store.db.pages import characters, page_rows
+from profile_export.store.db.tables import datasets, jobs
+from profile_export.store.files.compactions import drop_compactions
+from profile_export.store.files.dropped import drop
+from profile_export.store.files.mirrors import ask_drop
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedNew:
+    """A new dataset that may be: `values` are those of its row that are known before it is written."""
+
+    outlook: Outlook
+    values: dict[str, Any]
+    identities: tuple[IdentityField, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedChange:
+    """A change that may be: `values` are the new ones of its row, none if nothing changes.
+
+    `is_felt` says whether the dataset knows more, or begins or ceases to be a source; `shrinks`, that it ceases.
+    """
+
+    outlook: Outlook
+    values: dict[str, Any]
+    is_felt: bool = False
+    shrinks: bool = False
+
+
+async def judge_new(
+    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, new: NewDataset, dataset_id: str
+) -> JudgedNew:
+    """Judge a new dataset.
+
+    Raises:
+        NotFoundError: There is no such schema.
+        InvalidArgumentError: Its identity fields, declared fields or tags cannot work.
+        TypeConflictError: A type contradicts the schema, or the union of the class.
+        TooManyError: More fields would be known than may be.
+    """
+    schema = await newest_schema(connection, tenant_id, new.schema.id)
+    kind = usable_kind(schema)
+    identities = _with_those_of_the_schema(new.identity_fields, schema.identity_fields)
+    check_identity_fields(kind, identities)
+    wide = len(new.declared_fields) > WIDE or is_wide([schema.fields])
+    await compute_if(wide, check_declared_fields, kind, new.declared_fields, "declared_fields")
+    check_tags(kind, new.tags)
+    fields = await compute_if(wide, initial_fields, schema, identities, new.declared_fields)
+    await compute_if(wide, check_dataset_fields, fields)
+    now = await database_time(connection)
+    dataset = Dataset(
+        id=dataset_id,
+        name=new.name,
+        description=new.description,
+        schema=new.schema,
+        kind=kind,
+        tags=new.tags,
+        identity_fields=identities,
+        declared_fields=new.declared_fields,
+        fields=fields,
+        create_time=now,
+        update_time=now,
+        iceberg=kind is DatasetKind.UNION if new.iceberg is None else new.iceberg,
+        batch_retention=new.batch_retention,
+    )
+    outlook = await look_ahead(connection, kept, tenant_id, [dataset])
+    values = {
+        "id": dataset_id,
+        "name": dataset.name,
+        "description": dataset.description,
+        "schema_id": new.schema.id,
+        "content_type": new.schema.content_type,
+        "kind": kind.value,
+        "tags": dataset.tags,
+        "identity_fields": await write_ahead(datasets.c.identity_fields, identities),
+        "declared_fields": await write_ahead(datasets.c.declared_fields, new.declared_fields),
+        "fields": await write_ahead(datasets.c.fields, fields),
+        "iceberg": dataset.iceberg,
+        "batch_retention": dataset.batch_retention,
+    }
+    return JudgedNew(outlook, values, identities)
+
+
+async def judge_change(
+    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, dataset: Dataset, change: DatasetChange
+) -> JudgedChange:
+    """Judge the change of a dataset.
+
+    Raises:
+        InvalidArgumentError: The declared fields or tags cannot work.
+        TypeConflictError: A declared type narrows what is known, or the union of the class has another one.
+        TooManyError: More fields would be known than may be.
+    """
+    added = change.declared_fields
+    wide = len(added) > WIDE or is_wide([dataset.fields])
+    await compute_if(wide, check_declared_fields, dataset.kind, added, "add_declared_fields")
+    tags = dataset.tags if change.tags is None else change.tags
+    check_tags(dataset.kind, tags)
+    retention = dataset.batch_retention if change.batch_retention is None else change.batch_retention
+    changed = replace(
+        dataset,
+        name=dataset.name if change.name is None else change.name,
+        description=dataset.description if change.description is None else change.description,
+        tags=tags,
+        iceberg=dataset.iceberg if change.iceberg is None else change.iceberg,
+        batch_retention=retention or None,
+        declared_fields=await compute_if(wide, _with_newer, dataset.declared_fields, added),
+        fields=await compute_if(wide, with_declared, dataset.fields, added),
+    )
+    knows_more = changed.fields is not dataset.fields
+    turns = changed.is_source != dataset.is_source
+    if knows_more:
+        await compute_if(wide, check_dataset_fields, changed.fields)
+    newcomers = [changed] if knows_more or turns else []
+    outlook = await look_ahead(connection, kept, tenant_id, newcomers)
+    if changed == dataset:
+        return JudgedChange(outlook, {})
+    values = {
+        "name": changed.name,
+        "description": changed.description,
+        "tags": changed.tags,
+        "iceberg": changed.iceberg,
+        "batch_retention": changed.batch_retention,
+        "declared_fields": await write_ahead(datasets.c.declared_fields, changed.declared_fields),
+        "fields": await write_ahead(datasets.c.fields, changed.fields),
+    }
+    return JudgedChange(outlook, values, is_felt=knows_more or turns, shrinks=dataset.is_source and turns)
+
+
+def _with_those_of_the_schema(
+    own: Sequence[IdentityField], schemas: Sequence[IdentityField]
+) -> tuple[IdentityField, ...]:
+    """Return the identity fields of a dataset: what it says of a path goes before what its schema says."""
+    said = {field.path for field in own}
+    has_primary = any(field.primary for field in own)
+    inherited = (field for field in schemas if field.path not in said)
+    return (
+        *own,
+        *(IdentityField(one.path, one.namespace, one.primary and not has_primary) for one in inherited),
+    )
+
+
+def _with_newer(
+    known: Sequence[FieldDeclaration], added: Sequence[FieldDeclaration]
+) -> tuple[FieldDeclaration, ...]:
+    types = {declared.path: declared.type for declared in (*known, *added)}
+    return tuple(FieldDeclaration(path, kind) for path, kind in types.items())
+
+
+_CHARACTERS = characters(
+    datasets.c.description,
+    datasets.c.tags,
+    datasets.c.identity_fields,
+    datasets.c.declared_fields,
+    datasets.c.fields,
+)
+
+
+class Catalog:
+    """Datasets of all tenants."""
+
+    def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
+        self.database = database
+        self._most_datasets = quotas.datasets
+
+    @whole
+    async def create_dataset(
+        self, tenant: Tenant, new: NewDataset, dataset_id: str, request_id: str
+    ) -> tuple[Dataset, bool]:
+        """Make a dataset, or find the one made before with the same request id; True says it was found.
+
+        Raises:
+            AlreadyExistsError: The request id stands for a dataset made from other values.
+            NotFoundError: There is no such schema.
+            InvalidArgumentError: Its identity fields, declared fields or tags cannot work.
+            TypeConflictError: A type contradicts the schema, or the union of the class.
+            ExhaustedError: The tenant has as many datasets as it may have.
+            TooManyError: More fields or namespaces would be known than may be.
+        """
+        digest = await compute_if(len(new.declared_fields) > WIDE, digest_of, new)
+        unions = self.database.unions
+        async with self.database.read() as connection:
+            found = await _made_before(connection, id_of(tenant), digest, request_id)
+            if found:
+                return found, True
+            made = await judge_new(connection, unions, id_of(tenant), new, dataset_id)
+        async with self.database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            found = await _made_before(connection, tenant_id, digest, request_id)
+            if found:
+                return found, True
+            await check_datasets(connection, tenant_id, self._most_datasets)
+            if not await still_holds(connection, tenant_id, made.outlook):
+                made = await judge_new(connection, unions, tenant_id, new, dataset_id)
+            now = await database_time(connection)
+            row = made.values | {
+                "tenant_id": tenant_id,
+                "create_time": now,
+                "update_time": now,
+                "request_id": request_id or None,
+                "request_digest": digest,
+            }
+            [inserted] = await fetch_all(connection, insert(datasets).values(row).returning(datasets))
+            if made.outlook.grows:
+                await sources_changed(connection, tenant_id)
+            declared = [field.namespace for field in made.identities]
+            await register_namespaces(connection, tenant_id, IDENTITY, declared, declared)
+        if made.outlook.grows:
+            keep_unions(unions, tenant_id, made.outlook)
+        return dataset_from(inserted), False
+
+    @whole
+    async def get_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
+        """Return a dataset.
+
+        Raises:
+            NotFoundError: The tenant has none of that id.
+        """
+        async with self.database.read() as connection:
+            return await dataset_of(connection, id_of(tenant), dataset_id)
+
+    @whole
+    async def list_datasets(self, tenant: Tenant, request: PageRequest) -> Page[Dataset]:
+        """Return a page of datasets, oldest first."""
+        query = select(datasets).where(
+            datasets.c.tenant_id == id_of(tenant), datasets.c.delete_time.is_(None)
+        )
+        if request.cursor:
+            after = select(datasets.c.create_time).where(datasets.c.id == request.cursor).scalar_subquery()
+            query = query.where(tuple_(datasets.c.create_time, datasets.c.id) > tuple_(after, request.cursor))
+        query = query.order_by(datasets.c.create_time, datasets.c.id)
+        async with self.database.read() as connection:
+            rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
+        return cut_page([dataset_from(row) for row in rows], request, lambda last: last.id, has_more=more)
+
+    @whole
+    async def update_dataset(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:
+        """Change what is given; a change that changes nothing leaves `update_time` as it was.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            InvalidArgumentError: The declared fields or tags cannot work.
+            FailedPreconditionError: A declared type narrows what is known, tags bring a conflict into the union, or
+                more fields would be known than may be.
+        """
+        try:
+            return await self._updated(tenant, dataset_id, change)
+        except TypeConflictError as conflict:
+            raise conflict.as_precondition() from None
+
+    async def _updated(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:
+        unions = self.database.unions
+        async with self.database.read() as connection:
+            before = await dataset_of(connection, id_of(tenant), dataset_id)
+            planned = await judge_change(connection, unions, id_of(tenant), before, change)
+        async with self.database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            dataset = await dataset_of(connection, tenant_id, dataset_id)
+            if dataset != before or not await still_holds(connection, tenant_id, planned.outlook):
+                planned = await judge_change(connection, unions, tenant_id, dataset, change)
+            if not planned.values:
+                return dataset
+            values = planned.values | {"update_time": await database_time(connection)}
+            query = update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
+            [updated] = await fetch_all(connection, query)
+            if planned.is_felt:
+                await sources_changed(connection, tenant_id)
+        if planned.is_felt and not planned.shrinks:
+            keep_unions(unions, tenant_id, planned.outlook)
+        return dataset_from(updated)
+
+    @whole
+    async def delete_dataset(self, tenant: Tenant, dataset_id: str) -> None:
+        """Hide a dataset with all its batches.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            FailedPreconditionError: Unfinished jobs use it; they are named.
+        """
+        async with self.database.read() as connection:
+            await dataset_of(connection, id_of(tenant), dataset_id)
+            looked_at = await _plans_with(connection, id_of(tenant), dataset_id)
+        async with self.database.write() as connection:
+            dataset = await dataset_of(connection, id_of(tenant), dataset_id)
+            using = await _unfinished_jobs(connection, id_of(tenant), dataset, looked_at)
+            if using:
+                named = ", ".join(str(job_id) for job_id in using)
+                raise FailedPreconditionError(
+                    "DATASET_IN_USE",
+                    f"The dataset '{dataset_id}' is used by unfinished jobs: {named}. Wait for them or cancel them.",
+                    metadata={"id": dataset_id, "jobs": named},
+                    violations=tuple(FieldViolation(f"jobs/{one}", "is not finished") for one in using),
+                )
+            # Its request id is free again: it stands for a dataset that nobody can see.
+            values = {"delete_time": await database_time(connection), "request_id": None}
+            await connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(values))
+            if dataset.is_source:
+                await sources_changed(connection, id_of(tenant))
+            await ask_drop(connection, dataset_id)
+            await drop_compactions(connection, dataset_id)
+            await drop(connection, [dataset_id])
+
+    @whole
+    async def union_fields(self, tenant: Tenant) -> Mapping[DatasetKind, ObjectType]:
+        """Return the union schemas of the tenant's record and event sources, built-in fields included."""
+        return await union_of(await self.sources(tenant))
+
+    @whole
+    async def sources(self, tenant: Tenant) -> Sequence[Dataset]:
+        """Return the datasets that exports read (S11), oldest first."""
+        async with self.database.read() as connection:
+            return await source_datasets(connection, id_of(tenant))
+
+
+def check_digest(row: Row[Any], digest: str, request_id: str) -> None:
+    """Refuse a request id that stands for another request.
+
+    Raises:
+        AlreadyExistsError: The stored request's digest is another.
+    """
+    if row.request_digest != digest:
+        raise AlreadyExistsError(
+            "REQUEST_ID_REUSED",
+            f"The request_id '{request_id}' was used with other values; choose a new one.",
+            metadata={"request_id": request_id, "id": str(row.id)},
+        )
+
+
+async def _made_before(
+    connection: AsyncConnection, tenant_id: Any, digest: str, request_id: str
+) -> Dataset | None:
+    """Return the dataset that a request id stands for; None if it is new.
+
+    Raises:
+        AlreadyExistsError: It was made from other values.
+    """
+    if not request_id:
+        return None
+    query = select(datasets).where(datasets.c.tenant_id == tenant_id, datasets.c.request_id == request_id)
+    found = await fetch_first(connection, query)
+    if found is None:
+        return None
+    check_digest(found, digest, request_id)
+    return dataset_from(found)
+
+
+async def _plans_with(
+    connection: AsyncConnection, tenant_id: Any, dataset_id: str, but_for: Collection[int] = ()
+) -> Mapping[int, bool]:
+    """Say of the unfinished jobs that are planned, by their ids, whether they have pinned a dataset."""
+    planned = _unfinished(tenant_id, jobs.c.id, jobs.c.plan).where(jobs.c.plan.is_not(None))
+    if but_for:
+        planned = planned.where(jobs.c.id.not_in(but_for))
+    return {
+        job.id: any(source.dataset_id == dataset_id for source in job.plan.sources)
+        for job in await fetch_all(connection, planned)
+    }
+
+
+async def _unfinished_jobs(
+    connection: AsyncConnection, tenant_id: Any, dataset: Dataset, looked_at: Mapping[int, bool]
+) -> list[int]:
+    """Return the jobs that write to a dataset, have pinned it, or will read it when they are planned.
+
+    Plans never change: of those `looked_at` before, none is read once more.
+    """
+    columns = (jobs.c.id, jobs.c.destination_id, jobs.c.plan.is_not(None).label("planned"))
+    found = (await connection.execute(_unfinished(tenant_id, *columns).order_by(jobs.c.id))).all()
+    pinning = dict(looked_at)
+    if any(job.planned and job.id not in pinning for job in found):
+        pinning |= await _plans_with(connection, tenant_id, dataset.id, but_for=pinning)
+    return [
+        job.id
+        for job in found
+        if job.destination_id == dataset.id or (pinning[job.id] if job.planned else dataset.is_source)
+    ]
+
+
+def _unfinished(tenant_id: Any, *columns: Any) -> Select[Any]:
+    final = [state.value for state in FINAL_STATES]
+    return select(*columns).where(jobs.c.tenant_id == tenant_id, jobs.c.state.not_in(final))

@@ -1,0 +1,287 @@
+"""Registered schemas: every version of every document of a tenant, beside those that are built in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Row, Select, func, insert, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog.allowances import check_dataset_fields
+from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind, Schema, Tenant
+from profile_export.domain.errors import NotFoundError
+from profile_export.domain.lists import Page, PageRequest, cut_page
+from profile_export.domain.schemas.types import EMPTY, TypeConflictError, is_wide, union_objects
+from profile_export.domain.schemas.unions import check_beside, next_version
+from profile_export.processes.computing import compute_if
+from profile_export.store.catalog.tenants import dataset_from, ensure_tenant, id_of, source_datasets
+from profile_export.store.catalog.unions import (
+    Growth,
+    foresee_growth,
+    grow,
+    keep_unions,
+    known_unions,
+    sources_changed,
+    still_holds,
+)
+from profile_export.store.db.columns import write_ahead
+from profile_export.store.db.database import (
+    Database,
+    KeptUnions,
+    database_time,
+    fetch_all,
+    fetch_first,
+    whole,
+)
+from profile_export.store.db.pages import characters, page_rows
+from profile_export.store.db.tables import datasets, schemas
+
+_LISTED = [column for column in schemas.c if column.name not in {"document", "rules", "fields"}]
+_CHARACTERS = characters(schemas.c.title, schemas.c.class_id, schemas.c.identity_fields)
+
+
+class Schemas:
+    """Schemas of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @whole
+    async def documents(self, tenant: Tenant, ids: Collection[str]) -> Mapping[str, str]:
+        """Return the newest documents of these ids, as far as there are any."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(_newest(id_of(tenant)).where(schemas.c.id.in_(ids)))
+            return {row.id: row.document for row in rows}
+
+    @whole
+    async def register(self, tenant: Tenant, read: Sequence[Schema]) -> tuple[Schema, bool]:
+        """Register documents in one step; return the last one, and True if it was registered like that already.
+
+        Every dataset that follows one of them comes to know its fields.
+
+        Raises:
+            TypeConflictError: One narrows or changes a field of its version before, or contradicts a dataset.
+            AlreadyExistsError: One has the id of a schema that cannot be extended.
+            TooManyError: One, a dataset that follows it, or their class would know more fields than may be.
+        """
+        kept = self.database.unions
+        async with self.database.read() as connection:
+            judged = await _judge(connection, kept, id_of(tenant), read)
+            if not judged.added:
+                return judged.stored, True
+        async with self.database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            followers = (
+                await connection.execute(_following(tenant_id, judged.added, datasets.c.id))
+            ).scalars()
+            same = set(followers) == set(judged.growth.fields)
+            if not same or not await still_holds(connection, tenant_id, judged.growth.outlook):
+                judged = await _judge(connection, kept, tenant_id, read)
+            if not judged.added:
+                return judged.stored, True
+            now = await database_time(connection)
+            rows = [row | {"tenant_id": tenant_id, "create_time": now} for row in judged.rows]
+            await connection.execute(insert(schemas), rows)
+            await grow(connection, tenant_id, judged.growth)
+            if not judged.growth.changed:
+                # Whoever is about to make a dataset that follows an older version looks again.
+                await sources_changed(connection, tenant_id)
+        keep_unions(kept, tenant_id, judged.growth.outlook)
+        if judged.replayed:
+            return judged.stored, True
+        return replace(judged.stored, create_time=now), False
+
+    @whole
+    async def get(self, tenant: Tenant, schema_id: str, version: int | None = None) -> Schema:
+        """Return a schema in a version, or the newest.
+
+        Raises:
+            NotFoundError: The tenant has none of that id, or not that version.
+        """
+        async with self.database.read() as connection:
+            if version is None:
+                return await newest_schema(connection, id_of(tenant), schema_id)
+            built_in = BUILT_IN_SCHEMAS.get(schema_id)
+            if built_in and built_in.version == version:
+                return built_in
+            query = select(schemas).where(
+                schemas.c.tenant_id == id_of(tenant), schemas.c.id == schema_id, schemas.c.version == version
+            )
+            row = await fetch_first(connection, query)
+        if row is None:
+            raise NotFoundError.of("schema", f"{schema_id}@{version}")
+        return _schema(row)
+
+    @whole
+    async def list(self, tenant: Tenant, request: PageRequest) -> Page[Schema]:
+        """Return a page of schemas in their newest versions: those that are only built in first, then oldest first.
+
+        Those that are registered come without document, rules and fields.
+        """
+        tenant_id = id_of(tenant)
+        query = _newest(tenant_id).order_by(schemas.c.create_time, schemas.c.id)
+        async with self.database.read() as connection:
+            ids = _newest(tenant_id).with_only_columns(schemas.c.id)
+            registered = set((await connection.execute(ids)).scalars())
+            built_in = [BUILT_IN_SCHEMAS[one] for one in sorted(set(BUILT_IN_SCHEMAS) - registered)]
+            if any(schema.id == request.cursor for schema in built_in):
+                built_in = [schema for schema in built_in if schema.id > request.cursor]
+            elif request.cursor:
+                built_in = []
+                after = (
+                    _newest(tenant_id)
+                    .where(schemas.c.id == request.cursor)
+                    .with_only_columns(schemas.c.create_time)
+                )
+                query = query.where(
+                    tuple_(schemas.c.create_time, schemas.c.id)
+                    > tuple_(after.scalar_subquery(), request.cursor)
+                )
+            rows, more = await page_rows(
+                connection, query.with_only_columns(*_LISTED), request.size, _CHARACTERS
+            )
+        return cut_page([*built_in, *map(_listed, rows)], request, lambda last: last.id, has_more=more)
+
+
+async def newest_schema(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema:
+    """Return the newest version of a schema, within a transaction.
+
+    Raises:
+        NotFoundError: The tenant has none of that id.
+    """
+    found = await _newest_or_none(connection, tenant_id, schema_id)
+    if found is None:
+        raise NotFoundError.of("schema", schema_id)
+    return found
+
+
+async def _newest_or_none(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema | None:
+    return (await _newest_of(connection, tenant_id, {schema_id})).get(schema_id)
+
+
+async def _newest_of(
+    connection: AsyncConnection, tenant_id: Any, schema_ids: Collection[str]
+) -> dict[str, Schema]:
+    """Return the newest versions of these schemas by their ids, as far as there are any."""
+    found = {
+        schema_id: BUILT_IN_SCHEMAS[schema_id] for schema_id in schema_ids if schema_id in BUILT_IN_SCHEMAS
+    }
+    rows = await fetch_all(connection, _newest(tenant_id).where(schemas.c.id.in_(list(schema_ids))))
+    return found | {row.id: _schema(row) for row in rows}
+
+
+def _newest(tenant_id: Any) -> Any:
+    """Select the newest version of every registered schema."""
+    newest = (
+        select(schemas.c.id, func.max(schemas.c.version).label("version"))
+        .where(schemas.c.tenant_id == tenant_id)
+        .group_by(schemas.c.id)
+        .subquery()
+    )
+    joined = select(schemas).join(
+        newest, (schemas.c.id == newest.c.id) & (schemas.c.version == newest.c.version)
+    )
+    return joined.where(schemas.c.tenant_id == tenant_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Documents that may be registered: `added` are the new versions, with their `rows` but for tenant and time.
+
+    `stored` is what the last document has become, `replayed` says whether it was that already.
+    """
+
+    stored: Schema
+    replayed: bool
+    added: Sequence[Schema]
+    rows: Sequence[dict[str, Any]]
+    growth: Growth
+
+
+async def _judge(
+    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, read: Sequence[Schema]
+) -> _Judged:
+    newest = await _newest_of(connection, tenant_id, {schema.id for schema in read})
+    stored, replayed = read[-1], True
+    added: list[Schema] = []
+    for schema in read:
+        known = newest.get(schema.id)
+        wide = is_wide([schema.fields])
+        newer = await compute_if(wide, next_version, known, schema)
+        replayed = newer is None
+        if newer is None:
+            stored = known or schema
+            continue
+        stored = newest[schema.id] = newer
+        await compute_if(wide, check_dataset_fields, newer.fields, f"The schema '{newer.id}'")
+        added.append(newer)
+    usable = {schema.id: schema for schema in added if schema.kind is not None}
+    following = map(dataset_from, await fetch_all(connection, _following(tenant_id, added)))
+    growing = [(dataset, usable[dataset.schema.id].fields) for dataset in following]
+    growth = await foresee_growth(connection, kept, tenant_id, growing)
+    for schema in usable.values():
+        await _check_beside(connection, kept, tenant_id, growth, schema)
+    return _Judged(stored, replayed, added, [await _row(schema) for schema in added], growth)
+
+
+def _following(tenant_id: Any, added: Sequence[Schema], *columns: Any) -> Select[Any]:
+    """Select the datasets that follow schemas, or columns of them."""
+    usable = {schema.id for schema in added if schema.kind is not None}
+    return select(*(columns or (datasets,))).where(
+        datasets.c.tenant_id == tenant_id,
+        datasets.c.schema_id.in_(list(usable)),
+        datasets.c.delete_time.is_(None),
+    )
+
+
+async def _check_beside(
+    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, growth: Growth, schema: Schema
+) -> None:
+    """Refuse a schema whose datasets could not stand beside the sources, also where there is none yet.
+
+    Raises:
+        TypeConflictError: It contradicts one of them, which is named.
+    """
+    try:
+        unions = growth.outlook.unions or await known_unions(connection, kept, tenant_id)
+        known = unions.get(schema.kind, EMPTY) if schema.kind else EMPTY
+        await compute_if(is_wide([known, schema.fields]), union_objects, known, schema.fields)
+    except TypeConflictError:
+        sources = [
+            replace(dataset, fields=growth.fields.get(dataset.id, dataset.fields))
+            for dataset in await source_datasets(connection, tenant_id)
+        ]
+        await compute_if(is_wide(source.fields for source in sources), check_beside, sources, schema)
+
+
+async def _row(schema: Schema) -> dict[str, Any]:
+    return {
+        "id": schema.id,
+        "version": schema.version,
+        "title": schema.title,
+        "kind": None if schema.kind is None else schema.kind.value,
+        "class_id": schema.class_id,
+        "document": schema.document,
+        "fields": await write_ahead(schemas.c.fields, schema.fields),
+        "rules": schema.rules,
+        "identity_fields": await write_ahead(schemas.c.identity_fields, schema.identity_fields),
+    }
+
+
+def _schema(row: Row[Any]) -> Schema:
+    return replace(_listed(row), fields=row.fields, document=row.document, rules=row.rules)
+
+
+def _listed(row: Row[Any]) -> Schema:
+    return Schema(
+        id=row.id,
+        kind=None if row.kind is None else DatasetKind(row.kind),
+        fields=EMPTY,
+        class_id=row.class_id,
+        title=row.title,
+        version=row.version,
+        identity_fields=row.identity_fields,
+        create_time=row.create_time,
+    )

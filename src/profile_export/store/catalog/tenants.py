@@ -1,0 +1,317 @@
+"""Tenants: what is registered once in each, how much each has of what is shared out, and its datasets' rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import BigInteger, Row, ScalarSelect, bindparam, cast, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog.allowances import check_tenant_namespaces, quota_exceeded
+from profile_export.domain.catalog.datasets import Dataset, DatasetKind, SchemaRef, Tenant
+from profile_export.domain.errors import NotFoundError
+from profile_export.domain.jobs.job import JobState
+from profile_export.domain.merging.identity import fold_namespace
+from profile_export.domain.schemas.types import ObjectType, is_wide
+from profile_export.domain.schemas.unions import union_by_kind
+from profile_export.processes.computing import compute_if
+from profile_export.store.db.database import database_time, fetch_all, fetch_first, insert_new
+from profile_export.store.db.tables import (
+    LOADING,
+    batches,
+    datasets,
+    field_sets,
+    jobs,
+    namespace_spellings,
+    namespaces,
+    tenants,
+    uploads,
+)
+
+IDENTITY = "identity"
+SEGMENT = "segment"
+
+
+@lru_cache(maxsize=1_024)  # it goes into almost every statement, and few tenants make many calls
+def id_of(tenant: Tenant) -> ScalarSelect[Any]:
+    """Return the tenant's key as a subquery; NULL, which equals nothing, if the tenant has stored nothing yet."""
+    return (
+        select(tenants.c.id)
+        .where(tenants.c.org == tenant.org, tenants.c.sandbox == tenant.sandbox)
+        .scalar_subquery()
+    )
+
+
+def id_by_name() -> ScalarSelect[Any]:
+    """Return the same for a statement that is made once, with the parameters `org` and `sandbox`."""
+    return (
+        select(tenants.c.id)
+        .where(tenants.c.org == bindparam("org"), tenants.c.sandbox == bindparam("sandbox"))
+        .scalar_subquery()
+    )
+
+
+async def ensure_tenant(connection: AsyncConnection, tenant: Tenant) -> int:
+    """Return the tenant's key, making its row at the first write."""
+    await connection.execute(insert_new(connection, tenants).values(org=tenant.org, sandbox=tenant.sandbox))
+    tenant_id: int = (await connection.execute(select(id_of(tenant)))).scalar_one()
+    return tenant_id
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlace:
+    """What a batch gets in the transaction that commits it (S8)."""
+
+    number: int
+    ingest_time: datetime
+
+
+async def next_places(connection: AsyncConnection, tenant_id: int, count: int = 1) -> Sequence[BatchPlace]:
+    """Give out the tenant's next batch numbers and ingest times; both grow, whatever the clock does."""
+    now = await database_time(connection)
+    row = (
+        await connection.execute(
+            select(tenants.c.last_batch_number, tenants.c.last_ingest_time).where(tenants.c.id == tenant_id)
+        )
+    ).one()
+    microsecond = timedelta(microseconds=1)
+    if row.last_ingest_time:
+        now = max(now, row.last_ingest_time + microsecond)
+    places = [BatchPlace(row.last_batch_number + 1 + at, now + at * microsecond) for at in range(count)]
+    await connection.execute(
+        update(tenants)
+        .where(tenants.c.id == tenant_id)
+        .values(last_batch_number=places[-1].number, last_ingest_time=places[-1].ingest_time)
+    )
+    return places
+
+
+async def next_job_revision(connection: AsyncConnection, tenant_id: int, changes: int = 1) -> int:
+    """Give out the numbers of the next changes of the tenant's jobs, one unless told otherwise; return the last.
+
+    It holds the tenant's row until the transaction ends, so that no number is seen before those below it.
+    """
+    revision = tenants.c.job_revision + changes
+    query = update(tenants).where(tenants.c.id == tenant_id).values(job_revision=revision)
+    given: int = (await connection.execute(query.returning(tenants.c.job_revision))).scalar_one()
+    return given
+
+
+async def forget_job_revisions(connection: AsyncConnection, tenant_id: int, up_to: int) -> None:
+    """Note that the changes of the tenant's jobs up to this one are not kept any more."""
+    later = (tenants.c.id == tenant_id) & (tenants.c.forgotten_job_revision < up_to)
+    await connection.execute(update(tenants).where(later).values(forgotten_job_revision=up_to))
+
+
+async def register_namespaces(
+    connection: AsyncConnection,
+    tenant_id: int,
+    kind: str,
+    first_spellings: Iterable[str],
+    all_spellings: Iterable[str],
+) -> None:
+    """Register namespaces on first use, and remember how they were spelled (S2).
+
+    Args:
+        connection: A writing transaction.
+        tenant_id: The tenant's key.
+        kind: `IDENTITY` or `SEGMENT`.
+        first_spellings: Of each namespace the spelling of the first place; registered if the namespace is new.
+        all_spellings: Every spelling that was used, the first ones included.
+
+    Raises:
+        TooManyError: The tenant would have more than it may have.
+    """
+    named = [
+        {"tenant_id": tenant_id, "kind": kind, "folded": fold_namespace(spelling), "registered": spelling}
+        for spelling in first_spellings
+    ]
+    spelled = [
+        {"tenant_id": tenant_id, "kind": kind, "spelling": spelling, "folded": fold_namespace(spelling)}
+        for spelling in all_spellings
+    ]
+    if not spelled:
+        return
+    counts = []
+    for table, rows in ((namespaces, named), (namespace_spellings, spelled)):
+        await connection.execute(insert_new(connection, table), rows)
+        of_tenant = select(func.count()).where(table.c.tenant_id == tenant_id, table.c.kind == kind)
+        counts.append((await connection.execute(of_tenant)).scalar_one())
+    check_tenant_namespaces(kind, *counts)
+
+
+async def registered_namespaces(connection: AsyncConnection, tenant_id: Any, kind: str) -> Mapping[str, str]:
+    """Return the registered spelling of every namespace by its folded name."""
+    rows = await connection.execute(
+        select(namespaces.c.folded, namespaces.c.registered).where(
+            namespaces.c.tenant_id == tenant_id, namespaces.c.kind == kind
+        )
+    )
+    return {row.folded: row.registered for row in rows}
+
+
+async def renamed_namespaces(connection: AsyncConnection, tenant_id: Any, kind: str) -> Mapping[str, str]:
+    """Return the registered spelling of every spelling that was sent and differs from it."""
+    rows = await connection.execute(
+        select(namespace_spellings.c.spelling, namespaces.c.registered)
+        .join(
+            namespaces,
+            (namespaces.c.tenant_id == namespace_spellings.c.tenant_id)
+            & (namespaces.c.kind == namespace_spellings.c.kind)
+            & (namespaces.c.folded == namespace_spellings.c.folded),
+        )
+        .where(
+            namespace_spellings.c.tenant_id == tenant_id,
+            namespace_spellings.c.kind == kind,
+            namespace_spellings.c.spelling != namespaces.c.registered,
+        )
+    )
+    return {row.spelling: row.registered for row in rows}
+
+
+# Jobs leave the queue by themselves.
+_A_JOB_LATER = timedelta(seconds=5)
+
+
+async def check_waiting_jobs(connection: AsyncConnection, tenant_id: int, most: int | None) -> None:
+    """Refuse one job more than may wait.
+
+    Raises:
+        ExhaustedError: As many wait.
+    """
+    if most is None:
+        return
+    waiting = select(func.count()).where(jobs.c.state == JobState.NEW.value, jobs.c.tenant_id == tenant_id)
+    used: int = (await connection.execute(waiting)).scalar_one()
+    if used >= most:
+        way_out = "Wait until some have run, or cancel some."
+        raise quota_exceeded("waiting_jobs", most, used, way_out, _A_JOB_LATER)
+
+
+async def check_datasets(connection: AsyncConnection, tenant_id: int, most: int | None) -> None:
+    """Refuse one dataset more than a tenant may have.
+
+    Raises:
+        ExhaustedError: It has as many.
+    """
+    if most is None:
+        return
+    there = select(func.count()).where(datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None))
+    used: int = (await connection.execute(there)).scalar_one()
+    if used >= most:
+        raise quota_exceeded("datasets", most, used, "Delete some that are not needed any more.")
+
+
+async def check_loading_batches(connection: AsyncConnection, tenant_id: int, most: int | None) -> None:
+    """Refuse one batch more than a tenant may be uploading.
+
+    Raises:
+        ExhaustedError: It is uploading as many.
+    """
+    if most is None:
+        return
+    loading = select(func.count()).select_from(batches).where(batches.c.tenant_id == tenant_id, LOADING)
+    used: int = (await connection.execute(loading)).scalar_one()
+    if used >= most:
+        raise quota_exceeded(
+            "loading_batches", most, used, "Complete some, or abort those that are given up."
+        )
+
+
+async def room_for_bytes(
+    connection: AsyncConnection, tenant_id: int, most: int | None, least: int, wanted: int
+) -> int:
+    """Return how many bytes more of uploads may be kept, at least and at most so many.
+
+    Raises:
+        ExhaustedError: There is no room for so many.
+    """
+    if most is None:
+        return wanted
+    # PostgreSQL adds 64-bit integers up to a decimal.
+    staged = select(cast(func.coalesce(func.sum(batches.c.staged_bytes), 0), BigInteger)).where(
+        batches.c.tenant_id == tenant_id, LOADING
+    )
+    used: int = (await connection.execute(staged)).scalar_one()
+    if used + least > most:
+        way_out = "Complete batches, or abort those that are given up; then go on at received_bytes."
+        raise quota_exceeded("staged_bytes", most, used, way_out)
+    return min(wanted, most - used)
+
+
+async def note_activity(connection: AsyncConnection, batch_key: int) -> None:
+    """Note a sign of life of a batch, and what its files have come to keep."""
+    # PostgreSQL adds 64-bit integers up to a decimal.
+    staged = select(cast(func.coalesce(func.sum(uploads.c.staged_bytes), 0), BigInteger)).where(
+        uploads.c.batch_key == batch_key
+    )
+    values = {"staged_bytes": staged.scalar_subquery(), "active_time": await database_time(connection)}
+    await connection.execute(update(batches).where(batches.c.key == batch_key).values(values))
+
+
+async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: str) -> Dataset:
+    """Return a dataset, within a transaction.
+
+    Raises:
+        NotFoundError: The tenant has none of that id.
+    """
+    query = select(datasets).where(
+        datasets.c.id == dataset_id, datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None)
+    )
+    row = await fetch_first(connection, query)
+    if row is None:
+        raise NotFoundError.of("dataset", dataset_id)
+    return dataset_from(row)
+
+
+async def source_datasets(connection: AsyncConnection, tenant_id: Any) -> list[Dataset]:
+    """Return the datasets that exports read (S11), oldest first."""
+    query = select(datasets).where(datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None))
+    rows = await fetch_all(connection, query.order_by(datasets.c.create_time, datasets.c.id))
+    return [dataset for dataset in map(dataset_from, rows) if dataset.is_source]
+
+
+async def union_of(sources: Sequence[Dataset]) -> Mapping[DatasetKind, ObjectType]:
+    """Return the union schemas of sources, beside the loop if they know very much; raises as `union_by_kind`."""
+    wide = is_wide(source.fields for source in sources)
+    return await compute_if(wide, union_by_kind, sources)
+
+
+def dataset_from(row: Row[Any]) -> Dataset:
+    """Make a dataset of its row."""
+    return Dataset(
+        id=row.id,
+        name=row.name,
+        description=row.description,
+        schema=SchemaRef(row.schema_id, row.content_type),
+        kind=DatasetKind(row.kind),
+        tags=row.tags,
+        identity_fields=row.identity_fields,
+        declared_fields=row.declared_fields,
+        fields=row.fields,
+        create_time=row.create_time,
+        update_time=row.update_time,
+        iceberg=row.iceberg,
+        batch_retention=row.batch_retention,
+    )
+
+
+async def field_sets_of(
+    connection: AsyncConnection, dataset_id: str, different: Mapping[str, Any]
+) -> Mapping[str, int]:
+    """Return the keys of the fields that files of a dataset were written with, each different set kept once.
+
+    `different` are the sets by their digests, as statements take them; by these are the keys, too.
+    """
+    rows = [
+        {"dataset_id": dataset_id, "digest": digest, "fields": fields} for digest, fields in different.items()
+    ]
+    await connection.execute(insert_new(connection, field_sets), rows)
+    query = select(field_sets.c.digest, field_sets.c.id).where(
+        field_sets.c.dataset_id == dataset_id, field_sets.c.digest.in_(different)
+    )
+    return {row.digest: row.id for row in await connection.execute(query)}

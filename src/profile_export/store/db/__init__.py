@@ -1,0 +1,1 @@
+"""The database: its two kinds, its tables, its transactions."""

@@ -1,0 +1,284 @@
+"""Column types of our own: instants, lengths of time, and domain values as JSON.
+
+pydantic reads and writes what the store keeps as JSON, a whole text in one go, in which nothing else runs in the
+process. Where that takes long is where there are very many fields, so types are read and written by functions of ours.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from hashlib import sha256
+from sys import intern
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic_core import core_schema
+from sqlalchemy import BigInteger, Column, MetaData, Text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+from sqlalchemy.util.concurrency import await_, in_greenlet
+
+from profile_export.domain.catalog.datasets import FieldDeclaration
+from profile_export.domain.schemas.types import (
+    ArrayType,
+    DecimalType,
+    FieldType,
+    MapSelection,
+    MapType,
+    ObjectType,
+    Scalar,
+    ScalarKind,
+    is_wide,
+)
+from profile_export.processes.computing import compute
+
+# One of each, so that types which are the same can be told by looking whether they are one.
+_SCALARS = {kind.value: Scalar(kind) for kind in ScalarKind}
+
+
+def read_type(plain: Any) -> FieldType:
+    """Read a type of plain JSON.
+
+    Raises:
+        KeyError, TypeError: It is none.
+    """
+    if "kind" in plain:
+        return _SCALARS[plain["kind"]]
+    if "fields" in plain:
+        return ObjectType({intern(name): read_type(member) for name, member in plain["fields"].items()})
+    if "item" in plain:
+        return ArrayType(read_type(plain["item"]))
+    if "keys" in plain:
+        keys = {key: read_type(kept) for key, kept in plain["keys"].items()}
+        others = plain["others"] and read_type(plain["others"])
+        return MapSelection(read_type(plain["value"]), keys, others)
+    if "value" in plain:
+        return MapType(read_type(plain["value"]))
+    return DecimalType(plain["precision"], plain["scale"])
+
+
+def write_type(kind: FieldType) -> dict[str, Any]:
+    """Write a type as plain JSON."""
+    match kind:
+        case Scalar(word):
+            return {"kind": word.value}
+        case ObjectType(fields):
+            return {"fields": {name: write_type(member) for name, member in fields.items()}}
+        case ArrayType(item):
+            return {"item": write_type(item)}
+        case MapSelection(value, keys, others):
+            chosen = {key: write_type(kept) for key, kept in keys.items()}
+            return {"value": write_type(value), "keys": chosen, "others": others and write_type(others)}
+        case MapType(value):
+            return {"value": write_type(value)}
+        case DecimalType(precision, scale):
+            return {"precision": precision, "scale": scale}
+
+
+def _read_declaration(plain: Any) -> FieldDeclaration:
+    return FieldDeclaration(tuple(plain["path"]), read_type(plain["type"]))
+
+
+def _write_declaration(declared: FieldDeclaration) -> dict[str, Any]:
+    return {"path": declared.path, "type": write_type(declared.type)}
+
+
+def teach_pydantic() -> None:
+    """Make pydantic call these functions wherever it meets such a type, also inside other values."""
+    for kind, read, write in (
+        (ObjectType, read_type, write_type),
+        (FieldDeclaration, _read_declaration, _write_declaration),
+    ):
+        schema = core_schema.no_info_plain_validator_function(
+            read, serialization=core_schema.plain_serializer_function_ser_schema(write)
+        )
+        # Its way in for classes that should know nothing of it.
+        hook = classmethod(lambda _cls, _source, _handler, known=schema: known)
+        setattr(kind, "__get_pydantic_core_schema__", hook)  # noqa: B010 - no attribute that the class declares
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+# In characters of JSON: to read fewer takes less than to change threads for it.
+_LONG = 16 * 1024
+_MOST_KEPT = 32 * 1024 * 1024
+_MANY = 500
+teach_pydantic()
+
+
+def from_micros(micros: int) -> datetime:
+    """Return the instant that many microseconds after 1970 in UTC."""
+    return _EPOCH + micros * _MICROSECOND
+
+
+def to_micros(instant: datetime) -> int:
+    """Return the microseconds since 1970 of an aware datetime."""
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, kept as microseconds since 1970: SQLite would give back a naive one."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002 - its signature
+        """To the database."""
+        return None if value is None else to_micros(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - its signature
+        """From the database."""
+        return None if value is None else from_micros(value)
+
+
+class Span(TypeDecorator[timedelta]):
+    """A length of time, kept as microseconds."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: timedelta | None, dialect: Dialect) -> int | None:  # noqa: ARG002 - its signature
+        """To the database."""
+        return None if value is None else value // _MICROSECOND
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> timedelta | None:  # noqa: ARG002 - its signature
+        """From the database."""
+        return None if value is None else value * _MICROSECOND
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenAhead:
+    """The JSON text of a value, instead of the value."""
+
+    text: str
+
+
+class Json(TypeDecorator[Any]):
+    """A domain value of one declared type, kept as JSON text; `indent` is None for text that nobody reads.
+
+    What is long is read and written beside the loop, if it is read by `database.fetch_all`; what was read is kept for
+    a while, so it must not be changed.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, kind: Any, indent: int | None = None) -> None:
+        super().__init__()
+        self.kind = kind
+        self.indent = indent
+        self._adapter: TypeAdapter[Any] | None = None
+
+    @property
+    def adapter(self) -> TypeAdapter[Any]:
+        """The codec, made at first use."""
+        if self._adapter is None:
+            self._adapter = TypeAdapter(self.kind)
+        return self._adapter
+
+    def process_bind_param(self, value: Any | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - its signature
+        """To the database."""
+        if value is None:
+            return None
+        if isinstance(value, WrittenAhead):
+            return value.text
+        if _is_long(value) and in_greenlet():
+            return await_(compute(self._written, value))
+        return self._written(value)
+
+    async def ahead(self, value: Any) -> Any:
+        """Return what a statement takes for a value; see `write_ahead`."""
+        if not _is_long(value):
+            return value
+        text = await compute(self._written, value)
+        _KEPT.keep(self.kind, text, value)  # a statement that returns it reads it again
+        return WrittenAhead(text)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Any | None:  # noqa: ARG002 - its signature
+        """From the database."""
+        if value is None or len(value) < _LONG:
+            return None if value is None else self.adapter.validate_json(value)
+        kept = _KEPT.get(self.kind, value)
+        if kept is None:
+            if in_greenlet():
+                kept = await_(compute(self.adapter.validate_json, value))
+            else:
+                kept = self.adapter.validate_json(value)
+            _KEPT.keep(self.kind, value, kept)
+        return kept
+
+    def _written(self, value: Any) -> str:
+        return self.adapter.dump_json(value, indent=self.indent).decode()
+
+
+async def write_ahead(column: Column[Any], value: Any) -> Any:
+    """Return what a statement takes for a value of a `Json` column: its text if it is long.
+
+    To be called before the writing transaction, which must not wait for its turn to compute.
+    """
+    kind: Any = column.type
+    return await kind.ahead(value)
+
+
+def make_codecs(metadata: MetaData) -> None:
+    """Make the codecs of all columns, which takes too long for the loop, when the first of them are wanted."""
+    for table in metadata.tables.values():
+        for column in table.columns:
+            if isinstance(column.type, Json):
+                _ = column.type.adapter
+
+
+def _is_long(value: Any) -> bool:
+    """Whether the JSON of a value may be long: that of a schema, of many values, or of what holds such."""
+    if isinstance(value, ObjectType):
+        return is_wide([value])
+    if isinstance(value, tuple):
+        return len(value) > _MANY
+    if not is_dataclass(value):
+        return False
+    members = [getattr(value, field.name) for field in fields(value)]
+    schemas = [member for member in members if isinstance(member, ObjectType)]
+    return is_wide(schemas) or any(isinstance(one, tuple) and len(one) > _MANY for one in members)
+
+
+class _Kept:
+    """Values that were read of long texts: those used last, as many as come of so much text."""
+
+    def __init__(self, most_characters: int) -> None:
+        self._most, self._characters = most_characters, 0
+        self._values: OrderedDict[tuple[Any, str], Any] = OrderedDict()
+
+    def get(self, kind: Any, text: str) -> Any | None:
+        found = self._values.get((kind, text))
+        if found is not None:
+            self._values.move_to_end((kind, text))
+        return found
+
+    def keep(self, kind: Any, text: str, value: Any) -> None:
+        if (kind, text) in self._values or len(text) > self._most:
+            return
+        self._values[kind, text] = value
+        self._characters += len(text)
+        while self._characters > self._most:
+            (_, oldest), _ = self._values.popitem(last=False)
+            self._characters -= len(oldest)
+
+
+_KEPT = _Kept(_MOST_KEPT)
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256, in hex, of a domain value's JSON: equal values have equal digests.
+
+    What is at its default is left out, so that a digest stays when a later version's values can say more.
+    """
+    kind: Any = type(value)
+    return sha256(_adapter_of(kind).dump_json(value, exclude_defaults=True)).hexdigest()
+
+
+@cache
+def _adapter_of(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -1,0 +1,310 @@
+"""The database behind everything, a SQLite file or a PostgreSQL database: its migrations and its transactions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import cache, wraps
+from itertools import islice
+from pathlib import Path
+from sqlite3 import Error as DriverError
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, Executable, Row, Table, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError, TimeoutError  # noqa: A004 - of waiting for a connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from profile_export.domain.catalog.allowances import field_count
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.errors import UnavailableError
+from profile_export.domain.schemas.types import ObjectType
+from profile_export.store.db.access import CannotOpenError, StoreMissingError, WriterTurns, database_busy
+from profile_export.store.db.columns import from_micros
+from profile_export.store.db.postgresql import PostgresDatabase
+from profile_export.store.db.sqlite import SqliteFile
+
+Unions: TypeAlias = Mapping[DatasetKind, ObjectType]
+_MOST_FIELDS = 200_000
+
+
+class KeptUnions:
+    """Unions by tenant, each at one revision of what the tenant's sources know: those used last."""
+
+    def __init__(self, most_fields: int = _MOST_FIELDS) -> None:
+        """Keep those of so many fields together."""
+        self._most, self._fields = most_fields, 0
+        self._kept: OrderedDict[int, tuple[int, Unions, int]] = OrderedDict()
+
+    def at(self, tenant_id: int, revision: int) -> Unions | None:
+        """Return the unions at a revision; None if others are kept, or none."""
+        kept_at, unions, _ = self._kept.get(tenant_id, (None, None, 0))
+        if kept_at != revision:
+            return None
+        self._kept.move_to_end(tenant_id)
+        return unions
+
+    def keep(self, tenant_id: int, revision: int, unions: Unions) -> None:
+        """Keep the unions at a revision that is committed, instead of those at another one."""
+        _, before, fields = self._kept.pop(tenant_id, (None, None, 0))
+        self._fields -= fields
+        if before is None or any(before[kind] is not union for kind, union in unions.items()):
+            # One more for each, so that empty ones count, too.
+            fields = sum(field_count(union) + 1 for union in unions.values())
+        self._kept[tenant_id] = revision, unions, fields
+        self._fields += fields
+        while self._fields > self._most:
+            _, (_, _, fields) = self._kept.popitem(last=False)
+            self._fields -= fields
+
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+# `now()` would be when the transaction began, which may be long before it got the lock.
+_POSTGRESQL_TIME = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)")
+
+
+# PostgreSQL's protocol counts them in 15 bits, and a statement may have a few of its own.
+_MOST_PARAMETERS = 30_000
+MOST_AT_ONCE = 500
+"""How many rows a chore writes in one transaction: whoever comes after it need not wait for all."""
+_Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
+_Parameters = ParamSpec("_Parameters")
+_Store = TypeVar("_Store", bound="HasDatabase")
+
+
+class HasDatabase(Protocol):
+    """A store class."""
+
+    database: Database
+
+
+class Database:
+    """The store's database. Between `open` and `close`, transactions are `read()`, `write()` and `write_beside()`."""
+
+    def __init__(self, place: Path | str) -> None:
+        """Make one for a file in a data directory, or for the PostgreSQL database that a URL names.
+
+        Raises:
+            CannotOpenError: The driver of PostgreSQL is not installed.
+        """
+        self._place = SqliteFile(place) if isinstance(place, Path) else PostgresDatabase(place)
+        self.unions = KeptUnions()
+        self._writer_turns = WriterTurns()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may have it open."""
+        return self._place.is_shared
+
+    @property
+    def renewer(self) -> Engine:
+        """What renews leases from a thread, each time with a connection of its own; its transactions block."""
+        return self._place.renewer
+
+    async def open(self, *, may_make: bool = True) -> None:
+        """Keep others out unless it is shared, and bring the schema up to date.
+
+        Args:
+            may_make: Whether a store is made where there is none.
+
+        Raises:
+            CannotOpenError: Another process has it, or it cannot be reached.
+            StoreMissingError: There is none, and none may be made.
+        """
+        try:
+            await self._place.take()
+            if not may_make and (self._place.is_empty() or await revision(self._place.migrator) is None):
+                raise StoreMissingError
+            await migrate(self._place.migrator)
+            # What is the matter with it is to be heard of now.
+            async with self.write() as connection:
+                await database_time(connection)
+            async with self.read() as connection:
+                await database_time(connection)
+        except (SQLAlchemyError, DriverError, UnavailableError, OSError) as error:
+            raise CannotOpenError(self._place.explain(error)) from error
+
+    async def revision(self) -> str | None:
+        """Return the version that the tables are of, whoever has it open; None if there are none.
+
+        Raises:
+            CannotOpenError: It cannot be read.
+        """
+        if self._place.is_empty():
+            return None
+        try:
+            return await revision(self._place.migrator)
+        except (SQLAlchemyError, DriverError, UnavailableError, OSError) as error:
+            raise CannotOpenError(self._place.explain(error)) from error
+
+    async def in_use(self) -> bool:
+        """Say whether another process has it open.
+
+        Raises:
+            CannotOpenError: Nobody can tell.
+        """
+        return await self._place.in_use()
+
+    async def close(self) -> None:
+        """Wait for what still runs, close the connections and let others in."""
+        if self._running:
+            await asyncio.wait(self._running)
+        for engine in (self._place.writer, self._place.writer_beside, self._place.reader):
+            await engine.dispose()
+        self._place.let_go()
+
+    async def to_its_end(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Run work that a cancelled caller leaves behind, but never interrupts.
+
+        A statement that is given up half-way leaves its connection, and with it the write lock, to nobody.
+        """
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for, or the loop complains when the caller is gone
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """Open the one writing transaction; it commits when the block ends and rolls back when it raises.
+
+        Nothing else is written meanwhile, by no process. Who waits in this process is let in as `WriterTurns` has it.
+        """
+        async with self._writer_turns.taken(), _transaction(self._place.writer) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write_beside(self) -> AsyncIterator[AsyncConnection]:
+        """Open a writing transaction beside others of this kind, where the database can; else as `write`.
+
+        For what decides only by rows that it has locked, or that nothing but `write` changes.
+        """
+        beside = self._place.writer_beside
+        async with self.write() if beside is self._place.writer else _transaction(beside) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """Open a reading transaction: everything in it sees one moment."""
+        async with _transaction(self._place.reader) as connection:
+            yield connection
+
+
+@asynccontextmanager
+async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    except TimeoutError as error:
+        raise database_busy() from error
+
+
+def whole(
+    method: Callable[Concatenate[_Store, _Parameters], Coroutine[Any, Any, _Result]],
+) -> Callable[Concatenate[_Store, _Parameters], Coroutine[Any, Any, _Result]]:
+    """Make a method of a store class run to its end once it has begun, whatever becomes of its caller."""
+
+    @wraps(method)
+    async def run(self: _Store, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        return await self.database.to_its_end(method(self, *args, **kwargs))
+
+    return run
+
+
+def slices(values: Iterable[_Value], most: int = _MOST_PARAMETERS) -> Iterator[Sequence[_Value]]:
+    """Cut values of which there may be any number into what one statement takes as parameters, or fewer."""
+    rest = iter(values)
+    while part := tuple(islice(rest, most)):
+        yield part
+
+
+def database_time_within(connection: Connection) -> datetime:
+    """Return the database's present time: every instant that is written comes from here."""
+    if connection.dialect.name == "sqlite":
+        # It runs within this process and has the same clock; a job asks for it thirty times.
+        return datetime.now(UTC)
+    return from_micros(connection.execute(_POSTGRESQL_TIME).scalar_one())
+
+
+async def database_time(connection: AsyncConnection) -> datetime:
+    """Return what `database_time_within` does."""
+    return await connection.run_sync(database_time_within)
+
+
+async def fetch_all(connection: AsyncConnection, query: Executable) -> Sequence[Row[Any]]:
+    """Return the rows of a query whose columns may hold long JSON, which is read beside the loop then."""
+    return await connection.run_sync(lambda within: within.execute(query).all())
+
+
+async def fetch_first(connection: AsyncConnection, query: Executable) -> Row[Any] | None:
+    """Return the first of such rows; None if there is none."""
+    return await connection.run_sync(lambda within: within.execute(query).first())
+
+
+def insert_new(connection: AsyncConnection, table: Table) -> Any:
+    """Insert rows, but for those whose key or other unique value is there already."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    return insert(table).on_conflict_do_nothing()
+
+
+async def revision(engine: AsyncEngine) -> str | None:
+    """Return the version that the tables are of; None if there are none."""
+    async with engine.connect() as connection:
+        return await connection.run_sync(_revision)
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Bring a schema up to date."""
+    async with engine.begin() as connection:
+        await connection.run_sync(_upgrade)
+
+
+def _upgrade(connection: Connection) -> None:
+    there = _revision(connection)
+    if there == newest_revision():
+        return
+    if there is not None and there not in _known_revisions():
+        message = (
+            f"The database is of a newer version ({there}) than this program, which knows up to {newest_revision()}: "
+            "install the newer one again, or restore a backup that was made before it."
+        )
+        raise CannotOpenError(message)
+    config = _migrations()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    return config
+
+
+@cache
+def newest_revision() -> str | None:
+    """Return the version of the tables that this program makes."""
+    return ScriptDirectory.from_config(_migrations()).get_current_head()
+
+
+@cache
+def _known_revisions() -> frozenset[str]:
+    return frozenset(
+        script.revision for script in ScriptDirectory.from_config(_migrations()).walk_revisions()
+    )

@@ -1,0 +1,1 @@
+"""Batches, and the files that the store names."""

@@ -1,0 +1,357 @@
+"""Batches and their files: a batch counts from the commit of one transaction on."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, Select, Text, bindparam, func, insert, select, type_coerce, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog.batches import (
+    MOST_ERRORS,
+    Batch,
+    BatchState,
+    DataFile,
+    RowError,
+    Upload,
+    UploadState,
+    check_revertible,
+    not_succeeded,
+)
+from profile_export.domain.catalog.datasets import Tenant
+from profile_export.domain.errors import NotFoundError
+from profile_export.domain.lists import Page, PageRequest, cut_page
+from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of
+from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.pages import characters, page_rows
+from profile_export.store.db.tables import batches, datasets, files, uploads
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.dropped import drop
+
+_TEXT = type_coerce(uploads.c.errors, Text)
+_PLACE = func.row_number().over(partition_by=uploads.c.batch_key, order_by=uploads.c.file_name)
+
+
+async def first_errors(
+    connection: AsyncConnection, batch_keys: Sequence[int]
+) -> Mapping[tuple[int, str], tuple[RowError, ...]]:
+    """Return errors of the first files that have some, by batch and file name; of each batch `MOST_ERRORS` at most."""
+    if not batch_keys:
+        return {}
+    having = (
+        select(uploads.c.batch_key, uploads.c.file_name, _TEXT.label("text"), _PLACE.label("place"))
+        .where(uploads.c.batch_key.in_(batch_keys), _TEXT != "[]")
+        .subquery()
+    )
+    # Each of these has one at least.
+    query = select(having).where(having.c.place <= MOST_ERRORS).order_by(having.c.batch_key, having.c.place)
+    kind: Any = uploads.c.errors.type
+    shown: dict[tuple[int, str], tuple[RowError, ...]] = {}
+    room: Counter[int] = Counter(dict.fromkeys(batch_keys, MOST_ERRORS))
+    for row in await connection.execute(query):
+        if room[row.batch_key]:
+            errors = kind.adapter.validate_json(row.text)[: room[row.batch_key]]
+            shown[row.batch_key, row.file_name] = errors
+            room[row.batch_key] -= len(errors)
+    return shown
+
+
+_SHOWN = [column for column in uploads.c if column.name not in {"facts", "errors"}]
+# What is long of a batch are its uploads: their errors, or that they are many.
+_CHARACTERS = func.coalesce(
+    select(func.sum(characters(uploads.c.file_name, uploads.c.errors, uploads.c.folder)))
+    .where(uploads.c.batch_key == batches.c.key)
+    .scalar_subquery(),
+    0,
+)
+
+
+class Batches:
+    """Batches and data files of all tenants."""
+
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+        self.database = database
+        self._wakeups = wakeups
+
+    @whole
+    async def get_batch(self, tenant: Tenant, batch_id: str) -> Batch:
+        """Return a batch in any state.
+
+        Raises:
+            NotFoundError: The tenant has none of that id.
+        """
+        async with self.database.read() as connection:
+            return await batch_from(connection, await existing_batch(connection, id_of(tenant), batch_id))
+
+    @whole
+    async def list_batches(self, tenant: Tenant, dataset_id: str, request: PageRequest) -> Page[Batch]:
+        """Return a page of succeeded batches in the order in which they count; of one dataset, or all if empty.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+        """
+        query = select(batches).where(
+            batches.c.tenant_id == id_of(tenant), batches.c.state == BatchState.SUCCEEDED.value, is_seen()
+        )
+        if request.cursor:
+            query = query.where(batches.c.number > request.number)
+        if dataset_id:
+            query = query.where(batches.c.dataset_id == dataset_id)
+        async with self.database.read() as connection:
+            if dataset_id:
+                await dataset_of(connection, id_of(tenant), dataset_id)
+            query = query.order_by(batches.c.number)
+            rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
+            found = await _batches_from(connection, rows)
+        return cut_page(found, request, lambda last: str(last.number), has_more=more)
+
+    @whole
+    async def list_files(self, tenant: Tenant, batch_id: str, request: PageRequest) -> Page[DataFile]:
+        """Return a page of a succeeded batch's files in the order of their names.
+
+        Raises:
+            NotFoundError: There is no such batch.
+            FailedPreconditionError: It has not succeeded.
+        """
+        async with self.database.read() as connection:
+            batch = await _succeeded(connection, tenant, batch_id)
+            query = select(files).where(files.c.batch_key == batch.key)
+            if request.cursor:
+                query = query.where(files.c.name > request.cursor)
+            rows = (await connection.execute(query.order_by(files.c.name).limit(request.size + 1))).all()
+        return cut_page([file_from(row) for row in rows], request, lambda last: last.name)
+
+    @whole
+    async def get_file(self, tenant: Tenant, batch_id: str, name: str) -> DataFile:
+        """Return a file of a succeeded batch.
+
+        Raises:
+            NotFoundError: There is no such batch or file.
+            FailedPreconditionError: The batch has not succeeded.
+        """
+        async with self.database.read() as connection:
+            batch = await _succeeded(connection, tenant, batch_id)
+            query = select(files).where(files.c.batch_key == batch.key, files.c.name == name)
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFoundError.of("file", name)
+        return file_from(row)
+
+    @whole
+    async def newest_files(self, tenant: Tenant, dataset_id: str, rows: int) -> Sequence[DataFile]:
+        """Return files of a dataset's newest batches, newest batch first, enough for so many rows.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+        """
+        query = (
+            select(files)
+            .join(batches, files.c.batch_key == batches.c.key)
+            .where(batches.c.dataset_id == dataset_id, batches.c.state == BatchState.SUCCEEDED.value)
+            .order_by(batches.c.number.desc(), files.c.name)
+        )
+        found: list[DataFile] = []
+        async with self.database.read() as connection:
+            await dataset_of(connection, id_of(tenant), dataset_id)
+            # Every file has at least one row.
+            for row in await connection.execute(query.limit(rows)):
+                found.append(file_from(row))
+                rows -= row.rows
+                if rows <= 0:
+                    break
+        return found
+
+    @whole
+    async def revert(self, tenant: Tenant, batch_id: str, reason: str) -> Batch:
+        """Take a succeeded batch back; nobody sees it from here on. Doing so again changes nothing.
+
+        Raises:
+            NotFoundError: There is no such batch.
+            FailedPreconditionError: It has not succeeded.
+        """
+        async with self.database.write() as connection:
+            row = await existing_batch(connection, id_of(tenant), batch_id)
+            batch = await batch_from(connection, row)
+            if batch.state is BatchState.REVERTED:
+                return batch
+            check_revertible(batch)
+            batch = await end_batch(connection, row, BatchState.REVERTED, reason)
+            await drop(connection, [row.folder])
+        self._wakeups.batches_changed()
+        return batch
+
+
+async def batch_from(connection: AsyncConnection, row: Row[Any]) -> Batch:
+    """Make a batch of its row and those of its uploads."""
+    [batch] = await _batches_from(connection, [row])
+    return batch
+
+
+async def _batches_from(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[Batch]:
+    sent: dict[int, list[Upload]] = defaultdict(list)
+    keys = [row.key for row in rows if row.job_id is None]
+    query = select(*_SHOWN).where(uploads.c.batch_key.in_(keys)).order_by(uploads.c.file_name)
+    errors = await first_errors(connection, keys)
+    for found in await connection.execute(query) if keys else ():
+        sent[found.batch_key].append(_upload(found, errors.get((found.batch_key, found.file_name), ())))
+    retentions = await _retentions(connection, rows)
+    return [
+        Batch(
+            id=row.id,
+            dataset_id=row.dataset_id,
+            state=BatchState(row.state),
+            create_time=row.create_time,
+            end_time=row.end_time,
+            number=row.number,
+            ingest_time=row.ingest_time,
+            rows=row.rows,
+            bytes=row.bytes,
+            file_count=row.file_count,
+            job_id=row.job_id,
+            several_files=row.several_files,
+            state_reason=row.state_reason,
+            uploads=tuple(sent[row.key]),
+            expire_time=row.ingest_time + retentions[row.key] if row.key in retentions else row.expire_time,
+        )
+        for row in rows
+    ]
+
+
+async def _retentions(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> dict[int, timedelta]:
+    """Return how long their datasets keep batches that count; without those that are kept for ever."""
+    counting = {row.key: row.dataset_id for row in rows if row.state == BatchState.SUCCEEDED}
+    query = select(datasets.c.id, datasets.c.batch_retention).where(
+        datasets.c.id.in_(set(counting.values())), datasets.c.batch_retention.is_not(None)
+    )
+    kept = {row.id: row.batch_retention for row in await connection.execute(query)} if counting else {}
+    return {key: kept[dataset_id] for key, dataset_id in counting.items() if dataset_id in kept}
+
+
+def upload_from(row: Row[Any]) -> Upload:
+    """Make an upload of its whole row."""
+    return _upload(row, row.errors)
+
+
+def _upload(row: Row[Any], errors: tuple[RowError, ...]) -> Upload:
+    return Upload(
+        file_name=row.file_name,
+        format=row.format,
+        max_bad_records=row.max_bad_records,
+        state=UploadState(row.state),
+        staged_as=row.staged_as,
+        staged_bytes=row.staged_bytes,
+        byte_count=row.byte_count,
+        sha256=row.sha256,
+        folder=row.folder,
+        rejected_rows=row.rejected_rows,
+        errors=errors,
+    )
+
+
+class AddedFile(NamedTuple):
+    """A file of a batch; `field_set_id` is the key of the fields that it was written with, None for an export's."""
+
+    batch_key: int
+    file: DataFile
+    field_set_id: int | None
+
+
+async def add_files(connection: AsyncConnection, added: Sequence[AddedFile]) -> None:
+    """Write down files of batches; they count when these do."""
+    if added:
+        rows = [
+            _file_row(one.file) | {"batch_key": one.batch_key, "field_set_id": one.field_set_id}
+            for one in added
+        ]
+        await connection.execute(insert(files), rows)
+
+
+class CountedBatch(NamedTuple):
+    """A batch that comes to count, by its key: its place among others, and its files."""
+
+    key: int
+    place: BatchPlace
+    files: Sequence[DataFile]
+
+
+async def succeed_batches(connection: AsyncConnection, counted: Sequence[CountedBatch]) -> None:
+    """Make batches count from this transaction's commit on."""
+    rows = [
+        {
+            "of_batch": one.key,
+            "state": BatchState.SUCCEEDED.value,
+            "number": one.place.number,
+            "ingest_time": one.place.ingest_time,
+            "end_time": one.place.ingest_time,
+            "rows": sum(file.rows for file in one.files),
+            "bytes": sum(file.bytes for file in one.files),
+            "file_count": len(one.files),
+        }
+        for one in counted
+    ]
+    await connection.execute(update(batches).where(batches.c.key == bindparam("of_batch")), rows)
+
+
+async def end_batch(connection: AsyncConnection, row: Row[Any], state: BatchState, reason: str = "") -> Batch:
+    """End a batch without effect, or one that had an effect; its `end_time` is that of its first end."""
+    values: Mapping[str, Any] = {
+        "state": state.value,
+        "state_reason": reason,
+        "end_time": row.end_time or await database_time(connection),
+    }
+    query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
+    return await batch_from(connection, (await connection.execute(query)).one())
+
+
+async def files_of(connection: AsyncConnection, batch_key: int) -> list[DataFile]:
+    """Return the recorded files of a batch, whether it counts or not."""
+    query = select(files).where(files.c.batch_key == batch_key).order_by(files.c.name)
+    return [file_from(row) for row in await connection.execute(query)]
+
+
+def batch_by_id(tenant_id: Any, batch_id: str) -> Select[Any]:
+    """Select a batch of any state by its id, also one whose dataset is deleted."""
+    return select(batches).where(batches.c.tenant_id == tenant_id, batches.c.id == batch_id)
+
+
+async def existing_batch(connection: AsyncConnection, tenant_id: Any, batch_id: str) -> Row[Any]:
+    """Return the row of a batch of any state, within a transaction.
+
+    Raises:
+        NotFoundError: The tenant has none of that id, or its dataset is deleted.
+    """
+    query = batch_by_id(tenant_id, batch_id).where(is_seen())
+    row: Row[Any] | None = (await connection.execute(query)).first()
+    if row is None:
+        raise NotFoundError.of("batch", batch_id)
+    return row
+
+
+def is_seen() -> Any:
+    """Tell batches of datasets that are not deleted."""
+    return batches.c.dataset_id.in_(select(datasets.c.id).where(datasets.c.delete_time.is_(None)))
+
+
+async def _succeeded(connection: AsyncConnection, tenant: Tenant, batch_id: str) -> Row[Any]:
+    row = await existing_batch(connection, id_of(tenant), batch_id)
+    if row.state != BatchState.SUCCEEDED:
+        raise not_succeeded(batch_id, BatchState(row.state))
+    return row
+
+
+def file_from(row: Row[Any]) -> DataFile:
+    """Make a data file of its row."""
+    return DataFile(row.name, row.path, row.rows, row.bytes, row.sha256)
+
+
+def _file_row(file: DataFile) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "path": file.path,
+        "rows": file.rows,
+        "bytes": file.bytes,
+        "sha256": file.sha256,
+    }

@@ -1,0 +1,132 @@
+"""Folders that nothing needs any more: they leave the disk once nobody can still be reading them (DESIGN §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import PurePosixPath
+
+from sqlalchemy import ColumnElement, delete, exists, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.jobs.job import FINAL_STATES, LEASE_TTL
+from profile_export.store.db.database import MOST_AT_ONCE, Database, database_time, insert_new, slices, whole
+from profile_export.store.db.tables import batches, drops, files, jobs, mirrored_batches
+from profile_export.store.files.mirrors import named_by_mirror
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A folder in which an attempt at an export has written that has ended, and the files in it that stay."""
+
+    folder: str
+    kept: Sequence[str]
+
+
+class Drops:
+    """Dropped folders of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        # The folders that unfinished jobs have pinned, by the jobs' ids: a plan never changes.
+        self._pinned: dict[int, frozenset[str]] = {}
+
+    @whole
+    async def due(self, grace: timedelta) -> Sequence[str]:
+        """Return the folders that may leave the disk now: dropped that long ago, and named by no one.
+
+        Those of attempts are not among them, see `left_behind`.
+        """
+        async with self.database.read() as connection:
+            before = await database_time(connection) - grace
+            query = select(drops.c.folder).where(
+                drops.c.batch_key.is_(None), drops.c.drop_time <= before, ~_named_by_mirror()
+            )
+            folders = (await connection.execute(query.order_by(drops.c.drop_time))).scalars().all()
+            pinned = await self._pinned_folders(connection) if folders else set()
+        return [folder for folder in folders if folder not in pinned]
+
+    async def _pinned_folders(self, connection: AsyncConnection) -> set[str]:
+        """Return every folder that has a file of an unfinished job's plan in it, however deep."""
+        final = [state.value for state in FINAL_STATES]
+        planned = select(jobs.c.id).where(jobs.c.state.not_in(final), jobs.c.plan.is_not(None))
+        ids = (await connection.execute(planned)).scalars().all()
+        self._pinned = {job_id: self._pinned[job_id] for job_id in ids if job_id in self._pinned}
+        for job_id in ids:
+            if job_id not in self._pinned:
+                plan = (await connection.execute(select(jobs.c.plan).where(jobs.c.id == job_id))).scalar_one()
+                self._pinned[job_id] = _folders_of(plan)
+        return set().union(*self._pinned.values())
+
+    @whole
+    async def left_behind(self) -> Sequence[LeftBehind]:
+        """Return where attempts have written that ended a lease's time ago: by then every worker has stopped.
+
+        What the batch names stays: a later attempt goes on from the files of recorded ranges.
+        """
+        async with self.database.read() as connection:
+            before = await database_time(connection) - LEASE_TTL
+            query = select(drops).where(drops.c.batch_key.is_not(None), drops.c.drop_time <= before)
+            due = (await connection.execute(query.order_by(drops.c.drop_time))).all()
+            return [
+                LeftBehind(
+                    row.folder,
+                    (await connection.execute(select(files.c.path).where(files.c.batch_key == row.batch_key)))
+                    .scalars()
+                    .all(),
+                )
+                for row in due
+            ]
+
+    @whole
+    async def folders(self) -> Sequence[str]:
+        """Return all folders that have been dropped, that may still be there, and that somebody may be reading."""
+        async with self.database.read() as connection:
+            query = select(drops.c.folder).where(drops.c.batch_key.is_(None))
+            return (await connection.execute(query)).scalars().all()
+
+    @whole
+    async def forget(self, folders: Collection[str]) -> None:
+        """Forget folders that have left the disk."""
+        for some in slices(folders, MOST_AT_ONCE):
+            async with self.database.write() as connection:
+                await connection.execute(delete(drops).where(drops.c.folder.in_(some)))
+
+
+async def drop(connection: AsyncConnection, folders: Collection[str]) -> None:
+    """Give folders up, in the transaction after which nothing new can come to need them.
+
+    Args:
+        connection: A writing transaction.
+        folders: Of batches, of compacted files, or of whole datasets; relative to the lake's root, never used again.
+    """
+    await _drop(connection, dict.fromkeys(folders))
+
+
+async def drop_written(connection: AsyncConnection, folders: Mapping[str, int]) -> None:
+    """Give up folders that attempts at exports wrote in, each with the key of its batch, whose files alone are read."""
+    await _drop(connection, folders)
+
+
+async def _drop(connection: AsyncConnection, folders: Mapping[str, int | None]) -> None:
+    if folders:
+        now = await database_time(connection)
+        rows = [
+            {"folder": folder, "drop_time": now, "batch_key": batch_key}
+            for folder, batch_key in folders.items()
+        ]
+        await connection.execute(insert_new(connection, drops), rows)
+
+
+def _named_by_mirror() -> ColumnElement[bool]:
+    """Say of a dropped folder that a kept snapshot of a mirror may name files in it."""
+    batch = exists().where(batches.c.folder == drops.c.folder, named_by_mirror())
+    dataset = exists().where(mirrored_batches.c.dataset_id == drops.c.folder)
+    return batch | dataset
+
+
+def _folders_of(plan: ExportPlan) -> frozenset[str]:
+    paths = (file.path for source in plan.sources for part in source.parts for file in part.files)
+    return frozenset(str(folder) for path in paths for folder in PurePosixPath(path).parents)

@@ -1,0 +1,350 @@
+"""Uploads: a batch gets its row before its first byte, and counts with one transaction at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import BigInteger, Row, cast, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
+from profile_export.domain.catalog.batches import (
+    Batch,
+    BatchState,
+    RowError,
+    Upload,
+    UploadStart,
+    UploadState,
+    check_file_count,
+    check_takes_file,
+)
+from profile_export.domain.catalog.datasets import Dataset, DatasetKind, Tenant
+from profile_export.domain.errors import FailedPreconditionError
+from profile_export.domain.schemas.types import ObjectType, is_wide
+from profile_export.processes.computing import compute_if
+from profile_export.store.catalog.tenants import (
+    check_loading_batches,
+    dataset_of,
+    ensure_tenant,
+    field_sets_of,
+    id_of,
+    note_activity,
+    room_for_bytes,
+)
+from profile_export.store.db.columns import digest_of, write_ahead
+from profile_export.store.db.database import Database, database_time, fetch_all, whole
+from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads
+from profile_export.store.files.batches import (
+    batch_by_id,
+    batch_from,
+    end_batch,
+    existing_batch,
+    files_of,
+    upload_from,
+)
+from profile_export.store.files.dropped import drop
+
+FIRST_BYTES = 1024 * 1024
+"""How many bytes a file has room for from its beginning on, if there is any: small ones ask for no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """A file that takes bytes, or, if it is COMPLETE, tells a repetition. `folder` is the batch's place in the lake."""
+
+    batch: Batch
+    upload: Upload
+    dataset: Dataset
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndedBatch:
+    """What a batch that has ended needs of its `folder`: data files, and the folders of rejected rows."""
+
+    folder: str
+    files: Sequence[str]
+    rejected_in: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Of the complete files of a batch: how many rows come before a further one, and the fields they know."""
+
+    first_row: int
+    fields: Sequence[ObjectType]
+
+
+class Uploads:
+    """Uploads of all tenants."""
+
+    def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
+        self.database = database
+        self._quotas = quotas
+
+    @whole
+    async def open_upload(
+        self, tenant: Tenant, start: UploadStart, folder: str, staged_as: str
+    ) -> OpenUpload:
+        """Give a file, and its batch, a row before the first byte; what was refused may be uploaded again.
+
+        Args:
+            tenant: Whose.
+            start: What the caller says of the file.
+            folder: Where the batch's files would go, if it begins now.
+            staged_as: The name for the bytes as sent, if the upload begins now.
+
+        Raises:
+            NotFoundError: There is no such dataset.
+            FailedPreconditionError: It is a union dataset, or the batch was given up.
+            AlreadyExistsError: The batch takes no file of that name for that dataset.
+            ExhaustedError: The tenant has as many batches or bytes under way as it may have.
+            InvalidArgumentError: The batch has as many files as it can have.
+        """
+        async with self.database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            dataset = await writable_dataset(connection, tenant_id, start.dataset_id)
+            row = (await connection.execute(batch_by_id(tenant_id, start.batch_id))).first()
+            if row is None or row.state == BatchState.FAILED:
+                await check_loading_batches(connection, tenant_id, self._quotas.loading_batches)
+            if row is None:
+                row = await insert_batch(connection, tenant_id, dataset.id, start.batch_id, folder)
+            else:
+                check_takes_file(await batch_from(connection, row), dataset.id, start.file_name)
+                if row.state == BatchState.FAILED:
+                    row = await _reopen(connection, row, folder)
+            upload = await _opened(connection, row, start, staged_as)
+            if upload.state is UploadState.OPEN:
+                known = upload.staged_bytes
+                room = await self._reserve(connection, row, upload, max(known, 1), max(known, FIRST_BYTES))
+                upload = replace(upload, staged_bytes=room)
+            return OpenUpload(await batch_from(connection, row), upload, dataset, row.folder)
+
+    @whole
+    async def reserve(self, tenant: Tenant, opened: OpenUpload, least: int, wanted: int) -> int:
+        """Say that bytes arrive, and make room for them; return how many the file may have by now.
+
+        Args:
+            tenant: Whose.
+            opened: The file.
+            least: How many it has, with those that have just come.
+            wanted: How many it may have if there is room.
+
+        Raises:
+            NotFoundError: There is no such batch any more.
+            FailedPreconditionError: It has ended.
+            ExhaustedError: There is no room for that many.
+        """
+        async with self.database.write() as connection:
+            row = await existing_batch(connection, id_of(tenant), opened.batch.id)
+            check_still_loading(row)
+            return await self._reserve(connection, row, opened.upload, least, wanted)
+
+    async def _reserve(
+        self, connection: AsyncConnection, row: Row[Any], upload: Upload, least: int, wanted: int
+    ) -> int:
+        of_file = (uploads.c.batch_key == row.key, uploads.c.file_name == upload.file_name)
+        known: int = (await connection.execute(select(uploads.c.staged_bytes).where(*of_file))).scalar_one()
+        if least > known:
+            most = self._quotas.staged_bytes
+            known += await room_for_bytes(connection, row.tenant_id, most, least - known, wanted - known)
+            await connection.execute(update(uploads).where(*of_file).values(staged_bytes=known))
+        await note_activity(connection, row.key)
+        return known
+
+    @whole
+    async def refuse_upload(
+        self, tenant: Tenant, opened: OpenUpload, errors: Sequence[RowError], rejected_rows: int, folder: str
+    ) -> None:
+        """Refuse a file: nothing of it is visible, and it may be uploaded again. Its batch fails if it has no other.
+
+        `folder` is where its rejected rows are. A batch that has ended meanwhile stays as it is.
+        """
+        async with self.database.write() as connection:
+            row = await existing_batch(connection, id_of(tenant), opened.batch.id)
+            if row.state != BatchState.LOADING:
+                return
+            values = {
+                "state": UploadState.REFUSED.value,
+                "errors": tuple(errors),
+                "rejected_rows": rejected_rows,
+                "folder": folder,
+                "staged_bytes": 0,
+            }
+            await connection.execute(upload_of(row, opened.upload.file_name).values(values))
+            await note_activity(connection, row.key)
+            if not row.several_files:
+                await end_batch(connection, row, BatchState.FAILED)
+
+    @whole
+    async def accept_upload(self, tenant: Tenant, opened: OpenUpload, facts: UploadFacts) -> Batch:
+        """Note that a file is complete; it waits for its batch.
+
+        Raises:
+            FailedPreconditionError: The batch has ended meanwhile.
+        """
+        digest = await compute_if(is_wide([facts.fields]), digest_of, facts.fields)
+        facts_written = await write_ahead(uploads.c.facts, facts)
+        fields_written = await write_ahead(field_sets.c.fields, facts.fields)
+        async with self.database.write() as connection:
+            row = await existing_batch(connection, id_of(tenant), opened.batch.id)
+            check_still_loading(row)
+            ids = await field_sets_of(connection, row.dataset_id, {digest: fields_written})
+            values = accepted(facts) | {
+                "facts": facts_written,
+                "rows": facts.rows,
+                "field_set_id": ids[digest],
+            }
+            await connection.execute(upload_of(row, opened.upload.file_name).values(values))
+            await note_activity(connection, row.key)
+            return await batch_from(connection, row)
+
+    @whole
+    async def check_loading(self, tenant: Tenant, batch_id: str) -> None:
+        """Refuse to go on with a batch that has ended meanwhile.
+
+        Raises:
+            NotFoundError: There is no such batch any more.
+            FailedPreconditionError: It has ended.
+        """
+        async with self.database.read() as connection:
+            check_still_loading(await existing_batch(connection, id_of(tenant), batch_id))
+
+    @whole
+    async def beside(self, tenant: Tenant, batch_id: str, file_name: str) -> Beside:
+        """Return what the complete files of a batch mean for one that comes to them."""
+        complete = (
+            batches.c.tenant_id == id_of(tenant),
+            batches.c.id == batch_id,
+            batches.c.key == uploads.c.batch_key,
+            uploads.c.state == UploadState.COMPLETE.value,
+        )
+        # PostgreSQL adds 64-bit integers up to a decimal.
+        before = select(cast(func.coalesce(func.sum(uploads.c.rows), 0), BigInteger)).where(
+            *complete, uploads.c.file_name < file_name
+        )
+        known = select(field_sets.c.fields).where(
+            field_sets.c.id.in_(select(uploads.c.field_set_id).where(*complete))
+        )
+        async with self.database.read() as connection:
+            first_row = (await connection.execute(before)).scalar_one()
+            rows = await fetch_all(connection, known.order_by(field_sets.c.id))
+            return Beside(first_row, [row.fields for row in rows])
+
+    @whole
+    async def ended(self, staged: Collection[str]) -> Sequence[EndedBatch]:
+        """Return the batches that bytes were sent for under these names and that have ended, with what they need."""
+        batch_keys = select(uploads.c.batch_key).where(uploads.c.staged_as.in_(staged))
+        query = select(batches).where(
+            batches.c.key.in_(batch_keys), batches.c.state != BatchState.LOADING.value
+        )
+        async with self.database.read() as connection:
+            return [
+                EndedBatch(
+                    row.folder,
+                    [file.path for file in await files_of(connection, row.key)],
+                    [
+                        sent.folder
+                        for sent in (await batch_from(connection, row)).uploads
+                        if sent.rejected_rows
+                    ],
+                )
+                for row in (await connection.execute(query)).all()
+            ]
+
+
+# --- Rows ---
+
+
+async def writable_dataset(connection: AsyncConnection, tenant_id: int, dataset_id: str) -> Dataset:
+    """Return a dataset that takes uploads.
+
+    Raises:
+        NotFoundError: There is no such dataset.
+        FailedPreconditionError: It is a union dataset.
+    """
+    dataset = await dataset_of(connection, tenant_id, dataset_id)
+    if dataset.kind is DatasetKind.UNION:
+        raise FailedPreconditionError(
+            "SOURCE_READ_ONLY",
+            f"The dataset '{dataset_id}' holds exported profiles; only export jobs write to it.",
+            metadata={"dataset_id": dataset_id},
+        )
+    return dataset
+
+
+async def insert_batch(
+    connection: AsyncConnection, tenant_id: int, dataset_id: str, batch_id: str, folder: str, **values: Any
+) -> Row[Any]:
+    """Make a LOADING batch and return its row."""
+    now = await database_time(connection)
+    row = {
+        "tenant_id": tenant_id,
+        "id": batch_id,
+        "dataset_id": dataset_id,
+        "state": BatchState.LOADING.value,
+        "create_time": now,
+        "active_time": now,
+        "folder": folder,
+        **values,
+    }
+    inserted: Row[Any] = (await connection.execute(insert(batches).values(row).returning(batches))).one()
+    return inserted
+
+
+async def _reopen(connection: AsyncConnection, row: Row[Any], folder: str) -> Row[Any]:
+    await connection.execute(delete(uploads).where(uploads.c.batch_key == row.key))
+    await drop(connection, [row.folder])
+    values = {"state": BatchState.LOADING.value, "state_reason": "", "end_time": None, "folder": folder}
+    query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
+    reopened: Row[Any] = (await connection.execute(query)).one()
+    return reopened
+
+
+async def _opened(connection: AsyncConnection, batch: Row[Any], start: UploadStart, staged_as: str) -> Upload:
+    """Return the upload of a file, made or made ready for bytes; one that is COMPLETE as it is."""
+    query = select(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == start.file_name)
+    row = (await connection.execute(query)).first()
+    values = {
+        "format": start.format,
+        "max_bad_records": start.max_bad_records,
+        "state": UploadState.OPEN.value,
+        "folder": "",
+        "rejected_rows": 0,
+        "errors": (),
+    }
+    if row is None:
+        await _check_file_count(connection, batch)
+        new = {"batch_key": batch.key, "file_name": start.file_name, "staged_as": staged_as, **values}
+        row = (await connection.execute(insert(uploads).values(new).returning(uploads))).one()
+    elif row.state != UploadState.COMPLETE:
+        row = (
+            await connection.execute(upload_of(batch, start.file_name).values(values).returning(uploads))
+        ).one()
+    return upload_from(row)
+
+
+async def _check_file_count(connection: AsyncConnection, batch: Row[Any]) -> None:
+    count = select(func.count()).select_from(uploads).where(uploads.c.batch_key == batch.key)
+    check_file_count(batch.id, (await connection.execute(count)).scalar_one() + 1)
+
+
+def upload_of(batch: Row[Any], file_name: str) -> Any:
+    """Update the row of a file."""
+    return update(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == file_name)
+
+
+def check_still_loading(row: Row[Any]) -> None:
+    """Refuse to go on with a batch that has ended meanwhile.
+
+    Raises:
+        FailedPreconditionError: It has.
+    """
+    if row.state != BatchState.LOADING:
+        raise FailedPreconditionError(
+            "BATCH_ABORTED",
+            f"The batch '{row.id}' has become {row.state.upper()} meanwhile; upload under another batch_id.",
+            metadata={"batch_id": row.id, "state": row.state.upper()},
+        )

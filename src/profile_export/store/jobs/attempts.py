@@ -1,0 +1,317 @@
+"""What a worker writes while it holds a job: every write carries its fence, and a former holder's is refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
+from profile_export.domain.catalog.batches import DataFile
+from profile_export.domain.catalog.datasets import Tenant
+from profile_export.domain.export.plan import ExportCounts, ExportPlan, notes_of
+from profile_export.domain.export.receipt import FilledBatch
+from profile_export.domain.jobs.job import (
+    CLAIM,
+    LEASE_TTL,
+    LET_GO,
+    RELEASE,
+    SUCCEED,
+    Job,
+    JobError,
+    JobState,
+    Progress,
+    Resolved,
+    after_error,
+)
+from profile_export.domain.schemas.types import TypeConflictError, is_wide, union_objects
+from profile_export.processes.computing import compute_if
+from profile_export.store.catalog.tenants import dataset_of, next_places
+from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.tables import datasets, job_ranges, jobs, leases, tenants
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.batches import (
+    AddedFile,
+    CountedBatch,
+    add_files,
+    succeed_batches,
+)
+from profile_export.store.files.receipts import add_receipts
+from profile_export.store.jobs.claims import may_be_due, next_job
+from profile_export.store.jobs.leases import Fence, carry, drop_attempt, end_attempt, held
+from profile_export.store.jobs.rows import batches_of_job, files_of_job, job_from, metrics_of, plan_of
+from profile_export.store.jobs.transitions import move_job, stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claimed job: what the attempt needs to go on. `plan` is None if no attempt has made it yet.
+
+    `begun` is a time of the monotonic clock just before the lease began, however long the claim had waited. `folders`
+    are the places in the lake of the batches to fill, by their ids; `recorded` the ranges that an earlier attempt has
+    finished.
+    """
+
+    fence: Fence
+    job: Job
+    tenant: Tenant
+    begun: float
+    folders: Mapping[str, str]
+    plan: ExportPlan | None
+    recorded: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeDone:
+    """A finished range: its files by batch, what was read, kept and left out, and what it took."""
+
+    index: int
+    files: Mapping[str, Sequence[DataFile]]
+    counts: ExportCounts
+    peak_memory_bytes: int
+
+
+class Attempts:
+    """Attempts of all jobs, as workers drive them.
+
+    Workers write beside one another until an attempt ends: a claim locks the job that it takes, and its tenant's row
+    for the number of the change; all that the others decide by, which is the lease and the job's state, is changed only
+    by what writes alone.
+    """
+
+    def __init__(self, database: Database, wakeups: Wakeups, quotas: Quotas = DEFAULT_QUOTAS) -> None:
+        self.database = database
+        self._wakeups = wakeups
+        self._most_running = quotas.running_jobs
+
+    @whole
+    async def claim(self, worker: str, *, newcomers_only: bool = False) -> Claim | None:
+        """Take a job that is due, tenants by turns and of each the oldest first; None if there is none.
+
+        Args:
+            worker: Who asks.
+            newcomers_only: Take none of a tenant that already runs one.
+        """
+        most_running = 1 if newcomers_only else self._most_running
+        # Most often there is none, and then nothing is written.
+        async with self.database.read() as connection:
+            if not await may_be_due(connection, most_running):
+                return None
+        async with self.database.write_beside() as connection:
+            row = await next_job(connection, most_running)
+            if row is None:
+                return None
+            begun = time.monotonic()
+            row = await move_job(connection, row, CLAIM)
+            fence = Fence(row.id, row.attempt, worker)
+            lease = {
+                "job_id": row.id,
+                "attempt": row.attempt,
+                "worker": worker,
+                "expire_time": row.update_time + LEASE_TTL,
+            }
+            await connection.execute(insert(leases).values(lease))
+            claim = await _claim(connection, fence, row, begun)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+        return claim
+
+    @whole
+    async def begin_phase(
+        self,
+        fence: Fence,
+        progress: Progress,
+        plan: ExportPlan | None = None,
+        resolved: Resolved | None = None,
+    ) -> None:
+        """Stamp the beginning of the phase that `progress` is in, with what the phase before it has brought.
+
+        That is the plan, which is pinned for all attempts, or what resolution took. Once a cancel was asked for, the
+        time is that of the cancel, whatever the worker still begins.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self.database.write_beside() as connection:
+            row = await held(connection, fence)
+            values: dict[str, Any] = {"plan": plan, "notes": plan.notes} if plan else {}
+            if resolved:
+                values["resolved"] = resolved
+            if values:
+                await connection.execute(update(jobs).where(jobs.c.id == fence.job_id).values(values))
+            if row.state != JobState.CANCELLING:
+                now = await database_time(connection)
+                await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
+            await carry(connection, fence, progress)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+
+    @whole
+    async def heartbeat(self, fence: Fence, progress: Progress) -> JobState:
+        """Renew the lease and carry progress in; bring back the job's state, which tells of a cancel.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self.database.write_beside() as connection:
+            row = await held(connection, fence)
+            expire_time = await database_time(connection) + LEASE_TTL
+            await carry(connection, fence, progress, expire_time)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+        return JobState(row.state)
+
+    @whole
+    async def state_of(self, fence: Fence) -> JobState:
+        """Return the job's state.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self.database.read() as connection:
+            return JobState((await held(connection, fence)).state)
+
+    @whole
+    async def record_range(self, fence: Fence, done: RangeDone, progress: Progress) -> None:
+        """Write down a finished range and its files together; an attempt that comes later need not repeat it.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self.database.write_beside() as connection:
+            row = await held(connection, fence)
+            values = {
+                "job_id": fence.job_id,
+                "range_index": done.index,
+                "attempt": fence.attempt,
+                "counts": done.counts,
+                "peak_memory_bytes": done.peak_memory_bytes,
+            }
+            await connection.execute(insert(job_ranges).values(values))
+            added = [
+                AddedFile(batch.key, file, None)
+                for batch in await batches_of_job(connection, fence.job_id)
+                for file in done.files.get(batch.id, ())
+            ]
+            await add_files(connection, added)
+            await carry(connection, fence, progress)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+
+    @whole
+    async def commit(self, fence: Fence) -> Sequence[DataFile]:
+        """Make the job's batches count, each with its receipt, and end it, all in one transaction.
+
+        Returns the files that count.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+            FailedPreconditionError: A cancel came first; it wins.
+        """
+        async with self.database.write() as connection:
+            row = await held(connection, fence)
+            metrics = await metrics_of(connection, row)
+            moved = await move_job(connection, row, SUCCEED, metrics=metrics)
+            files: list[DataFile] = []
+            filled: list[tuple[Row[Any], FilledBatch]] = []
+            succeeding: list[CountedBatch] = []
+            by_batch = await files_of_job(connection, row.id)
+            batches = await batches_of_job(connection, row.id)
+            places = await next_places(connection, row.tenant_id, len(batches))
+            for batch, place in zip(batches, places, strict=True):
+                counted = by_batch.get(batch.key, ())
+                succeeding.append(CountedBatch(batch.key, place, counted))
+                filled.append((batch, FilledBatch(batch.id, batch.folder, place.ingest_time, counted)))
+                files += counted
+            await succeed_batches(connection, succeeding)
+            plan = await plan_of(connection, row.id)
+            if plan is not None:
+                notes = notes_of(plan, metrics.counts)
+                await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))
+                await add_receipts(connection, replace(job_from(moved), notes=notes), plan, filled)
+                if files:
+                    await _list_fields(connection, row, plan)
+            await end_attempt(connection, fence)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
+        self._wakeups.batches_changed()
+        return files
+
+    @whole
+    async def end_with_error(self, fence: Fence, error: JobError) -> Job:
+        """End an attempt that went wrong: the job is tried again later, or FAILED.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+            FailedPreconditionError: A cancel came first; let go instead.
+        """
+        async with self.database.write() as connection:
+            row = await held(connection, fence)
+            move, not_before = after_error(job_from(row), error, await database_time(connection))
+            metrics = await metrics_of(connection, row)
+            row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
+            await end_attempt(connection, fence)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
+        return job_from(row)
+
+    @whole
+    async def let_go(self, fence: Fence) -> None:
+        """End a job that was asked to cancel, and forget what it recorded.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+        """
+        async with self.database.write() as connection:
+            row = await held(connection, fence)
+            await move_job(connection, row, LET_GO, metrics=await metrics_of(connection, row))
+            await end_attempt(connection, fence)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
+
+    @whole
+    async def release(self, fence: Fence) -> None:
+        """Give a job back unfinished, keeping its recorded ranges: this worker is about to stop.
+
+        Raises:
+            LeaseLostError: The fence does not hold.
+            FailedPreconditionError: A cancel came first; let go instead.
+        """
+        async with self.database.write() as connection:
+            row = await held(connection, fence)
+            await move_job(connection, row, RELEASE, metrics=await metrics_of(connection, row))
+            await end_attempt(connection, fence)
+        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
+
+    @whole
+    async def leave(self, fence: Fence) -> None:
+        """Have the sweeper look again where an attempt has written that ended without this worker's doing.
+
+        The worker may have lived on after the last look, and written until it noticed.
+        """
+        async with self.database.write() as connection:
+            await drop_attempt(connection, fence)
+
+
+async def _list_fields(connection: AsyncConnection, row: Row[Any], plan: ExportPlan) -> None:
+    """Add to the fields of a job's destination those that the job exported."""
+    dataset = await dataset_of(connection, row.tenant_id, row.destination_id)
+    # Exports may have other types than those before them; then the list stays, since no job fails for it.
+    with suppress(TypeConflictError):
+        found = plan.exported_fields
+        fields = await compute_if(is_wide([found]), union_objects, dataset.fields, found)
+        await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(fields=fields))
+
+
+async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any], begun: float) -> Claim:
+    query = select(tenants.c.org, tenants.c.sandbox).where(tenants.c.id == row.tenant_id)
+    tenant = (await connection.execute(query)).one()
+    filled = await batches_of_job(connection, row.id)
+    recorded = await connection.execute(select(job_ranges.c.range_index).where(job_ranges.c.job_id == row.id))
+    return Claim(
+        fence=fence,
+        job=job_from(row),
+        tenant=Tenant(tenant.org, tenant.sandbox),
+        begun=begun,
+        folders={batch.id: batch.folder for batch in filled},
+        plan=await plan_of(connection, row.id),
+        recorded=frozenset(recorded.scalars()),
+    )

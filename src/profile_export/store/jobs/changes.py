@@ -1,0 +1,293 @@
+"""The changes of a tenant's jobs, numbered in the order in which they became visible: what watches of all jobs read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, Select, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog.datasets import Tenant
+from profile_export.domain.errors import PastEndError
+from profile_export.domain.jobs.job import JobFilter, JobState, JobView, Progress, Transition
+from profile_export.store.catalog.tenants import forget_job_revisions, id_of
+from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.pages import FEW, characters, fitting_count, page_rows
+from profile_export.store.db.tables import expired_jobs, job_transitions, jobs, leases, tenants
+from profile_export.store.jobs.rows import JOB_CHARACTERS, JOB_COLUMNS, transition_from, views_of
+
+_ROOM = 256 * 1024
+"""How much is read at once for one of many watchers, in characters: about what one message of theirs has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A move of a job, with the job as it is by now; or, without both, that retention has removed it."""
+
+    revision: int
+    job_id: int
+    from_state: JobState | None
+    to_state: JobState
+    destination_id: str
+    create_time: datetime
+    transition: Transition | None = None
+    view: JobView | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a running job is."""
+
+    job_id: int
+    destination_id: str
+    create_time: datetime
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A tenant's newest revision, the newest that is not kept any more, and how far its running jobs are.
+
+    `tenant_id` is None for a tenant that has stored nothing yet.
+    """
+
+    tenant_id: int | None
+    revision: int
+    forgotten: int
+    advances: Sequence[Advance]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Jobs as they are at a revision of the tenant, and of those asked for the ones that have been removed.
+
+    `has_more` says whether others follow.
+    """
+
+    revision: int
+    views: Sequence[JobView]
+    removed: Sequence[int] = ()
+    has_more: bool = False
+
+
+class Changes:
+    """Changes of the jobs of all tenants; `job_retention` as for `Jobs`."""
+
+    def __init__(self, database: Database, job_retention: timedelta | None = None) -> None:
+        self.database = database
+        self._kept_for = job_retention
+
+    @whole
+    async def head(self, tenant: Tenant) -> Head:
+        """Return where a tenant's jobs stand; all is 0 and empty for one that has stored nothing yet."""
+        running = (
+            select(jobs.c.id, jobs.c.destination_id, jobs.c.create_time, leases.c.progress)
+            .join(leases, leases.c.job_id == jobs.c.id)
+            .where(
+                jobs.c.tenant_id == id_of(tenant),
+                jobs.c.state == JobState.PROCESSING.value,
+                leases.c.progress.is_not(None),
+            )
+        )
+        async with self.database.read() as connection:
+            tenant_id, revision, forgotten = await _revisions(connection, tenant)
+            advances = [Advance(*row) for row in await connection.execute(running.order_by(jobs.c.id))]
+        return Head(tenant_id, revision, forgotten, advances)
+
+    @whole
+    async def between(self, tenant: Tenant, after: int, up_to: int) -> Sequence[Change]:
+        """Return the changes after a revision up to another one, or the first of them if they are large.
+
+        Raises:
+            PastEndError: Some are not kept any more.
+        """
+        async with self.database.read() as connection:
+            _, revision, forgotten = await _revisions(connection, tenant)
+            check_kept(after, revision, forgotten)
+            up_to = await _within_reach(connection, tenant, after, up_to)
+            moves = await self._moves(connection, tenant, after, up_to)
+            gone = _within(expired_jobs, tenant, after, up_to)
+            removals = [_removal(row) for row in await connection.execute(gone)]
+        return sorted([*moves, *removals], key=lambda change: change.revision)
+
+    async def _moves(
+        self, connection: AsyncConnection, tenant: Tenant, after: int, up_to: int
+    ) -> Sequence[Change]:
+        moved = (await connection.execute(_within(job_transitions, tenant, after, up_to))).all()
+        views = await self._views(connection, {row.job_id for row in moved})
+        changes = []
+        for row in moved:
+            view, transition = views[row.job_id], transition_from(row)
+            job = view.job
+            changes.append(
+                Change(
+                    row.tenant_revision,
+                    job.id,
+                    transition.from_state,
+                    transition.to_state,
+                    job.bound.request.destination_id,
+                    job.create_time,
+                    transition,
+                    view,
+                )
+            )
+        return changes
+
+    async def _views(self, connection: AsyncConnection, ids: set[int]) -> dict[int, JobView]:
+        rows = (await connection.execute(select(*JOB_COLUMNS).where(jobs.c.id.in_(ids)))).all()
+        return {view.job.id: view for view in await views_of(connection, rows, self._kept_for)}
+
+    @whole
+    async def list(self, tenant: Tenant, wanted: JobFilter, after_id: int, limit: int) -> Listed:
+        """Return the jobs that a filter lets through, in the order of their ids after a given one.
+
+        They are fewer than `limit` where they are large.
+        """
+        query = select(*JOB_COLUMNS).where(jobs.c.tenant_id == id_of(tenant), jobs.c.id > after_id)
+        if wanted.states:
+            query = query.where(jobs.c.state.in_([state.value for state in wanted.states]))
+        if wanted.destination_id:
+            query = query.where(jobs.c.destination_id == wanted.destination_id)
+        if wanted.from_create_time:
+            query = query.where(jobs.c.create_time >= wanted.from_create_time)
+        async with self.database.read() as connection:
+            _, revision, _ = await _revisions(connection, tenant)
+            rows, more = await page_rows(connection, query.order_by(jobs.c.id), limit, JOB_CHARACTERS, _ROOM)
+            return Listed(revision, await views_of(connection, rows, self._kept_for), has_more=more)
+
+    @whole
+    async def changed_since(
+        self, tenant: Tenant, wanted: JobFilter, revision: int, limit: int
+    ) -> tuple[int, Listed]:
+        """Return the jobs that have changed since, as they are now: those of the first `limit` changes, or fewer.
+
+        A filter that lets through one of a job's changes lets the job through. The number is the revision of the last
+        change that was looked at: all have been if it is the one of `Listed`.
+
+        Raises:
+            PastEndError: Some changes are not kept any more.
+        """
+        async with self.database.read() as connection:
+            _, now, forgotten = await _revisions(connection, tenant)
+            check_kept(revision, now, forgotten)
+            up_to = await _within_reach(connection, tenant, revision, min(now, revision + limit))
+            moves = await self._moves(connection, tenant, revision, up_to)
+            gone = await connection.execute(_within(expired_jobs, tenant, revision, up_to))
+            removed = {
+                change.job_id: change
+                for change in map(_removal, gone)
+                if wanted.admits(change, (change.to_state,))
+            }
+            changed = {
+                change.job_id: change.view
+                for change in moves
+                if change.view and wanted.admits(change, (change.from_state, change.to_state))
+            }
+        return up_to, Listed(now, tuple(changed.values()), tuple(removed))
+
+    async def forget(self, kept_for: timedelta) -> bool:
+        """Let resuming end where changes are older than that; say whether anything was forgotten."""
+        return any([await self._forget(tenant_id, kept_for) for tenant_id in await self._remembered()])
+
+    @whole
+    async def _remembered(self) -> Sequence[int]:
+        async with self.database.read() as connection:
+            some = tenants.c.job_revision > tenants.c.forgotten_job_revision
+            return (await connection.execute(select(tenants.c.id).where(some))).scalars().all()
+
+    @whole
+    async def _forget(self, tenant_id: int, kept_for: timedelta) -> bool:
+        async with self.database.read() as connection:
+            before = await database_time(connection) - kept_for
+            columns = (tenants.c.job_revision, tenants.c.forgotten_job_revision)
+            now, forgotten = (
+                await connection.execute(select(*columns).where(tenants.c.id == tenant_id))
+            ).one()
+            first_kept = now + 1
+            for table, time in (
+                (job_transitions, job_transitions.c.time),
+                (expired_jobs, expired_jobs.c.expire_time),
+            ):
+                kept = (
+                    select(table.c.tenant_revision)
+                    .where(table.c.tenant_id == tenant_id, table.c.tenant_revision > forgotten, time > before)
+                    .order_by(table.c.tenant_revision)
+                    .limit(1)
+                )
+                first_kept = min(
+                    first_kept, (await connection.execute(kept)).scalar_one_or_none() or first_kept
+                )
+        if first_kept - 1 <= forgotten:
+            return False
+        async with self.database.write() as connection:
+            await forget_job_revisions(connection, tenant_id, first_kept - 1)
+        return True
+
+
+def check_kept(after: int, newest: int, forgotten: int) -> None:
+    """Refuse to go on after a revision that the tenant has not come to, or from which on not all is kept.
+
+    Raises:
+        PastEndError: One of the two.
+    """
+    if after > newest:
+        raise PastEndError(
+            "REVISION_OUT_OF_RANGE",
+            f"The jobs are at revision {newest}, which is before {after}.",
+            metadata={"revision": str(newest)},
+        )
+    if after < forgotten:
+        raise PastEndError(
+            "HISTORY_COMPACTED",
+            f"The changes after revision {after} are not all kept any more: watch without after_revision.",
+            metadata={"oldest_revision": str(forgotten)},
+        )
+
+
+async def _revisions(connection: AsyncConnection, tenant: Tenant) -> tuple[int | None, int, int]:
+    query = select(tenants.c.id, tenants.c.job_revision, tenants.c.forgotten_job_revision).where(
+        tenants.c.org == tenant.org, tenants.c.sandbox == tenant.sandbox
+    )
+    row = (await connection.execute(query)).first()
+    return (row.id, row.job_revision, row.forgotten_job_revision) if row else (None, 0, 0)
+
+
+def _within(table: Any, tenant: Tenant, after: int, up_to: int) -> Select[Any]:
+    return (
+        select(table)
+        .where(
+            table.c.tenant_id == id_of(tenant),
+            table.c.tenant_revision > after,
+            table.c.tenant_revision <= up_to,
+        )
+        .order_by(table.c.tenant_revision)
+    )
+
+
+async def _within_reach(connection: AsyncConnection, tenant: Tenant, after: int, up_to: int) -> int:
+    """Return up to which revision the changes, with their jobs, are not more than an answer has room for."""
+    if up_to - after <= FEW:
+        return up_to
+    of_job = JOB_CHARACTERS + characters(job_transitions.c.metrics)
+    moved = select(job_transitions.c.tenant_revision, of_job).join(
+        jobs, jobs.c.id == job_transitions.c.job_id
+    )
+    rows = (
+        await connection.execute(
+            moved.where(
+                job_transitions.c.tenant_id == id_of(tenant),
+                job_transitions.c.tenant_revision > after,
+                job_transitions.c.tenant_revision <= up_to,
+            ).order_by(job_transitions.c.tenant_revision)
+        )
+    ).all()
+    count = fitting_count((row[1] for row in rows), _ROOM)
+    return up_to if count == len(rows) else rows[count].tenant_revision - 1
+
+
+def _removal(row: Row[Any]) -> Change:
+    state = JobState(row.state)
+    return Change(row.tenant_revision, row.job_id, state, state, row.destination_id, row.create_time)

@@ -1,0 +1,263 @@
+"""What retention ends: batches that their dataset keeps no longer, and finished jobs, remembered for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Row, bindparam, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from profile_export.domain.catalog.batches import BatchState, UploadState
+from profile_export.domain.catalog.datasets import (
+    REMEMBERED,
+    Tenant,
+    batch_expiry_reason,
+    expired_job,
+    upload_expiry_reason,
+)
+from profile_export.domain.errors import NotFoundError
+from profile_export.store.catalog.tenants import forget_job_revisions, id_by_name, id_of, next_job_revision
+from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.tables import (
+    LOADING,
+    batches,
+    datasets,
+    expired_jobs,
+    job_ranges,
+    job_stamps,
+    job_transitions,
+    jobs,
+    uploads,
+)
+from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.files.dropped import drop
+from profile_export.store.jobs.rows import JOB_COLUMNS
+
+# As many end in one transaction; whoever comes after it need not wait for all.
+MOST_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """Batches that were given up while they were uploaded, and under which names bytes of them are kept."""
+
+    batches: Sequence[str] = ()
+    staged: Sequence[str] = ()
+
+
+class Expiries:
+    """Expiries of all tenants. Every server may look for them, as often as it likes.
+
+    Each method ends what is due, but no more than goes into one short transaction, and says what: nothing means that
+    nothing was due. Who looks first reads, so that the one writing transaction is not held up for nothing.
+    """
+
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+        self.database = database
+        self._wakeups = wakeups
+
+    @whole
+    async def expire_batches(self) -> Sequence[str]:
+        """Hide batches that have counted as long as their dataset says, as a revert does; return their ids."""
+        async with self.database.read() as connection:
+            keys = await _due_batches(connection, await database_time(connection))
+        if not keys:
+            return ()
+        async with self.database.write() as connection:
+            now = await database_time(connection)
+            due = await _still_due(connection, keys, now)
+            if due:
+                expiring = update(batches).where(batches.c.key == bindparam("of_batch"))
+                values = [
+                    {
+                        "of_batch": row.key,
+                        "state": BatchState.EXPIRED.value,
+                        "state_reason": batch_expiry_reason(row.batch_retention),
+                        "expire_time": now,
+                    }
+                    for row in due
+                ]
+                await connection.execute(expiring, values)
+                await drop(connection, [row.folder for row in due])
+        self._wakeups.batches_changed()
+        return [row.id for row in due]
+
+    @whole
+    async def expire_uploads(self, kept_for: timedelta) -> GivenUp:
+        """Fail batches of which nothing was sent for that long; they can be uploaded again."""
+        async with self.database.read() as connection:
+            if not await _due_uploads(connection, await database_time(connection) - kept_for):
+                return GivenUp()
+        async with self.database.write() as connection:
+            now = await database_time(connection)
+            keys = await _due_uploads(connection, now - kept_for)
+            ended = {
+                "state": BatchState.FAILED.value,
+                "state_reason": upload_expiry_reason(kept_for),
+                "end_time": now,
+                "staged_bytes": 0,
+            }
+            query = update(batches).where(batches.c.key.in_(keys)).values(ended).returning(batches.c.id)
+            ids = (await connection.execute(query)).scalars().all()
+            # Their rows say by which names the bytes are to be found, until the batch is uploaded again.
+            lost = {
+                "state": UploadState.OPEN.value,
+                "byte_count": None,
+                "sha256": None,
+                "facts": None,
+                "staged_bytes": 0,
+            }
+            sent = uploads.c.batch_key.in_(keys) & (uploads.c.state != UploadState.REFUSED.value)
+            gone = update(uploads).where(sent).values(lost).returning(uploads.c.staged_as)
+            return GivenUp(ids, (await connection.execute(gone)).scalars().all())
+
+    @whole
+    async def expire_jobs(self, kept_for: timedelta) -> Sequence[int]:
+        """Remove jobs that ended that long ago; their batches and receipts stay. Return the ids."""
+        async with self.database.read() as connection:
+            if not await _due_jobs(connection, await database_time(connection) - kept_for):
+                return ()
+        async with self.database.write() as connection:
+            now = await database_time(connection)
+            due = await _due_jobs(connection, now - kept_for)
+            ids = [row.id for row in due]
+            for tenant_id, rows in groupby(sorted(due, key=_tenant_and_end), lambda row: row.tenant_id):
+                await _remember(connection, tenant_id, tuple(rows), now)
+            for table in (job_transitions, job_stamps, job_ranges):
+                await connection.execute(delete(table).where(table.c.job_id.in_(ids)))
+            await connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))
+        for row in due:
+            self._wakeups.job_changed(row.id, row.tenant_id)
+        return ids
+
+    @whole
+    async def forget_jobs(self) -> Sequence[int]:
+        """Forget jobs that have been remembered long enough: from now on they never were; return their ids."""
+        async with self.database.read() as connection:
+            before = await database_time(connection) - REMEMBERED
+            query = select(expired_jobs.c.job_id).where(expired_jobs.c.expire_time <= before)
+            query = query.order_by(expired_jobs.c.expire_time).limit(MOST_AT_ONCE)
+            ids = (await connection.execute(query)).scalars().all()
+        if ids:
+            async with self.database.write() as connection:
+                await connection.execute(delete(expired_jobs).where(expired_jobs.c.job_id.in_(ids)))
+        return ids
+
+
+async def _remember(
+    connection: AsyncConnection, tenant_id: int, expiring: Sequence[Row[*tuple[Any, ...]]], now: datetime
+) -> None:
+    """Note that jobs of a tenant are removed; what happened up to their ends cannot be told from then on."""
+    last = await next_job_revision(connection, tenant_id, len(expiring))
+    remembered = [
+        {
+            "job_id": row.id,
+            "tenant_id": tenant_id,
+            "expire_time": now,
+            "tenant_revision": revision,
+            "state": row.state,
+            "destination_id": row.destination_id,
+            "create_time": row.create_time,
+        }
+        for revision, row in enumerate(expiring, start=last - len(expiring) + 1)
+    ]
+    await connection.execute(insert(expired_jobs), remembered)
+    theirs = job_transitions.c.job_id.in_([row.id for row in expiring])
+    newest = await connection.execute(select(func.max(job_transitions.c.tenant_revision)).where(theirs))
+    await forget_job_revisions(connection, tenant_id, newest.scalar_one() or 0)
+
+
+def _tenant_and_end(row: Row[*tuple[Any, ...]]) -> tuple[int, datetime]:
+    return row.tenant_id, row.end_time
+
+
+# Made once: to put it together takes as long as to run it.
+_JOB = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"), jobs.c.tenant_id == id_by_name())
+
+
+async def existing_job(connection: AsyncConnection, tenant: Tenant, job_id: int) -> Row[Any]:
+    """Return the row of a job, within a transaction.
+
+    Raises:
+        NotFoundError: It has expired, or the tenant never had one of that id.
+    """
+    named = {"job_id": job_id, "org": tenant.org, "sandbox": tenant.sandbox}
+    row: Row[Any] | None = (await connection.execute(_JOB, named)).first()
+    if row:
+        return row
+    remembered = select(expired_jobs.c.expire_time).where(
+        expired_jobs.c.job_id == job_id, expired_jobs.c.tenant_id == id_of(tenant)
+    )
+    expire_time = (await connection.execute(remembered)).scalar_one_or_none()
+    raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
+
+
+async def _due_batches(connection: AsyncConnection, now: datetime) -> Sequence[int]:
+    """Return the keys of batches that are due, the oldest of each dataset first."""
+    keeping = select(datasets.c.id, datasets.c.batch_retention).where(
+        datasets.c.batch_retention.is_not(None), datasets.c.delete_time.is_(None)
+    )
+    due: list[int] = []
+    # One by one: joined, SQLite reads all batches there are to find those of the few datasets.
+    for dataset in (await connection.execute(keeping.order_by(datasets.c.id))).all():
+        query = select(batches.c.key).where(
+            batches.c.dataset_id == dataset.id,
+            batches.c.state == BatchState.SUCCEEDED.value,
+            batches.c.ingest_time <= now - dataset.batch_retention,
+        )
+        left = MOST_AT_ONCE - len(due)
+        due += (await connection.execute(query.order_by(batches.c.ingest_time).limit(left))).scalars()
+        if len(due) == MOST_AT_ONCE:
+            break
+    return due
+
+
+async def _still_due(
+    connection: AsyncConnection, keys: Sequence[int], now: datetime
+) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Return batches that were due and still are, with how long their datasets keep them."""
+    columns = (
+        batches.c.key,
+        batches.c.id,
+        batches.c.folder,
+        batches.c.ingest_time,
+        datasets.c.batch_retention,
+    )
+    query = (
+        select(*columns)
+        .join(datasets, datasets.c.id == batches.c.dataset_id)
+        .where(
+            batches.c.key.in_(keys),
+            batches.c.state == BatchState.SUCCEEDED.value,
+            datasets.c.batch_retention.is_not(None),
+            datasets.c.delete_time.is_(None),
+        )
+    )
+    rows = (await connection.execute(query.order_by(batches.c.key))).all()
+    return [row for row in rows if row.ingest_time + row.batch_retention <= now]
+
+
+async def _due_uploads(connection: AsyncConnection, before: datetime) -> Sequence[int]:
+    """Return the keys of batches that nothing was sent of since, the longest silent first."""
+    query = select(batches.c.key).where(LOADING, batches.c.active_time <= before)
+    return (
+        (await connection.execute(query.order_by(batches.c.active_time).limit(MOST_AT_ONCE))).scalars().all()
+    )
+
+
+async def _due_jobs(connection: AsyncConnection, before: datetime) -> Sequence[Row[*tuple[Any, ...]]]:
+    # Only a job that has ended has an end time.
+    columns = (
+        jobs.c.id,
+        jobs.c.tenant_id,
+        jobs.c.state,
+        jobs.c.destination_id,
+        jobs.c.create_time,
+        jobs.c.end_time,
+    )
+    query = select(*columns).where(jobs.c.end_time <= before)
+    return (await connection.execute(query.order_by(jobs.c.end_time).limit(MOST_AT_ONCE))).all()
