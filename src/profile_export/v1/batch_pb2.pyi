@@ -319,8 +319,8 @@ class DataFile(_message.Message):
     sha256: _builtins.str
     """Output only. SHA-256 of the whole file, 64 lower-case hexadecimal characters."""
     location: _builtins.str
-    """Output only. Where the file lies on the server's storage: `file:///…`, or `s3://…` and the like. Whoever
-    sits beside that storage can read it in place with DuckDB, Polars or pyarrow. Do not write to it.
+    """Output only. Where the file lies on the server's storage, `file:///…`. Whoever sits beside that storage can
+    read it in place with DuckDB, Polars or pyarrow. Do not write to it.
     """
     def __init__(
         self,

@@ -246,11 +246,9 @@ class ListDatasetsRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over name, kind, schema_id, create_time. Empty: all. At most 10,000 characters."""
+    """Not built yet: a filter over name, kind, schema_id, create_time. Leave it empty. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. One of create_time, update_time, name, perhaps with ` desc`. Empty: see "Lists" at the service.
-    At most 255 characters.
-    """
+    """Not built yet: the order of create_time, update_time or name. Leave it empty. At most 255 characters."""
     def __init__(
         self,
         *,
@@ -937,13 +935,9 @@ class ListBatchesRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over state, create_time, ingest_time. Unless it names state, `state = SUCCEEDED` is
-    added. Empty: all SUCCEEDED ones. At most 10,000 characters.
-    """
+    """Not built yet: a filter over state, create_time, ingest_time. Leave it empty. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. One of create_time, ingest_time, perhaps with ` desc`. Empty: see "Lists" at the service. At most
-    255 characters.
-    """
+    """Not built yet: the order of create_time or ingest_time. Leave it empty. At most 255 characters."""
     def __init__(
         self,
         *,
@@ -1007,11 +1001,9 @@ class ListRejectedRowsRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over file_name, reason, path. Empty: all. At most 10,000 characters."""
+    """Not built yet: a filter over file_name, reason, path. Leave it empty. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. One of file_name, perhaps with ` desc`. Empty: see "Lists" at the service. At most 255
-    characters.
-    """
+    """Not built yet: the reverse order of file_name. Leave it empty. At most 255 characters."""
     def __init__(
         self,
         *,
@@ -1075,9 +1067,9 @@ class ListBatchFilesRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over name. Empty: all. At most 10,000 characters."""
+    """Not built yet: a filter over name. Leave it empty. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. One of name, perhaps with ` desc`. Empty: see "Lists" at the service. At most 255 characters."""
+    """Not built yet: the reverse order of name. Leave it empty. At most 255 characters."""
     def __init__(
         self,
         *,

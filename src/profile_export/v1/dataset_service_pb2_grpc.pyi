@@ -15,37 +15,39 @@ GRPC_VERSION: str
 class DatasetServiceStub:
     """DatasetService keeps datasets, takes rows in as batches, and gives files out.
 
-    Every call:
-     - Metadata `x-gw-ims-org-id` and `x-sandbox-name` choose the tenant, each `[A-Za-z0-9@_.-]{1,64}`; without
-       them it is `default` / `prod`. With authentication switched on, `authorization: Bearer …` and
-       `x-api-key` are required. What another tenant owns is NOT_FOUND. The answer's trailing metadata carries
-       `x-request-id`, the name of this call in the server's log.
-     - An error has a gRPC status whose details (`grpc-status-details-bin`, a google.rpc.Status) hold exactly
+    Rules of every call, of all services of this package:
+     - Tenant: the metadata `x-gw-ims-org-id` and `x-sandbox-name` choose it, each `[A-Za-z0-9@_.-]{1,64}`; without
+       them it is `default` / `prod`. What another tenant owns is NOT_FOUND. Not built yet: authentication. A server
+       believes these two and reads neither `authorization` nor `x-api-key`.
+     - Request id: the answer's trailing metadata carries `x-request-id`, the name of this call in the server's log. A
+       caller may choose it, by metadata of the same name, `[A-Za-z0-9._:-]{1,128}`.
+     - Errors: an error has a gRPC status whose details (`grpc-status-details-bin`, a google.rpc.Status) hold exactly
        one ErrorInfo with domain `profile-export`, a stable `reason` and `metadata`; also BadRequest with the
        field where the request is wrong, RetryInfo where waiting helps, PreconditionFailure where something must
-       be changed first. Below each error is written as: status, reason, advice.
+       be changed first. At each method an error is written as: status, reason, advice.
      - Any method may answer INVALID_ARGUMENT FIELD_REQUIRED or FIELD_INVALID (correct the named field),
-       INVALID_ARGUMENT MESSAGE_MALFORMED (the bytes are not the request's message), UNIMPLEMENTED METHOD_UNKNOWN
-       (use the server's contract), UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try
-       again after the time in RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and
+       INVALID_ARGUMENT TEXT_INVALID (leave the character U+0000 out), INVALID_ARGUMENT MESSAGE_MALFORMED (the bytes are
+       not the request's message), UNIMPLEMENTED METHOD_UNKNOWN (use the server's contract), UNAVAILABLE SERVER_DRAINING
+       or DATABASE_BUSY (try again after the time in RetryInfo), UNAVAILABLE DISK_FULL, DISK_READ_ONLY, DISK_FAILED or
+       SYSTEM_LIMIT (tell who runs the server, then try again), RESOURCE_EXHAUSTED (a message above 4 MiB) and
        INTERNAL INTERNAL (report it with the x-request-id).
-     - What a field, a list or a whole message may hold is said at each; a message without a word of it has at most
-       64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
+     - Limits: what a field, a list or a whole message may hold is said at each; a message without a word of it has at
+       most 64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
      - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
        again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
        QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
-     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
-       NOT_BUILT with a sentence that names the field (by its number, where the server
-       does not know it) or the method.
+     - Not built yet: a field or method whose comment says so answers UNIMPLEMENTED NOT_BUILT, with a sentence that
+       names it. So does a field that the server's contract does not have, named by its number. No field of a request is
+       silently ignored.
      - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
        next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
        PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
-       repeats nor skips what exists throughout. `filter` is a conjunction such as
-       `state = FAILED AND create_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-       fields named there; `order_by` is one field, with ` desc` for the reverse. Empty order_by: create_time,
-       oldest first, unless said otherwise; ties by id.
+       repeats nor skips what exists throughout. The order is that of create_time, oldest first, unless the method says
+       otherwise; ties by id. `filter` and `order_by` are built for ListProfileEvents only: `filter` is a conjunction
+       such as `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
+       fields that its comment names, `order_by` is one field, with ` desc` for the reverse.
 
     To bring rows in: CreateDataset, then UploadBatch with a batch_id of your own. To take rows out: ListBatches,
     ListBatchFiles, ReadBatchFile.
@@ -222,7 +224,7 @@ class DatasetServiceStub:
      - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
     """
     ListBatches: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListBatchesRequest, _dataset_service_pb2.ListBatchesResponse]
-    """ListBatches lists batches. Unless the filter names `state`, only SUCCEEDED ones.
+    """ListBatches lists SUCCEEDED batches, in the order in which they succeeded.
 
     Returns a page of batches.
     Repeated, it returns what is true then.
@@ -280,37 +282,39 @@ class DatasetServiceStub:
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     """DatasetService keeps datasets, takes rows in as batches, and gives files out.
 
-    Every call:
-     - Metadata `x-gw-ims-org-id` and `x-sandbox-name` choose the tenant, each `[A-Za-z0-9@_.-]{1,64}`; without
-       them it is `default` / `prod`. With authentication switched on, `authorization: Bearer …` and
-       `x-api-key` are required. What another tenant owns is NOT_FOUND. The answer's trailing metadata carries
-       `x-request-id`, the name of this call in the server's log.
-     - An error has a gRPC status whose details (`grpc-status-details-bin`, a google.rpc.Status) hold exactly
+    Rules of every call, of all services of this package:
+     - Tenant: the metadata `x-gw-ims-org-id` and `x-sandbox-name` choose it, each `[A-Za-z0-9@_.-]{1,64}`; without
+       them it is `default` / `prod`. What another tenant owns is NOT_FOUND. Not built yet: authentication. A server
+       believes these two and reads neither `authorization` nor `x-api-key`.
+     - Request id: the answer's trailing metadata carries `x-request-id`, the name of this call in the server's log. A
+       caller may choose it, by metadata of the same name, `[A-Za-z0-9._:-]{1,128}`.
+     - Errors: an error has a gRPC status whose details (`grpc-status-details-bin`, a google.rpc.Status) hold exactly
        one ErrorInfo with domain `profile-export`, a stable `reason` and `metadata`; also BadRequest with the
        field where the request is wrong, RetryInfo where waiting helps, PreconditionFailure where something must
-       be changed first. Below each error is written as: status, reason, advice.
+       be changed first. At each method an error is written as: status, reason, advice.
      - Any method may answer INVALID_ARGUMENT FIELD_REQUIRED or FIELD_INVALID (correct the named field),
-       INVALID_ARGUMENT MESSAGE_MALFORMED (the bytes are not the request's message), UNIMPLEMENTED METHOD_UNKNOWN
-       (use the server's contract), UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try
-       again after the time in RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and
+       INVALID_ARGUMENT TEXT_INVALID (leave the character U+0000 out), INVALID_ARGUMENT MESSAGE_MALFORMED (the bytes are
+       not the request's message), UNIMPLEMENTED METHOD_UNKNOWN (use the server's contract), UNAVAILABLE SERVER_DRAINING
+       or DATABASE_BUSY (try again after the time in RetryInfo), UNAVAILABLE DISK_FULL, DISK_READ_ONLY, DISK_FAILED or
+       SYSTEM_LIMIT (tell who runs the server, then try again), RESOURCE_EXHAUSTED (a message above 4 MiB) and
        INTERNAL INTERNAL (report it with the x-request-id).
-     - What a field, a list or a whole message may hold is said at each; a message without a word of it has at most
-       64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
+     - Limits: what a field, a list or a whole message may hold is said at each; a message without a word of it has at
+       most 64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
        NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
        limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
      - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
        again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
        QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
-     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
-       NOT_BUILT with a sentence that names the field (by its number, where the server
-       does not know it) or the method.
+     - Not built yet: a field or method whose comment says so answers UNIMPLEMENTED NOT_BUILT, with a sentence that
+       names it. So does a field that the server's contract does not have, named by its number. No field of a request is
+       silently ignored.
      - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
        next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
        PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
-       repeats nor skips what exists throughout. `filter` is a conjunction such as
-       `state = FAILED AND create_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-       fields named there; `order_by` is one field, with ` desc` for the reverse. Empty order_by: create_time,
-       oldest first, unless said otherwise; ties by id.
+       repeats nor skips what exists throughout. The order is that of create_time, oldest first, unless the method says
+       otherwise; ties by id. `filter` and `order_by` are built for ListProfileEvents only: `filter` is a conjunction
+       such as `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
+       fields that its comment names, `order_by` is one field, with ` desc` for the reverse.
 
     To bring rows in: CreateDataset, then UploadBatch with a batch_id of your own. To take rows out: ListBatches,
     ListBatchFiles, ReadBatchFile.
@@ -563,7 +567,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.ListBatchesRequest,
         context: _aio.ServicerContext[_dataset_service_pb2.ListBatchesRequest, _abc.Awaitable[_dataset_service_pb2.ListBatchesResponse]],
     ) -> _abc.Awaitable[_dataset_service_pb2.ListBatchesResponse]:
-        """ListBatches lists batches. Unless the filter names `state`, only SUCCEEDED ones.
+        """ListBatches lists SUCCEEDED batches, in the order in which they succeeded.
 
         Returns a page of batches.
         Repeated, it returns what is true then.

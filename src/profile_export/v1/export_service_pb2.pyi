@@ -363,13 +363,11 @@ class ListJobsRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over state, dataset_id, create_time, update_time. Empty: all. At most 10,000
+    """Not built yet: a filter over state, dataset_id, create_time, update_time. Leave it empty. At most 10,000
     characters.
     """
     order_by: _builtins.str
-    """Optional. One of create_time, update_time, perhaps with ` desc`. Empty: create_time desc. At most 255
-    characters.
-    """
+    """Not built yet: the order of create_time or update_time. Leave it empty. At most 255 characters."""
     def __init__(
         self,
         *,

@@ -28,38 +28,10 @@ if _version_not_supported:
 class ExportServiceStub:
     """ExportService runs export jobs and tells everyone who watches what is going on.
 
-    Every call:
-    - Metadata `x-gw-ims-org-id` and `x-sandbox-name` choose the tenant, each `[A-Za-z0-9@_.-]{1,64}`; without
-    them it is `default` / `prod`. With authentication switched on, `authorization: Bearer …` and
-    `x-api-key` are required. What another tenant owns is NOT_FOUND. The answer's trailing metadata carries
-    `x-request-id`, the name of this call in the server's log.
-    - An error has a gRPC status whose details (`grpc-status-details-bin`, a google.rpc.Status) hold exactly
-    one ErrorInfo with domain `profile-export`, a stable `reason` and `metadata`; also BadRequest with the
-    field where the request is wrong, RetryInfo where waiting helps, PreconditionFailure where something must
-    be changed first. Below each error is written as: status, reason, advice.
-    - Any method may answer INVALID_ARGUMENT FIELD_REQUIRED or FIELD_INVALID (correct the named field),
-    UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try again after the time in
-    RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and INTERNAL INTERNAL
-    (report it with the x-request-id).
-    - What a field, a list or a whole message may hold is said at each; a message without a word of it has at most
-    64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
-    NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
-    limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
-    - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
-    again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
-    QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
-    - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
-    NOT_BUILT with a sentence that names the field (by its number, where the server
-    does not know it) or the method.
-    - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
-    next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
-    PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
-    repeats nor skips what exists throughout. `filter` is a conjunction such as
-    `state = FAILED AND create_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-    fields named there; `order_by` is one field, with ` desc` for the reverse. Empty order_by: create_time,
-    oldest first, unless said otherwise; ties by id.
-    - An error found in the request is the status of the call. An error of the work is in ExportJob.errors, and
-    the call that reads it is OK.
+    The rules of every call (tenant, errors, limits, lists) stand once, at DatasetService.
+
+    An error found in the request is the status of the call. An error of the work is in ExportJob.errors, and the call
+    that reads it is OK.
     """
 
     def __init__(self, channel):
@@ -108,38 +80,10 @@ class ExportServiceStub:
 class ExportServiceServicer:
     """ExportService runs export jobs and tells everyone who watches what is going on.
 
-    Every call:
-    - Metadata `x-gw-ims-org-id` and `x-sandbox-name` choose the tenant, each `[A-Za-z0-9@_.-]{1,64}`; without
-    them it is `default` / `prod`. With authentication switched on, `authorization: Bearer …` and
-    `x-api-key` are required. What another tenant owns is NOT_FOUND. The answer's trailing metadata carries
-    `x-request-id`, the name of this call in the server's log.
-    - An error has a gRPC status whose details (`grpc-status-details-bin`, a google.rpc.Status) hold exactly
-    one ErrorInfo with domain `profile-export`, a stable `reason` and `metadata`; also BadRequest with the
-    field where the request is wrong, RetryInfo where waiting helps, PreconditionFailure where something must
-    be changed first. Below each error is written as: status, reason, advice.
-    - Any method may answer INVALID_ARGUMENT FIELD_REQUIRED or FIELD_INVALID (correct the named field),
-    UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try again after the time in
-    RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and INTERNAL INTERNAL
-    (report it with the x-request-id).
-    - What a field, a list or a whole message may hold is said at each; a message without a word of it has at most
-    64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
-    NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
-    limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
-    - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
-    again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
-    QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
-    - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
-    NOT_BUILT with a sentence that names the field (by its number, where the server
-    does not know it) or the method.
-    - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
-    next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
-    PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
-    repeats nor skips what exists throughout. `filter` is a conjunction such as
-    `state = FAILED AND create_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-    fields named there; `order_by` is one field, with ` desc` for the reverse. Empty order_by: create_time,
-    oldest first, unless said otherwise; ties by id.
-    - An error found in the request is the status of the call. An error of the work is in ExportJob.errors, and
-    the call that reads it is OK.
+    The rules of every call (tenant, errors, limits, lists) stand once, at DatasetService.
+
+    An error found in the request is the status of the call. An error of the work is in ExportJob.errors, and the call
+    that reads it is OK.
     """
 
     def CreateJob(self, request, context):
@@ -199,7 +143,7 @@ class ExportServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """ListJobs lists the jobs of the tenant. Empty order_by means newest first here.
+        """ListJobs lists the jobs of the tenant, newest first.
 
         Returns a page of jobs.
         Repeated, it returns what is true then.
@@ -330,38 +274,10 @@ def add_ExportServiceServicer_to_server(servicer, server):
 class ExportService:
     """ExportService runs export jobs and tells everyone who watches what is going on.
 
-    Every call:
-    - Metadata `x-gw-ims-org-id` and `x-sandbox-name` choose the tenant, each `[A-Za-z0-9@_.-]{1,64}`; without
-    them it is `default` / `prod`. With authentication switched on, `authorization: Bearer …` and
-    `x-api-key` are required. What another tenant owns is NOT_FOUND. The answer's trailing metadata carries
-    `x-request-id`, the name of this call in the server's log.
-    - An error has a gRPC status whose details (`grpc-status-details-bin`, a google.rpc.Status) hold exactly
-    one ErrorInfo with domain `profile-export`, a stable `reason` and `metadata`; also BadRequest with the
-    field where the request is wrong, RetryInfo where waiting helps, PreconditionFailure where something must
-    be changed first. Below each error is written as: status, reason, advice.
-    - Any method may answer INVALID_ARGUMENT FIELD_REQUIRED or FIELD_INVALID (correct the named field),
-    UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try again after the time in
-    RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and INTERNAL INTERNAL
-    (report it with the x-request-id).
-    - What a field, a list or a whole message may hold is said at each; a message without a word of it has at most
-    64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
-    NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
-    limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
-    - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
-    again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
-    QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
-    - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
-    NOT_BUILT with a sentence that names the field (by its number, where the server
-    does not know it) or the method.
-    - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
-    next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
-    PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
-    repeats nor skips what exists throughout. `filter` is a conjunction such as
-    `state = FAILED AND create_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-    fields named there; `order_by` is one field, with ` desc` for the reverse. Empty order_by: create_time,
-    oldest first, unless said otherwise; ties by id.
-    - An error found in the request is the status of the call. An error of the work is in ExportJob.errors, and
-    the call that reads it is OK.
+    The rules of every call (tenant, errors, limits, lists) stand once, at DatasetService.
+
+    An error found in the request is the status of the call. An error of the work is in ExportJob.errors, and the call
+    that reads it is OK.
     """
 
     @staticmethod

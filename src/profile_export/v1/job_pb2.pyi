@@ -172,11 +172,11 @@ class ExportSpec(_message.Message):
     most 255 characters.
     """
     engine: _builtins.str
-    """Optional. What runs the job: `duckdb` or `spark`. Empty: the server's choice, on output filled in. At most
-    255 characters.
+    """Optional. What runs the job: `duckdb`, the one engine that there is. Empty: the same; on output filled in. At
+    most 255 characters.
     """
     evaluate_segments: _builtins.bool
-    """Optional. True: evaluate segments as part of the job."""
+    """Not built yet: evaluating segments as part of the job. Leave it false."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Field paths such as `person.name` or `identityMap`, one per entry, without commas; they may name
@@ -885,7 +885,7 @@ class JobCancellation(_message.Message):
     REQUEST_TIME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     requested_by: _builtins.str
-    """Output only. The caller as far as known, such as the subject of its token or its peer address."""
+    """Output only. The caller's peer address, such as `ipv4:10.0.0.7:51234`."""
     reason: _builtins.str
     """Output only. Free text given to CancelJob. Empty: none."""
     @_builtins.property

@@ -152,13 +152,11 @@ class ListMergePoliciesRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over name, is_default, identity_graph, attribute_merge.type. Empty: all. At most
+    """Not built yet: a filter over name, is_default, identity_graph, attribute_merge.type. Leave it empty. At most
     10,000 characters.
     """
     order_by: _builtins.str
-    """Optional. One of create_time, name, perhaps with ` desc`. Empty: see "Lists" at the service. At most 255
-    characters.
-    """
+    """Not built yet: the order of create_time or name. Leave it empty. At most 255 characters."""
     def __init__(
         self,
         *,
@@ -475,7 +473,7 @@ Global___ListProfileEventsResponse: _TypeAlias = ListProfileEventsResponse  # no
 
 @_typing.final
 class DeleteProfileRequest(_message.Message):
-    """DeleteProfileRequest is the request of DeleteProfile. At most 1 MiB altogether."""
+    """DeleteProfileRequest is the request of DeleteProfile, which is not built yet. At most 1 MiB altogether."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -505,7 +503,7 @@ Global___DeleteProfileRequest: _TypeAlias = DeleteProfileRequest  # noqa: Y015
 
 @_typing.final
 class DeleteProfileResponse(_message.Message):
-    """DeleteProfileResponse is the answer of DeleteProfile."""
+    """DeleteProfileResponse is the answer of DeleteProfile. Not built yet: no server sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

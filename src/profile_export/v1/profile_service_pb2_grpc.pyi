@@ -15,36 +15,7 @@ GRPC_VERSION: str
 class ProfileServiceStub:
     """ProfileService keeps merge policies and looks single profiles up.
 
-    Every call:
-     - Metadata `x-gw-ims-org-id` and `x-sandbox-name` choose the tenant, each `[A-Za-z0-9@_.-]{1,64}`; without
-       them it is `default` / `prod`. With authentication switched on, `authorization: Bearer …` and
-       `x-api-key` are required. What another tenant owns is NOT_FOUND. The answer's trailing metadata carries
-       `x-request-id`, the name of this call in the server's log.
-     - An error has a gRPC status whose details (`grpc-status-details-bin`, a google.rpc.Status) hold exactly
-       one ErrorInfo with domain `profile-export`, a stable `reason` and `metadata`; also BadRequest with the
-       field where the request is wrong, RetryInfo where waiting helps, PreconditionFailure where something must
-       be changed first. Below each error is written as: status, reason, advice.
-     - Any method may answer INVALID_ARGUMENT FIELD_REQUIRED or FIELD_INVALID (correct the named field),
-       UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try again after the time in
-       RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and INTERNAL INTERNAL
-       (report it with the x-request-id).
-     - What a field, a list or a whole message may hold is said at each; a message without a word of it has at most
-       64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
-       NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
-       limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
-     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
-       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
-       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
-     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
-       NOT_BUILT with a sentence that names the field (by its number, where the server
-       does not know it) or the method.
-     - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
-       next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
-       PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
-       repeats nor skips what exists throughout. `filter` is a conjunction such as
-       `state = FAILED AND create_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-       fields named there; `order_by` is one field, with ` desc` for the reverse. Empty order_by: create_time,
-       oldest first, unless said otherwise; ties by id.
+    The rules of every call (tenant, errors, limits, lists) stand once, at DatasetService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -66,7 +37,7 @@ class ProfileServiceStub:
      - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id, the version and the tenant.
     """
     ListMergePolicies: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.ListMergePoliciesRequest, _profile_service_pb2.ListMergePoliciesResponse]
-    """ListMergePolicies lists the latest version of every policy of the tenant, and the built-in one.
+    """ListMergePolicies lists the latest version of every policy of the tenant, after the built-in one.
 
     Returns a page of policies.
     Repeated, it returns what is true then.
@@ -126,47 +97,19 @@ class ProfileServiceStub:
      - INVALID_ARGUMENT PAGE_TOKEN_INVALID: start again without page_token.
     """
     DeleteProfile: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.DeleteProfileRequest, _profile_service_pb2.DeleteProfileResponse]
-    """DeleteProfile erases every record and event of the one profile that an identity belongs to from the
-    source datasets. Batches already exported stay as they are.
+    """DeleteProfile. Not built yet: erasing every record and event of the one profile that an identity belongs to
+    from the source datasets.
 
-    Returns what was erased.
-    Repeated, it answers NOT_FOUND.
-    Errors: as in GetProfile.
+    Returns nothing: every call is refused.
+    Repeated, it is refused again.
+    Errors:
+     - UNIMPLEMENTED NOT_BUILT: to take whole batches out of exports use RevertBatch.
     """
 
 class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
     """ProfileService keeps merge policies and looks single profiles up.
 
-    Every call:
-     - Metadata `x-gw-ims-org-id` and `x-sandbox-name` choose the tenant, each `[A-Za-z0-9@_.-]{1,64}`; without
-       them it is `default` / `prod`. With authentication switched on, `authorization: Bearer …` and
-       `x-api-key` are required. What another tenant owns is NOT_FOUND. The answer's trailing metadata carries
-       `x-request-id`, the name of this call in the server's log.
-     - An error has a gRPC status whose details (`grpc-status-details-bin`, a google.rpc.Status) hold exactly
-       one ErrorInfo with domain `profile-export`, a stable `reason` and `metadata`; also BadRequest with the
-       field where the request is wrong, RetryInfo where waiting helps, PreconditionFailure where something must
-       be changed first. Below each error is written as: status, reason, advice.
-     - Any method may answer INVALID_ARGUMENT FIELD_REQUIRED or FIELD_INVALID (correct the named field),
-       UNAUTHENTICATED TOKEN_INVALID (get a token), UNAVAILABLE SERVER_DRAINING (try again after the time in
-       RetryInfo), RESOURCE_EXHAUSTED (a message above 4 MiB, or too many calls) and INTERNAL INTERNAL
-       (report it with the x-request-id).
-     - What a field, a list or a whole message may hold is said at each; a message without a word of it has at most
-       64 KiB. More is refused before anything is done: INVALID_ARGUMENT FIELD_TOO_LONG, TOO_MANY_ITEMS,
-       NESTED_TOO_DEEP or MESSAGE_TOO_LARGE (send less; metadata has field, limit and sent). An answer that has no
-       limit of its own holds at most about 2 MiB: a page of a list then ends early, with a next_page_token.
-     - What takes too long to compute is RESOURCE_EXHAUSTED REQUEST_TOO_EXPENSIVE (ask for less at once, or try
-       again after the time in RetryInfo). A tenant has quotas: what would go beyond one is RESOURCE_EXHAUSTED
-       QUOTA_EXCEEDED (metadata has quota, limit and used; the methods that answer it say what makes room).
-     - Nothing that a caller sends is silently ignored: what a server has not built yet answers UNIMPLEMENTED
-       NOT_BUILT with a sentence that names the field (by its number, where the server
-       does not know it) or the method.
-     - Lists: page_size 0 means 100, above 1000 means 1000, negative is refused. page_token is the
-       next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
-       PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
-       repeats nor skips what exists throughout. `filter` is a conjunction such as
-       `state = FAILED AND create_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-       fields named there; `order_by` is one field, with ` desc` for the reverse. Empty order_by: create_time,
-       oldest first, unless said otherwise; ties by id.
+    The rules of every call (tenant, errors, limits, lists) stand once, at DatasetService.
     """
 
     @_abc_1.abstractmethod
@@ -204,7 +147,7 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _profile_service_pb2.ListMergePoliciesRequest,
         context: _aio.ServicerContext[_profile_service_pb2.ListMergePoliciesRequest, _abc.Awaitable[_profile_service_pb2.ListMergePoliciesResponse]],
     ) -> _abc.Awaitable[_profile_service_pb2.ListMergePoliciesResponse]:
-        """ListMergePolicies lists the latest version of every policy of the tenant, and the built-in one.
+        """ListMergePolicies lists the latest version of every policy of the tenant, after the built-in one.
 
         Returns a page of policies.
         Repeated, it returns what is true then.
@@ -294,12 +237,13 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _profile_service_pb2.DeleteProfileRequest,
         context: _aio.ServicerContext[_profile_service_pb2.DeleteProfileRequest, _abc.Awaitable[_profile_service_pb2.DeleteProfileResponse]],
     ) -> _abc.Awaitable[_profile_service_pb2.DeleteProfileResponse]:
-        """DeleteProfile erases every record and event of the one profile that an identity belongs to from the
-        source datasets. Batches already exported stay as they are.
+        """DeleteProfile. Not built yet: erasing every record and event of the one profile that an identity belongs to
+        from the source datasets.
 
-        Returns what was erased.
-        Repeated, it answers NOT_FOUND.
-        Errors: as in GetProfile.
+        Returns nothing: every call is refused.
+        Repeated, it is refused again.
+        Errors:
+         - UNIMPLEMENTED NOT_BUILT: to take whole batches out of exports use RevertBatch.
         """
 
 def add_ProfileServiceServicer_to_server(servicer: ProfileServiceServicer, server: _aio.Server) -> None: ...

@@ -153,11 +153,9 @@ class ListSchemasRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Optional. Conjunction over kind, class_id, built_in, create_time. Empty: all. At most 10,000 characters."""
+    """Not built yet: a filter over kind, class_id, built_in, create_time. Leave it empty. At most 10,000 characters."""
     order_by: _builtins.str
-    """Optional. One of create_time, id, perhaps with ` desc`. Empty: see "Lists" at the service. At most 255
-    characters.
-    """
+    """Not built yet: the order of create_time or id. Leave it empty. At most 255 characters."""
     def __init__(
         self,
         *,
