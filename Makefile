@@ -56,6 +56,10 @@ proto-check: $(READY) ## Check that src/profile_export/v1 is what protos give
 	diff -rq -x __pycache__ -x __init__.py "$$new/profile_export/v1" src/profile_export/v1 \
 		|| { echo "src/profile_export/v1 is not what protos give: run make proto" >&2; exit 1; }
 
+.PHONY: proto-image
+proto-image: $(READY) ## At a release: keep the contract as protos/image.binpb, with which lint compares
+	$(BIN)/buf build protos --exclude-source-info -o protos/image.binpb
+
 # protoc looks for its mypy plug-ins on PATH. only_async: nothing here is served or called without asyncio.
 generate = PATH="$(CURDIR)/$(BIN):$$PATH" $(PY) -m grpc_tools.protoc -I protos \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet,only_async:$(1) \
@@ -68,12 +72,13 @@ fmt: $(READY) ## Format code and protos
 	$(BIN)/buf format -w protos
 
 .PHONY: lint
-lint: $(READY) ## Style, import rules, protos
+lint: $(READY) ## Style, import rules, protos, and that the contract breaks no client of the last release
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint protos
 	$(BIN)/buf format protos --diff --exit-code
+	$(BIN)/buf breaking protos --against protos/image.binpb
 
 .PHONY: types
 types: $(READY) ## mypy --strict
