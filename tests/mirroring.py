@@ -18,6 +18,7 @@ from profile_export.domain.catalog.datasets import DatasetChange, NewDataset, Sc
 from profile_export.domain.catalog.files import MirrorStatus
 from profile_export.domain.schemas.types import EMPTY
 from profile_export.lake.iceberg import IcebergMirror
+from profile_export.lake.local import LocalLake
 from profile_export.runner.mirror import Mirror
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
@@ -58,6 +59,7 @@ class World:
     ) -> None:
         self.data_dir = data_dir
         self.database = Database(place or data_dir)
+        self.lake = LocalLake(data_dir)
         self.keep = keep
         self.catalog_url = place if isinstance(place, str) else None
         self.tables = IcebergMirror(data_dir, keep, self.catalog_url)
@@ -66,7 +68,7 @@ class World:
 
     def mirror(self, name: str = "mirror") -> Mirror:
         tables = IcebergMirror(self.data_dir, self.keep, self.catalog_url)
-        return Mirror(name, self.mirrors, tables, Threads(), self.wakeups, HOUR)
+        return Mirror(name, self.mirrors, tables, Threads(), self.lake, self.wakeups, HOUR)
 
     async def follow(self) -> None:
         """Do all that is due."""

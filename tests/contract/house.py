@@ -22,6 +22,7 @@ from profile_export.domain.export.request import BoundRequest, EventList, Export
 from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.engines.duckdb.session import DuckDbSession
 from profile_export.ingest.ingestion import ingest
+from profile_export.lake.compaction import Merger
 from profile_export.lake.local import LocalLake
 from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.chores import Sweeper
@@ -74,7 +75,9 @@ class House:
         )
         self.snapshots = Snapshots(self.database)
         self.compactions, self.drops = Compactions(self.database), Drops(self.database)
-        self.compactor = Compactor(self.compactions, self.wakeups, self.lake, self.children, self.new_id)
+        self.compactor = Compactor(
+            self.compactions, self.wakeups, self.lake, Merger(self.children), self.new_id
+        )
 
     def new_id(self) -> str:
         self.when_named()
@@ -93,7 +96,7 @@ class House:
         await self.uploads.open_upload(TENANT, start, folder, staged_as=batch_id)
         uploader = Uploader(self.folder)
         task = uploader.task(list(sent), *dataset.identity_fields, kind=dataset.kind, known=dataset.fields)
-        result = ingest(replace(task, batch_id=batch_id, folder=self.lake.folder(folder)))
+        result = ingest(replace(task, batch_id=batch_id, folder=self.lake.staging(folder)))
         found = tuple(
             DataFile(file.name, f"{folder}/{file.name}", file.rows, file.bytes, file.sha256)
             for file in result.files
@@ -144,7 +147,7 @@ class House:
             return lines(read_export(Path(folder), names, plan.batch_id))
 
     def on_disk(self, dataset_id: str) -> set[str]:
-        return {f"{dataset_id}/{folder.name}" for folder in self.lake.folder(dataset_id).iterdir()}
+        return {f"{dataset_id}/{folder.name}" for folder in self.lake.staging(dataset_id).iterdir()}
 
 
 def pinned(plan: ExportPlan) -> list[str]:
@@ -159,7 +162,7 @@ async def opened(house: House) -> AsyncIterator[House]:
         yield house
     finally:
         await house.database.close()
-        house.lake.holding.let_go()
+        house.lake.let_go()
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -18,7 +18,7 @@ from profile_export.domain.catalog.files import FULL_ROWS
 from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.jobs.job import Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
-from profile_export.lake.compaction import CompactTask, compact
+from profile_export.lake.compaction import CompactTask, Merger, compact
 from profile_export.processes.limits import Limits
 from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.compactor import Compactor
@@ -103,7 +103,7 @@ async def test_a_merge_that_a_revert_overtakes_is_void(house: House) -> None:
     merge = await house.compactions.next_merge(())
     assert merge
     sources = tuple(house.lake.root / path for one in merge.segments for path in one.paths)
-    file = compact(CompactTask(sources, house.lake.folder(f"{crm}/merged") / "0.parquet"))
+    file = compact(CompactTask(sources, house.lake.staging(f"{crm}/merged") / "0.parquet"))
 
     await house.ended("p3", BatchState.REVERTED)
     committed = await house.compactions.commit(merge, f"{crm}/merged", file)
@@ -125,7 +125,7 @@ async def test_a_merge_of_merged_files_is_void_when_one_of_them_is_gone(house: H
     assert merge
     assert [one.is_compacted for one in merge.segments] == [True] * 10
     sources = tuple(house.lake.root / path for one in merge.segments for path in one.paths)
-    file = compact(CompactTask(sources, house.lake.folder(f"{crm}/merged") / "0.parquet"))
+    file = compact(CompactTask(sources, house.lake.staging(f"{crm}/merged") / "0.parquet"))
 
     await house.ended("p3", BatchState.REVERTED)
     committed = await house.compactions.commit(merge, f"{crm}/merged", file)
@@ -293,7 +293,7 @@ async def test_a_merge_over_its_limits_is_made_later_while_others_go_on(tmp_path
         assert not again
         assert house.on_disk(crm) == before
         assert await house.compactions.begun(timedelta()) == []
-        next_server = Compactor(house.compactions, house.wakeups, house.lake, roomy, house.new_id)
+        next_server = Compactor(house.compactions, house.wakeups, house.lake, Merger(roomy), house.new_id)
         assert await next_server.step()
         assert len(pinned(await house.plan())) == 1
         assert await house.export() == rows

@@ -87,11 +87,11 @@ def test_bytes_of_uploads_are_there_until_they_are_forgotten(lake: LocalLake) ->
 def test_the_names_of_a_folder_can_be_made_to_last(lake: LocalLake) -> None:
     path = put(lake, "d/b/1/0-0.parquet")
 
-    lake.sync("d/b/1")
+    lake.publish([path])
 
     assert (lake.root / path).exists()
     with pytest.raises(FileNotFoundError):
-        lake.sync("d/b/2")
+        lake.publish(["d/b/2/0-0.parquet"])
 
 
 def test_removing_and_forgetting_what_is_not_there_is_nothing(lake: LocalLake) -> None:

@@ -24,6 +24,7 @@ from profile_export.domain.merging.merge import SourceRow
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.domain.schemas.types import TIME_SERIES_EVENTS
 from profile_export.engines.duckdb.engine import DuckDbEngine
+from profile_export.lake.local import LocalLake
 from profile_export.lake.rows import source_rows
 from tests.builders import plan_of, rows_of
 from tests.contract.strategies import (
@@ -65,7 +66,9 @@ class House:
         self, plan: ExportPlan, lake: Path, identities: set[Identity]
     ) -> dict[Identity, list[SourceRow]]:
         numbers = count()
-        mappings = Mappings(self._engine, lake, lake / "mappings", lambda: str(next(numbers)))
+        where = LocalLake(lake)
+        where.root = lake
+        mappings = Mappings(self._engine, where, lambda: str(next(numbers)))
         found = {}
         for identity in identities:
             key = identity_key(identity)

@@ -52,8 +52,8 @@ async def policy(house: House) -> None:
 
 
 def lookups(house: House, engine: DuckDbEngine) -> ProfileUseCases:
-    mappings = Mappings(engine, house.lake.root, house.lake.folder("mappings"), house.new_id)
-    return ProfileUseCases(house.snapshots, Policies(house.database), mappings, house.lake.root)
+    mappings = Mappings(engine, house.lake, house.new_id)
+    return ProfileUseCases(house.snapshots, Policies(house.database), mappings, house.lake)
 
 
 async def profile(people: ProfileUseCases, identity: str) -> FoundProfile:
@@ -92,7 +92,7 @@ async def test_who_is_who_is_found_out_once_until_a_batch_comes_or_goes(
     # then one answer serves them all, and nothing lies about
     assert {one.ingest_time for one in found} == {found[0].ingest_time}
     assert engine.children == ()
-    assert not any(house.lake.folder("mappings").iterdir())
+    assert not any(house.lake.staging("mappings").iterdir())
     # and a batch that comes or goes shows at once
     await house.upload(crm, "more", {"crmId": "C9", "email": "e0"})
     assert len((await profile(people, "CRM:C9")).identities) == 4

@@ -28,7 +28,7 @@ class Counted:
     def __init__(self, house: House, engine: DuckDbEngine) -> None:
         self._house = house
         self.begun, self.began = 0, asyncio.Event()
-        self._mappings = Mappings(engine, house.lake.root, house.lake.folder("mappings"), self._begin)
+        self._mappings = Mappings(engine, house.lake, self._begin)
 
     def _begin(self) -> str:
         self.begun += 1

@@ -378,7 +378,7 @@ async def test_a_change_that_another_mirror_makes_first_is_decided_anew(world: W
     await world.follow()
     await world.batch("d1", "b2")
     overtaken = Overtaken(world.data_dir, HOUR, world.catalog_url)
-    mirror = Mirror("slow", world.mirrors, overtaken, Threads(), world.wakeups, HOUR)
+    mirror = Mirror("slow", world.mirrors, overtaken, Threads(), world.lake, world.wakeups, HOUR)
 
     # when
     await mirror.step()
@@ -398,7 +398,7 @@ async def test_a_mirror_whose_process_is_ended_as_it_stops_gives_its_work_back_w
     await world.batch("d1", "b1")
     supervisor = Supervisor()
     await supervisor.close()
-    mirror = Mirror("ended", world.mirrors, world.tables, supervisor.pool(), world.wakeups, HOUR)
+    mirror = Mirror("ended", world.mirrors, world.tables, supervisor.pool(), world.lake, world.wakeups, HOUR)
     mirror.stop()
 
     await mirror.step()
@@ -417,14 +417,20 @@ async def test_a_mirror_works_in_a_process_of_its_own_and_in_the_next_when_that_
     supervisor = Supervisor()
     children = supervisor.pool()
     dying = Mirror(
-        "dying", world.mirrors, Dying(world.data_dir, HOUR, world.catalog_url), children, world.wakeups, HOUR
+        "dying",
+        world.mirrors,
+        Dying(world.data_dir, HOUR, world.catalog_url),
+        children,
+        world.lake,
+        world.wakeups,
+        HOUR,
     )
     await dying.step()
     told = (await world.status("d1")).error_message
 
     # when another one tries again in the same place
     await again_at_once(world)
-    await Mirror("next", world.mirrors, world.tables, children, world.wakeups, HOUR).step()
+    await Mirror("next", world.mirrors, world.tables, children, world.lake, world.wakeups, HOUR).step()
     await supervisor.close()
 
     assert told == "The process that did the work has ended."
@@ -439,12 +445,12 @@ async def test_a_change_over_its_limits_is_tried_again_while_others_go_on(world:
     tight, roomy = supervisor.pool(limits=TIGHT), supervisor.pool()
 
     with capture_logs() as logs:
-        await Mirror("tight", world.mirrors, world.tables, tight, world.wakeups, HOUR).step()
+        await Mirror("tight", world.mirrors, world.tables, tight, world.lake, world.wakeups, HOUR).step()
     told = (await world.status("d1")).error_message
     other = await roomy.run(len, "another's")
-    at_once = await Mirror("next", world.mirrors, world.tables, roomy, world.wakeups, HOUR).step()
+    at_once = await Mirror("next", world.mirrors, world.tables, roomy, world.lake, world.wakeups, HOUR).step()
     await again_at_once(world)
-    await Mirror("next", world.mirrors, world.tables, roomy, world.wakeups, HOUR).step()
+    await Mirror("next", world.mirrors, world.tables, roomy, world.lake, world.wakeups, HOUR).step()
     await supervisor.close()
 
     assert told == "It took more than 40 MB of memory."

@@ -19,14 +19,14 @@ import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import StaticTable, Table
 
-from profile_export.domain.catalog.files import MirroredBatch, TableState
-from profile_export.lake.iceberg import (
-    MAX_SNAPSHOTS,
-    IcebergMirror,
+from profile_export.domain.catalog.files import (
     MirrorConflictError,
+    MirroredBatch,
     MirrorError,
+    TableState,
     TypesChangedError,
 )
+from profile_export.lake.iceberg import MAX_SNAPSHOTS, IcebergMirror
 
 DATASET = "0123456789abcdef01234567"
 HOUR = timedelta(hours=1)

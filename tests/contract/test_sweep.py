@@ -107,7 +107,7 @@ class Attempted:
 
     @property
     def folder(self) -> Path:
-        return self.house.lake.folder(f"{self.claim.folders['b']}/{self.claim.fence.attempt}")
+        return self.house.lake.staging(f"{self.claim.folders['b']}/{self.claim.fence.attempt}")
 
     def write(self, name: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ class Keeper:
 
     def trash(self) -> set[str]:
         """What lies in the trash, by the former paths."""
-        return {path.partition("/")[2] for path in self.house.lake.trash.held()}
+        return {path.partition("/")[2] for path in self.house.lake.trash()}
 
 
 @pytest_asyncio.fixture

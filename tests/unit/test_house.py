@@ -9,6 +9,9 @@ SOURCE = Path(__file__).parents[2] / "src" / "profile_export"
 MODULES = [path for path in SOURCE.rglob("*.py") if path.parent.name != "v1"]
 MIGRATIONS = Path("store", "db", "migrations", "versions")
 MOST_MODULES = 12
+IMPLEMENTATIONS = {"LocalLake", "DuckDbEngine"}
+FILE_CALLS = {"open", "exists", "stat", "unlink", "mkdir", "rmdir", "rename", "touch", "iterdir"}
+FILE_CALLS |= {"glob", "rglob", "read_bytes", "write_bytes", "read_text", "write_text", "is_file", "is_dir"}
 NAMES_THAT_SAY_NOTHING = {"utils", "common", "helpers", "services", "models", "base"}
 # What reads a clock, makes an id or touches the world: the domain gets their results as arguments.
 IMPURE = {"random", "secrets", "uuid", "time"} | {"asyncio", "subprocess", "threading"}
@@ -25,6 +28,29 @@ def test_a_room_of_more_than_a_dozen_modules_has_sub_rooms() -> None:
     del sizes[str(MIGRATIONS)]
 
     assert {room: size for room, size in sizes.items() if size > MOST_MODULES} == {}
+
+
+def test_only_the_composition_root_names_a_lake_or_an_engine() -> None:
+    names = {
+        str(path.relative_to(SOURCE))
+        for path in MODULES
+        if IMPLEMENTATIONS & {node.id for node in ast.walk(_parsed(path)) if isinstance(node, ast.Name)}
+    }
+
+    assert {name for name in names if not name.startswith("app/")} == set()
+
+
+def test_only_the_lake_touches_data_files() -> None:
+    touching = {
+        str(path.relative_to(SOURCE))
+        for room in ("api", "application", "runner")
+        for path in (SOURCE / room).rglob("*.py")
+        for node in ast.walk(_parsed(path))
+        if isinstance(node, ast.Attribute) and node.attr in FILE_CALLS and _is_a_path(node.value)
+    }
+
+    # The bytes of an upload that is under way are a file of this machine, which is written as they come.
+    assert touching == {"application/uploads/sessions.py"}
 
 
 def test_every_module_is_named_for_what_it_holds() -> None:
@@ -64,3 +90,12 @@ def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         return [node.module or ""]
     return []
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def _is_a_path(value: ast.expr) -> bool:
+    """Whether what a method is called on may be a path: it is neither a lake nor the sessions of uploads."""
+    return not ast.unparse(value).endswith(("lake", "sessions"))

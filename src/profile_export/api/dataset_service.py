@@ -18,7 +18,7 @@ from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.transfer import first_message, receive
 from profile_export.application.batches import BatchUseCases
-from profile_export.application.computing import compute, compute_if
+from profile_export.application.computing import compute_if
 from profile_export.application.datasets import DatasetUseCases, ShownDataset
 from profile_export.application.streams import Streams
 from profile_export.v1 import dataset_service_pb2 as pb
@@ -87,8 +87,7 @@ class DatasetService(DatasetServiceServicer):
     async def PreviewDataset(  # type: ignore[override]  # bytes go out as they are
         self, request: pb.PreviewDatasetRequest, context: _Context
     ) -> bytes:
-        rows = await self._datasets.preview(current_tenant(), request.dataset_id, request.row_count)
-        return await compute(_preview, rows)
+        return await self._datasets.preview(current_tenant(), request.dataset_id, request.row_count, _preview)
 
     # --- Batches ---
 

@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 
 from profile_export.app import processes
 from profile_export.app.processes import StartError
-from profile_export.application.ports import Engine
+from profile_export.application.ports import Engine, Lake
 from profile_export.config import WorkSettings
 from profile_export.engines.duckdb.engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
@@ -47,7 +47,7 @@ class JobRunner:
     """
 
     def __init__(
-        self, settings: WorkSettings, engine: Engine | None = None, lake: LocalLake | None = None
+        self, settings: WorkSettings, engine: Engine | None = None, lake: Lake | None = None
     ) -> None:
         self.name = f"{os.getpid()}-{new_id()}"
         self.wakeups = Wakeups()
@@ -57,7 +57,7 @@ class JobRunner:
             notices = [Notices(settings.url, self.wakeups)] if settings.url else []
         except CannotOpenError as error:
             raise StartError(str(error)) from error
-        self.lake = lake or LocalLake(settings.data_dir)
+        self.lake: Lake = lake or LocalLake(settings.data_dir)
         self.instances = Instances(self.database)
         self._belonging = Belonging(
             self.instances, Named(self.database), self.lake, adopt=settings.adopt_lake
@@ -102,21 +102,21 @@ class JobRunner:
             await self._belonging.settle(Instance(new_id(), secrets.token_bytes(_KEY_BYTES)))
         except (StoreMissingError, ForeignLakeError) as error:
             message = (
-                f"The database does not know the files in {self.lake.root}. Restore the database that they are of, or "
+                f"The database does not know the files in {self.lake}. Restore the database that they are of, or "
                 "name it with --database-url; or start with --adopt-lake (PROFILE_EXPORT_ADOPT_LAKE=true), which moves "
                 "what the database does not know to the trash."
             )
             raise StartError(message) from error
         except LakeMissingError as error:
             message = (
-                f"{self.lake.root} has none of the files that the database names. Mount or restore it, or name its "
+                f"{self.lake} has none of the files that the database names. Mount or restore it, or name its "
                 "folder with --data-dir; or, where they are gone for good, start with --adopt-lake "
                 "(PROFILE_EXPORT_ADOPT_LAKE=true), and revert what is lost."
             )
             raise StartError(message) from error
         except LakeInUseError as error:
             message = (
-                f"A server or worker of another database uses {self.lake.root}: stop it before --adopt-lake, "
+                f"A server or worker of another database uses {self.lake}: stop it before --adopt-lake, "
                 "or name the database that the files are of."
             )
             raise StartError(message) from error
@@ -163,7 +163,7 @@ class JobRunner:
         await self.supervisor.close()
         await asyncio.to_thread(self._keeper.close)
         await self.database.close()
-        self.lake.holding.let_go()
+        self.lake.let_go()
 
     def raise_what_ended_it(self) -> None:
         """Raise what ended a worker that nobody told to stop: loudly, so that a supervisor starts the process anew."""

@@ -22,7 +22,7 @@ from profile_export.application.estimates import Estimates
 from profile_export.application.jobs import JobUseCases
 from profile_export.application.mappings import Mappings
 from profile_export.application.policies import PolicyUseCases
-from profile_export.application.ports import Engine
+from profile_export.application.ports import Engine, Lake
 from profile_export.application.profiles import ProfileUseCases
 from profile_export.application.schemas import SchemaUseCases
 from profile_export.application.streams import Streams
@@ -32,8 +32,8 @@ from profile_export.application.watch.watches import Watches
 from profile_export.config import ServeSettings
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.task import Expense
+from profile_export.lake.compaction import Merger
 from profile_export.lake.iceberg import IcebergMirror
-from profile_export.lake.local import MAPPINGS, LocalLake
 from profile_export.processes.limits import Limits
 from profile_export.processes.supervisor import Pool
 from profile_export.runner.chores import ExpirySweeper, StaleUploadSweeper, Sweeper
@@ -80,7 +80,7 @@ class Application:
     """One server with its runner, engine, store and lake. Tests may give it another engine or lake."""
 
     def __init__(
-        self, settings: ServeSettings, engine: Engine | None = None, lake: LocalLake | None = None
+        self, settings: ServeSettings, engine: Engine | None = None, lake: Lake | None = None
     ) -> None:
         self._settings = settings
         self._jobs = JobRunner(settings, engine, lake)
@@ -121,8 +121,8 @@ class Application:
         loading = Loading(rooms, limits, expense, new_id)
         sessions = UploadSessions(uploads, loading, new_id)
         estimates = Estimates(snapshots, self._jobs.engine, self._lake, new_id)
-        mappings = Mappings(self._jobs.engine, self._lake.root, self._lake.folder(MAPPINGS), new_id)
-        lookups = ProfileUseCases(snapshots, policies, mappings, self._lake.root)
+        mappings = Mappings(self._jobs.engine, self._lake, new_id)
+        lookups = ProfileUseCases(snapshots, policies, mappings, self._lake)
         pages = Pages(self._jobs.instances.token_key)
         datasets = DatasetUseCases(catalog, MirrorStatuses(self._database), batches, self._lake, new_id)
         transfers = Streams("transfers", settings.quotas.transfers, "Wait until some have ended.")
@@ -143,11 +143,13 @@ class Application:
         keep = timedelta(minutes=settings.mirror_keep_minutes)
         self._mirrors = Mirrors(self._database)
         tables = IcebergMirror(settings.data_dir, keep, settings.url)
-        self._mirror = Mirror(self._jobs.name, self._mirrors, tables, self._mirroring, wakeups, keep)
+        self._mirror = Mirror(
+            self._jobs.name, self._mirrors, tables, self._mirroring, self._lake, wakeups, keep
+        )
         self._mirror_task: asyncio.Task[None] | None = None
         compactions, drops = Compactions(self._database), Drops(self._database)
         grace = timedelta(seconds=settings.download_grace_seconds)
-        self._compactor = Compactor(compactions, wakeups, self._lake, compacting, new_id)
+        self._compactor = Compactor(compactions, wakeups, self._lake, Merger(compacting), new_id)
         self._sweeper = Sweeper(drops, self._lake, grace)
         expiries = Expiries(self._database, wakeups)
         self._expiry_sweeper = ExpirySweeper(

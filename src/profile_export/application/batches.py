@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+from profile_export.application.ports import Lake
 from profile_export.application.uploads.loading import Loading
 from profile_export.application.uploads.sessions import UploadSession, UploadSessions
 from profile_export.domain.catalog.batches import (
@@ -20,7 +21,6 @@ from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import InvalidArgumentError, PastEndError
 from profile_export.domain.export.receipt import StoredReceipt
 from profile_export.domain.lists import Page, PageRequest
-from profile_export.lake.local import LocalLake
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.loading import LoadingBatches
 from profile_export.store.files.receipts import Receipts
@@ -44,7 +44,7 @@ class BatchUseCases:
         receipts: Receipts,
         sessions: UploadSessions,
         loading: Loading,
-        lake: LocalLake,
+        lake: Lake,
         new_id: Callable[[], str],
     ) -> None:
         self._batches, self._opened, self._receipts = batches, opened, receipts

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
+from profile_export.application.ports import Lake
 from profile_export.domain.catalog.datasets import (
     CLASSES,
     Dataset,
@@ -19,12 +20,13 @@ from profile_export.domain.errors import InvalidArgumentError, NotFoundError
 from profile_export.domain.lists import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, PageRequest
 from profile_export.domain.schemas.types import ObjectType, is_wide
 from profile_export.domain.schemas.unions import union_schema
-from profile_export.lake.local import LocalLake
 from profile_export.lake.rows import first_rows
-from profile_export.processes.computing import compute_if
+from profile_export.processes.computing import compute, compute_if
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.mirrors import MirrorStatuses
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class DatasetUseCases:
         catalog: Catalog,
         mirrors: MirrorStatuses,
         batches: Batches,
-        lake: LocalLake,
+        lake: Lake,
         new_id: Callable[[], str],
     ) -> None:
         self._catalog, self._mirrors, self._batches = catalog, mirrors, batches
@@ -77,8 +79,14 @@ class DatasetUseCases:
         """Delete a dataset."""
         await self._catalog.delete_dataset(tenant, dataset_id)
 
-    async def preview(self, tenant: Tenant, dataset_id: str, row_count: int) -> Iterator[Mapping[str, Any]]:
-        """Return the newest rows, of which 0 means a page; reading them blocks.
+    async def preview(
+        self,
+        tenant: Tenant,
+        dataset_id: str,
+        row_count: int,
+        write: Callable[[Iterator[Mapping[str, Any]]], _Answer],
+    ) -> _Answer:
+        """Return what `write` makes, beside the loop, of the newest rows; 0 means as many as a page has.
 
         Raises:
             InvalidArgumentError: `row_count` is negative.
@@ -86,8 +94,10 @@ class DatasetUseCases:
         if row_count < 0:
             raise InvalidArgumentError.of_field("row_count", "must not be negative.")
         count = min(row_count or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        files = await self._batches.newest_files(tenant, dataset_id, count)
-        return islice(first_rows(self._lake.root / file.path for file in files), count)
+        paths = [file.path for file in await self._batches.newest_files(tenant, dataset_id, count)]
+        async with self._lake.readable(paths):
+            rows = first_rows(self._lake.root / path for path in paths)
+            return await compute(write, islice(rows, count))
 
     async def union(self, tenant: Tenant, schema_name: str) -> tuple[ObjectType, Sequence[Dataset]]:
         """Return what all sources of a class know together, and these sources.

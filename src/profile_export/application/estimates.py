@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from profile_export.application.ports import Engine
+from profile_export.application.ports import Engine, Lake
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import ExhaustedError, FailedPreconditionError, UnavailableError
 from profile_export.domain.export.execution import (
@@ -18,7 +18,7 @@ from profile_export.domain.export.execution import (
     EngineFailedError,
     EngineProgress,
 )
-from profile_export.domain.export.plan import ExportPlan, KeyRange, notes_of
+from profile_export.domain.export.plan import ESTIMATES, ExportPlan, KeyRange, notes_of
 from profile_export.domain.export.planning import (
     Counted,
     Estimate,
@@ -28,7 +28,6 @@ from profile_export.domain.export.planning import (
     takes_long,
 )
 from profile_export.domain.export.request import BoundRequest
-from profile_export.lake.local import ESTIMATES, LocalLake
 from profile_export.lake.rows import first_rows
 from profile_export.processes.computing import compute_if
 from profile_export.processes.turns import FairTurns
@@ -52,9 +51,7 @@ class Estimated:
 class Estimates:
     """Estimates jobs, one at a time of a tenant, and for the tenants by turns."""
 
-    def __init__(
-        self, snapshots: Snapshots, engine: Engine, lake: LocalLake, new_id: Callable[[], str]
-    ) -> None:
+    def __init__(self, snapshots: Snapshots, engine: Engine, lake: Lake, new_id: Callable[[], str]) -> None:
         self._snapshots, self._engine, self._lake, self._new_id = snapshots, engine, lake, new_id
         self._turns = FairTurns(_MOST_AT_ONCE)
 
@@ -83,7 +80,7 @@ class Estimates:
         async with self._turns.taken(tenant):
             try:
                 async with asyncio.timeout(MOST_SECONDS):
-                    return await self._counted(plan, self._lake.folder(folder), sample_rows)
+                    return await self._counted(plan, self._lake.staging(folder), sample_rows)
             except TimeoutError:
                 raise _too_expensive() from None
             except EngineDiedError as error:
@@ -98,9 +95,12 @@ class Estimates:
     async def _counted(self, plan: ExportPlan, folder: Path, sample_rows: int) -> Estimated:
         sample = sample_of(plan)
         of_segments = {batch_id: folder / batch_id for batch_id in plan.segment_batches}
-        async with self._engine.attempt(
-            plan, self._lake.root, folder, _ignore, tuple(of_segments.values())
-        ) as attempt:
+        async with (
+            self._lake.readable(plan.paths),
+            self._engine.attempt(
+                plan, self._lake.root, folder, _ignore, tuple(of_segments.values())
+            ) as attempt,
+        ):
             await attempt.resolve()
             result = await attempt.run(sample)
         counted = Counted(

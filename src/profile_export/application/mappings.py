@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeAlias
 from weakref import WeakValueDictionary
 
-from profile_export.application.ports import Engine
+from profile_export.application.ports import Engine, Lake
 from profile_export.domain.export.execution import EngineProgress
-from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.export.plan import MAPPINGS, ExportPlan
 from profile_export.domain.merging.identity import IdentityKey
 from profile_export.domain.schemas.types import EMPTY
 from profile_export.engines.identity.graph import OpenMapping
@@ -33,13 +31,12 @@ class Mappings:
 
     Args:
         engine: Resolves identities, in a process of its own.
-        lake_root: What the paths of plans are relative to.
-        folder: Where files lie while they are made; nobody else's.
-        new_id: Makes names of folders in it.
+        lake: Where the rows are, and where files lie while they are made.
+        new_id: Makes names of folders.
     """
 
-    def __init__(self, engine: Engine, lake_root: Path, folder: Path, new_id: Callable[[], str]) -> None:
-        self._engine, self._lake_root, self._folder, self._new_id = engine, lake_root, folder, new_id
+    def __init__(self, engine: Engine, lake: Lake, new_id: Callable[[], str]) -> None:
+        self._engine, self._lake, self._new_id = engine, lake, new_id
         self._kept: OrderedDict[_MadeOf, OpenMapping | None] = OrderedDict()
         # Each is there for as long as somebody makes its mapping, or waits for it.
         self._making: WeakValueDictionary[_MadeOf, asyncio.Lock] = WeakValueDictionary()
@@ -75,15 +72,18 @@ class Mappings:
             del self._kept[next(one for one in self._kept if shares[one[0]] == largest)]
 
     async def _made(self, plan: ExportPlan) -> OpenMapping | None:
-        folder = self._folder / self._new_id()
+        folder = f"{MAPPINGS}/{self._new_id()}"
         # No value of the rows is needed, only whose they are.
         bare = replace(plan, fields=EMPTY, events=None)
         try:
-            async with self._engine.attempt(bare, self._lake_root, folder, _ignore) as attempt:
+            async with (
+                self._lake.readable(plan.paths),
+                self._engine.attempt(bare, self._lake.root, self._lake.staging(folder), _ignore) as attempt,
+            ):
                 mapping = await attempt.mapping()
                 return await asyncio.to_thread(OpenMapping, mapping) if mapping else None
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(self._lake.remove, folder)
 
 
 def _ignore(_progress: EngineProgress) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from profile_export.domain.catalog.files import MirroredBatch, TableState
 from profile_export.domain.export.execution import EngineProgress, RangeResult, ResolutionFacts
-from profile_export.domain.export.plan import ExportPlan, KeyRange
+from profile_export.domain.export.plan import ExportPlan, KeyRange, WrittenFile
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -62,31 +63,137 @@ class Engine(Protocol):
 
 
 class Lake(Protocol):
-    """Where files live."""
+    """Where data files live, under keys such as `<dataset>/<batch>/<attempt>/<file>`, whose beginnings are folders.
+
+    Work is done on files of this machine: what is to be read is brought below `root`, and what is written there, in the
+    place that `staging` gives a folder, counts once it is published. Bytes of uploads lie beside the files, under names
+    of one step. Calls block, but for `readable`.
+    """
 
     @property
     def root(self) -> Path:
-        """What the paths of data files are relative to."""
+        """The folder of this machine below which files are read, each at its key, while they are `readable`."""
         ...
 
-    def folder(self, folder: str) -> Path:
-        """Return the place of a batch's files."""
+    def open(self) -> None:
+        """Make ready for use. Raises OSError where that cannot be."""
+        ...
+
+    def take(self) -> None:
+        """Use the lake beside other processes. Waits for who takes it over at the moment."""
+        ...
+
+    def take_alone(self) -> bool:
+        """Keep other processes from using the lake, until it is taken again or let go; False if one uses it."""
+        ...
+
+    def let_go(self) -> None:
+        """Use the lake no longer."""
+        ...
+
+    def instance(self) -> str | None:
+        """Return the id of the instance that the lake is of; None if it says nothing."""
+        ...
+
+    def become(self, instance_id: str) -> None:
+        """Say of which instance the lake is from now on."""
+        ...
+
+    # --- Files ---
+
+    def readable(self, keys: Iterable[str]) -> AbstractAsyncContextManager[None]:
+        """Bring files below `root`, for as long as the block runs."""
+        ...
+
+    def read(self, key: str, offset: int, length: int) -> Iterator[bytes]:
+        """Yield a stretch of a file in chunks."""
+        ...
+
+    def size(self, key: str) -> int:
+        """Return how many bytes a file has. Raises FileNotFoundError."""
+        ...
+
+    def location(self, key: str) -> str:
+        """Return the URI of a file for other readers."""
+        ...
+
+    def staging(self, folder: str) -> Path:
+        """Return where on this machine the files of a folder are written; it need not exist yet."""
+        ...
+
+    def publish(self, keys: Collection[str]) -> None:
+        """Make files, written in the staging of their folders, readable for everybody and safe from a power cut.
+
+        Raises FileNotFoundError where a folder is not there.
+        """
+        ...
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put a small file into a folder, which need not exist: whole and safe, or not at all."""
+        ...
+
+    def exists(self, folder: str) -> bool:
+        """Say whether a folder has something in it, published or not."""
         ...
 
     def remove(self, folder: str) -> None:
-        """Remove a batch's folder with all that is in it."""
+        """Remove a folder with all that is in it, published or not, whether or not it exists."""
         ...
 
-    def sync(self, folder: str) -> None:
-        """Make the names of a folder's files survive a power cut."""
+    def keep_only(self, folder: str, keys: Collection[str]) -> None:
+        """Remove every file but these from a batch's folder, or an attempt's in it. Strangers' go to the trash."""
         ...
 
-    def write(self, path: str, content: bytes) -> None:
-        """Put a small file into a batch's folder, which need not exist: whole, and safe on the disk, or not at all."""
+    # --- Bytes of uploads ---
+
+    def upload(self, name: str) -> Path:
+        """Return the place of an upload's bytes as sent; it need not exist yet."""
         ...
 
-    def keep_only(self, folder: str, paths: Collection[str]) -> None:
-        """Remove from a batch's folder, or an attempt's in it, every file but these."""
+    def received(self, name: str) -> int:
+        """Return how many bytes of an upload have arrived."""
+        ...
+
+    def forget_upload(self, name: str) -> None:
+        """Remove an upload's bytes, whether or not there are any."""
+        ...
+
+    def staged(self) -> Sequence[str]:
+        """Return under which names there are bytes of uploads."""
+        ...
+
+    # --- What nobody has named ---
+
+    def datasets(self) -> Collection[str]:
+        """Return the first steps of all keys that are of a dataset."""
+        ...
+
+    def untouched(self, least: timedelta) -> Sequence[str]:
+        """Return the folders of batches in which nothing has been written for so long."""
+        ...
+
+    def untouched_within(self, folder: str, least: timedelta) -> Sequence[str]:
+        """Return what lies in a folder, or in its folders where it ends with `/*`, and was not written so long."""
+        ...
+
+    def set_aside(self, keys: Iterable[str], uploads: Iterable[str] = ()) -> None:
+        """Move files and folders, and bytes of uploads, to the trash."""
+        ...
+
+    def empty_trash(self, now: datetime, keep: timedelta) -> Sequence[str]:
+        """Remove for good what the trash has kept for so long; return the names that it had there."""
+        ...
+
+    def trash(self) -> Sequence[str]:
+        """Return what the trash holds."""
+        ...
+
+
+class MergeFiles(Protocol):
+    """Merges data files of this machine into one there."""
+
+    def __call__(self, sources: Sequence[Path], target: Path) -> Awaitable[WrittenFile]:
+        """Write the rows of `sources` into `target`. Raises `TooExpensiveError` where that takes too much."""
         ...
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import extractOne
 
 from profile_export.application.mappings import Mappings
+from profile_export.application.ports import Lake
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import FailedPreconditionError, UnavailableError
 from profile_export.domain.export.execution import EngineDiedError, EngineFailedError
@@ -109,9 +109,9 @@ _MOST_AT_ONCE = 4
 class ProfileUseCases:
     """Looks people up in what the store and the lake hold now."""
 
-    def __init__(self, snapshots: Snapshots, policies: Policies, mappings: Mappings, lake_root: Path) -> None:
+    def __init__(self, snapshots: Snapshots, policies: Policies, mappings: Mappings, lake: Lake) -> None:
         self._snapshots, self._policies = snapshots, policies
-        self._mappings, self._lake_root = mappings, lake_root
+        self._mappings, self._lake = mappings, lake
         self._turns = FairTurns(_MOST_AT_ONCE)
 
     async def profile(self, asked: Asked) -> tuple[FoundProfile, MergePolicy]:
@@ -126,8 +126,8 @@ class ProfileUseCases:
         """
         policy, plan = await self._planned(asked, plan_profile)
         keys = await self._keys(plan, asked)
-        async with self._turns.taken(asked.tenant):
-            rows = await compute(source_rows, self._lake_root, plan, keys)
+        async with self._turns.taken(asked.tenant), self._lake.readable(plan.paths):
+            rows = await compute(source_rows, self._lake.root, plan, keys)
             return await compute(profile_of, plan, rows, asked.identity), policy
 
     async def events(self, asked: Asked, listing: EventListing, page: PageRequest) -> Page[FoundEvent]:
@@ -142,8 +142,8 @@ class ProfileUseCases:
         """
         _, plan = await self._planned(asked, plan_events)
         keys = await self._keys(plan, asked)
-        async with self._turns.taken(asked.tenant):
-            rows = await compute(source_rows, self._lake_root, plan, keys)
+        async with self._turns.taken(asked.tenant), self._lake.readable(plan.paths):
+            rows = await compute(source_rows, self._lake.root, plan, keys)
             return await compute(events_of, plan, rows, asked.identity, listing, page)
 
     async def _planned(

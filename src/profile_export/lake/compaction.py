@@ -23,6 +23,7 @@ from profile_export.lake.data_files import (
     sync,
     write_data_file,
 )
+from profile_export.processes.supervisor import Pool
 
 _LEAST_ROWS, _MOST_ROWS = 16, 1024
 """How many rows of a source are read at a time; few are as long as rows may be."""
@@ -44,6 +45,22 @@ class CompactTask:
 
     sources: tuple[Path, ...]
     target: Path
+
+
+class Merger:
+    """Merges files in child processes."""
+
+    def __init__(self, children: Pool) -> None:
+        self._children = children
+
+    async def __call__(self, sources: Sequence[Path], target: Path) -> WrittenFile:
+        """Do what `compact` does, in a child.
+
+        Raises:
+            TooExpensiveError: It took more than the children may.
+            ChildDiedError: The child ended.
+        """
+        return await self._children.run(compact, CompactTask(tuple(sources), target))
 
 
 def compact(task: CompactTask) -> WrittenFile:

@@ -31,8 +31,11 @@ from pyiceberg.table import Table, TableProperties
 from profile_export.domain.catalog.files import (
     BATCH_ID,
     MIRROR_NAMESPACE,
+    MirrorConflictError,
     MirroredBatch,
+    MirrorError,
     TableState,
+    TypesChangedError,
     mirror_table,
 )
 from profile_export.domain.schemas.types import EMPTY, ObjectType, TypeConflictError, union_objects
@@ -66,18 +69,6 @@ _PROPERTIES = {
     TableProperties.METADATA_PREVIOUS_VERSIONS_MAX: "100",
     TableProperties.METADATA_DELETE_AFTER_COMMIT_ENABLED: "true",
 }
-
-
-class MirrorConflictError(Exception):
-    """The table is no longer as it was looked at; nothing has been changed. Look and decide anew."""
-
-
-class TypesChangedError(Exception):
-    """The new files need types that the table cannot come to have as it is: rebuild it. Nothing has been changed."""
-
-
-class MirrorError(Exception):
-    """The mirror cannot go on by itself. Its text is one line for the operator."""
 
 
 @dataclass(frozen=True, slots=True)

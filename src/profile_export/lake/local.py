@@ -11,14 +11,14 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
-from datetime import timedelta
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from profile_export.domain.export.plan import GRAPHS
+from profile_export.domain.export.plan import ESTIMATES, GRAPHS, MADE_NAME, MAPPINGS
 from profile_export.domain.export.receipt import RECEIPT_FILE
 from profile_export.lake.trash import Trash
 from profile_export.processes.plain_file import open_plain
@@ -70,15 +70,11 @@ class Holding:
 
 
 CHUNK_BYTES = 1024 * 1024
-ESTIMATES = "estimates"
-MAPPINGS = "mappings"
 _INSTANCE = "instance"
 _MOST_INSTANCE_BYTES = 1_000
 _MADE_LATER = ("trash", "iceberg")
 _BATCH_DEPTH = 2
-_OURS = re.compile(r"[0-9a-f]{24}")
-"""Names that are made here, see `app.jobs.new_id`."""
-_OF_A_BATCH = re.compile(rf"{_OURS.pattern}|[0-9]+|{re.escape(RECEIPT_FILE)}(\.[0-9a-f]+\.part)?")
+_OF_A_BATCH = re.compile(rf"{MADE_NAME.pattern}|[0-9]+|{re.escape(RECEIPT_FILE)}(\.[0-9a-f]+\.part)?")
 """What the folder of a batch has in it: folders of attempts, and a receipt."""
 
 
@@ -89,7 +85,7 @@ class LocalLake:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self.trash, self.holding = Trash(data_dir), Holding(data_dir)
+        self._trash, self._holding = Trash(data_dir), Holding(data_dir)
         self.root = data_dir / "lake"
         self._uploads = data_dir / "uploads"
 
@@ -106,9 +102,40 @@ class LocalLake:
             if os.path.lexists(place) and not place.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
 
-    def folder(self, folder: str) -> Path:
-        """Return the place of a batch's files; it need not exist yet."""
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def take(self) -> None:
+        """Use the lake beside others, see `Holding.take`."""
+        self._holding.take()
+
+    def take_alone(self) -> bool:
+        """Keep others from using the lake, see `Holding.take_alone`."""
+        return self._holding.take_alone()
+
+    def let_go(self) -> None:
+        """Use the lake no longer."""
+        self._holding.let_go()
+
+    def readable(self, keys: Iterable[str]) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - the port's
+        """Bring files below `root`, where they are."""
+        return nullcontext()
+
+    def size(self, key: str) -> int:
+        """Return how many bytes a data file has.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        return (self.root / key).stat().st_size
+
+    def staging(self, folder: str) -> Path:
+        """Return the place of a folder's files, which are written where they stay; it need not exist yet."""
         return self.root / folder
+
+    def exists(self, folder: str) -> bool:
+        """Say whether a folder is there."""
+        return (self.root / folder).exists()
 
     def upload(self, name: str) -> Path:
         """Return the place of an upload's bytes as sent; it need not exist yet."""
@@ -139,17 +166,21 @@ class LocalLake:
         """Remove a batch's folder with all that is in it, whether or not it exists."""
         shutil.rmtree(self.root / folder, ignore_errors=True)
 
-    def sync(self, folder: str) -> None:
-        """Make the names of a folder's files survive a power cut; what the files hold is for who wrote them."""
-        place = self.root / folder
-        for directory in (place, *place.parents):
-            descriptor = os.open(directory, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if directory == self.root:
-                return
+    def publish(self, keys: Collection[str]) -> None:
+        """Make the names of files survive a power cut; what the files hold is for who wrote them.
+
+        Raises:
+            FileNotFoundError: A folder is not there.
+        """
+        for folder in {(self.root / key).parent for key in keys}:
+            for directory in (folder, *folder.parents):
+                descriptor = os.open(directory, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                if directory == self.root:
+                    break
 
     def write(self, path: str, content: bytes) -> None:
         """Put a small file into a batch's folder, which need not exist: whole, and safe on the disk, or not at all.
@@ -170,7 +201,7 @@ class LocalLake:
             # Another process has written the file since, and took this part for one that was left.
             if not place.exists():
                 raise
-        self.sync(str(PurePosixPath(path).parent))
+        self.publish([path])
         for left in place.parent.glob(f"{glob.escape(place.name)}.*part"):
             left.unlink(missing_ok=True)
 
@@ -197,7 +228,15 @@ class LocalLake:
     def set_aside(self, paths: Iterable[str], uploads: Iterable[str] = ()) -> None:
         """Move files and folders that nobody has named, and bytes of such uploads, to the trash."""
         named = {"lake": paths, "uploads": uploads}
-        self.trash.put([f"{top}/{path}" for top, some in named.items() for path in some])
+        self._trash.put([f"{top}/{path}" for top, some in named.items() for path in some])
+
+    def empty_trash(self, now: datetime, keep: timedelta) -> Sequence[str]:
+        """Remove for good what the trash has kept for so long, see `Trash.empty`."""
+        return self._trash.empty(now, keep)
+
+    def trash(self) -> Sequence[str]:
+        """Return what the trash holds, see `Trash.held`."""
+        return self._trash.held()
 
     def staged(self) -> list[str]:
         """Return under which names there are bytes of uploads."""
@@ -244,12 +283,6 @@ class LocalLake:
     def become(self, instance_id: str) -> None:
         """Say of which instance the lake is from now on."""
         self.write(_INSTANCE, f"{instance_id}\n".encode())
-
-
-def is_passing(folder: str) -> bool:
-    """Say of a folder, relative to the lake's root, that it was made for the time of one call, and nothing else."""
-    top, _, name = folder.partition("/")
-    return top in {ESTIMATES, MAPPINGS} and _OURS.fullmatch(name) is not None
 
 
 def _last_written(folder: Path) -> float:

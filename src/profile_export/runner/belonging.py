@@ -6,8 +6,8 @@ import asyncio
 
 import structlog
 
+from profile_export.application.ports import Lake
 from profile_export.domain.export.plan import GRAPHS
-from profile_export.lake.local import LocalLake
 from profile_export.store.db.instance import Instance, Instances
 from profile_export.store.files.named import Named
 
@@ -36,7 +36,7 @@ class Belonging:
         adopt: Whether the lake becomes the store's, whatever it says, holds and lacks.
     """
 
-    def __init__(self, instances: Instances, named: Named, lake: LocalLake, *, adopt: bool) -> None:
+    def __init__(self, instances: Instances, named: Named, lake: Lake, *, adopt: bool) -> None:
         self._instances, self._named, self._lake = instances, named, lake
         self._adopt = adopt
 
@@ -57,7 +57,7 @@ class Belonging:
             LakeMissingError: The lake has nothing of what the store names, and nobody has said that it need not.
             LakeInUseError: Somebody has said so, but another's process uses it.
         """
-        await asyncio.to_thread(self._lake.holding.take)
+        await asyncio.to_thread(self._lake.take)
         there = await self._instances.get()
         former = await asyncio.to_thread(self._lake.instance)
         same = there is not None and there.id == former
@@ -73,13 +73,13 @@ class Belonging:
         if instance.id != former:
             if self._adopt:
                 # Others of the same store hold a lake that says so already.
-                if former is not None and not await asyncio.to_thread(self._lake.holding.take_alone):
+                if former is not None and not await asyncio.to_thread(self._lake.take_alone):
                     raise LakeInUseError
                 _log.warning("lake_adopted", instance=instance.id, former=former)
                 # Graphs are told by the keys of tenants, which are others in another store.
                 await asyncio.to_thread(self._lake.set_aside, [GRAPHS])
             await asyncio.to_thread(self._lake.become, instance.id)
-            await asyncio.to_thread(self._lake.holding.take)
+            await asyncio.to_thread(self._lake.take)
         return instance
 
     def _holds_data(self) -> bool:

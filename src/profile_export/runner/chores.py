@@ -130,7 +130,7 @@ class Sweeper:
         gone = []
         for folder in await self._drops.due(self._grace):
             await asyncio.to_thread(self._lake.remove, folder)
-            if self._lake.folder(folder).exists():
+            if self._lake.exists(folder):
                 _log.warning("not_removed", folder=folder)
             else:
                 gone.append(folder)

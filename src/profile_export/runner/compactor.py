@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from profile_export.application.ports import Lake
+from profile_export.application.ports import Lake, MergeFiles
 from profile_export.domain.export.plan import WrittenFile
-from profile_export.lake.compaction import CompactTask, compact
 from profile_export.processes.messages import TooExpensiveError
-from profile_export.processes.supervisor import Pool
 from profile_export.runner.background import repeat
 from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.compactions import Compactions, Merge
@@ -36,7 +34,7 @@ class Compactor:
         compactions: What is compacted, and what should be.
         wakeups: Say when batches have come.
         lake: Where files live.
-        children: Where files are merged.
+        merge_files: Merges files into one, elsewhere.
         new_id: Makes names of folders.
     """
 
@@ -45,13 +43,13 @@ class Compactor:
         compactions: Compactions,
         wakeups: Wakeups,
         lake: Lake,
-        children: Pool,
+        merge_files: MergeFiles,
         new_id: Callable[[], str],
     ) -> None:
         self._compactions = compactions
         self._wakeups = wakeups
         self._lake = lake
-        self._children = children
+        self._merge_files = merge_files
         self._new_id = new_id
         # Datasets whose last merges failed, so that others get their turn.
         self._resting: dict[str, _Rest] = {}
@@ -113,7 +111,9 @@ class Compactor:
         await self._compactions.give_up([folder])
 
     async def _merged(self, merge: Merge, folder: str) -> WrittenFile:
-        sources = tuple(self._lake.root / path for segment in merge.segments for path in segment.paths)
-        file = await self._children.run(compact, CompactTask(sources, self._lake.folder(folder) / _FILE_NAME))
-        await asyncio.to_thread(self._lake.sync, folder)
+        paths = [path for segment in merge.segments for path in segment.paths]
+        async with self._lake.readable(paths):
+            sources = tuple(self._lake.root / path for path in paths)
+            file = await self._merge_files(sources, self._lake.staging(folder) / _FILE_NAME)
+        await asyncio.to_thread(self._lake.publish, [f"{folder}/{_FILE_NAME}"])
         return file

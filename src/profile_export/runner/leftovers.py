@@ -13,9 +13,10 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from profile_export.application.ports import Lake
 from profile_export.application.uploads.loading import Loading
+from profile_export.domain.export.plan import ESTIMATES, MADE_NAME, MAPPINGS
 from profile_export.domain.export.receipt import RECEIPT_FILE
-from profile_export.lake.local import LocalLake, is_passing
 from profile_export.runner.background import repeat
 from profile_export.store.db.instance import Instances
 from profile_export.store.files.compactions import Compactions
@@ -37,7 +38,7 @@ class LeftoverRooms:
     compactions: Compactions
     drops: Drops
     loading: Loading
-    lake: LocalLake
+    lake: Lake
 
 
 class Leftovers:
@@ -68,7 +69,7 @@ class Leftovers:
 
     async def empty_trash(self) -> bool:
         """Remove for good what the trash has kept for long enough."""
-        gone = await asyncio.to_thread(self._lake.trash.empty, datetime.now(UTC), self._keep_trash)
+        gone = await asyncio.to_thread(self._lake.empty_trash, datetime.now(UTC), self._keep_trash)
         if gone:
             _log.info("trash_emptied", folders=gone)
         return False
@@ -95,12 +96,12 @@ class Leftovers:
         left = await unnamed(self._named, rooms.compactions, rooms.drops, folders)
         begun = await rooms.compactions.begun(untouched)
         known = {*begun, *await self._named.folders(left)}
-        gone = [folder for folder in left if folder in known or is_passing(folder)]
+        gone = [folder for folder in left if folder in known or _is_passing(folder)]
         for folder in gone:
             await asyncio.to_thread(self._lake.remove, folder)
         if gone:
             _log.info("left_overs_removed", folders=len(gone))
-        if over := [folder for folder in begun if not self._lake.folder(folder).exists()]:
+        if over := [folder for folder in begun if not self._lake.exists(folder)]:
             await rooms.compactions.give_up(over)
         under_way = {*await rooms.compactions.begun(timedelta(0)), *gone}
         return [folder for folder in left if folder not in under_way]
@@ -122,7 +123,7 @@ class Leftovers:
             found += (path for path in within if path not in folder.named)
         return found
 
-    async def _within(self, folder: str, untouched: timedelta) -> list[str]:
+    async def _within(self, folder: str, untouched: timedelta) -> Sequence[str]:
         return await asyncio.to_thread(self._lake.untouched_within, folder, untouched)
 
     async def _clear_staged(self, staged: Collection[str]) -> list[str]:
@@ -140,6 +141,12 @@ async def unnamed(
     kept = {*await named.kept_folders(), *await compactions.folders(), *await drops.folders()}
     # A name of one step keeps all folders of that dataset.
     return [folder for folder in folders if not {folder, folder.split("/")[0]} & kept]
+
+
+def _is_passing(folder: str) -> bool:
+    """Say of a folder that it was made for the time of one call."""
+    top, _, name = folder.partition("/")
+    return top in {ESTIMATES, MAPPINGS} and MADE_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +180,7 @@ class Checkup:
     named: Named
     compactions: Compactions
     drops: Drops
-    lake: LocalLake
+    lake: Lake
 
     async def run(self) -> Findings:
         """Look all over."""
@@ -192,17 +199,17 @@ class Checkup:
             files=len(files),
             missing=missing,
             other_size=other_size,
-            unknown_folders=sorted(one for one in left if one not in known and not is_passing(one)),
+            unknown_folders=sorted(one for one in left if one not in known and not _is_passing(one)),
             unknown_uploads=sorted(staged - known_uploads),
             staged=sorted(staged & known_uploads),
-            trash=await asyncio.to_thread(self.lake.trash.held),
+            trash=await asyncio.to_thread(self.lake.trash),
         )
 
     def _compared(self, files: Sequence[NamedFile]) -> tuple[list[str], list[str]]:
         missing, other_size = [], []
         for file in files:
             try:
-                found = (self.lake.root / file.path).stat().st_size
+                found = self.lake.size(file.path)
             except FileNotFoundError:
                 missing.append(file.path)
             else:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 import structlog
 
-from profile_export.application.ports import Elsewhere, MirrorTables
-from profile_export.domain.catalog.files import TableState
-from profile_export.lake.iceberg import MirrorConflictError, MirrorError, TypesChangedError
+from profile_export.application.ports import Elsewhere, Lake, MirrorTables
+from profile_export.domain.catalog.files import (
+    MirrorConflictError,
+    MirroredBatch,
+    MirrorError,
+    TableState,
+    TypesChangedError,
+)
 from profile_export.processes.messages import ChildDiedError, TooExpensiveError
 from profile_export.runner.background import repeat
 from profile_export.store.db.wakeups import Wakeups
@@ -33,6 +38,7 @@ class Mirror:
         mirrors: Mirrors,
         tables: MirrorTables,
         elsewhere: Elsewhere,
+        lake: Lake,
         wakeups: Wakeups,
         check_every: timedelta,
     ) -> None:
@@ -43,6 +49,7 @@ class Mirror:
             mirrors: What is to be done.
             tables: What it is done to.
             elsewhere: Where it is done: a commit is a second of Python that would hold up whoever shares it.
+            lake: Where the files are.
             wakeups: Tell of batches.
             check_every: How often to look at a table that nothing is to be done to, and to expire its snapshots.
         """
@@ -50,6 +57,7 @@ class Mirror:
         self._mirrors = mirrors
         self._tables = tables
         self._elsewhere = elsewhere
+        self._lake = lake
         self._wakeups = wakeups
         self._check_every = check_every
         self._stopping = asyncio.Event()
@@ -117,7 +125,8 @@ class Mirror:
             return
         try:
             if work.add or work.remove:
-                state = await self._do(self._tables.sync, work.dataset_id, state, work.add, work.remove)
+                async with self._lake.readable(_paths(work.add)):
+                    state = await self._do(self._tables.sync, work.dataset_id, state, work.add, work.remove)
         except TypesChangedError:
             await self._rebuild(work, state)
             return
@@ -128,7 +137,8 @@ class Mirror:
     async def _rebuild(self, work: MirrorWork, state: TableState | None) -> None:
         """Make the table hold all that counts: it is gone, or stands elsewhere, or needs other types."""
         work = await self._mirrors.everything(work)
-        state = await self._do(self._tables.rebuild, work.dataset_id, state, work.add)
+        async with self._lake.readable(_paths(work.add)):
+            state = await self._do(self._tables.rebuild, work.dataset_id, state, work.add)
         await self._end(work, state)
 
     async def _do(
@@ -139,6 +149,10 @@ class Mirror:
     async def _end(self, work: MirrorWork, state: TableState | None) -> None:
         await self._mirrors.done(work, state, self._check_every)
         _log.info("mirrored", dataset_id=work.dataset_id, added=len(work.add), removed=len(work.remove))
+
+
+def _paths(batches: Sequence[MirroredBatch]) -> Iterator[str]:
+    return (path for batch in batches for path in batch.files)
 
 
 def _call(work: partial[_Result]) -> _Result:

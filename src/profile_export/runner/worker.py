@@ -251,11 +251,12 @@ class _Attempt:
         await self._begin(Phase.RESOLVE, plan)
         number = claim.fence.attempt
         folders = {batch: attempt_folder(folder, number) for batch, folder in claim.folders.items()}
-        places = [self._lake.folder(folder) for folder in folders.values()]
+        places = [self._lake.staging(folder) for folder in folders.values()]
         of_segments = places if plan.segment_batches else ()
-        async with self._engine.attempt(
-            plan, self._lake.root, places[0], self._advance, of_segments
-        ) as attempt:
+        async with (
+            self._lake.readable(plan.paths),
+            self._engine.attempt(plan, self._lake.root, places[0], self._advance, of_segments) as attempt,
+        ):
             facts = await attempt.resolve()
             recorded = (one for one in plan.ranges() if one.index in claim.recorded)
             done = sum(plan.rows_in(key_range) for key_range in recorded)
@@ -287,8 +288,8 @@ class _Attempt:
                 files: dict[str, list[DataFile]] = {}
                 for file in result.files:
                     files.setdefault(file.batch_id, []).append(_data_file(file, folders[file.batch_id]))
-                for batch_id in files:
-                    await asyncio.to_thread(self._lake.sync, folders[batch_id])
+                paths = [file.path for of_batch in files.values() for file in of_batch]
+                await asyncio.to_thread(self._lake.publish, paths)
                 done = RangeDone(key_range.index, files, result.counts, result.peak_memory_bytes)
                 await self._attempts.record_range(self.claim.fence, done, self.progress)
 

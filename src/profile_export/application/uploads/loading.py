@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from profile_export.application.ports import Lake
 from profile_export.application.uploads.keyed import Interest, Turns
 from profile_export.domain.catalog.allowances import MOST_BATCH_SPELLINGS, TooManyError
 from profile_export.domain.catalog.batches import Batch, DataFile, RejectedRow, RowError, Upload
@@ -29,7 +30,6 @@ from profile_export.domain.schemas.types import ObjectType, TypeConflictError, t
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.rejected import REJECTED_FILE, RowsRefusedError, read_rejected
 from profile_export.ingest.task import Expense, IngestResult, IngestTask, NamespacesSent
-from profile_export.lake.local import LocalLake
 from profile_export.processes.messages import ChildDiedError, TooExpensiveError
 from profile_export.processes.supervisor import Pool
 from profile_export.store.catalog.datasets import Catalog
@@ -159,7 +159,7 @@ class LoadingRooms:
     schemas: Schemas
     uploads: Uploads
     batches: LoadingBatches
-    lake: LocalLake
+    lake: Lake
     children: Pool
 
 
@@ -308,20 +308,24 @@ class Loading:
         Raises:
             InvalidArgumentError: The page token is not one of ours.
         """
-        found = await asyncio.to_thread(self._rejected_rows, batch, request)
+        kept = [upload for upload in batch.uploads if upload.rejected_rows]
+        async with self._lake.readable(f"{upload.folder}/{REJECTED_FILE}" for upload in kept):
+            found = await asyncio.to_thread(self._rejected_rows, kept, request)
         if sum(len(row.text.encode()) for _, row in found) > _MOST_PAGE_BYTES:
             request = replace(request, size=len(found) - 1)
         return cut_page(found, request, lambda last: f"{last[0]} {last[1].row}")
 
-    def _rejected_rows(self, batch: Batch, request: PageRequest) -> list[tuple[str, RejectedRow]]:
+    def _rejected_rows(
+        self, uploads: Sequence[Upload], request: PageRequest
+    ) -> list[tuple[str, RejectedRow]]:
         """Read one row more than a page has, or fewer that have too many bytes without the last of them."""
         after_file, after_row = request.place
         found: list[tuple[str, RejectedRow]] = []
         room = _MOST_PAGE_BYTES
-        for upload in batch.uploads:
-            if not upload.rejected_rows or upload.file_name < after_file:
+        for upload in uploads:
+            if upload.file_name < after_file:
                 continue
-            path = self._lake.folder(upload.folder) / REJECTED_FILE
+            path = self._lake.root / upload.folder / REJECTED_FILE
             for row in read_rejected(path, after_row if upload.file_name == after_file else 0):
                 found.append((upload.file_name, row))
                 room -= len(row.text.encode())
@@ -398,7 +402,7 @@ class Loading:
             batch_id=sent.batch_id,
             fields=fields,
             identity_fields=dataset.identity_fields,
-            folder=self._lake.folder(folder),
+            folder=self._lake.staging(folder),
             first_row=first_row,
             max_bad_records=sent.upload.max_bad_records,
             max_row_bytes=self._limits.of(dataset.kind),
@@ -410,7 +414,9 @@ class Loading:
             limits = self._expense.limits(sent.byte_count)
             result = await interest.during(self._children.run(ingest, task, tenant, limits))
         except Exception as error:
-            if not isinstance(error, RowsRefusedError):
+            if isinstance(error, RowsRefusedError) and error.rejected_rows:
+                await asyncio.to_thread(self._lake.publish, [f"{folder}/{REJECTED_FILE}"])
+            else:
                 await self._remove(folder)
             if (refused := fault_of_file(error, sent.batch_id)) is not None:
                 raise _FileRefusedError(folder, refused) from None
@@ -421,8 +427,10 @@ class Loading:
                     retry_after=_RETRY_AFTER,
                 ) from None
             raise
-        await asyncio.to_thread(self._lake.sync, folder)
-        return facts_of(result, folder, sent, first_row)
+        facts = facts_of(result, folder, sent, first_row)
+        rejected = [f"{folder}/{REJECTED_FILE}"] if facts.rejected_rows else []
+        await asyncio.to_thread(self._lake.publish, [*(file.path for file in facts.files), *rejected])
+        return facts
 
     async def _drop(self, made: Mapping[Any, UploadFacts], counting: Mapping[Any, UploadFacts]) -> None:
         """Remove what was ingested, but for what is the same in what counts."""

@@ -146,3 +146,15 @@ class MirrorStatus:
     last_batch_id: str
     mirror_time: datetime | None
     error_message: str
+
+
+class MirrorConflictError(Exception):
+    """The table is no longer as it was looked at; nothing has been changed. Look and decide anew."""
+
+
+class TypesChangedError(Exception):
+    """The new files need types that the table cannot come to have as it is: rebuild it. Nothing has been changed."""
+
+
+class MirrorError(Exception):
+    """The mirror cannot go on by itself. Its text is one line for the operator."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
@@ -24,6 +25,10 @@ from profile_export.domain.schemas.types import (
 
 GRAPHS = "graphs"
 """Below the lake's root, the folder that keeps graphs: those of a tenant in one of its own. No dataset has this id."""
+ESTIMATES, MAPPINGS = "estimates", "mappings"
+"""Likewise, folders of what is made for the time of one call, each under a name that `MADE_NAME` matches."""
+MADE_NAME = re.compile(r"[0-9a-f]{24}")
+"""The names that are made here for datasets, batches and folders."""
 LOWEST_KEY = -(2**63)
 HIGHEST_KEY = 2**63 - 1
 _KEYS = HIGHEST_KEY - LOWEST_KEY + 1
@@ -176,6 +181,11 @@ class ExportPlan:
         events = {} if self.events is None else {TIME_SERIES_EVENTS: self.events.type}
         kept = {**with_identities(self.identities, self.fields).fields, **events}
         return ObjectType({name: written(member) for name, member in kept.items()})
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """The data files that it reads."""
+        return (file.path for source in self.sources for part in source.parts for file in part.files)
 
     def ranges(self) -> tuple[KeyRange, ...]:
         """Cut the work into ranges of the profile key; the same for every attempt.
