@@ -22,6 +22,7 @@ from profile_export.lake.rows import source_rows
 class ReferenceEngine:
     """See `profile_export.application.ports.Engine`."""
 
+    name = "reference"
     values_per_range = 1_000_000_000  # one range
 
     @asynccontextmanager

@@ -28,6 +28,8 @@ class Gate:
 class GatedEngine:
     """The real engine; `before_run` and `after_run` are awaited around every range."""
 
+    name = "duckdb"
+
     def __init__(self, engine: DuckDbEngine) -> None:
         self.engine = engine
         self.before_run: Callable[[], Awaitable[None]] = go_on

@@ -32,7 +32,7 @@ def dataset(kind: DatasetKind = DatasetKind.UNION) -> Dataset:
 
 
 def bound(request: ExportRequest, destination: Dataset | None = None) -> BoundRequest:
-    return bind(request, destination or dataset(), BUILT_IN_POLICY, RECORDS, EVENTS)
+    return bind(request, destination or dataset(), BUILT_IN_POLICY, RECORDS, EVENTS, ["duckdb"])
 
 
 # --- As sent ---
@@ -55,13 +55,13 @@ def test_a_request_without_a_destination_is_refused() -> None:
 
 @pytest.mark.parametrize("engine", ["", "duckdb"])
 def test_the_engine_may_be_left_out_or_be_the_one_there_is(engine: str) -> None:
-    assert ExportRequest("d1", engine=engine).engine == engine
+    assert bound(ExportRequest("d1", engine=engine)).resolved.engine == "duckdb"
 
 
 @pytest.mark.parametrize("engine", ["spark", "DuckDB", " "])
 def test_an_engine_that_this_server_has_not_is_refused(engine: str) -> None:
     with pytest.raises(InvalidArgumentError, match=f"has no '{engine}'") as refused:
-        ExportRequest("d1", engine=engine)
+        bound(ExportRequest("d1", engine=engine))
 
     assert (refused.value.reason, refused.value.metadata["field"]) == ("ENGINE_UNKNOWN", "spec.engine")
 
@@ -195,13 +195,13 @@ def test_a_bound_request_keeps_what_was_sent_and_the_policy_it_was_created_with(
         "d1", ("name",), event_list=EventList(("_id",)), schema_name="_xdm.context.profile"
     )
 
-    assert bound(request) == BoundRequest(request, BUILT_IN_POLICY)
+    assert bound(request) == BoundRequest(request, BUILT_IN_POLICY, "duckdb")
 
 
 def test_a_request_without_an_event_list_is_bound_whatever_events_have() -> None:
     request = ExportRequest("d1", ("name",))
 
-    assert bound(request) == BoundRequest(request, BUILT_IN_POLICY)
+    assert bound(request) == BoundRequest(request, BUILT_IN_POLICY, "duckdb")
 
 
 @pytest.mark.parametrize("kind", [DatasetKind.RECORD, DatasetKind.EVENT])
@@ -238,7 +238,7 @@ def test_s23_fields_of_events_are_looked_up_among_events() -> None:
 
 
 def test_a_resolved_request_has_everything_filled_in_that_was_left_to_the_server() -> None:
-    resolved = BoundRequest(ExportRequest("d", fields=("name",)), BUILT_IN_POLICY).resolved
+    resolved = BoundRequest(ExportRequest("d", fields=("name",)), BUILT_IN_POLICY, "duckdb").resolved
 
     assert (resolved.policy_id, resolved.policy_version) == ("timestampOrdered-none-mp", 1)
     assert (resolved.schema_name, resolved.engine) == ("_xdm.context.profile", "duckdb")

@@ -76,6 +76,7 @@ class Scripts:
 class ScriptedEngine:
     """The engine of one server."""
 
+    name = "duckdb"
     values_per_range = 1_000_000_000  # one range
 
     def __init__(self, server: str, scripts: Scripts) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 
 from profile_export.app import processes
 from profile_export.app.processes import StartError
@@ -65,7 +65,8 @@ class JobRunner:
         # Two may look people up, or estimate, where no job is run; and a child takes a second to begin.
         warm = max(1, settings.workers) + 1
         self.duckdb = DuckDbEngine(settings.memory_limit_mb, settings.threads, warm, self.supervisor)
-        self.engine = engine or self.duckdb
+        first = engine or self.duckdb
+        self.engines: Mapping[str, Engine] = {first.name: first}
         self.snapshots = Snapshots(self.database)
         self.receipts = Receipts(self.database)
         self.lapses = Lapses(self.database, self.wakeups)
@@ -81,7 +82,7 @@ class JobRunner:
                 self._keeper,
                 self.snapshots,
                 self.wakeups,
-                self.engine,
+                self.engines,
                 self.lake,
                 self._receipt_writer,
             )

@@ -85,7 +85,7 @@ class Application:
         self._settings = settings
         self._jobs = JobRunner(settings, engine, lake)
         self._database, self._lake, wakeups = self._jobs.database, self._jobs.lake, self._jobs.wakeups
-        snapshots, receipts = self._jobs.snapshots, self._jobs.receipts
+        snapshots, receipts, engines = self._jobs.snapshots, self._jobs.receipts, self._jobs.engines
         supervisor = self._jobs.supervisor
         self._ingesting = supervisor.pool(
             most=settings.ingest_processes or max(_LEAST_INGEST_PROCESSES, os.cpu_count() or 1),
@@ -120,8 +120,8 @@ class Application:
         )
         loading = Loading(rooms, limits, expense, new_id)
         sessions = UploadSessions(uploads, loading, new_id)
-        estimates = Estimates(snapshots, self._jobs.engine, self._lake, new_id)
-        mappings = Mappings(self._jobs.engine, self._lake, new_id)
+        estimates = Estimates(snapshots, engines, self._lake, new_id)
+        mappings = Mappings(next(iter(engines.values())), self._lake, new_id)
         lookups = ProfileUseCases(snapshots, policies, mappings, self._lake)
         pages = Pages(self._jobs.instances.token_key)
         datasets = DatasetUseCases(catalog, MirrorStatuses(self._database), batches, self._lake, new_id)
@@ -137,7 +137,7 @@ class Application:
             schemas=SchemaService(SchemaUseCases(schemas, self._ingesting, expense), datasets, pages),
             profiles=ProfileService(PolicyUseCases(policies, new_id), lookups, pages),
             exports=ExportService(
-                JobUseCases(catalog, policies, jobs, estimates, new_id), self._watches, pages
+                JobUseCases(catalog, policies, jobs, estimates, tuple(engines), new_id), self._watches, pages
             ),
         )
         keep = timedelta(minutes=settings.mirror_keep_minutes)

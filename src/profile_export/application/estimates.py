@@ -51,8 +51,10 @@ class Estimated:
 class Estimates:
     """Estimates jobs, one at a time of a tenant, and for the tenants by turns."""
 
-    def __init__(self, snapshots: Snapshots, engine: Engine, lake: Lake, new_id: Callable[[], str]) -> None:
-        self._snapshots, self._engine, self._lake, self._new_id = snapshots, engine, lake, new_id
+    def __init__(
+        self, snapshots: Snapshots, engines: Mapping[str, Engine], lake: Lake, new_id: Callable[[], str]
+    ) -> None:
+        self._snapshots, self._engines, self._lake, self._new_id = snapshots, engines, lake, new_id
         self._turns = FairTurns(_MOST_AT_ONCE)
 
     async def estimate(self, tenant: Tenant, bound: BoundRequest, sample_rows: int) -> Estimated:
@@ -63,7 +65,7 @@ class Estimates:
             FailedPreconditionError: The engine cannot carry out the plan, as it could not for a job.
             ExhaustedError: It takes too long.
         """
-        request = bound.request
+        request, engine = bound.request, self._engines[bound.engine]
         batches = len(request.segments) if request.segment_per_batch else 0
         of_segments = tuple(str(position) for position in range(batches))
         snapshot = await self._snapshots.take(tenant)
@@ -74,13 +76,13 @@ class Estimates:
             snapshot,
             "" if batches else "estimate",
             of_segments,
-            self._engine.values_per_range,
+            engine.values_per_range,
         )
         folder = f"{ESTIMATES}/{self._new_id()}"
         async with self._turns.taken(tenant):
             try:
                 async with asyncio.timeout(MOST_SECONDS):
-                    return await self._counted(plan, self._lake.staging(folder), sample_rows)
+                    return await self._counted(engine, plan, self._lake.staging(folder), sample_rows)
             except TimeoutError:
                 raise _too_expensive() from None
             except EngineDiedError as error:
@@ -92,14 +94,12 @@ class Estimates:
             finally:
                 await asyncio.to_thread(self._lake.remove, folder)
 
-    async def _counted(self, plan: ExportPlan, folder: Path, sample_rows: int) -> Estimated:
+    async def _counted(self, engine: Engine, plan: ExportPlan, folder: Path, sample_rows: int) -> Estimated:
         sample = sample_of(plan)
         of_segments = {batch_id: folder / batch_id for batch_id in plan.segment_batches}
         async with (
             self._lake.readable(plan.paths),
-            self._engine.attempt(
-                plan, self._lake.root, folder, _ignore, tuple(of_segments.values())
-            ) as attempt,
+            engine.attempt(plan, self._lake.root, folder, _ignore, tuple(of_segments.values())) as attempt,
         ):
             await attempt.resolve()
             result = await attempt.run(sample)

@@ -28,10 +28,11 @@ class JobUseCases:
         policies: Policies,
         jobs: Jobs,
         estimates: Estimates,
+        engines: Sequence[str],
         new_id: Callable[[], str],
     ) -> None:
         self._catalog, self._policies, self._jobs = catalog, policies, jobs
-        self._estimates, self._new_id = estimates, new_id
+        self._estimates, self._engines, self._new_id = estimates, engines, new_id
 
     async def create(self, tenant: Tenant, asked: ExportRequest, request_id: str) -> tuple[JobView, bool]:
         """Make a job; True says that the request with this id had made it before.
@@ -92,7 +93,14 @@ class JobUseCases:
         policy = await self._policies.find_policy(tenant, asked.policy_id, asked.policy_version)
         records, events = unions[DatasetKind.RECORD], unions[DatasetKind.EVENT]
         return await compute_if(
-            _takes_long(asked, unions), suggesting(bind), asked, destination, policy, records, events
+            _takes_long(asked, unions),
+            suggesting(bind),
+            asked,
+            destination,
+            policy,
+            records,
+            events,
+            self._engines,
         )
 
 

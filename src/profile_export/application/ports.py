@@ -43,6 +43,11 @@ class Engine(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """What requests name it by."""
+        ...
+
+    @property
     def values_per_range(self) -> int:
         """How a plan is to be cut so that this engine's memory holds one range, as `ExportPlan` has it."""
         ...

@@ -105,7 +105,7 @@ class Worker:
         keeper: LeaseKeeper,
         snapshots: Snapshots,
         wakeups: Wakeups,
-        engine: Engine,
+        engines: Mapping[str, Engine],
         lake: Lake,
         receipts: ReceiptWriter,
     ) -> None:
@@ -116,7 +116,7 @@ class Worker:
         self._attempts = attempts
         self._snapshots = snapshots
         self._wakeups = wakeups
-        self._engine = engine
+        self._engines = engines
         self._lake = lake
         self._stopping = asyncio.Event()
 
@@ -144,7 +144,7 @@ class Worker:
 
         Where even that fails, the lease runs out, and whoever looks for lapses moves the job.
         """
-        attempt = _Attempt(claim, self._attempts, self._snapshots, self._engine, self._lake)
+        attempt = _Attempt(claim, self._attempts, self._snapshots, self._engines, self._lake)
         log = _log.bind(job_id=claim.job.id, attempt=claim.fence.attempt)
         log.info("attempt_started")
         work = asyncio.create_task(attempt.run())
@@ -233,7 +233,12 @@ class _Attempt:
     """One attempt at a job: what it has reached, and the work itself."""
 
     def __init__(
-        self, claim: Claim, attempts: Attempts, snapshots: Snapshots, engine: Engine, lake: Lake
+        self,
+        claim: Claim,
+        attempts: Attempts,
+        snapshots: Snapshots,
+        engines: Mapping[str, Engine],
+        lake: Lake,
     ) -> None:
         self.claim = claim
         self.progress = Progress(Phase.PLAN, claim.fence.attempt, 0, 0)
@@ -241,8 +246,15 @@ class _Attempt:
         self._done_before, self._pace = 0, Pace(0, time.monotonic())
         self._attempts = attempts
         self._snapshots = snapshots
-        self._engine = engine
+        self._engines = engines
         self._lake = lake
+
+    @property
+    def _engine(self) -> Engine:
+        name = self.claim.job.bound.engine
+        if name not in self._engines:
+            raise EngineFailedError("ENGINE_UNKNOWN", f"This worker has no engine '{name}'.", retryable=True)
+        return self._engines[name]
 
     async def run(self) -> None:
         """Plan, resolve, run range by range, commit."""

@@ -122,7 +122,7 @@ def receipt(stored: StoredReceipt, location: Callable[[str], str]) -> receipt_pb
         job_id=value.job_id,
         attempt=value.attempt,
         commit_time=timestamp(value.commit_time),
-        spec=export_spec(BoundRequest(value.request, value.policy)),
+        spec=export_spec(BoundRequest(value.request, value.policy, value.request.engine)),
         merge_policy=merge_policy(value.policy),
         segment=segment_filter(value.segment) if value.segment else None,
         input_batches=[

@@ -13,7 +13,6 @@ from profile_export.domain.merging.policy import MergePolicy
 from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection, check_segments
 from profile_export.domain.schemas.types import EVENT_ID, IDENTITY_MAP, ObjectType
 
-ENGINE = "duckdb"
 MAX_RUN_TIME = timedelta(days=366)
 """The longest limit that a job can be given: what is never reached is no limit."""
 
@@ -56,12 +55,6 @@ class ExportRequest:
         if not self.destination_id:
             raise InvalidArgumentError.of_field(
                 "spec.destination.dataset_id", "is required.", "FIELD_REQUIRED"
-            )
-        if self.engine not in {"", ENGINE}:
-            raise InvalidArgumentError.of_field(
-                "spec.engine",
-                f"must be empty or '{ENGINE}'; this server has no '{self.engine}'.",
-                "ENGINE_UNKNOWN",
             )
         if self.max_run_time is not None and not timedelta() < self.max_run_time <= MAX_RUN_TIME:
             raise InvalidArgumentError.of_field(
@@ -119,6 +112,8 @@ class BoundRequest:
 
     request: ExportRequest
     policy: MergePolicy
+    engine: str = ""
+    """By name; the one that the request names, or that the server takes where it names none."""
 
     @property
     def resolved(self) -> ExportRequest:
@@ -128,7 +123,7 @@ class BoundRequest:
             policy_id=self.policy.id,
             policy_version=self.policy.version,
             schema_name=self.request.schema_name or self.policy.schema_name,
-            engine=self.request.engine or ENGINE,
+            engine=self.engine,
         )
 
 
@@ -138,6 +133,7 @@ def bind(
     policy: MergePolicy,
     record_fields: ObjectType,
     event_fields: ObjectType,
+    engines: Sequence[str],
 ) -> BoundRequest:
     """Check a request against what it names.
 
@@ -147,10 +143,19 @@ def bind(
         policy: The policy it names, or the default.
         record_fields: The union schema of the tenant's record sources.
         event_fields: The same of its event sources.
+        engines: The names of those there are; the first is taken where the request names none.
 
     Raises:
-        InvalidArgumentError: The destination is not a union dataset or of another class, or a field path is unknown.
+        InvalidArgumentError: The engine or a field path is unknown, or the destination is not a union dataset or of
+            another class.
     """
+    if request.engine not in {"", *engines}:
+        known = " or ".join(f"'{engine}'" for engine in engines)
+        raise InvalidArgumentError.of_field(
+            "spec.engine",
+            f"must be empty or {known}; this server has no '{request.engine}'.",
+            "ENGINE_UNKNOWN",
+        )
     if destination.kind is not DatasetKind.UNION:
         raise InvalidArgumentError.of_field(
             "spec.destination.dataset_id",
@@ -165,7 +170,7 @@ def bind(
     select_fields(record_fields, request.fields, "spec.fields")
     if request.event_list:
         select_fields(event_fields, request.event_list.fields, "spec.event_list.fields")
-    return BoundRequest(request, policy)
+    return BoundRequest(request, policy, request.engine or engines[0])
 
 
 def without_unknown_fields(
