@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import scipy.sparse.csgraph  # noqa: F401 - of `components`: so that a warm child has it, and no attempt waits for it
 
 from profile_export.domain.export.execution import EngineProgress
 from profile_export.domain.export.plan import ExportPlan

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 Keys = npt.NDArray[Any]
 """Records of the type `KEY`."""
@@ -94,6 +92,10 @@ class Components:
 
     def join(self, edges: Numbers) -> None:
         """Connect the two vertices in each row of `edges`."""
+        # Loaded where it is used, which is in the engine's children: a server reads mappings alone.
+        from scipy.sparse import coo_array  # noqa: PLC0415 - as said
+        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415 - as said
+
         roots = self.labels[edges]
         roots = roots[roots[:, 0] != roots[:, 1]]
         if not len(roots):
