@@ -22,6 +22,8 @@ NODE := tests/service/node
 NODE_READY := $(if $(wildcard $(NODE)/package.json),$(NODE)/node_modules/.ready)
 CODE := $(wildcard src tests benchmarks docs/clients)
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
+# Where Python may keep nothing compiled, each of the hundreds of processes of a test run compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## List the targets
