@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -117,23 +118,27 @@ def test_rows_are_checked_behind_the_same_boundary(
 # --- Judged before decoding ---
 
 
+def one_row(columns: int) -> bytes:
+    return parquet(pa.table({f"c{number}": [1] for number in range(columns)}))
+
+
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("made", "told"),
     [
-        (zeros(50_000_000), "50000000 values of 'list.list.element' in 1 rows, but a row may have 100000"),
-        (zeros(100_001), "100001 values"),
         (
-            parquet(pa.table({f"c{number}": [1] for number in range(10_001)})),
-            "10001 columns, but may have 10000",
+            partial(zeros, 50_000_000),
+            "50000000 values of 'list.list.element' in 1 rows, but a row may have 100000",
         ),
-        (b"PAR1" + b"\xff\xff\xff\x7f" + b"PAR1", "a footer of 2147483647 bytes"),
+        (partial(zeros, 100_001), "100001 values"),
+        (partial(one_row, columns=10_001), "10001 columns, but may have 10000"),
+        (lambda: b"PAR1" + b"\xff\xff\xff\x7f" + b"PAR1", "a footer of 2147483647 bytes"),
     ],
     ids=["zeros", "one more", "columns", "footer"],
 )
 def test_a_footer_that_says_too_much_is_enough_to_refuse_a_file(
-    uploader: Uploader, sent: bytes, told: str
+    uploader: Uploader, made: Callable[[], bytes], told: str
 ) -> None:
-    [error] = uploader.refused(sent, CRM, upload_format="parquet")
+    [error] = uploader.refused(made(), CRM, upload_format="parquet")
 
     assert error.code == "FILE_INVALID"
     assert told in error.message
