@@ -23,7 +23,6 @@ from profile_export.runner.mirror import Mirror
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import NamespaceUse, UploadFacts, batches
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.dropped import Drops
 from profile_export.store.files.loading import LoadingBatches
@@ -64,7 +63,7 @@ class World:
         self.catalog_url = place if isinstance(place, str) else None
         self.tables = IcebergMirror(data_dir, keep, self.catalog_url)
         self.mirrors = Mirrors(self.database, lease)
-        self.wakeups = Wakeups()
+        self.wakeups = self.database.wakeups
 
     def mirror(self, name: str = "mirror") -> Mirror:
         tables = IcebergMirror(self.data_dir, self.keep, self.catalog_url)
@@ -96,10 +95,10 @@ class World:
             found = [DataFile("0.parquet", f"{folder}/0.parquet", len(rows), place.stat().st_size, "")]
         nobody = NamespaceUse()
         facts = UploadFacts(folder, tuple(found), 0, len(rows), EMPTY, nobody, nobody, (), batch_id, 0)
-        await LoadingBatches(self.database, self.wakeups).commit_batch(TENANT, batch_id, {"1": facts})
+        await LoadingBatches(self.database).commit_batch(TENANT, batch_id, {"1": facts})
 
     async def revert(self, batch_id: str) -> None:
-        await Batches(self.database, self.wakeups).revert(TENANT, batch_id, "")
+        await Batches(self.database).revert(TENANT, batch_id, "")
 
     async def expire(self, dataset_id: str, batch_id: str) -> None:
         """Let a batch become older than its dataset keeps them."""
@@ -107,7 +106,7 @@ class World:
         async with self.database.write() as connection:
             old = {"ingest_time": await database_time(connection) - HOUR}
             await connection.execute(update(batches).where(batches.c.id == batch_id).values(old))
-        await Expiries(self.database, self.wakeups).expire_batches()
+        await Expiries(self.database).expire_batches()
 
     async def status(self, dataset_id: str) -> MirrorStatus:
         return (await MirrorStatuses(self.database).of([dataset_id]))[dataset_id]

@@ -30,7 +30,6 @@ from profile_export.runner.compactor import Compactor
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database
 from profile_export.store.db.tables import NamespaceUse, UploadFacts, batches
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.compactions import Compactions
 from profile_export.store.files.dropped import Drops
 from profile_export.store.files.loading import LoadingBatches
@@ -63,16 +62,13 @@ class House:
 
     def __post_init__(self) -> None:
         self.database = Database(self.place or self.folder)
-        self.lake, self.wakeups = LocalLake(self.folder), Wakeups()
+        self.lake, self.wakeups = LocalLake(self.folder), self.database.wakeups
         self.numbers = count()
         self.when_named: Callable[[], None] = lambda: None
         self.catalog = Catalog(self.database)
         self.uploads = Uploads(self.database)
-        self.loading = LoadingBatches(self.database, self.wakeups)
-        self.jobs, self.attempts = (
-            Jobs(self.database, self.wakeups),
-            Attempts(self.database, self.wakeups),
-        )
+        self.loading = LoadingBatches(self.database)
+        self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
         self.snapshots = Snapshots(self.database)
         self.compactions, self.drops = Compactions(self.database), Drops(self.database)
         self.compactor = Compactor(

@@ -21,7 +21,6 @@ from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import job_stamps, jobs
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.jobs.attempts import Attempts, Claim
 from profile_export.store.jobs.jobs import Jobs, NewJob
 from profile_export.store.jobs.transitions import MOST_AT_ONCE, Lapses
@@ -37,14 +36,14 @@ class Queue:
     """Jobs of several tenants, and workers that take them."""
 
     def __init__(self, place: Place) -> None:
-        self.database, self.wakeups = Database(place), Wakeups()
+        self.database = Database(place)
         self.catalog = Catalog(self.database)
-        self.jobs = Jobs(self.database, self.wakeups)
+        self.jobs = Jobs(self.database)
         self.attempts = self.workers(DEFAULT_QUOTAS)
         self.destinations: dict[Tenant, str] = {}
 
     def workers(self, quotas: Quotas) -> Attempts:
-        return Attempts(self.database, self.wakeups, quotas)
+        return Attempts(self.database, quotas)
 
     async def add(self, *of: Tenant, max_run_time: timedelta | None = None) -> list[int]:
         """Make a job of each of these tenants, one after the other; return their ids."""
@@ -273,7 +272,7 @@ async def test_lapses_of_one_tenant_do_not_keep_those_of_another_waiting(queue: 
         await connection.execute(update(jobs).values(deadline=ago + hour, create_time=ago))
     await _with_logs(queue)
 
-    ended = await Lapses(queue.database, queue.wakeups).end()
+    ended = await Lapses(queue.database).end()
 
     assert len(ended) == MOST_AT_ONCE
     assert other in {job.id for job in ended}

@@ -55,8 +55,8 @@ class Keeper:
 
     def __init__(self, house: House) -> None:
         self.house = house
-        self.expiries = Expiries(house.database, house.wakeups)
-        self.batches, self.receipts = Batches(house.database, house.wakeups), Receipts(house.database)
+        self.expiries = Expiries(house.database)
+        self.batches, self.receipts = Batches(house.database), Receipts(house.database)
 
     async def dataset(self, kept_for: timedelta = MONTH, *batch_ids: str) -> str:
         """Make a dataset of batches of one person each."""
@@ -237,7 +237,7 @@ async def test_what_a_server_expired_before_it_died_leaves_the_disk_with_the_nex
         }
         named_by_nothing = set(later.lake.untouched(NO_GRACE)) - kept
         at_start = later.on_disk(dataset_id)
-        again = await Expiries(later.database, later.wakeups).expire_batches()
+        again = await Expiries(later.database).expire_batches()
         await later.sweep()
 
         # then the grace held at its start, too, and nothing is expired twice or left

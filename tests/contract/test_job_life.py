@@ -39,7 +39,6 @@ from profile_export.store.db.tables import (
     leases,
     receipts,
 )
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.jobs import attempts as attempts_of_store
 from profile_export.store.jobs import transitions as lapses_of_store
 from profile_export.store.jobs.attempts import Claim, RangeDone
@@ -124,7 +123,7 @@ class Processes:
         self.caller = Store(place)
         shared = self.caller.database.is_shared
         self.worker = Store(place) if shared else self.caller
-        self.lapses = Lapses(self.worker.database, Wakeups())
+        self.lapses = Lapses(self.worker.database)
         self.destination = ""
         # SQLite's rows are looked at without threads, which takes a fifth of the time.
         self._file = create_engine(f"sqlite:///{place}/store.sqlite") if isinstance(place, Path) else None

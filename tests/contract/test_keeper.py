@@ -17,7 +17,6 @@ from profile_export.runner.chores import LapseSweeper
 from profile_export.runner.keeper import LATE_SECONDS, MOST_SECONDS, Held, LeaseKeeper
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import leases
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.jobs.leases import LeaseLostError, Renewals
 from profile_export.store.jobs.transitions import Lapses
 from tests.contract.test_store import RUNNING, TENANT, Store
@@ -33,7 +32,7 @@ class Leased(Store):
         super().__init__(place)
         self.renewals = Renewals(self.database)
         self.keeper = LeaseKeeper(self.renewals)
-        self.sweeper = LapseSweeper(Lapses(self.database, Wakeups()), self.keeper)
+        self.sweeper = LapseSweeper(Lapses(self.database), self.keeper)
 
     async def rest(self) -> timedelta:
         """For how long the lease is still good."""

@@ -15,7 +15,6 @@ from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.jobs.job import LEASE_TTL, MAX_ATTEMPTS, Job, JobError, JobState, Phase
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.store.db.tables import job_ranges, job_stamps, jobs, leases
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.jobs.attempts import Claim
 from profile_export.store.jobs.jobs import NewJob
 from profile_export.store.jobs.leases import LeaseLostError
@@ -39,7 +38,7 @@ class Timed(Store):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
-        self.lapses = Lapses(self.database, Wakeups())
+        self.lapses = Lapses(self.database)
 
     async def limited(self) -> int:
         destination = await self.dataset(UNION)

@@ -466,7 +466,7 @@ async def test_a_running_mirror_follows_when_it_is_woken_and_stops_when_told(wor
     mirror = world.mirror()
     running = asyncio.create_task(mirror.run())
     await world.batch("d1", "b1")
-    world.wakeups.batches_changed()
+    world.wakeups.fire([None])
     while (await world.status("d1")).pending_changes:
         await asyncio.wait([running], timeout=0.01)
 

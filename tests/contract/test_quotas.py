@@ -22,7 +22,6 @@ from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import batches, uploads
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.loading import LoadingBatches
 from profile_export.store.files.uploads import FIRST_BYTES, OpenUpload, Uploads
@@ -43,13 +42,13 @@ class Store:
 
     def __init__(self, place: Place, **quotas: int | None) -> None:
         shares = Quotas(**quotas)
-        self.database, wakeups = Database(place), Wakeups()
+        self.database = Database(place)
         self.catalog = Catalog(self.database, shares)
-        self.jobs = Jobs(self.database, wakeups, None, shares)
-        self.attempts = Attempts(self.database, wakeups, shares)
+        self.jobs = Jobs(self.database, None, shares)
+        self.attempts = Attempts(self.database, shares)
         self.uploads = Uploads(self.database, shares)
-        self.loading = LoadingBatches(self.database, wakeups, shares)
-        self.batches, self.expiries = Batches(self.database, wakeups), Expiries(self.database, wakeups)
+        self.loading = LoadingBatches(self.database, shares)
+        self.batches, self.expiries = Batches(self.database), Expiries(self.database)
 
     async def dataset(self, tenant: Tenant, schema: SchemaRef = RECORD, request_id: str = "") -> str:
         identities = (IdentityField(("id",), "CRM", primary=True),) if schema is RECORD else ()

@@ -44,7 +44,6 @@ from profile_export.store.db.tables import (
     namespaces,
     tenants,
 )
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.loading import LoadingBatches
 from profile_export.store.files.uploads import Uploads
 from tests.databases import Place
@@ -56,9 +55,9 @@ TENANT = Tenant()
 
 class Store:
     def __init__(self, place: Place) -> None:
-        self.database, wakeups = Database(place), Wakeups()
+        self.database = Database(place)
         self.catalog, self.schemas = Catalog(self.database), Schemas(self.database)
-        self.uploads, self.loading = Uploads(self.database), LoadingBatches(self.database, wakeups)
+        self.uploads, self.loading = Uploads(self.database), LoadingBatches(self.database)
 
     async def dataset(self, schema: str = CLASS, declared: tuple[FieldDeclaration, ...] = ()) -> str:
         new = NewDataset("d", "", SchemaRef(schema), {}, (), declared)

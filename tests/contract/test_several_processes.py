@@ -21,7 +21,7 @@ from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.jobs.job import JobState
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.domain.schemas.types import TEXT, ObjectType
-from profile_export.store.db.wakeups import Notices, Wakeups
+from profile_export.store.db.wakeups import ChangedJob, Notices, Wakeups
 from profile_export.store.jobs.attempts import Claim, RangeDone
 from profile_export.store.jobs.changes import Changes
 from profile_export.store.jobs.jobs import NewJob
@@ -290,7 +290,7 @@ async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(ears:
         there.of_tenant(2) as other_tenant,
         there.of_batches() as batches,
     ):
-        here.job_changed(7, 1)
+        here.fire([ChangedJob(7, 1)])
         await woken(job)
         await woken(any_job)
         await woken(tenant)
@@ -298,10 +298,10 @@ async def test_what_changes_in_one_process_wakes_those_who_wait_in_another(ears:
         assert not due.is_set()
         assert not other_job.is_set()
         assert not other_tenant.is_set()
-        here.job_changed(8, 2, one_may_be_due=True)
+        here.fire([ChangedJob(8, 2, one_may_be_due=True)])
         await woken(due)
         await woken(other_tenant)
-        here.batches_changed()
+        here.fire([None])
         await woken(batches)
 
 
@@ -313,7 +313,7 @@ async def test_after_a_cut_connection_everybody_is_woken_and_notices_go_on(ears:
         await woken(job)
         await woken(batches)
 
-        here.job_changed(7, 1)
+        here.fire([ChangedJob(7, 1)])
 
         await woken(job)
     await admin.close()

@@ -36,7 +36,6 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import NamespaceUse, UploadFacts, batches, datasets
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.loading import LoadingBatches
 from profile_export.store.files.named import Snapshots
@@ -58,11 +57,11 @@ FATAL = JobError("X", "x", "engine", retryable=False, attempt=1)
 class Store:
     def __init__(self, place: Place) -> None:
         self.tenant = Tenant()
-        self.database, wakeups = Database(place), Wakeups()
+        self.database = Database(place)
         self.catalog, self.schemas = Catalog(self.database), Schemas(self.database)
-        self.uploads, self.loading = Uploads(self.database), LoadingBatches(self.database, wakeups)
-        self.batches, self.expiries = Batches(self.database, wakeups), Expiries(self.database, wakeups)
-        self.jobs, self.attempts = Jobs(self.database, wakeups), Attempts(self.database, wakeups)
+        self.uploads, self.loading = Uploads(self.database), LoadingBatches(self.database)
+        self.batches, self.expiries = Batches(self.database), Expiries(self.database)
+        self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
 
     @contextmanager
     def counted(self) -> Iterator[list[str]]:

@@ -26,7 +26,6 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.access import CannotOpenError
 from profile_export.store.db.database import Database, database_time, migrate
 from profile_export.store.db.tables import NamespaceUse, UploadFacts, jobs, metadata
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.dropped import Drops
 from profile_export.store.files.loading import FieldsGrewError, LoadingBatches
@@ -72,11 +71,10 @@ async def check_that_nothing_is_written(store: Store, claim: Claim) -> None:
 class Store:
     def __init__(self, place: Place) -> None:
         self.database = Database(place)
-        wakeups = Wakeups()
         self.catalog = Catalog(self.database)
-        self.uploads, self.batches = Uploads(self.database), Batches(self.database, wakeups)
-        self.loading = LoadingBatches(self.database, wakeups)
-        self.jobs, self.attempts = Jobs(self.database, wakeups), Attempts(self.database, wakeups)
+        self.uploads, self.batches = Uploads(self.database), Batches(self.database)
+        self.loading = LoadingBatches(self.database)
+        self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
         self.snapshots = Snapshots(self.database)
 
     async def dataset(self, schema: SchemaRef = RECORD, namespace: str = "CRM") -> str:

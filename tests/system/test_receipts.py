@@ -26,7 +26,6 @@ from profile_export.client import (
 )
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.store.db.database import Database
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.batches import Batches
 from tests.system.terminal import environment, served
 
@@ -52,7 +51,7 @@ class Exported:
         """Do what a call does that comes between the commit and the death."""
         database = Database(self.folder / "data")
         await database.open()
-        await Batches(database, Wakeups()).revert(Tenant(), self.batch_id, "")
+        await Batches(database).revert(Tenant(), self.batch_id, "")
         await database.close()
 
 

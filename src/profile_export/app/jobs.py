@@ -29,7 +29,7 @@ from profile_export.store.db.columns import make_codecs
 from profile_export.store.db.database import Database
 from profile_export.store.db.instance import Instance, Instances
 from profile_export.store.db.tables import metadata
-from profile_export.store.db.wakeups import Notices, Wakeups
+from profile_export.store.db.wakeups import Notices
 from profile_export.store.files.named import Named, Snapshots
 from profile_export.store.files.receipts import Receipts
 from profile_export.store.jobs.attempts import Attempts
@@ -50,11 +50,10 @@ class JobRunner:
         self, settings: WorkSettings, engine: Engine | None = None, lake: Lake | None = None
     ) -> None:
         self.name = f"{os.getpid()}-{new_id()}"
-        self.wakeups = Wakeups()
         self.supervisor = Supervisor()
         try:
             self.database = Database(settings.url or settings.data_dir)
-            notices = [Notices(settings.url, self.wakeups)] if settings.url else []
+            notices = [Notices(settings.url, self.database.wakeups)] if settings.url else []
         except CannotOpenError as error:
             raise StartError(str(error)) from error
         self.lake: Lake = lake or LocalLake(settings.data_dir)
@@ -69,10 +68,10 @@ class JobRunner:
         self.engines: Mapping[str, Engine] = {first.name: first}
         self.snapshots = Snapshots(self.database)
         self.receipts = Receipts(self.database)
-        self.lapses = Lapses(self.database, self.wakeups)
+        self.lapses = Lapses(self.database)
         self._receipt_writer = ReceiptWriter(self.receipts, self.lake)
         self._keeper = LeaseKeeper(Renewals(self.database))
-        attempts = Attempts(self.database, self.wakeups, settings.quotas)
+        attempts = Attempts(self.database, settings.quotas)
         places = Places(attempts, settings.workers)
         self._workers = [
             Worker(
@@ -81,7 +80,7 @@ class JobRunner:
                 attempts,
                 self._keeper,
                 self.snapshots,
-                self.wakeups,
+                self.database.wakeups,
                 self.engines,
                 self.lake,
                 self._receipt_writer,

@@ -84,7 +84,8 @@ class Application:
     ) -> None:
         self._settings = settings
         self._jobs = JobRunner(settings, engine, lake)
-        self._database, self._lake, wakeups = self._jobs.database, self._jobs.lake, self._jobs.wakeups
+        self._database, self._lake = self._jobs.database, self._jobs.lake
+        wakeups = self._database.wakeups
         snapshots, receipts, engines = self._jobs.snapshots, self._jobs.receipts, self._jobs.engines
         supervisor = self._jobs.supervisor
         self._ingesting = supervisor.pool(
@@ -98,11 +99,11 @@ class Application:
         self._mirroring = supervisor.pool(
             niceness=_STAND_BACK, limits=Limits(_CHORE_SECONDS, memory_bytes=memory_bytes)
         )
-        batches = Batches(self._database, wakeups)
+        batches = Batches(self._database)
         catalog, policies = Catalog(self._database, settings.quotas), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database, settings.quotas)
-        opened = LoadingBatches(self._database, wakeups, settings.quotas)
-        jobs = Jobs(self._database, wakeups, settings.job_retention, settings.quotas)
+        opened = LoadingBatches(self._database, settings.quotas)
+        jobs = Jobs(self._database, settings.job_retention, settings.quotas)
         changes = Changes(self._database, settings.job_retention)
         self._watches = Watches(
             jobs,
@@ -151,7 +152,7 @@ class Application:
         grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(compactions, wakeups, self._lake, Merger(compacting), new_id)
         self._sweeper = Sweeper(drops, self._lake, grace)
-        expiries = Expiries(self._database, wakeups)
+        expiries = Expiries(self._database)
         self._expiry_sweeper = ExpirySweeper(
             expiries, changes, settings.job_retention, settings.watch_history
         )

@@ -30,6 +30,7 @@ from profile_export.store.db.access import CannotOpenError, StoreMissingError, W
 from profile_export.store.db.columns import from_micros
 from profile_export.store.db.postgresql import PostgresDatabase
 from profile_export.store.db.sqlite import SqliteFile
+from profile_export.store.db.wakeups import Transaction, Wakeups
 
 Unions: TypeAlias = Mapping[DatasetKind, ObjectType]
 _MOST_FIELDS = 200_000
@@ -87,7 +88,10 @@ class HasDatabase(Protocol):
 
 
 class Database:
-    """The store's database. Between `open` and `close`, transactions are `read()`, `write()` and `write_beside()`."""
+    """The store's database. Between `open` and `close`, transactions are `read()`, `write()` and `write_beside()`.
+
+    Those that write fire `wakeups` after they have committed, and never when they roll back.
+    """
 
     def __init__(self, place: Path | str) -> None:
         """Make one for a file in a data directory, or for the PostgreSQL database that a URL names.
@@ -96,6 +100,7 @@ class Database:
             CannotOpenError: The driver of PostgreSQL is not installed.
         """
         self._place = SqliteFile(place) if isinstance(place, Path) else PostgresDatabase(place)
+        self.wakeups = Wakeups()
         self.unions = KeptUnions()
         self._writer_turns = WriterTurns()
         self._running: set[asyncio.Task[Any]] = set()
@@ -178,38 +183,39 @@ class Database:
             task.exception()  # asked for, or the loop complains when the caller is gone
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self) -> AsyncIterator[Transaction]:
         """Open the one writing transaction; it commits when the block ends and rolls back when it raises.
 
         Nothing else is written meanwhile, by no process. Who waits in this process is let in as `WriterTurns` has it.
         """
-        async with self._writer_turns.taken(), _transaction(self._place.writer) as connection:
+        async with self._writer_turns.taken(), self._transaction(self._place.writer) as connection:
             yield connection
 
     @asynccontextmanager
-    async def write_beside(self) -> AsyncIterator[AsyncConnection]:
+    async def write_beside(self) -> AsyncIterator[Transaction]:
         """Open a writing transaction beside others of this kind, where the database can; else as `write`.
 
         For what decides only by rows that it has locked, or that nothing but `write` changes.
         """
         beside = self._place.writer_beside
-        async with self.write() if beside is self._place.writer else _transaction(beside) as connection:
+        async with self.write() if beside is self._place.writer else self._transaction(beside) as connection:
             yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a reading transaction: everything in it sees one moment."""
-        async with _transaction(self._place.reader) as connection:
+        async with self._transaction(self._place.reader) as connection:
             yield connection
 
-
-@asynccontextmanager
-async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    try:
-        async with engine.begin() as connection:
-            yield connection
-    except TimeoutError as error:
-        raise database_busy() from error
+    @asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[Transaction]:
+        transaction = Transaction(engine)
+        try:
+            async with transaction, transaction.begin():
+                yield transaction
+        except TimeoutError as error:
+            raise database_busy() from error
+        self.wakeups.fire(transaction.changes)
 
 
 def whole(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from profile_export.domain.errors import UnavailableError
 from profile_export.store.db.postgresql import connector
@@ -19,13 +20,35 @@ class ChangedJob(NamedTuple):
 
     job_id: int
     tenant_id: int
-    one_may_be_due: bool
+    one_may_be_due: bool = False
+
+
+class Transaction(AsyncConnection):
+    """A transaction that collects what it changes. `Database` wakes those who wait for that after the commit.
+
+    Each of `changes` is a job, or None for batches.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        self.changes: list[ChangedJob | None] = []
+
+    def job_changed(self, job_id: int, tenant_id: int, *, one_may_be_due: bool = False) -> None:
+        """Say that the transaction changes a job.
+
+        A job may be due once one is new or one that ran does so no longer, since a tenant runs only so many.
+        """
+        self.changes.append(ChangedJob(job_id, tenant_id, one_may_be_due))
+
+    def batches_changed(self) -> None:
+        """Say that the transaction makes batches count, or cease to."""
+        self.changes.append(None)
 
 
 class Wakeups:
     """Wake-ups between the tasks of one process; `Notices` carries them to others.
 
-    `pass_on` is told of each change made here: the job, or None for batches.
+    `pass_on` is told of each change made here, as a `Transaction` collects it.
     """
 
     def __init__(self) -> None:
@@ -52,19 +75,11 @@ class Wakeups:
         """Yield a flag that is set from now on whenever batches come to count or cease to; its reader clears it."""
         return self._flag("batches", None)
 
-    def job_changed(self, job_id: int, tenant_id: int, *, one_may_be_due: bool = False) -> None:
-        """Wake whoever waits for this job, after the transaction that changed it has committed.
-
-        A job may be due once one is new or one that ran does so no longer, since a tenant runs only so many.
-        """
-        changed = ChangedJob(job_id, tenant_id, one_may_be_due)
-        self.wake(changed)
-        self.pass_on(changed)
-
-    def batches_changed(self) -> None:
-        """Wake whoever waits for batches, after the transaction that made some count, or cease to, has committed."""
-        self.wake(None)
-        self.pass_on(None)
+    def fire(self, changes: Iterable[ChangedJob | None]) -> None:
+        """Wake all who wait for what a transaction has changed, after its commit."""
+        for changed in changes:
+            self.wake(changed)
+            self.pass_on(changed)
 
     def wake(self, changed: ChangedJob | None) -> None:
         """Wake those here who wait for a job or, for None, for batches."""

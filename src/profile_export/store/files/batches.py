@@ -28,7 +28,7 @@ from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of
 from profile_export.store.db.database import Database, database_time, whole
 from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import batches, datasets, files, uploads
-from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.db.wakeups import Transaction
 from profile_export.store.files.dropped import drop
 
 _TEXT = type_coerce(uploads.c.errors, Text)
@@ -72,9 +72,8 @@ _CHARACTERS = func.coalesce(
 class Batches:
     """Batches and data files of all tenants."""
 
-    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+    def __init__(self, database: Database) -> None:
         self.database = database
-        self._wakeups = wakeups
 
     @whole
     async def get_batch(self, tenant: Tenant, batch_id: str) -> Batch:
@@ -180,8 +179,8 @@ class Batches:
             check_revertible(batch)
             batch = await end_batch(connection, row, BatchState.REVERTED, reason)
             await drop(connection, [row.folder])
-        self._wakeups.batches_changed()
-        return batch
+            connection.batches_changed()
+            return batch
 
 
 async def batch_from(connection: AsyncConnection, row: Row[Any]) -> Batch:
@@ -277,7 +276,7 @@ class CountedBatch(NamedTuple):
     files: Sequence[DataFile]
 
 
-async def succeed_batches(connection: AsyncConnection, counted: Sequence[CountedBatch]) -> None:
+async def succeed_batches(connection: Transaction, counted: Sequence[CountedBatch]) -> None:
     """Make batches count from this transaction's commit on."""
     rows = [
         {
@@ -293,6 +292,7 @@ async def succeed_batches(connection: AsyncConnection, counted: Sequence[Counted
         for one in counted
     ]
     await connection.execute(update(batches).where(batches.c.key == bindparam("of_batch")), rows)
+    connection.batches_changed()
 
 
 async def end_batch(connection: AsyncConnection, row: Row[Any], state: BatchState, reason: str = "") -> Batch:

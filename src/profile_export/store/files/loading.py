@@ -40,7 +40,6 @@ from profile_export.store.catalog.unions import Growth, foresee_growth, grow, ke
 from profile_export.store.db.columns import digest_of, write_ahead
 from profile_export.store.db.database import Database, fetch_all, whole
 from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads, used_together
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.batches import (
     AddedFile,
     CountedBatch,
@@ -80,9 +79,8 @@ class BatchChangedError(Exception):
 class LoadingBatches:
     """Batches of uploads of all tenants, until they count."""
 
-    def __init__(self, database: Database, wakeups: Wakeups, quotas: Quotas = DEFAULT_QUOTAS) -> None:
+    def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         self.database = database
-        self._wakeups = wakeups
         self._most_loading = quotas.loading_batches
 
     @whole
@@ -224,7 +222,6 @@ class LoadingBatches:
             batch = await batch_from(connection, await existing_batch(connection, tenant_id, batch_id))
         if growth.changed:
             keep_unions(self.database.unions, tenant_id, growth.outlook)
-        self._wakeups.batches_changed()
         return batch
 
     async def _foreseen(self, tenant: Tenant, batch_id: str, sent: Mapping[str, UploadFacts]) -> Growth:

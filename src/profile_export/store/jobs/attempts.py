@@ -34,7 +34,6 @@ from profile_export.processes.computing import compute_if
 from profile_export.store.catalog.tenants import dataset_of, next_places
 from profile_export.store.db.database import Database, database_time, whole
 from profile_export.store.db.tables import datasets, job_ranges, jobs, leases, tenants
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.batches import (
     AddedFile,
     CountedBatch,
@@ -84,9 +83,8 @@ class Attempts:
     by what writes alone.
     """
 
-    def __init__(self, database: Database, wakeups: Wakeups, quotas: Quotas = DEFAULT_QUOTAS) -> None:
+    def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         self.database = database
-        self._wakeups = wakeups
         self._most_running = quotas.running_jobs
 
     @whole
@@ -116,9 +114,7 @@ class Attempts:
                 "expire_time": row.update_time + LEASE_TTL,
             }
             await connection.execute(insert(leases).values(lease))
-            claim = await _claim(connection, fence, row, begun)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id)
-        return claim
+            return await _claim(connection, fence, row, begun)
 
     @whole
     async def begin_phase(
@@ -146,8 +142,7 @@ class Attempts:
             if row.state != JobState.CANCELLING:
                 now = await database_time(connection)
                 await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
-            await carry(connection, fence, progress)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+            await carry(connection, row, progress)
 
     @whole
     async def heartbeat(self, fence: Fence, progress: Progress) -> JobState:
@@ -159,8 +154,7 @@ class Attempts:
         async with self.database.write_beside() as connection:
             row = await held(connection, fence)
             expire_time = await database_time(connection) + LEASE_TTL
-            await carry(connection, fence, progress, expire_time)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+            await carry(connection, row, progress, expire_time)
         return JobState(row.state)
 
     @whole
@@ -196,8 +190,7 @@ class Attempts:
                 for file in done.files.get(batch.id, ())
             ]
             await add_files(connection, added)
-            await carry(connection, fence, progress)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id)
+            await carry(connection, row, progress)
 
     @whole
     async def commit(self, fence: Fence) -> Sequence[DataFile]:
@@ -233,8 +226,6 @@ class Attempts:
                 if files:
                     await _list_fields(connection, row, plan)
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
-        self._wakeups.batches_changed()
         return files
 
     @whole
@@ -251,7 +242,6 @@ class Attempts:
             metrics = await metrics_of(connection, row)
             row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
         return job_from(row)
 
     @whole
@@ -265,7 +255,6 @@ class Attempts:
             row = await held(connection, fence)
             await move_job(connection, row, LET_GO, metrics=await metrics_of(connection, row))
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
 
     @whole
     async def release(self, fence: Fence) -> None:
@@ -279,7 +268,6 @@ class Attempts:
             row = await held(connection, fence)
             await move_job(connection, row, RELEASE, metrics=await metrics_of(connection, row))
             await end_attempt(connection, fence)
-        self._wakeups.job_changed(fence.job_id, row.tenant_id, one_may_be_due=True)
 
     @whole
     async def leave(self, fence: Fence) -> None:

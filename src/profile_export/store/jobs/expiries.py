@@ -33,7 +33,7 @@ from profile_export.store.db.tables import (
     jobs,
     uploads,
 )
-from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.db.wakeups import Transaction
 from profile_export.store.files.dropped import drop
 from profile_export.store.jobs.rows import JOB_COLUMNS
 
@@ -56,9 +56,8 @@ class Expiries:
     nothing was due. Who looks first reads, so that the one writing transaction is not held up for nothing.
     """
 
-    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+    def __init__(self, database: Database) -> None:
         self.database = database
-        self._wakeups = wakeups
 
     @whole
     async def expire_batches(self) -> Sequence[str]:
@@ -83,7 +82,7 @@ class Expiries:
                 ]
                 await connection.execute(expiring, values)
                 await drop(connection, [row.folder for row in due])
-        self._wakeups.batches_changed()
+                connection.batches_changed()
         return [row.id for row in due]
 
     @whole
@@ -130,8 +129,6 @@ class Expiries:
             for table in (job_transitions, job_stamps, job_ranges):
                 await connection.execute(delete(table).where(table.c.job_id.in_(ids)))
             await connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))
-        for row in due:
-            self._wakeups.job_changed(row.id, row.tenant_id)
         return ids
 
     @whole
@@ -149,7 +146,7 @@ class Expiries:
 
 
 async def _remember(
-    connection: AsyncConnection, tenant_id: int, expiring: Sequence[Row[*tuple[Any, ...]]], now: datetime
+    connection: Transaction, tenant_id: int, expiring: Sequence[Row[*tuple[Any, ...]]], now: datetime
 ) -> None:
     """Note that jobs of a tenant are removed; what happened up to their ends cannot be told from then on."""
     last = await next_job_revision(connection, tenant_id, len(expiring))
@@ -169,6 +166,8 @@ async def _remember(
     theirs = job_transitions.c.job_id.in_([row.id for row in expiring])
     newest = await connection.execute(select(func.max(job_transitions.c.tenant_revision)).where(theirs))
     await forget_job_revisions(connection, tenant_id, newest.scalar_one() or 0)
+    for row in expiring:
+        connection.job_changed(row.id, tenant_id)
 
 
 def _tenant_and_end(row: Row[*tuple[Any, ...]]) -> tuple[int, datetime]:

@@ -30,7 +30,6 @@ from profile_export.store.db.columns import digest_of
 from profile_export.store.db.database import Database, database_time, whole
 from profile_export.store.db.pages import page_rows
 from profile_export.store.db.tables import batches, job_transitions, jobs
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.jobs.expiries import existing_job
 from profile_export.store.jobs.rows import (
     JOB_CHARACTERS,
@@ -61,13 +60,11 @@ class Jobs:
     def __init__(
         self,
         database: Database,
-        wakeups: Wakeups,
         kept_for: timedelta | None = None,
         quotas: Quotas = DEFAULT_QUOTAS,
     ) -> None:
         self.database = database
         self._most_waiting = quotas.waiting_jobs
-        self._wakeups = wakeups
         self._kept_for = kept_for
 
     @whole
@@ -89,9 +86,7 @@ class Jobs:
             first = Transition(1, None, JobState.NEW, now, 0, "created", JobMetrics())
             await log(connection, tenant_id, row.id, first)
             await stamp(connection, row.id, 0, Phase.QUEUE, now)
-            view = await view_of(connection, row, self._kept_for)
-        self._wakeups.job_changed(view.job.id, tenant_id, one_may_be_due=True)
-        return view, False
+            return await view_of(connection, row, self._kept_for), False
 
     @whole
     async def made_by(self, tenant: Tenant, request_id: str, request: ExportRequest) -> JobView | None:
@@ -143,9 +138,7 @@ class Jobs:
                 now = await database_time(connection)
                 cancellation = Cancellation(requested_by, now, reason)
                 row = await move_job(connection, row, move, cancellation=cancellation)
-            view = await view_of(connection, row, self._kept_for)
-        self._wakeups.job_changed(job_id, row.tenant_id)
-        return view
+            return await view_of(connection, row, self._kept_for)
 
     @whole
     async def transitions_after(

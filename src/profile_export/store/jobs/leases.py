@@ -15,6 +15,7 @@ from profile_export.domain.catalog.batches import attempt_folder
 from profile_export.domain.jobs.job import LEASE_TTL, Progress
 from profile_export.store.db.database import Database, database_time_within
 from profile_export.store.db.tables import jobs, leases
+from profile_export.store.db.wakeups import Transaction
 from profile_export.store.files.dropped import drop_written
 from profile_export.store.jobs.rows import JOB_COLUMNS, batches_of_job
 
@@ -55,15 +56,16 @@ async def held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
 
 
 async def carry(
-    connection: AsyncConnection, fence: Fence, progress: Progress, expire_time: datetime | None = None
+    connection: Transaction, job: Row[Any], progress: Progress, expire_time: datetime | None = None
 ) -> None:
-    """Write progress down, and perhaps until when the lease holds now."""
-    its_lease = update(leases).where(leases.c.job_id == fence.job_id)
+    """Write the progress of a held job down, and perhaps until when its lease holds now."""
+    its_lease = update(leases).where(leases.c.job_id == job.id)
     if expire_time:
         await connection.execute(its_lease.values(expire_time=expire_time))
     # A heartbeat that was under way may come after the range that was done meanwhile, and knows less.
     newer = its_lease.where(leases.c.progress_rank <= progress.rank)
     await connection.execute(newer.values(progress=progress, progress_rank=progress.rank))
+    connection.job_changed(job.id, job.tenant_id)
 
 
 async def end_attempt(connection: AsyncConnection, fence: Fence) -> None:

@@ -15,12 +15,12 @@ from profile_export.domain.jobs.timeouts import lapsed
 from profile_export.store.catalog.tenants import next_job_revision
 from profile_export.store.db.database import Database, database_time, whole
 from profile_export.store.db.tables import job_ranges, job_stamps, job_transitions, jobs, leases
-from profile_export.store.db.wakeups import Wakeups
+from profile_export.store.db.wakeups import Transaction
 from profile_export.store.jobs.leases import Fence, end_attempt
 from profile_export.store.jobs.rows import JOB_COLUMNS, drop_batches_of_job, job_from, metrics_of
 
 
-async def move_job(connection: AsyncConnection, row: Row[Any], move: Move, **changes: Any) -> Row[Any]:
+async def move_job(connection: Transaction, row: Row[Any], move: Move, **changes: Any) -> Row[Any]:
     """Make a move and its log entry, and what follows from the state it leads to; return the job's new row.
 
     `changes` are those of `Move.apply`. The update is a compare-and-set on the revision; it always meets its row, since
@@ -71,8 +71,8 @@ async def stamp(connection: AsyncConnection, job_id: int, attempt: int, phase: P
     await connection.execute(insert(job_stamps).values(row))
 
 
-async def log(connection: AsyncConnection, tenant_id: int, job_id: int, transition: Transition) -> None:
-    """Write an entry of a job's log, and number it among the changes of the tenant's jobs."""
+async def log(connection: Transaction, tenant_id: int, job_id: int, transition: Transition) -> None:
+    """Write an entry of a job's log, number it among the changes of the tenant's jobs, and tell of it."""
     values = {
         "tenant_id": tenant_id,
         "tenant_revision": await next_job_revision(connection, tenant_id),
@@ -86,6 +86,8 @@ async def log(connection: AsyncConnection, tenant_id: int, job_id: int, transiti
         "metrics": transition.metrics,
     }
     await connection.execute(insert(job_transitions).values(values))
+    is_held = transition.to_state in {JobState.PROCESSING, JobState.CANCELLING}
+    connection.job_changed(job_id, tenant_id, one_may_be_due=not is_held)
 
 
 # As many are ended before it is looked again what is due.
@@ -95,9 +97,8 @@ MOST_AT_ONCE = 100
 class Lapses:
     """Lapses of the jobs of all tenants. Every server and worker may look for them, as often as it likes."""
 
-    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+    def __init__(self, database: Database) -> None:
         self.database = database
-        self._wakeups = wakeups
 
     async def end(self, is_kept: Callable[[Fence], bool] = lambda _fence: False) -> Sequence[Job]:
         """End what time has ended, or a part of it that is fair to all tenants; return the jobs as they are then.
@@ -166,8 +167,7 @@ class Lapses:
             )
             if lease:
                 await end_attempt(connection, _fence_of(lease))
-        self._wakeups.job_changed(job_id, row.tenant_id, one_may_be_due=True)
-        return job_from(row)
+            return job_from(row)
 
 
 def _fence_of(lease: Row[Any]) -> Fence:
