@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, Select, insert, select, tuple_, update
+from sqlalchemy import Select, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas, check_dataset_fields
@@ -26,7 +26,6 @@ from profile_export.domain.catalog.datasets import (
     with_declared,
 )
 from profile_export.domain.errors import (
-    AlreadyExistsError,
     FailedPreconditionError,
     FieldViolation,
 )
@@ -42,6 +41,7 @@ from profile_export.store.catalog.tenants import (
     dataset_of,
     ensure_tenant,
     id_of,
+    made_before,
     register_namespaces,
     source_datasets,
     union_of,
@@ -51,9 +51,9 @@ from profile_export.store.db.columns import digest_of, write_ahead
 from profile_export.store.db.database import (
     Database,
     KeptUnions,
+    Store,
     database_time,
     fetch_all,
-    fetch_first,
     whole,
 )
 from profile_export.store.db.pages import characters, page_rows
@@ -214,11 +214,11 @@ _CHARACTERS = characters(
 )
 
 
-class Catalog:
+class Catalog(Store):
     """Datasets of all tenants."""
 
     def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
-        self.database = database
+        super().__init__(database)
         self._most_datasets = quotas.datasets
 
     @whole
@@ -238,15 +238,15 @@ class Catalog:
         digest = await compute_if(len(new.declared_fields) > WIDE, digest_of, new)
         unions = self.database.unions
         async with self.database.read() as connection:
-            found = await _made_before(connection, id_of(tenant), digest, request_id)
+            found = await made_before(connection, select(datasets), id_of(tenant), request_id, digest)
             if found:
-                return found, True
+                return dataset_from(found), True
             made = await judge_new(connection, unions, id_of(tenant), new, dataset_id)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
-            found = await _made_before(connection, tenant_id, digest, request_id)
+            found = await made_before(connection, select(datasets), tenant_id, request_id, digest)
             if found:
-                return found, True
+                return dataset_from(found), True
             await check_datasets(connection, tenant_id, self._most_datasets)
             if not await still_holds(connection, tenant_id, made.outlook):
                 made = await judge_new(connection, unions, tenant_id, new, dataset_id)
@@ -368,38 +368,6 @@ class Catalog:
         """Return the datasets that exports read (S11), oldest first."""
         async with self.database.read() as connection:
             return await source_datasets(connection, id_of(tenant))
-
-
-def check_digest(row: Row[Any], digest: str, request_id: str) -> None:
-    """Refuse a request id that stands for another request.
-
-    Raises:
-        AlreadyExistsError: The stored request's digest is another.
-    """
-    if row.request_digest != digest:
-        raise AlreadyExistsError(
-            "REQUEST_ID_REUSED",
-            f"The request_id '{request_id}' was used with other values; choose a new one.",
-            metadata={"request_id": request_id, "id": str(row.id)},
-        )
-
-
-async def _made_before(
-    connection: AsyncConnection, tenant_id: Any, digest: str, request_id: str
-) -> Dataset | None:
-    """Return the dataset that a request id stands for; None if it is new.
-
-    Raises:
-        AlreadyExistsError: It was made from other values.
-    """
-    if not request_id:
-        return None
-    query = select(datasets).where(datasets.c.tenant_id == tenant_id, datasets.c.request_id == request_id)
-    found = await fetch_first(connection, query)
-    if found is None:
-        return None
-    check_digest(found, digest, request_id)
-    return dataset_from(found)
 
 
 async def _plans_with(

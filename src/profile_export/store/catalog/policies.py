@@ -24,18 +24,15 @@ from profile_export.domain.merging.policy import (
 )
 from profile_export.store.catalog.tenants import ensure_tenant, id_of
 from profile_export.store.db.columns import to_micros
-from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.database import Store, database_time, whole
 from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import datasets, merge_policies, merge_policy_versions
 
 _CHARACTERS = characters(merge_policy_versions.c.name, merge_policy_versions.c.order)
 
 
-class Policies:
+class Policies(Store):
     """Merge policies of all tenants."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @whole
     async def create_policy(self, tenant: Tenant, policy: MergePolicy) -> MergePolicy:

@@ -28,8 +28,8 @@ from profile_export.store.catalog.unions import (
 )
 from profile_export.store.db.columns import write_ahead
 from profile_export.store.db.database import (
-    Database,
     KeptUnions,
+    Store,
     database_time,
     fetch_all,
     fetch_first,
@@ -42,11 +42,8 @@ _LISTED = [column for column in schemas.c if column.name not in {"document", "ru
 _CHARACTERS = characters(schemas.c.title, schemas.c.class_id, schemas.c.identity_fields)
 
 
-class Schemas:
+class Schemas(Store):
     """Schemas of all tenants."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @whole
     async def documents(self, tenant: Tenant, ids: Collection[str]) -> Mapping[str, str]:
@@ -124,7 +121,7 @@ class Schemas:
         query = _newest(tenant_id).order_by(schemas.c.create_time, schemas.c.id)
         async with self.database.read() as connection:
             ids = _newest(tenant_id).with_only_columns(schemas.c.id)
-            registered = set((await connection.execute(ids)).scalars())
+            registered = set(await connection.scalars(ids))
             built_in = [BUILT_IN_SCHEMAS[one] for one in sorted(set(BUILT_IN_SCHEMAS) - registered)]
             if any(schema.id == request.cursor for schema in built_in):
                 built_in = [schema for schema in built_in if schema.id > request.cursor]

@@ -8,12 +8,23 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Row, ScalarSelect, bindparam, cast, func, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    ScalarSelect,
+    Select,
+    bindparam,
+    cast,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import check_tenant_namespaces, quota_exceeded
 from profile_export.domain.catalog.datasets import Dataset, DatasetKind, SchemaRef, Tenant
-from profile_export.domain.errors import NotFoundError
+from profile_export.domain.errors import AlreadyExistsError, NotFoundError
 from profile_export.domain.jobs.job import JobState
 from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.schemas.types import ObjectType, is_wide
@@ -183,13 +194,9 @@ async def check_waiting_jobs(connection: AsyncConnection, tenant_id: int, most: 
     Raises:
         ExhaustedError: As many wait.
     """
-    if most is None:
-        return
     waiting = select(func.count()).where(jobs.c.state == JobState.NEW.value, jobs.c.tenant_id == tenant_id)
-    used: int = (await connection.execute(waiting)).scalar_one()
-    if used >= most:
-        way_out = "Wait until some have run, or cancel some."
-        raise quota_exceeded("waiting_jobs", most, used, way_out, _A_JOB_LATER)
+    way_out = "Wait until some have run, or cancel some."
+    await _check_one_more(connection, "waiting_jobs", waiting, most, way_out, _A_JOB_LATER)
 
 
 async def check_datasets(connection: AsyncConnection, tenant_id: int, most: int | None) -> None:
@@ -198,12 +205,9 @@ async def check_datasets(connection: AsyncConnection, tenant_id: int, most: int 
     Raises:
         ExhaustedError: It has as many.
     """
-    if most is None:
-        return
     there = select(func.count()).where(datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None))
-    used: int = (await connection.execute(there)).scalar_one()
-    if used >= most:
-        raise quota_exceeded("datasets", most, used, "Delete some that are not needed any more.")
+    way_out = "Delete some that are not needed any more."
+    await _check_one_more(connection, "datasets", there, most, way_out)
 
 
 async def check_loading_batches(connection: AsyncConnection, tenant_id: int, most: int | None) -> None:
@@ -212,14 +216,21 @@ async def check_loading_batches(connection: AsyncConnection, tenant_id: int, mos
     Raises:
         ExhaustedError: It is uploading as many.
     """
-    if most is None:
-        return
     loading = select(func.count()).select_from(batches).where(batches.c.tenant_id == tenant_id, LOADING)
-    used: int = (await connection.execute(loading)).scalar_one()
-    if used >= most:
-        raise quota_exceeded(
-            "loading_batches", most, used, "Complete some, or abort those that are given up."
-        )
+    way_out = "Complete some, or abort those that are given up."
+    await _check_one_more(connection, "loading_batches", loading, most, way_out)
+
+
+async def _check_one_more(
+    connection: AsyncConnection,
+    quota: str,
+    count: Select[Any],
+    most: int | None,
+    way_out: str,
+    retry_after: timedelta | None = None,
+) -> None:
+    if most is not None and (used := (await connection.execute(count)).scalar_one()) >= most:
+        raise quota_exceeded(quota, most, used, way_out, retry_after)
 
 
 async def room_for_bytes(
@@ -232,10 +243,7 @@ async def room_for_bytes(
     """
     if most is None:
         return wanted
-    # PostgreSQL adds 64-bit integers up to a decimal.
-    staged = select(cast(func.coalesce(func.sum(batches.c.staged_bytes), 0), BigInteger)).where(
-        batches.c.tenant_id == tenant_id, LOADING
-    )
+    staged = select(total(batches.c.staged_bytes)).where(batches.c.tenant_id == tenant_id, LOADING)
     used: int = (await connection.execute(staged)).scalar_one()
     if used + least > most:
         way_out = "Complete batches, or abort those that are given up; then go on at received_bytes."
@@ -245,12 +253,36 @@ async def room_for_bytes(
 
 async def note_activity(connection: AsyncConnection, batch_key: int) -> None:
     """Note a sign of life of a batch, and what its files have come to keep."""
-    # PostgreSQL adds 64-bit integers up to a decimal.
-    staged = select(cast(func.coalesce(func.sum(uploads.c.staged_bytes), 0), BigInteger)).where(
-        uploads.c.batch_key == batch_key
-    )
+    staged = select(total(uploads.c.staged_bytes)).where(uploads.c.batch_key == batch_key)
     values = {"staged_bytes": staged.scalar_subquery(), "active_time": await database_time(connection)}
     await connection.execute(update(batches).where(batches.c.key == batch_key).values(values))
+
+
+def total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """Return the sum of a column over all rows, 0 without any. PostgreSQL adds 64-bit integers up to a decimal."""
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
+
+
+async def made_before(
+    connection: AsyncConnection, query: Select[Any], tenant_id: Any, request_id: str, digest: str
+) -> Row[Any] | None:
+    """Return the row that a request id made, of a query over a table of such rows; None if the id is new or empty.
+
+    Raises:
+        AlreadyExistsError: The id stands for a request of another digest.
+    """
+    if not request_id:
+        return None
+    columns = query.selected_columns
+    query = query.where(columns.tenant_id == tenant_id, columns.request_id == request_id)
+    row = await fetch_first(connection, query)
+    if row is not None and row.request_digest != digest:
+        raise AlreadyExistsError(
+            "REQUEST_ID_REUSED",
+            f"The request_id '{request_id}' was used with other values; choose a new one.",
+            metadata={"request_id": request_id, "id": str(row.id)},
+        )
+    return row
 
 
 async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: str) -> Dataset:

@@ -11,7 +11,7 @@ from functools import cache, wraps
 from itertools import islice
 from pathlib import Path
 from sqlite3 import Error as DriverError
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -78,13 +78,7 @@ MOST_AT_ONCE = 500
 _Result = TypeVar("_Result")
 _Value = TypeVar("_Value")
 _Parameters = ParamSpec("_Parameters")
-_Store = TypeVar("_Store", bound="HasDatabase")
-
-
-class HasDatabase(Protocol):
-    """A store class."""
-
-    database: Database
+_Store = TypeVar("_Store", bound="Store")
 
 
 class Database:
@@ -216,6 +210,13 @@ class Database:
         except TimeoutError as error:
             raise database_busy() from error
         self.wakeups.fire(transaction.changes)
+
+
+class Store:
+    """What is stored of one kind: its methods are transactions of the database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
 
 def whole(

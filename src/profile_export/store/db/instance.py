@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.store.db.database import Database, whole
+from profile_export.store.db.database import Database, Store, whole
 from profile_export.store.db.tables import instance
 
 
@@ -22,11 +22,11 @@ class Instance:
     token_key: bytes = field(repr=False)
 
 
-class Instances:
+class Instances(Store):
     """The instance of a database."""
 
     def __init__(self, database: Database) -> None:
-        self.database = database
+        super().__init__(database)
         self._token_key: bytes | None = None
 
     @whole

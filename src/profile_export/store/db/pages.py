@@ -35,7 +35,7 @@ async def page_rows(
         rows = await fetch_all(connection, query.limit(size + 1))
         return rows[:size], len(rows) > size
     measured = query.with_only_columns(stored, maintain_column_froms=True).limit(size + 1)
-    sizes = (await connection.execute(measured)).scalars().all()
+    sizes = (await connection.scalars(measured)).all()
     count = min(size, fitting_count(sizes, room))
     rows = await fetch_all(connection, query.limit(count)) if count else ()
     return rows, count < len(sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of
-from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.database import Store, database_time, whole
 from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import batches, datasets, files, uploads
 from profile_export.store.db.wakeups import Transaction
@@ -69,11 +70,8 @@ _CHARACTERS = func.coalesce(
 )
 
 
-class Batches:
+class Batches(Store):
     """Batches and data files of all tenants."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @whole
     async def get_batch(self, tenant: Tenant, batch_id: str) -> Batch:
@@ -262,8 +260,7 @@ async def add_files(connection: AsyncConnection, added: Sequence[AddedFile]) -> 
     """Write down files of batches; they count when these do."""
     if added:
         rows = [
-            _file_row(one.file) | {"batch_key": one.batch_key, "field_set_id": one.field_set_id}
-            for one in added
+            asdict(one.file) | {"batch_key": one.batch_key, "field_set_id": one.field_set_id} for one in added
         ]
         await connection.execute(insert(files), rows)
 
@@ -345,13 +342,3 @@ async def _succeeded(connection: AsyncConnection, tenant: Tenant, batch_id: str)
 def file_from(row: Row[Any]) -> DataFile:
     """Make a data file of its row."""
     return DataFile(row.name, row.path, row.rows, row.bytes, row.sha256)
-
-
-def _file_row(file: DataFile) -> dict[str, Any]:
-    return {
-        "name": file.name,
-        "path": file.path,
-        "rows": file.rows,
-        "bytes": file.bytes,
-        "sha256": file.sha256,
-    }

@@ -27,7 +27,7 @@ from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.catalog.files import FULL_BYTES, FULL_ROWS, MERGED_FROM, Segment, next_merge
 from profile_export.domain.export.plan import WrittenFile
-from profile_export.store.db.database import MOST_AT_ONCE, Database, database_time, slices, whole
+from profile_export.store.db.database import MOST_AT_ONCE, Store, database_time, slices, whole
 from profile_export.store.db.tables import batches, compactions, datasets, files, merges
 from profile_export.store.files.dropped import drop
 
@@ -47,11 +47,8 @@ class Merge:
         return [segment.key for segment in self.segments if segment.is_compacted is compacted]
 
 
-class Compactions:
+class Compactions(Store):
     """Compacted files of all tenants."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @whole
     async def next_merge(self, resting: Collection[str]) -> Merge | None:
@@ -80,7 +77,7 @@ class Compactions:
         async with self.database.read() as connection:
             before = await database_time(connection) - least
             query = select(merges.c.folder).where(merges.c.start_time <= before)
-            return (await connection.execute(query)).scalars().all()
+            return (await connection.scalars(query)).all()
 
     @whole
     async def give_up(self, folders: Collection[str]) -> None:
@@ -130,7 +127,7 @@ class Compactions:
     async def dissolve(self) -> None:
         """Forget the compacted files of which a batch does not count any more; the others' own files are there."""
         async with self.database.read() as connection:
-            stale = (await connection.execute(select(compactions.c.key).where(~counting()))).scalars().all()
+            stale = (await connection.scalars(select(compactions.c.key).where(~counting()))).all()
         for some in slices(stale, MOST_AT_ONCE):
             async with self.database.write() as connection:
                 held = update(batches).where(batches.c.compaction_key.in_(some))
@@ -141,7 +138,7 @@ class Compactions:
     async def folders(self) -> Sequence[str]:
         """Return the folders of all compacted files."""
         async with self.database.read() as connection:
-            return (await connection.execute(select(compactions.c.folder))).scalars().all()
+            return (await connection.scalars(select(compactions.c.folder))).all()
 
 
 def counting() -> ColumnElement[bool]:

@@ -12,7 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.jobs.job import FINAL_STATES, LEASE_TTL
-from profile_export.store.db.database import MOST_AT_ONCE, Database, database_time, insert_new, slices, whole
+from profile_export.store.db.database import (
+    MOST_AT_ONCE,
+    Database,
+    Store,
+    database_time,
+    insert_new,
+    slices,
+    whole,
+)
 from profile_export.store.db.tables import batches, drops, files, jobs, mirrored_batches
 from profile_export.store.files.mirrors import named_by_mirror
 
@@ -25,11 +33,11 @@ class LeftBehind:
     kept: Sequence[str]
 
 
-class Drops:
+class Drops(Store):
     """Dropped folders of all tenants."""
 
     def __init__(self, database: Database) -> None:
-        self.database = database
+        super().__init__(database)
         # The folders that unfinished jobs have pinned, by the jobs' ids: a plan never changes.
         self._pinned: dict[int, frozenset[str]] = {}
 
@@ -44,7 +52,7 @@ class Drops:
             query = select(drops.c.folder).where(
                 drops.c.batch_key.is_(None), drops.c.drop_time <= before, ~_named_by_mirror()
             )
-            folders = (await connection.execute(query.order_by(drops.c.drop_time))).scalars().all()
+            folders = (await connection.scalars(query.order_by(drops.c.drop_time))).all()
             pinned = await self._pinned_folders(connection) if folders else set()
         return [folder for folder in folders if folder not in pinned]
 
@@ -52,7 +60,7 @@ class Drops:
         """Return every folder that has a file of an unfinished job's plan in it, however deep."""
         final = [state.value for state in FINAL_STATES]
         planned = select(jobs.c.id).where(jobs.c.state.not_in(final), jobs.c.plan.is_not(None))
-        ids = (await connection.execute(planned)).scalars().all()
+        ids = (await connection.scalars(planned)).all()
         self._pinned = {job_id: self._pinned[job_id] for job_id in ids if job_id in self._pinned}
         for job_id in ids:
             if job_id not in self._pinned:
@@ -85,7 +93,7 @@ class Drops:
         """Return all folders that have been dropped, that may still be there, and that somebody may be reading."""
         async with self.database.read() as connection:
             query = select(drops.c.folder).where(drops.c.batch_key.is_(None))
-            return (await connection.execute(query)).scalars().all()
+            return (await connection.scalars(query)).all()
 
     @whole
     async def forget(self, folders: Collection[str]) -> None:

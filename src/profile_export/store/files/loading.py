@@ -24,7 +24,6 @@ from profile_export.domain.catalog.datasets import Dataset, Tenant
 from profile_export.domain.errors import AlreadyExistsError
 from profile_export.domain.schemas.types import ObjectType, is_wide, type_at, union_objects
 from profile_export.processes.computing import compute_if
-from profile_export.store.catalog.datasets import check_digest
 from profile_export.store.catalog.tenants import (
     IDENTITY,
     SEGMENT,
@@ -33,12 +32,13 @@ from profile_export.store.catalog.tenants import (
     ensure_tenant,
     field_sets_of,
     id_of,
+    made_before,
     next_places,
     register_namespaces,
 )
 from profile_export.store.catalog.unions import Growth, foresee_growth, grow, keep_unions, still_holds
 from profile_export.store.db.columns import digest_of, write_ahead
-from profile_export.store.db.database import Database, fetch_all, whole
+from profile_export.store.db.database import Database, Store, fetch_all, whole
 from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads, used_together
 from profile_export.store.files.batches import (
     AddedFile,
@@ -76,11 +76,11 @@ class BatchChangedError(Exception):
     """The batch has other files than those that were to be committed: look at it again."""
 
 
-class LoadingBatches:
+class LoadingBatches(Store):
     """Batches of uploads of all tenants, until they count."""
 
     def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
-        self.database = database
+        super().__init__(database)
         self._most_loading = quotas.loading_batches
 
     @whole
@@ -106,14 +106,9 @@ class LoadingBatches:
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             await writable_dataset(connection, tenant_id, dataset_id)
-            if request_id:
-                query = select(batches).where(
-                    batches.c.tenant_id == tenant_id, batches.c.request_id == request_id
-                )
-                found = (await connection.execute(query)).first()
-                if found:
-                    check_digest(found, digest, request_id)
-                    return await batch_from(connection, found), True
+            found = await made_before(connection, select(batches), tenant_id, request_id, digest)
+            if found:
+                return await batch_from(connection, found), True
             row = (await connection.execute(batch_by_id(tenant_id, batch_id))).first()
             if row is None:
                 await check_loading_batches(connection, tenant_id, self._most_loading)

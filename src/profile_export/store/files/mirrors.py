@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.catalog.files import MirroredBatch, MirrorStatus, TableState
-from profile_export.store.db.database import Database, database_time, insert_new, whole
+from profile_export.store.db.database import Database, Store, database_time, insert_new, whole
 from profile_export.store.db.tables import batches, datasets, files, mirrored_batches, mirrors
 
 LEASE_TTL = timedelta(seconds=60)
@@ -20,6 +20,7 @@ MAX_BACK_OFF = timedelta(minutes=5)
 # Batches of one Iceberg commit; the rest follows with the next.
 MAX_BATCHES = 500
 _COUNTS = batches.c.state == BatchState.SUCCEEDED.value
+_NUMBER = func.coalesce(mirrors.c.number, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +47,14 @@ class MirrorLostError(Exception):
     """The table is another's to change by now: whatever was to be written down is void."""
 
 
-class Mirrors:
+class Mirrors(Store):
     """The mirrors of all tenants' datasets."""
 
     def __init__(
         self, database: Database, lease: timedelta = LEASE_TTL, max_batches: int = MAX_BATCHES
     ) -> None:
         """Make one whose leases last so long, and whose claims take so many batches at most."""
-        self.database = database
+        super().__init__(database)
         self._lease = lease
         self._max_batches = max_batches
 
@@ -205,9 +206,8 @@ async def ask_drop(connection: AsyncConnection, dataset_id: str) -> None:
 async def _due(connection: AsyncConnection) -> str | None:
     """Return the dataset to look after next: of those that are due, the one that has waited longest."""
     now = await database_time(connection)
-    number = func.coalesce(mirrors.c.number, 0)
-    to_add = exists().where(batches.c.dataset_id == datasets.c.id, batches.c.number > number, _COUNTS)
-    lacks = datasets.c.iceberg & (to_add | exists().where(*to_take_out()) | (mirrors.c.check_time <= now))
+    to_be_changed = exists().where(_to_add()) | exists().where(*to_take_out())
+    lacks = datasets.c.iceberg & (to_be_changed | (mirrors.c.check_time <= now))
     query = (
         select(datasets.c.id)
         .select_from(datasets.outerjoin(mirrors))
@@ -221,6 +221,11 @@ async def _due(connection: AsyncConnection) -> str | None:
     )
     dataset_id: str | None = (await connection.execute(query)).scalar()
     return dataset_id
+
+
+def _to_add() -> ColumnElement[bool]:
+    """Say, in a query over datasets, which batches a table lacks."""
+    return (batches.c.dataset_id == datasets.c.id) & (batches.c.number > _NUMBER) & _COUNTS
 
 
 def to_take_out() -> tuple[ColumnElement[bool], ...]:
@@ -307,30 +312,18 @@ async def _held(connection: AsyncConnection, work: MirrorWork) -> Row[Any]:
 
 
 async def _write(connection: AsyncConnection, work: MirrorWork, **values: Any) -> None:
-    await connection.execute(
-        update(mirrors)
-        .where(mirrors.c.dataset_id == work.dataset_id, mirrors.c.holder == work.holder)
-        .values(values)
-    )
+    held = update(mirrors).where(mirrors.c.dataset_id == work.dataset_id, mirrors.c.holder == work.holder)
+    await connection.execute(held.values(values))
 
 
-class MirrorStatuses:
+class MirrorStatuses(Store):
     """How far the mirrors of all tenants' datasets are."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @whole
     async def of(self, dataset_ids: Collection[str]) -> Mapping[str, MirrorStatus]:
         """Return how far the mirrors of these datasets are; those that are not mirrored and never were are left out."""
-        counts = batches.c.state == BatchState.SUCCEEDED.value
-        in_table = (batches.c.dataset_id == datasets.c.id) & (
-            batches.c.number <= func.coalesce(mirrors.c.number, 0)
-        )
-        lacking = (batches.c.dataset_id == datasets.c.id) & (
-            batches.c.number > func.coalesce(mirrors.c.number, 0)
-        )
-        last = select(batches.c.id).where(in_table & counts).order_by(batches.c.number.desc()).limit(1)
+        in_table = (batches.c.dataset_id == datasets.c.id) & (batches.c.number <= _NUMBER)
+        last = select(batches.c.id).where(in_table & _COUNTS).order_by(batches.c.number.desc()).limit(1)
         query = (
             select(
                 datasets.c.id,
@@ -341,11 +334,7 @@ class MirrorStatuses:
                 .where(in_table & mirrored_batches.c.removed_at.is_(None))
                 .scalar_subquery()
                 .label("held"),
-                select(func.count())
-                .select_from(batches)
-                .where(lacking & counts)
-                .scalar_subquery()
-                .label("to_add"),
+                select(func.count()).where(_to_add()).scalar_subquery().label("to_add"),
                 select(func.count()).where(*to_take_out()).scalar_subquery().label("to_remove"),
                 last.scalar_subquery().label("last_batch_id"),
             )

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.catalog.datasets import Tenant
@@ -22,18 +22,15 @@ from profile_export.store.catalog.tenants import (
     source_datasets,
     union_of,
 )
-from profile_export.store.db.database import Database, fetch_all, slices, whole
+from profile_export.store.db.database import Store, fetch_all, slices, whole
 from profile_export.store.db.tables import batches, compactions, datasets, field_sets, files, uploads
 from profile_export.store.db.tables import datasets as datasets_of_all
 from profile_export.store.files.batches import is_seen
 from profile_export.store.files.compactions import counting
 
 
-class Snapshots:
+class Snapshots(Store):
     """Snapshots of all tenants."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @whole
     async def take(self, tenant: Tenant) -> Snapshot:
@@ -141,11 +138,8 @@ _COUNTING = (
 )
 
 
-class Named:
+class Named(Store):
     """Names of folders and of uploads' bytes, of all tenants."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @whole
     async def kept_folders(self) -> Sequence[str]:
@@ -167,39 +161,27 @@ class Named:
             .where(batches.c.state == BatchState.LOADING.value, is_seen())
         )
         async with self.database.read() as connection:
-            return list((await connection.execute(query)).scalars())
+            return list(await connection.scalars(query))
 
-    @whole
     async def folders(self, among: Collection[str]) -> set[str]:
         """Return which of some folders are those of batches, whatever has become of these."""
-        found: set[str] = set()
-        async with self.database.read() as connection:
-            for some in slices(among):
-                query = select(batches.c.folder).where(batches.c.folder.in_(some))
-                found.update((await connection.execute(query)).scalars())
-        return found
+        return await self._known(batches.c.folder, among)
 
-    @whole
     async def uploads(self, among: Collection[str]) -> set[str]:
         """Return which of some names are those of uploads' bytes, whatever has become of these."""
+        return await self._known(uploads.c.staged_as, among)
+
+    async def knows_any(self, dataset_ids: Collection[str], staged: Collection[str]) -> bool:
+        """Say whether any of some datasets, or of some uploads, is one of the store's."""
+        return bool(await self.uploads(staged) or await self._known(datasets.c.id, dataset_ids))
+
+    @whole
+    async def _known(self, column: ColumnElement[str], among: Collection[str]) -> set[str]:
         found: set[str] = set()
         async with self.database.read() as connection:
             for some in slices(among):
-                query = select(uploads.c.staged_as).where(uploads.c.staged_as.in_(some))
-                found.update((await connection.execute(query)).scalars())
+                found.update(await connection.scalars(select(column).where(column.in_(some))))
         return found
-
-    @whole
-    async def knows_any(self, dataset_ids: Collection[str], staged: Collection[str]) -> bool:
-        """Say whether any of some datasets, or of some uploads, is one of the store's."""
-        if await self.uploads(staged):
-            return True
-        async with self.database.read() as connection:
-            for some in slices(dataset_ids):
-                query = select(datasets.c.id).where(datasets.c.id.in_(some)).limit(1)
-                if (await connection.execute(query)).first():
-                    return True
-        return False
 
     @whole
     async def names_files(self) -> bool:

@@ -16,7 +16,7 @@ from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.export.receipt import RECEIPT_FILE, FilledBatch, StoredReceipt, receipt_of
 from profile_export.domain.jobs.job import Job
 from profile_export.store.catalog.tenants import id_of
-from profile_export.store.db.database import MOST_AT_ONCE, Database, fetch_first, slices, whole
+from profile_export.store.db.database import MOST_AT_ONCE, Store, fetch_first, slices, whole
 from profile_export.store.db.tables import batches, receipts
 from profile_export.store.files.batches import existing_batch, is_seen
 from profile_export.store.jobs.rows import phases_of
@@ -35,11 +35,8 @@ class UnwrittenReceipt:
     document: bytes
 
 
-class Receipts:
+class Receipts(Store):
     """Receipts of all tenants."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @whole
     async def get(self, tenant: Tenant, batch_id: str) -> StoredReceipt:

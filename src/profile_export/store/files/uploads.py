@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import BigInteger, Row, cast, delete, func, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
@@ -32,9 +32,10 @@ from profile_export.store.catalog.tenants import (
     id_of,
     note_activity,
     room_for_bytes,
+    total,
 )
 from profile_export.store.db.columns import digest_of, write_ahead
-from profile_export.store.db.database import Database, database_time, fetch_all, whole
+from profile_export.store.db.database import Database, Store, database_time, fetch_all, whole
 from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads
 from profile_export.store.files.batches import (
     batch_by_id,
@@ -77,11 +78,11 @@ class Beside:
     fields: Sequence[ObjectType]
 
 
-class Uploads:
+class Uploads(Store):
     """Uploads of all tenants."""
 
     def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
-        self.database = database
+        super().__init__(database)
         self._quotas = quotas
 
     @whole
@@ -221,10 +222,7 @@ class Uploads:
             batches.c.key == uploads.c.batch_key,
             uploads.c.state == UploadState.COMPLETE.value,
         )
-        # PostgreSQL adds 64-bit integers up to a decimal.
-        before = select(cast(func.coalesce(func.sum(uploads.c.rows), 0), BigInteger)).where(
-            *complete, uploads.c.file_name < file_name
-        )
+        before = select(total(uploads.c.rows)).where(*complete, uploads.c.file_name < file_name)
         known = select(field_sets.c.fields).where(
             field_sets.c.id.in_(select(uploads.c.field_set_id).where(*complete))
         )

@@ -25,6 +25,7 @@ from profile_export.domain.jobs.job import (
     Job,
     JobError,
     JobState,
+    Move,
     Progress,
     Resolved,
     after_error,
@@ -32,8 +33,9 @@ from profile_export.domain.jobs.job import (
 from profile_export.domain.schemas.types import TypeConflictError, is_wide, union_objects
 from profile_export.processes.computing import compute_if
 from profile_export.store.catalog.tenants import dataset_of, next_places
-from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.database import Database, Store, database_time, whole
 from profile_export.store.db.tables import datasets, job_ranges, jobs, leases, tenants
+from profile_export.store.db.wakeups import Transaction
 from profile_export.store.files.batches import (
     AddedFile,
     CountedBatch,
@@ -75,7 +77,7 @@ class RangeDone:
     peak_memory_bytes: int
 
 
-class Attempts:
+class Attempts(Store):
     """Attempts of all jobs, as workers drive them.
 
     Workers write beside one another until an attempt ends: a claim locks the job that it takes, and its tenant's row
@@ -84,7 +86,7 @@ class Attempts:
     """
 
     def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
-        self.database = database
+        super().__init__(database)
         self._most_running = quotas.running_jobs
 
     @whole
@@ -239,10 +241,7 @@ class Attempts:
         async with self.database.write() as connection:
             row = await held(connection, fence)
             move, not_before = after_error(job_from(row), error, await database_time(connection))
-            metrics = await metrics_of(connection, row)
-            row = await move_job(connection, row, move, error=error, not_before=not_before, metrics=metrics)
-            await end_attempt(connection, fence)
-        return job_from(row)
+            return job_from(await _end(connection, fence, row, move, error=error, not_before=not_before))
 
     @whole
     async def let_go(self, fence: Fence) -> None:
@@ -252,9 +251,7 @@ class Attempts:
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write() as connection:
-            row = await held(connection, fence)
-            await move_job(connection, row, LET_GO, metrics=await metrics_of(connection, row))
-            await end_attempt(connection, fence)
+            await _end(connection, fence, await held(connection, fence), LET_GO)
 
     @whole
     async def release(self, fence: Fence) -> None:
@@ -265,9 +262,7 @@ class Attempts:
             FailedPreconditionError: A cancel came first; let go instead.
         """
         async with self.database.write() as connection:
-            row = await held(connection, fence)
-            await move_job(connection, row, RELEASE, metrics=await metrics_of(connection, row))
-            await end_attempt(connection, fence)
+            await _end(connection, fence, await held(connection, fence), RELEASE)
 
     @whole
     async def leave(self, fence: Fence) -> None:
@@ -277,6 +272,12 @@ class Attempts:
         """
         async with self.database.write() as connection:
             await drop_attempt(connection, fence)
+
+
+async def _end(connection: Transaction, fence: Fence, row: Row[Any], move: Move, **changes: Any) -> Row[Any]:
+    moved = await move_job(connection, row, move, metrics=await metrics_of(connection, row), **changes)
+    await end_attempt(connection, fence)
+    return moved
 
 
 async def _list_fields(connection: AsyncConnection, row: Row[Any], plan: ExportPlan) -> None:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Row, Select, Table, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import PastEndError
 from profile_export.domain.jobs.job import JobFilter, JobState, JobView, Progress, Transition
 from profile_export.store.catalog.tenants import forget_job_revisions, id_of
-from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.database import Database, Store, database_time, whole
 from profile_export.store.db.pages import FEW, characters, fitting_count, page_rows
 from profile_export.store.db.tables import expired_jobs, job_transitions, jobs, leases, tenants
 from profile_export.store.jobs.rows import JOB_CHARACTERS, JOB_COLUMNS, transition_from, views_of
@@ -73,11 +73,11 @@ class Listed:
     has_more: bool = False
 
 
-class Changes:
+class Changes(Store):
     """Changes of the jobs of all tenants; `job_retention` as for `Jobs`."""
 
     def __init__(self, database: Database, job_retention: timedelta | None = None) -> None:
-        self.database = database
+        super().__init__(database)
         self._kept_for = job_retention
 
     @whole
@@ -108,17 +108,17 @@ class Changes:
             _, revision, forgotten = await _revisions(connection, tenant)
             check_kept(after, revision, forgotten)
             up_to = await _within_reach(connection, tenant, after, up_to)
-            moves = await self._moves(connection, tenant, after, up_to)
-            gone = _within(expired_jobs, tenant, after, up_to)
-            removals = [_removal(row) for row in await connection.execute(gone)]
-        return sorted([*moves, *removals], key=lambda change: change.revision)
+            return await self._changes(connection, tenant, after, up_to)
 
-    async def _moves(
+    async def _changes(
         self, connection: AsyncConnection, tenant: Tenant, after: int, up_to: int
     ) -> Sequence[Change]:
-        moved = (await connection.execute(_within(job_transitions, tenant, after, up_to))).all()
+        gone = await connection.execute(_within(select(expired_jobs), expired_jobs, tenant, after, up_to))
+        changes = [_removal(row) for row in gone]
+        moved = (
+            await connection.execute(_within(select(job_transitions), job_transitions, tenant, after, up_to))
+        ).all()
         views = await self._views(connection, {row.job_id for row in moved})
-        changes = []
         for row in moved:
             view, transition = views[row.job_id], transition_from(row)
             job = view.job
@@ -134,7 +134,7 @@ class Changes:
                     view,
                 )
             )
-        return changes
+        return sorted(changes, key=lambda change: change.revision)
 
     async def _views(self, connection: AsyncConnection, ids: set[int]) -> dict[int, JobView]:
         rows = (await connection.execute(select(*JOB_COLUMNS).where(jobs.c.id.in_(ids)))).all()
@@ -174,19 +174,14 @@ class Changes:
             _, now, forgotten = await _revisions(connection, tenant)
             check_kept(revision, now, forgotten)
             up_to = await _within_reach(connection, tenant, revision, min(now, revision + limit))
-            moves = await self._moves(connection, tenant, revision, up_to)
-            gone = await connection.execute(_within(expired_jobs, tenant, revision, up_to))
-            removed = {
-                change.job_id: change
-                for change in map(_removal, gone)
-                if wanted.admits(change, (change.to_state,))
-            }
-            changed = {
-                change.job_id: change.view
-                for change in moves
-                if change.view and wanted.admits(change, (change.from_state, change.to_state))
-            }
-        return up_to, Listed(now, tuple(changed.values()), tuple(removed))
+            changes = await self._changes(connection, tenant, revision, up_to)
+        views = {
+            change.job_id: change.view
+            for change in changes
+            if wanted.admits(change, (change.from_state, change.to_state))
+        }
+        present = tuple(view for view in views.values() if view)
+        return up_to, Listed(now, present, tuple(job_id for job_id, view in views.items() if not view))
 
     async def forget(self, kept_for: timedelta) -> bool:
         """Let resuming end where changes are older than that; say whether anything was forgotten."""
@@ -196,7 +191,7 @@ class Changes:
     async def _remembered(self) -> Sequence[int]:
         async with self.database.read() as connection:
             some = tenants.c.job_revision > tenants.c.forgotten_job_revision
-            return (await connection.execute(select(tenants.c.id).where(some))).scalars().all()
+            return (await connection.scalars(select(tenants.c.id).where(some))).all()
 
     @whole
     async def _forget(self, tenant_id: int, kept_for: timedelta) -> bool:
@@ -255,16 +250,10 @@ async def _revisions(connection: AsyncConnection, tenant: Tenant) -> tuple[int |
     return (row.id, row.job_revision, row.forgotten_job_revision) if row else (None, 0, 0)
 
 
-def _within(table: Any, tenant: Tenant, after: int, up_to: int) -> Select[Any]:
-    return (
-        select(table)
-        .where(
-            table.c.tenant_id == id_of(tenant),
-            table.c.tenant_revision > after,
-            table.c.tenant_revision <= up_to,
-        )
-        .order_by(table.c.tenant_revision)
-    )
+def _within(query: Select[Any], table: Table, tenant: Tenant, after: int, up_to: int) -> Select[Any]:
+    """Take of a query over a table the rows of changes after a revision up to another one, in their order."""
+    number = table.c.tenant_revision
+    return query.where(table.c.tenant_id == id_of(tenant), number > after, number <= up_to).order_by(number)
 
 
 async def _within_reach(connection: AsyncConnection, tenant: Tenant, after: int, up_to: int) -> int:
@@ -275,15 +264,7 @@ async def _within_reach(connection: AsyncConnection, tenant: Tenant, after: int,
     moved = select(job_transitions.c.tenant_revision, of_job).join(
         jobs, jobs.c.id == job_transitions.c.job_id
     )
-    rows = (
-        await connection.execute(
-            moved.where(
-                job_transitions.c.tenant_id == id_of(tenant),
-                job_transitions.c.tenant_revision > after,
-                job_transitions.c.tenant_revision <= up_to,
-            ).order_by(job_transitions.c.tenant_revision)
-        )
-    ).all()
+    rows = (await connection.execute(_within(moved, job_transitions, tenant, after, up_to))).all()
     count = fitting_count((row[1] for row in rows), _ROOM)
     return up_to if count == len(rows) else rows[count].tenant_revision - 1
 

@@ -14,14 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from profile_export.domain.catalog.batches import BatchState, UploadState
 from profile_export.domain.catalog.datasets import (
     REMEMBERED,
-    Tenant,
     batch_expiry_reason,
-    expired_job,
     upload_expiry_reason,
 )
-from profile_export.domain.errors import NotFoundError
-from profile_export.store.catalog.tenants import forget_job_revisions, id_by_name, id_of, next_job_revision
-from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.catalog.tenants import forget_job_revisions, next_job_revision
+from profile_export.store.db.database import Store, database_time, whole
 from profile_export.store.db.tables import (
     LOADING,
     batches,
@@ -35,7 +32,6 @@ from profile_export.store.db.tables import (
 )
 from profile_export.store.db.wakeups import Transaction
 from profile_export.store.files.dropped import drop
-from profile_export.store.jobs.rows import JOB_COLUMNS
 
 # As many end in one transaction; whoever comes after it need not wait for all.
 MOST_AT_ONCE = 100
@@ -49,15 +45,12 @@ class GivenUp:
     staged: Sequence[str] = ()
 
 
-class Expiries:
+class Expiries(Store):
     """Expiries of all tenants. Every server may look for them, as often as it likes.
 
     Each method ends what is due, but no more than goes into one short transaction, and says what: nothing means that
     nothing was due. Who looks first reads, so that the one writing transaction is not held up for nothing.
     """
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @whole
     async def expire_batches(self) -> Sequence[str]:
@@ -101,7 +94,7 @@ class Expiries:
                 "staged_bytes": 0,
             }
             query = update(batches).where(batches.c.key.in_(keys)).values(ended).returning(batches.c.id)
-            ids = (await connection.execute(query)).scalars().all()
+            ids = (await connection.scalars(query)).all()
             # Their rows say by which names the bytes are to be found, until the batch is uploaded again.
             lost = {
                 "state": UploadState.OPEN.value,
@@ -112,7 +105,7 @@ class Expiries:
             }
             sent = uploads.c.batch_key.in_(keys) & (uploads.c.state != UploadState.REFUSED.value)
             gone = update(uploads).where(sent).values(lost).returning(uploads.c.staged_as)
-            return GivenUp(ids, (await connection.execute(gone)).scalars().all())
+            return GivenUp(ids, (await connection.scalars(gone)).all())
 
     @whole
     async def expire_jobs(self, kept_for: timedelta) -> Sequence[int]:
@@ -138,7 +131,7 @@ class Expiries:
             before = await database_time(connection) - REMEMBERED
             query = select(expired_jobs.c.job_id).where(expired_jobs.c.expire_time <= before)
             query = query.order_by(expired_jobs.c.expire_time).limit(MOST_AT_ONCE)
-            ids = (await connection.execute(query)).scalars().all()
+            ids = (await connection.scalars(query)).all()
         if ids:
             async with self.database.write() as connection:
                 await connection.execute(delete(expired_jobs).where(expired_jobs.c.job_id.in_(ids)))
@@ -174,27 +167,6 @@ def _tenant_and_end(row: Row[*tuple[Any, ...]]) -> tuple[int, datetime]:
     return row.tenant_id, row.end_time
 
 
-# Made once: to put it together takes as long as to run it.
-_JOB = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"), jobs.c.tenant_id == id_by_name())
-
-
-async def existing_job(connection: AsyncConnection, tenant: Tenant, job_id: int) -> Row[Any]:
-    """Return the row of a job, within a transaction.
-
-    Raises:
-        NotFoundError: It has expired, or the tenant never had one of that id.
-    """
-    named = {"job_id": job_id, "org": tenant.org, "sandbox": tenant.sandbox}
-    row: Row[Any] | None = (await connection.execute(_JOB, named)).first()
-    if row:
-        return row
-    remembered = select(expired_jobs.c.expire_time).where(
-        expired_jobs.c.job_id == job_id, expired_jobs.c.tenant_id == id_of(tenant)
-    )
-    expire_time = (await connection.execute(remembered)).scalar_one_or_none()
-    raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
-
-
 async def _due_batches(connection: AsyncConnection, now: datetime) -> Sequence[int]:
     """Return the keys of batches that are due, the oldest of each dataset first."""
     keeping = select(datasets.c.id, datasets.c.batch_retention).where(
@@ -209,7 +181,7 @@ async def _due_batches(connection: AsyncConnection, now: datetime) -> Sequence[i
             batches.c.ingest_time <= now - dataset.batch_retention,
         )
         left = MOST_AT_ONCE - len(due)
-        due += (await connection.execute(query.order_by(batches.c.ingest_time).limit(left))).scalars()
+        due += await connection.scalars(query.order_by(batches.c.ingest_time).limit(left))
         if len(due) == MOST_AT_ONCE:
             break
     return due
@@ -243,9 +215,7 @@ async def _still_due(
 async def _due_uploads(connection: AsyncConnection, before: datetime) -> Sequence[int]:
     """Return the keys of batches that nothing was sent of since, the longest silent first."""
     query = select(batches.c.key).where(LOADING, batches.c.active_time <= before)
-    return (
-        (await connection.execute(query.order_by(batches.c.active_time).limit(MOST_AT_ONCE))).scalars().all()
-    )
+    return (await connection.scalars(query.order_by(batches.c.active_time).limit(MOST_AT_ONCE))).all()
 
 
 async def _due_jobs(connection: AsyncConnection, before: datetime) -> Sequence[Row[*tuple[Any, ...]]]:

@@ -24,16 +24,15 @@ from profile_export.domain.jobs.job import (
     cancelling_move,
 )
 from profile_export.domain.lists import Page, PageRequest, cut_page
-from profile_export.store.catalog.datasets import check_digest
-from profile_export.store.catalog.tenants import check_waiting_jobs, ensure_tenant, id_of
+from profile_export.store.catalog.tenants import check_waiting_jobs, ensure_tenant, id_of, made_before
 from profile_export.store.db.columns import digest_of
-from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.database import Database, Store, database_time, whole
 from profile_export.store.db.pages import page_rows
 from profile_export.store.db.tables import batches, job_transitions, jobs
-from profile_export.store.jobs.expiries import existing_job
 from profile_export.store.jobs.rows import (
     JOB_CHARACTERS,
     JOB_COLUMNS,
+    existing_job,
     job_from,
     transition_from,
     view_of,
@@ -54,7 +53,10 @@ class NewJob:
     folders: Mapping[str, str]
 
 
-class Jobs:
+_JOBS = select(*JOB_COLUMNS)
+
+
+class Jobs(Store):
     """Jobs of all tenants, as callers see them; `kept_for` says how long after their end, None for ever."""
 
     def __init__(
@@ -63,7 +65,7 @@ class Jobs:
         kept_for: timedelta | None = None,
         quotas: Quotas = DEFAULT_QUOTAS,
     ) -> None:
-        self.database = database
+        super().__init__(database)
         self._most_waiting = quotas.waiting_jobs
         self._kept_for = kept_for
 
@@ -78,7 +80,8 @@ class Jobs:
         digest = digest_of(new.bound.request)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
-            if found := await _made_by(connection, tenant_id, new.request_id, digest):
+            found = await made_before(connection, _JOBS, tenant_id, new.request_id, digest)
+            if found:
                 return await view_of(connection, found, self._kept_for), True
             await check_waiting_jobs(connection, tenant_id, self._most_waiting)
             now = await database_time(connection)
@@ -96,7 +99,7 @@ class Jobs:
             AlreadyExistsError: As `create`.
         """
         async with self.database.read() as connection:
-            found = await _made_by(connection, id_of(tenant), request_id, digest_of(request))
+            found = await made_before(connection, _JOBS, id_of(tenant), request_id, digest_of(request))
             return await view_of(connection, found, self._kept_for) if found else None
 
     @whole
@@ -113,7 +116,7 @@ class Jobs:
     @whole
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[JobView]:
         """Return a page of jobs, newest first; ids grow with time, so they are the key."""
-        query = select(*JOB_COLUMNS).where(jobs.c.tenant_id == id_of(tenant))
+        query = _JOBS.where(jobs.c.tenant_id == id_of(tenant))
         if request.cursor:
             query = query.where(jobs.c.id < request.number)
         async with self.database.read() as connection:
@@ -200,15 +203,3 @@ async def _insert_job(
     ]
     await connection.execute(insert(batches), loading)
     return row
-
-
-async def _made_by(
-    connection: AsyncConnection, tenant_id: Any, request_id: str, digest: str
-) -> Row[Any] | None:
-    if not request_id:
-        return None
-    query = select(*JOB_COLUMNS).where(jobs.c.tenant_id == tenant_id, jobs.c.request_id == request_id)
-    found: Row[Any] | None = (await connection.execute(query)).first()
-    if found:
-        check_digest(found, digest, request_id)
-    return found

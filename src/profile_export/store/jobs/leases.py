@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import ColumnElement, Row, delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -33,21 +33,21 @@ class LeaseLostError(Exception):
     """The job is not this attempt's any more: whatever it wanted to write is void."""
 
 
+def _of(fence: Fence) -> tuple[ColumnElement[bool], ...]:
+    return (
+        leases.c.job_id == fence.job_id,
+        leases.c.attempt == fence.attempt,
+        leases.c.worker == fence.worker,
+    )
+
+
 async def held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
     """Return the row of the job that a fence holds.
 
     Raises:
         LeaseLostError: It does not hold.
     """
-    query = (
-        select(*JOB_COLUMNS)
-        .join(leases, leases.c.job_id == jobs.c.id)
-        .where(
-            leases.c.job_id == fence.job_id,
-            leases.c.attempt == fence.attempt,
-            leases.c.worker == fence.worker,
-        )
-    )
+    query = select(*JOB_COLUMNS).join(leases, leases.c.job_id == jobs.c.id).where(*_of(fence))
     row: Row[Any] | None = (await connection.execute(query)).first()
     if row is None:
         message = f"attempt {fence.attempt} of job {fence.job_id} is no longer {fence.worker}'s"
@@ -98,12 +98,8 @@ class Renewals:
         try:
             with self._engine.begin() as connection:
                 now = database_time_within(connection)
-                its_lease = update(leases).where(
-                    leases.c.job_id == fence.job_id,
-                    leases.c.attempt == fence.attempt,
-                    leases.c.worker == fence.worker,
-                )
-                return connection.execute(its_lease.values(expire_time=now + LEASE_TTL)).rowcount == 1
+                renewal = update(leases).where(*_of(fence)).values(expire_time=now + LEASE_TTL)
+                return connection.execute(renewal).rowcount == 1
         except SQLAlchemyError as error:
             # A transaction of this process is under way, and no other process could take the job over.
             cause = getattr(error, "orig", None)

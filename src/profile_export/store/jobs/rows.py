@@ -11,6 +11,8 @@ from sqlalchemy import Row, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import BatchState, DataFile
+from profile_export.domain.catalog.datasets import Tenant, expired_job
+from profile_export.domain.errors import NotFoundError
 from profile_export.domain.export.plan import ExportCounts, ExportPlan
 from profile_export.domain.jobs.job import (
     Job,
@@ -27,9 +29,10 @@ from profile_export.domain.jobs.job import (
     phase_times,
 )
 from profile_export.processes.computing import compute_if
+from profile_export.store.catalog.tenants import id_by_name, id_of
 from profile_export.store.db.database import database_time, fetch_all, fetch_first, slices
 from profile_export.store.db.pages import characters
-from profile_export.store.db.tables import batches, files, job_ranges, job_stamps, jobs, leases
+from profile_export.store.db.tables import batches, expired_jobs, files, job_ranges, job_stamps, jobs, leases
 from profile_export.store.files.batches import file_from
 from profile_export.store.files.dropped import drop_written
 
@@ -92,6 +95,27 @@ JOB_COLUMNS = tuple(column for column in jobs.c if column.name not in {"plan", "
 JOB_CHARACTERS = characters(jobs.c.bound, jobs.c.segment_batches, jobs.c.errors, jobs.c.metrics, jobs.c.notes)
 """How much of a row that is, about."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+# Made once: to put it together takes as long as to run it.
+_JOB = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"), jobs.c.tenant_id == id_by_name())
+
+
+async def existing_job(connection: AsyncConnection, tenant: Tenant, job_id: int) -> Row[Any]:
+    """Return the row of a job, within a transaction.
+
+    Raises:
+        NotFoundError: It has expired, or the tenant never had one of that id.
+    """
+    named = {"job_id": job_id, "org": tenant.org, "sandbox": tenant.sandbox}
+    row: Row[Any] | None = (await connection.execute(_JOB, named)).first()
+    if row:
+        return row
+    remembered = select(expired_jobs.c.expire_time).where(
+        expired_jobs.c.job_id == job_id, expired_jobs.c.tenant_id == id_of(tenant)
+    )
+    expire_time = (await connection.execute(remembered)).scalar_one_or_none()
+    raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
 
 
 def job_from(row: Row[Any]) -> Job:

@@ -13,7 +13,7 @@ from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.jobs.job import FINAL_STATES, LEASE_TTL, Job, JobState, Move, Phase, Transition
 from profile_export.domain.jobs.timeouts import lapsed
 from profile_export.store.catalog.tenants import next_job_revision
-from profile_export.store.db.database import Database, database_time, whole
+from profile_export.store.db.database import Store, database_time, whole
 from profile_export.store.db.tables import job_ranges, job_stamps, job_transitions, jobs, leases
 from profile_export.store.db.wakeups import Transaction
 from profile_export.store.jobs.leases import Fence, end_attempt
@@ -94,11 +94,8 @@ async def log(connection: Transaction, tenant_id: int, job_id: int, transition: 
 MOST_AT_ONCE = 100
 
 
-class Lapses:
+class Lapses(Store):
     """Lapses of the jobs of all tenants. Every server and worker may look for them, as often as it likes."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     async def end(self, is_kept: Callable[[Fence], bool] = lambda _fence: False) -> Sequence[Job]:
         """End what time has ended, or a part of it that is fair to all tenants; return the jobs as they are then.
@@ -129,13 +126,13 @@ class Lapses:
             # Each tenant's first one goes before any tenant's second.
             turn = func.row_number().over(partition_by=over.c.tenant_id, order_by=over.c.id)
             query = select(over.c.id).order_by(turn, over.c.id).limit(MOST_AT_ONCE)
-            return (await connection.execute(query)).scalars().all()
+            return (await connection.scalars(query)).all()
 
     @whole
     async def _led(self) -> Sequence[int]:
         async with self.database.read() as connection:
             query = select(leases.c.job_id).order_by(leases.c.job_id)
-            return (await connection.execute(query)).scalars().all()
+            return (await connection.scalars(query)).all()
 
     @whole
     async def _end(self, job_id: int, is_kept: Callable[[Fence], bool] | None = None) -> Job | None:
