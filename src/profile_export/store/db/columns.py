@@ -6,14 +6,15 @@ process. Where that takes long is where there are very many fields, so types are
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
+from operator import itemgetter
 from sys import intern
 from typing import Any
 
+from cachetools import LRUCache
 from pydantic import TypeAdapter
 from pydantic_core import core_schema
 from sqlalchemy import BigInteger, Column, MetaData, Text
@@ -194,21 +195,21 @@ class Json(TypeDecorator[Any]):
         if not _is_long(value):
             return value
         text = await compute(self._written, value)
-        _KEPT.keep(self.kind, text, value)  # a statement that returns it reads it again
+        _keep(self.kind, text, value)  # a statement that returns it reads it again
         return WrittenAhead(text)
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> Any | None:  # noqa: ARG002 - its signature
         """From the database."""
         if value is None or len(value) < _LONG:
             return None if value is None else self.adapter.validate_json(value)
-        kept = _KEPT.get(self.kind, value)
-        if kept is None:
-            if in_greenlet():
-                kept = await_(compute(self.adapter.validate_json, value))
-            else:
-                kept = self.adapter.validate_json(value)
-            _KEPT.keep(self.kind, value, kept)
-        return kept
+        if (self.kind, value) in _KEPT:
+            return _KEPT[self.kind, value][0]
+        if in_greenlet():
+            read = await_(compute(self.adapter.validate_json, value))
+        else:
+            read = self.adapter.validate_json(value)
+        _keep(self.kind, value, read)
+        return read
 
     def _written(self, value: Any) -> str:
         return self.adapter.dump_json(value, indent=self.indent).decode()
@@ -244,30 +245,13 @@ def _is_long(value: Any) -> bool:
     return is_wide(schemas) or any(isinstance(one, tuple) and len(one) > _MANY for one in members)
 
 
-class _Kept:
-    """Values that were read of long texts: those used last, as many as come of so much text."""
-
-    def __init__(self, most_characters: int) -> None:
-        self._most, self._characters = most_characters, 0
-        self._values: OrderedDict[tuple[Any, str], Any] = OrderedDict()
-
-    def get(self, kind: Any, text: str) -> Any | None:
-        found = self._values.get((kind, text))
-        if found is not None:
-            self._values.move_to_end((kind, text))
-        return found
-
-    def keep(self, kind: Any, text: str, value: Any) -> None:
-        if (kind, text) in self._values or len(text) > self._most:
-            return
-        self._values[kind, text] = value
-        self._characters += len(text)
-        while self._characters > self._most:
-            (_, oldest), _ = self._values.popitem(last=False)
-            self._characters -= len(oldest)
+# What long texts were read as, each with the text's length: those used last, as many as come of so much text.
+_KEPT: LRUCache[tuple[Any, str], tuple[Any, int]] = LRUCache(_MOST_KEPT, getsizeof=itemgetter(1))
 
 
-_KEPT = _Kept(_MOST_KEPT)
+def _keep(kind: Any, text: str, value: Any) -> None:
+    if len(text) <= _MOST_KEPT:
+        _KEPT[kind, text] = value, len(text)
 
 
 def digest_of(value: Any) -> str:

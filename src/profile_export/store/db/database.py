@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import cache, wraps
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from sqlite3 import Error as DriverError
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
@@ -17,6 +17,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from cachetools import LRUCache
 from sqlalchemy import Connection, Engine, Executable, Row, Table, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError, TimeoutError  # noqa: A004 - of waiting for a connection
@@ -41,29 +42,21 @@ class KeptUnions:
 
     def __init__(self, most_fields: int = _MOST_FIELDS) -> None:
         """Keep those of so many fields together."""
-        self._most, self._fields = most_fields, 0
-        self._kept: OrderedDict[int, tuple[int, Unions, int]] = OrderedDict()
+        self._kept: LRUCache[int, tuple[int, Unions, int]] = LRUCache(most_fields, getsizeof=itemgetter(2))
 
     def at(self, tenant_id: int, revision: int) -> Unions | None:
         """Return the unions at a revision; None if others are kept, or none."""
         kept_at, unions, _ = self._kept.get(tenant_id, (None, None, 0))
-        if kept_at != revision:
-            return None
-        self._kept.move_to_end(tenant_id)
-        return unions
+        return unions if kept_at == revision else None
 
     def keep(self, tenant_id: int, revision: int, unions: Unions) -> None:
         """Keep the unions at a revision that is committed, instead of those at another one."""
         _, before, fields = self._kept.pop(tenant_id, (None, None, 0))
-        self._fields -= fields
         if before is None or any(before[kind] is not union for kind, union in unions.items()):
             # One more for each, so that empty ones count, too.
             fields = sum(field_count(union) + 1 for union in unions.values())
-        self._kept[tenant_id] = revision, unions, fields
-        self._fields += fields
-        while self._fields > self._most:
-            _, (_, _, fields) = self._kept.popitem(last=False)
-            self._fields -= fields
+        if fields <= self._kept.maxsize:
+            self._kept[tenant_id] = revision, unions, fields
 
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
