@@ -49,15 +49,13 @@ from profile_export.ingest.rows.conform import (
 from profile_export.ingest.rows.identities import (
     EMPTY_ID,
     Mention,
-    NamespaceTally,
     check_identity_map,
     claim_of,
     resolve,
     segment_namespace_refused,
 )
 from profile_export.ingest.rows.identity_columns import DeclaredColumn, Identified, identify
-from profile_export.ingest.rows.rows import SystemColumns, missing_in_event, numbered, too_large
-from profile_export.ingest.rows.rules import Rules
+from profile_export.ingest.rows.rows import Accepted, SystemColumns, missing_in_event, numbered, too_large
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.ingest.writer import BatchWriter
 from profile_export.lake.data_files import ROWS_PER_GROUP, arrow_type, file_schema
@@ -198,10 +196,7 @@ def row_bytes(batch: pa.RecordBatch) -> pa.Array:
 
     An item of a list has one at least, also if it is null or empty: a row is not to hold any number of them.
     """
-    total = pa.repeat(pa.scalar(0, pa.int64()), batch.num_rows)
-    for column in batch.columns:
-        total = pc.add(total, _value_bytes(column))
-    return total
+    return _value_bytes(batch.to_struct_array())
 
 
 def _value_bytes(column: pa.Array) -> pa.Array:
@@ -229,11 +224,7 @@ def row_values(batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[dict[str,
     """Yield some rows of a batch as JSON has them: instants and days as text, decimals as `Decimal`."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         taken = batch.take(pa.array(rows[start : start + _ROWS_AT_ONCE], pa.int64()))
-        values = {
-            name: _json_values(column) for name, column in zip(taken.schema.names, taken.columns, strict=True)
-        }
-        for index in range(taken.num_rows):
-            yield {name: column[index] for name, column in values.items()}
+        yield from _json_values(taken.to_struct_array())
 
 
 def row_texts(batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[str]:
@@ -295,38 +286,25 @@ def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) ->
         number += batch.num_rows
         writer.add(table)
     refusals.settle()
-    return IngestResult(
-        files=writer.finish(),
-        rows=columns.next_row - task.first_row,
-        fields=columns.fields,
-        identity_namespaces=columns.identity_namespaces.sent(),
-        segment_namespaces=columns.segment_namespaces.sent(),
-        untyped=columns.untyped,
-        rejected_rows=refusals.count,
-        errors=refusals.first,
-    )
+    return columns.result(writer, refusals, columns.fields, columns.untyped)
 
 
-class _Columns:
+class _Columns(Accepted):
     """Brings the columns of one batch of rows after another into their stored form.
 
-    `fields` are those of the dataset and of the file. The rows that are accepted are numbered on from batch to batch.
+    `fields` are those of the dataset and of the file.
     """
 
     def __init__(self, task: IngestTask, found: pa.Schema) -> None:
-        self._task = task
-        self.next_row = task.first_row
-        self._rules = Rules(task.rules) if task.rules else None
+        super().__init__(task)
         self.fields, self.untyped = self._accept(found)
-        self.identity_namespaces = NamespaceTally()
-        self.segment_namespaces = NamespaceTally()
 
-    def _accept(self, found: pa.Schema) -> tuple[ObjectType, tuple[FieldPath, ...]]:
-        known = self._task.fields
+    def _accept(self, found: pa.Schema) -> tuple[ObjectType, list[FieldPath]]:
+        known = self.task.fields
         if SEGMENT_MEMBERSHIP in found.names:
             known = union_objects(known, ObjectType({SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE}))
         untyped: set[FieldPath] = set()
-        paths = {declared.path for declared in self._task.identity_fields}
+        paths = {declared.path for declared in self.task.identity_fields}
         try:
             learned = dict(object_type(found, (), untyped).fields)
             learned.pop(IDENTITY_MAP, None)  # checked row by row
@@ -334,7 +312,7 @@ class _Columns:
             _check_identity_types(fields, paths)
         except (ValueRefusedError, TypeConflictError) as error:
             raise RowsRefusedError((row_error(None, error),), 0) from None
-        return fields, tuple(sorted(path for path in untyped if type_at(fields, path) is None))
+        return fields, [path for path in untyped if type_at(fields, path) is None]
 
     def stored(self, batch: pa.RecordBatch) -> tuple[pa.Table, Refused]:
         """Return the next rows of the file that are accepted, with their system columns, and those that are not."""
@@ -352,7 +330,7 @@ class _Columns:
     def _conformed(self, batch: pa.RecordBatch, refused: Refused) -> dict[str, pa.Array]:
         """Return the columns in their stored form, but `identityMap` as sent if it was."""
         place = Place((), refused)
-        limit = self._task.max_row_bytes
+        limit = self.task.max_row_bytes
         if _MOST_VALUES_OF_A_BYTE * batch.nbytes > limit:
             place.refuse_where(pc.greater(row_bytes(batch), limit), too_large(limit))
         sent = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -363,9 +341,9 @@ class _Columns:
             for name, target in self.fields.fields.items()
             if name != IDENTITY_MAP
         }
-        if self._task.kind is DatasetKind.EVENT:
+        if self.task.kind is DatasetKind.EVENT:
             _refuse_incomplete_events(columns, place)
-        for declared in self._task.identity_fields:
+        for declared in self.task.identity_fields:
             empty = pc.equal(_ids_at(columns, declared.path), "")
             place.refuse_where(empty, ValueRefusedError(declared.path, EMPTY_ID, Reason.IDENTITY_INVALID))
         if SEGMENT_MEMBERSHIP in sent:
@@ -376,12 +354,12 @@ class _Columns:
         return columns
 
     def _refuse_by_rules(self, batch: pa.RecordBatch, refused: Refused) -> None:
-        if self._rules is None:
+        if self.rules is None:
             return
         rows = [row for row in range(batch.num_rows) if row not in refused]
         for row, value in zip(rows, row_values(batch, rows), strict=True):
             try:
-                self._rules.check(value)
+                self.rules.check(value)
             except ValueRefusedError as error:
                 refused[row] = error
 
@@ -390,18 +368,18 @@ class _Columns:
         sent = columns.get(IDENTITY_MAP)
         declared = [
             DeclaredColumn(field.namespace, claim_of(field), _ids_at(columns, field.path))
-            for field in self._task.identity_fields
+            for field in self.task.identity_fields
         ]
         found = identify(sent, declared, count)
         if found is None:
             return self._identify_rows(_identity_maps(sent, count), declared)
         self._see_identities(found)
-        return numbered(self._task.batch_id, self.next_row, found.system), found.identity_map, {}
+        return numbered(self.task.batch_id, self.next_row, found.system), found.identity_map, {}
 
     def _identify_rows(
         self, maps: list[Any], declared_columns: list[DeclaredColumn]
     ) -> tuple[list[pa.Array], pa.Array, Refused]:
-        system = SystemColumns(self._task.batch_id, self.next_row)
+        system = SystemColumns(self.task.batch_id, self.next_row)
         declared = [(field.namespace, field.claim, field.ids.to_pylist()) for field in declared_columns]
         stored: list[dict[str, Any] | None] = []
         refused: Refused = {}

@@ -127,20 +127,43 @@ def numbered(batch_id: str, first_row: int, columns: list[pa.Array]) -> list[pa.
     return [pa.repeat(batch_id, count), rows, *columns]
 
 
-class RowChecker:
-    """Checks one parsed record after another; `fields` and `untyped` grow with what they teach.
+class Accepted:
+    """Accepts rows of an upload, whatever its format; collects their number and their namespaces.
 
-    `next_row` is the `_row` of the next record that is accepted. A refused one teaches nothing.
+    `next_row` is the `_row` of the next row that is accepted.
     """
 
-    def __init__(self, task: IngestTask, fields: ObjectType) -> None:
-        self.fields = fields
+    def __init__(self, task: IngestTask) -> None:
+        self.task = task
         self.next_row = task.first_row
-        self.untyped: set[FieldPath] = set()
+        self.rules = Rules(task.rules) if task.rules else None
         self.identity_namespaces = NamespaceTally()
         self.segment_namespaces = NamespaceTally()
+
+    def result(
+        self, writer: BatchWriter, refusals: Refusals, fields: ObjectType, untyped: Iterable[FieldPath]
+    ) -> IngestResult:
+        """Finish the files and return what the upload turned out to hold."""
+        return IngestResult(
+            files=writer.finish(),
+            rows=self.next_row - self.task.first_row,
+            fields=fields,
+            identity_namespaces=self.identity_namespaces.sent(),
+            segment_namespaces=self.segment_namespaces.sent(),
+            untyped=tuple(sorted(untyped)),
+            rejected_rows=refusals.count,
+            errors=refusals.first,
+        )
+
+
+class RowChecker(Accepted):
+    """Checks one parsed record after another; `fields` and `untyped` grow with what the accepted ones teach."""
+
+    def __init__(self, task: IngestTask, fields: ObjectType) -> None:
+        super().__init__(task)
+        self.fields = fields
+        self.untyped: set[FieldPath] = set()
         self._is_event = task.kind is DatasetKind.EVENT
-        self._rules = Rules(task.rules) if task.rules else None
         self._declared = [
             (declared, declared.path[:-1], declared.path[-1], claim_of(declared))
             for declared in task.identity_fields
@@ -154,7 +177,7 @@ class RowChecker:
                 breaks a rule of its schema.
             TypeConflictError: It contradicts what is known.
         """
-        sent = dict(record) if self._rules else record
+        sent = dict(record) if self.rules else record
         identity_map, mentions = check_identity_map(record.pop(IDENTITY_MAP, None))
         self._take_declared(record, mentions)
         untyped: set[FieldPath] = set()
@@ -163,8 +186,8 @@ class RowChecker:
             check_event(value)
         check_segment_namespaces(value.get(SEGMENT_MEMBERSHIP, ()))
         identities = resolve(mentions)
-        if self._rules:
-            self._rules.check(sent)
+        if self.rules:
+            self.rules.check(sent)
         if identity_map:
             value[IDENTITY_MAP] = identity_map
         self.fields = fields
@@ -291,16 +314,7 @@ def ingest_rows(read: ReadRows, task: IngestTask, writer: BatchWriter, refusals:
         for batch in _batches(read, task, checker, refusals):
             writer.add(batch.table(fields, has_untyped=left_out != set()))
         left_out = _left_out(checker)
-    return IngestResult(
-        files=writer.finish(),
-        rows=checker.next_row - task.first_row,
-        fields=fields,
-        identity_namespaces=checker.identity_namespaces.sent(),
-        segment_namespaces=checker.segment_namespaces.sent(),
-        untyped=tuple(sorted(left_out or ())),
-        rejected_rows=refusals.count,
-        errors=refusals.first,
-    )
+    return checker.result(writer, refusals, fields, left_out or ())
 
 
 def _read_once(
