@@ -128,7 +128,7 @@ async def judge_new(
         "description": dataset.description,
         "schema_id": new.schema.id,
         "content_type": new.schema.content_type,
-        "kind": kind.value,
+        "kind": kind,
         "tags": dataset.tags,
         "identity_fields": await write_ahead(datasets.c.identity_fields, identities),
         "declared_fields": await write_ahead(datasets.c.declared_fields, new.declared_fields),

@@ -7,23 +7,21 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Row, delete, insert, literal, select, tuple_, update
+from sqlalchemy import BigInteger, delete, insert, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog.datasets import DatasetKind, Tenant, is_source
+from profile_export.domain.catalog.datasets import Tenant, is_source
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.merging.policy import (
     BUILT_IN_POLICY,
-    AttributeMerge,
-    IdentityGraph,
     MergePolicy,
     PolicyChange,
     check_changeable,
     check_order,
 )
 from profile_export.store.catalog.tenants import ensure_tenant, id_of
-from profile_export.store.db.columns import to_micros
+from profile_export.store.db.columns import columns_of, to_micros, value_of
 from profile_export.store.db.database import Store, database_time, whole
 from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import datasets, merge_policies, merge_policy_versions
@@ -89,7 +87,9 @@ class Policies(Store):
         async with self.database.read() as connection:
             built_in = [] if request.cursor else [await _built_in(connection, tenant_id)]
             rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
-        return cut_page([*built_in, *map(_policy, rows)], request, _place, has_more=more)
+        return cut_page(
+            [*built_in, *(value_of(MergePolicy, row) for row in rows)], request, _place, has_more=more
+        )
 
     @whole
     async def update_policy(self, tenant: Tenant, policy_id: str, change: PolicyChange) -> MergePolicy:
@@ -141,20 +141,12 @@ async def _check_order(connection: AsyncConnection, tenant_id: int, policy: Merg
             datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None)
         )
         rows = await connection.execute(query)
-        known = {row.id: is_source(DatasetKind(row.kind), row.tags) for row in rows}
+        known = {row.id: is_source(row.kind, row.tags) for row in rows}
     check_order(policy.attribute_merge, policy.order, known)
 
 
 async def _insert_version(connection: AsyncConnection, policy: MergePolicy, now: datetime) -> None:
-    row = {
-        "policy_id": policy.id,
-        "version": policy.version,
-        "name": policy.name,
-        "graph": policy.graph.value,
-        "attribute_merge": policy.attribute_merge.value,
-        "order": policy.order,
-        "update_time": now,
-    }
+    row = columns_of(policy, merge_policy_versions) | {"policy_id": policy.id, "update_time": now}
     await connection.execute(insert(merge_policy_versions).values(row))
 
 
@@ -187,7 +179,7 @@ async def _own_policy(
     row = (await connection.execute(query.where(merge_policies.c.id == policy_id))).first()
     if row is None:
         raise NotFoundError.of("merge policy", policy_id if version is None else f"{policy_id}@{version}")
-    return _policy(row)
+    return value_of(MergePolicy, row)
 
 
 async def _default_policy(connection: AsyncConnection, tenant_id: Any) -> MergePolicy:
@@ -196,7 +188,7 @@ async def _default_policy(connection: AsyncConnection, tenant_id: Any) -> MergeP
         merge_policies.c.is_default, merge_policies.c.schema_name == BUILT_IN_POLICY.schema_name
     )
     row = (await connection.execute(query)).first()
-    return replace(BUILT_IN_POLICY, is_default=True) if row is None else _policy(row)
+    return replace(BUILT_IN_POLICY, is_default=True) if row is None else value_of(MergePolicy, row)
 
 
 async def _built_in(connection: AsyncConnection, tenant_id: Any) -> MergePolicy:
@@ -218,18 +210,3 @@ def _versions(tenant_id: Any, which: Any) -> Any:
 def _place(policy: MergePolicy) -> str:
     """Return where a policy stands in the list: without a time before all others."""
     return f"{policy.id} {to_micros(policy.create_time) if policy.create_time else 0}"
-
-
-def _policy(row: Row[Any]) -> MergePolicy:
-    return MergePolicy(
-        id=row.id,
-        version=row.version,
-        name=row.name,
-        graph=IdentityGraph(row.graph),
-        attribute_merge=AttributeMerge(row.attribute_merge),
-        schema_name=row.schema_name,
-        create_time=row.create_time,
-        order=row.order,
-        is_default=row.is_default,
-        update_time=row.update_time,
-    )

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, Select, func, insert, select, tuple_
+from sqlalchemy import Select, func, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import check_dataset_fields
-from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind, Schema, Tenant
+from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, Schema, Tenant
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.schemas.types import EMPTY, TypeConflictError, is_wide, union_objects
@@ -26,7 +26,7 @@ from profile_export.store.catalog.unions import (
     sources_changed,
     still_holds,
 )
-from profile_export.store.db.columns import write_ahead
+from profile_export.store.db.columns import columns_of, value_of, write_ahead
 from profile_export.store.db.database import (
     KeptUnions,
     Store,
@@ -109,7 +109,7 @@ class Schemas(Store):
             row = await fetch_first(connection, query)
         if row is None:
             raise NotFoundError.of("schema", f"{schema_id}@{version}")
-        return _schema(row)
+        return value_of(Schema, row)
 
     @whole
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[Schema]:
@@ -139,7 +139,8 @@ class Schemas(Store):
             rows, more = await page_rows(
                 connection, query.with_only_columns(*_LISTED), request.size, _CHARACTERS
             )
-        return cut_page([*built_in, *map(_listed, rows)], request, lambda last: last.id, has_more=more)
+        listed = [value_of(Schema, row, fields=EMPTY) for row in rows]
+        return cut_page([*built_in, *listed], request, lambda last: last.id, has_more=more)
 
 
 async def newest_schema(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema:
@@ -166,7 +167,7 @@ async def _newest_of(
         schema_id: BUILT_IN_SCHEMAS[schema_id] for schema_id in schema_ids if schema_id in BUILT_IN_SCHEMAS
     }
     rows = await fetch_all(connection, _newest(tenant_id).where(schemas.c.id.in_(list(schema_ids))))
-    return found | {row.id: _schema(row) for row in rows}
+    return found | {row.id: value_of(Schema, row) for row in rows}
 
 
 def _newest(tenant_id: Any) -> Any:
@@ -254,31 +255,7 @@ async def _check_beside(
 
 
 async def _row(schema: Schema) -> dict[str, Any]:
-    return {
-        "id": schema.id,
-        "version": schema.version,
-        "title": schema.title,
-        "kind": None if schema.kind is None else schema.kind.value,
-        "class_id": schema.class_id,
-        "document": schema.document,
+    return columns_of(schema, schemas) | {
         "fields": await write_ahead(schemas.c.fields, schema.fields),
-        "rules": schema.rules,
         "identity_fields": await write_ahead(schemas.c.identity_fields, schema.identity_fields),
     }
-
-
-def _schema(row: Row[Any]) -> Schema:
-    return replace(_listed(row), fields=row.fields, document=row.document, rules=row.rules)
-
-
-def _listed(row: Row[Any]) -> Schema:
-    return Schema(
-        id=row.id,
-        kind=None if row.kind is None else DatasetKind(row.kind),
-        fields=EMPTY,
-        class_id=row.class_id,
-        title=row.title,
-        version=row.version,
-        identity_fields=row.identity_fields,
-        create_time=row.create_time,
-    )

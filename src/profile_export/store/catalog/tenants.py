@@ -30,6 +30,7 @@ from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.schemas.types import ObjectType, is_wide
 from profile_export.domain.schemas.unions import union_by_kind
 from profile_export.processes.computing import compute_if
+from profile_export.store.db.columns import value_of
 from profile_export.store.db.database import database_time, fetch_all, fetch_first, insert_new
 from profile_export.store.db.tables import (
     LOADING,
@@ -194,7 +195,7 @@ async def check_waiting_jobs(connection: AsyncConnection, tenant_id: int, most: 
     Raises:
         ExhaustedError: As many wait.
     """
-    waiting = select(func.count()).where(jobs.c.state == JobState.NEW.value, jobs.c.tenant_id == tenant_id)
+    waiting = select(func.count()).where(jobs.c.state == JobState.NEW, jobs.c.tenant_id == tenant_id)
     way_out = "Wait until some have run, or cancel some."
     await _check_one_more(connection, "waiting_jobs", waiting, most, way_out, _A_JOB_LATER)
 
@@ -315,21 +316,7 @@ async def union_of(sources: Sequence[Dataset]) -> Mapping[DatasetKind, ObjectTyp
 
 def dataset_from(row: Row[Any]) -> Dataset:
     """Make a dataset of its row."""
-    return Dataset(
-        id=row.id,
-        name=row.name,
-        description=row.description,
-        schema=SchemaRef(row.schema_id, row.content_type),
-        kind=DatasetKind(row.kind),
-        tags=row.tags,
-        identity_fields=row.identity_fields,
-        declared_fields=row.declared_fields,
-        fields=row.fields,
-        create_time=row.create_time,
-        update_time=row.update_time,
-        iceberg=row.iceberg,
-        batch_retention=row.batch_retention,
-    )
+    return value_of(Dataset, row, schema=SchemaRef(row.schema_id, row.content_type))
 
 
 async def field_sets_of(

@@ -6,18 +6,20 @@ process. Where that takes long is where there are very many fields, so types are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import cache
 from hashlib import sha256
 from operator import itemgetter
 from sys import intern
-from typing import Any
+from typing import Any, TypeVar
 
 from cachetools import LRUCache
 from pydantic import TypeAdapter
 from pydantic_core import core_schema
-from sqlalchemy import BigInteger, Column, MetaData, Text
+from sqlalchemy import BigInteger, Column, MetaData, Row, Table, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 from sqlalchemy.util.concurrency import await_, in_greenlet
@@ -37,7 +39,7 @@ from profile_export.domain.schemas.types import (
 from profile_export.processes.computing import compute
 
 # One of each, so that types which are the same can be told by looking whether they are one.
-_SCALARS = {kind.value: Scalar(kind) for kind in ScalarKind}
+_SCALARS = {kind: Scalar(kind) for kind in ScalarKind}
 
 
 def read_type(plain: Any) -> FieldType:
@@ -101,6 +103,7 @@ def teach_pydantic() -> None:
         setattr(kind, "__get_pydantic_core_schema__", hook)  # noqa: B010 - no attribute that the class declares
 
 
+_Value = TypeVar("_Value")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # In characters of JSON: to read fewer takes less than to change threads for it.
@@ -148,6 +151,44 @@ class Span(TypeDecorator[timedelta]):
     def process_result_value(self, value: Any | None, dialect: Dialect) -> timedelta | None:  # noqa: ARG002 - its signature
         """From the database."""
         return None if value is None else value * _MICROSECOND
+
+
+class Word(TypeDecorator[StrEnum]):
+    """One of the words of an enumeration."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, kind: type[StrEnum]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - its signature
+        """To the database."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> StrEnum | None:  # noqa: ARG002 - its signature
+        """From the database."""
+        return None if value is None else self.kind(value)
+
+
+def value_of(kind: Callable[..., _Value], row: Row[Any], **others: Any) -> _Value:
+    """Make a domain value of a row: each of its members is the column of the same name, but for `others`.
+
+    A member without a column has its default.
+    """
+    columns = row._asdict()
+    return kind(**({name: columns[name] for name in _members(kind) if name in columns} | others))
+
+
+def columns_of(value: Any, table: Table) -> dict[str, Any]:
+    """Return the members of a domain value that a table has columns for."""
+    return {name: getattr(value, name) for name in _members(value.__class__) if name in table.c}
+
+
+@cache
+def _members(kind: Any) -> tuple[str, ...]:
+    return tuple(member.name for member in fields(kind))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,15 +22,24 @@ from sqlalchemy import (
     text,
 )
 
-from profile_export.domain.catalog.batches import DataFile, RowError, UploadState
-from profile_export.domain.catalog.datasets import FieldDeclaration, IdentityField
+from profile_export.domain.catalog.batches import BatchState, DataFile, RowError, UploadState
+from profile_export.domain.catalog.datasets import DatasetKind, FieldDeclaration, IdentityField
 from profile_export.domain.export.plan import ExportCounts, ExportPlan
 from profile_export.domain.export.receipt import Receipt
 from profile_export.domain.export.request import BoundRequest
-from profile_export.domain.jobs.job import Cancellation, JobError, JobMetrics, Progress, Resolved
+from profile_export.domain.jobs.job import (
+    Cancellation,
+    JobError,
+    JobMetrics,
+    JobState,
+    Phase,
+    Progress,
+    Resolved,
+)
 from profile_export.domain.merging.identity import fold_namespace
+from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph
 from profile_export.domain.schemas.types import FieldPath, ObjectType
-from profile_export.store.db.columns import Instant, Json, Span
+from profile_export.store.db.columns import Instant, Json, Span, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +88,7 @@ class UploadFacts:
 def accepted(facts: UploadFacts) -> dict[str, Any]:
     """Return what the row of a complete file says."""
     return {
-        "state": UploadState.COMPLETE.value,
+        "state": UploadState.COMPLETE,
         "byte_count": facts.byte_count,
         "staged_bytes": facts.byte_count,
         "sha256": facts.sha256,
@@ -162,7 +171,7 @@ datasets = Table(
     Column("description", Text, nullable=False),
     Column("schema_id", Text, nullable=False),
     Column("content_type", Text, nullable=False),
-    Column("kind", Text, nullable=False),
+    Column("kind", Word(DatasetKind), nullable=False),
     Column("tags", Json(Mapping[str, tuple[str, ...]]), nullable=False),
     Column("identity_fields", Json(tuple[IdentityField, ...]), nullable=False),
     Column("declared_fields", Json(tuple[FieldDeclaration, ...]), nullable=False, server_default="[]"),
@@ -191,7 +200,7 @@ batches = Table(
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     Column("id", Text, nullable=False),
     Column("dataset_id", ForeignKey("datasets.id"), nullable=False),
-    Column("state", Text, nullable=False),
+    Column("state", Word(BatchState), nullable=False),
     Column("number", BigInteger),
     Column("ingest_time", Instant),
     Column("create_time", Instant, nullable=False),
@@ -233,7 +242,7 @@ uploads = Table(
     Column("file_name", _Ordered, nullable=False),
     Column("format", Text, nullable=False),
     Column("max_bad_records", BigInteger, nullable=False, default=0),
-    Column("state", Text, nullable=False),
+    Column("state", Word(UploadState), nullable=False),
     # A generated name, under which the bytes as sent are kept until the batch counts.
     Column("staged_as", Text, nullable=False),
     # How many bytes may be kept there.
@@ -260,7 +269,7 @@ schemas = Table(
     Column("id", _Ordered, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("title", Text, nullable=False),
-    Column("kind", Text),
+    Column("kind", Word(DatasetKind)),
     Column("class_id", Text, nullable=False),
     Column("document", Text, nullable=False),
     Column("fields", Json(ObjectType), nullable=False),
@@ -375,7 +384,7 @@ jobs = Table(
     Column("batch_id", Text, nullable=False),
     # One per segment, if each has a batch of its own; then `batch_id` is empty.
     Column("segment_batches", Json(tuple[str, ...]), nullable=False, server_default="[]"),
-    Column("state", Text, nullable=False),
+    Column("state", Word(JobState), nullable=False),
     # Counts the job's moves from 1: optimistic lock, fence and watch cursor in one.
     Column("revision", BigInteger, nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -405,8 +414,8 @@ job_transitions = Table(
     metadata,
     Column("job_id", ForeignKey("jobs.id"), primary_key=True),
     Column("revision", BigInteger, primary_key=True),
-    Column("from_state", Text),
-    Column("to_state", Text, nullable=False),
+    Column("from_state", Word(JobState)),
+    Column("to_state", Word(JobState), nullable=False),
     Column("time", Instant, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("reason", Text, nullable=False),
@@ -423,7 +432,7 @@ job_stamps = Table(
     Column("key", Serial, primary_key=True),
     Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
     Column("attempt", Integer, nullable=False),
-    Column("phase", Text, nullable=False),
+    Column("phase", Word(Phase), nullable=False),
     Column("time", Instant, nullable=False),
 )
 
@@ -459,7 +468,7 @@ expired_jobs = Table(
     Column("expire_time", Instant, nullable=False, index=True),
     # The tenant's revision that its removal made, and what a watch of all jobs asks of a job; null: older than those.
     Column("tenant_revision", BigInteger),
-    Column("state", Text),
+    Column("state", Word(JobState)),
     Column("destination_id", Text),
     Column("create_time", Instant),
     Index(None, "tenant_id", "tenant_revision", unique=True),
@@ -494,8 +503,8 @@ merge_policy_versions = Table(
     Column("policy_id", ForeignKey("merge_policies.id"), primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("name", Text, nullable=False),
-    Column("graph", Text, nullable=False),
-    Column("attribute_merge", Text, nullable=False),
+    Column("graph", Word(IdentityGraph), nullable=False),
+    Column("attribute_merge", Word(AttributeMerge), nullable=False),
     Column("order", Json(tuple[str, ...]), nullable=False),
     Column("update_time", Instant, nullable=False),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from profile_export.domain.catalog.batches import (
     DataFile,
     RowError,
     Upload,
-    UploadState,
     check_revertible,
     not_succeeded,
 )
@@ -26,6 +24,7 @@ from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of
+from profile_export.store.db.columns import columns_of, value_of
 from profile_export.store.db.database import Store, database_time, whole
 from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import batches, datasets, files, uploads
@@ -91,7 +90,7 @@ class Batches(Store):
             NotFoundError: There is no such dataset.
         """
         query = select(batches).where(
-            batches.c.tenant_id == id_of(tenant), batches.c.state == BatchState.SUCCEEDED.value, is_seen()
+            batches.c.tenant_id == id_of(tenant), batches.c.state == BatchState.SUCCEEDED, is_seen()
         )
         if request.cursor:
             query = query.where(batches.c.number > request.number)
@@ -147,7 +146,7 @@ class Batches(Store):
         query = (
             select(files)
             .join(batches, files.c.batch_key == batches.c.key)
-            .where(batches.c.dataset_id == dataset_id, batches.c.state == BatchState.SUCCEEDED.value)
+            .where(batches.c.dataset_id == dataset_id, batches.c.state == BatchState.SUCCEEDED)
             .order_by(batches.c.number.desc(), files.c.name)
         )
         found: list[DataFile] = []
@@ -193,23 +192,13 @@ async def _batches_from(connection: AsyncConnection, rows: Sequence[Row[Any]]) -
     query = select(*_SHOWN).where(uploads.c.batch_key.in_(keys)).order_by(uploads.c.file_name)
     errors = await first_errors(connection, keys)
     for found in await connection.execute(query) if keys else ():
-        sent[found.batch_key].append(_upload(found, errors.get((found.batch_key, found.file_name), ())))
+        told = errors.get((found.batch_key, found.file_name), ())
+        sent[found.batch_key].append(value_of(Upload, found, errors=told))
     retentions = await _retentions(connection, rows)
     return [
-        Batch(
-            id=row.id,
-            dataset_id=row.dataset_id,
-            state=BatchState(row.state),
-            create_time=row.create_time,
-            end_time=row.end_time,
-            number=row.number,
-            ingest_time=row.ingest_time,
-            rows=row.rows,
-            bytes=row.bytes,
-            file_count=row.file_count,
-            job_id=row.job_id,
-            several_files=row.several_files,
-            state_reason=row.state_reason,
+        value_of(
+            Batch,
+            row,
             uploads=tuple(sent[row.key]),
             expire_time=row.ingest_time + retentions[row.key] if row.key in retentions else row.expire_time,
         )
@@ -227,27 +216,6 @@ async def _retentions(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> 
     return {key: kept[dataset_id] for key, dataset_id in counting.items() if dataset_id in kept}
 
 
-def upload_from(row: Row[Any]) -> Upload:
-    """Make an upload of its whole row."""
-    return _upload(row, row.errors)
-
-
-def _upload(row: Row[Any], errors: tuple[RowError, ...]) -> Upload:
-    return Upload(
-        file_name=row.file_name,
-        format=row.format,
-        max_bad_records=row.max_bad_records,
-        state=UploadState(row.state),
-        staged_as=row.staged_as,
-        staged_bytes=row.staged_bytes,
-        byte_count=row.byte_count,
-        sha256=row.sha256,
-        folder=row.folder,
-        rejected_rows=row.rejected_rows,
-        errors=errors,
-    )
-
-
 class AddedFile(NamedTuple):
     """A file of a batch; `field_set_id` is the key of the fields that it was written with, None for an export's."""
 
@@ -260,7 +228,8 @@ async def add_files(connection: AsyncConnection, added: Sequence[AddedFile]) -> 
     """Write down files of batches; they count when these do."""
     if added:
         rows = [
-            asdict(one.file) | {"batch_key": one.batch_key, "field_set_id": one.field_set_id} for one in added
+            columns_of(file, files) | {"batch_key": batch_key, "field_set_id": field_set_id}
+            for batch_key, file, field_set_id in added
         ]
         await connection.execute(insert(files), rows)
 
@@ -278,7 +247,7 @@ async def succeed_batches(connection: Transaction, counted: Sequence[CountedBatc
     rows = [
         {
             "of_batch": one.key,
-            "state": BatchState.SUCCEEDED.value,
+            "state": BatchState.SUCCEEDED,
             "number": one.place.number,
             "ingest_time": one.place.ingest_time,
             "end_time": one.place.ingest_time,
@@ -295,7 +264,7 @@ async def succeed_batches(connection: Transaction, counted: Sequence[CountedBatc
 async def end_batch(connection: AsyncConnection, row: Row[Any], state: BatchState, reason: str = "") -> Batch:
     """End a batch without effect, or one that had an effect; its `end_time` is that of its first end."""
     values: Mapping[str, Any] = {
-        "state": state.value,
+        "state": state,
         "state_reason": reason,
         "end_time": row.end_time or await database_time(connection),
     }
@@ -335,10 +304,10 @@ def is_seen() -> Any:
 async def _succeeded(connection: AsyncConnection, tenant: Tenant, batch_id: str) -> Row[Any]:
     row = await existing_batch(connection, id_of(tenant), batch_id)
     if row.state != BatchState.SUCCEEDED:
-        raise not_succeeded(batch_id, BatchState(row.state))
+        raise not_succeeded(batch_id, row.state)
     return row
 
 
 def file_from(row: Row[Any]) -> DataFile:
     """Make a data file of its row."""
-    return DataFile(row.name, row.path, row.rows, row.bytes, row.sha256)
+    return value_of(DataFile, row)

@@ -97,7 +97,7 @@ class Compactions(Store):
         async with self.database.write() as connection:
             unchanged = select(func.count()).where(
                 batches.c.key.in_(alone),
-                batches.c.state == BatchState.SUCCEEDED.value,
+                batches.c.state == BatchState.SUCCEEDED,
                 batches.c.compaction_key.is_(None),
             )
             still = select(func.count()).where(compactions.c.key.in_(superseded), counting())
@@ -158,7 +158,7 @@ async def drop_compactions(connection: AsyncConnection, dataset_id: str) -> None
 
 def _batches_alone(*columns: ColumnElement[Any]) -> Select[Any]:
     """Select the batches that count, lie in no compacted file and are worth merging."""
-    sources = (DatasetKind.RECORD.value, DatasetKind.EVENT.value)
+    sources = (DatasetKind.RECORD, DatasetKind.EVENT)
     return (
         select(*columns)
         .select_from(batches)
@@ -166,7 +166,7 @@ def _batches_alone(*columns: ColumnElement[Any]) -> Select[Any]:
         .where(
             datasets.c.kind.in_(sources),
             datasets.c.delete_time.is_(None),
-            batches.c.state == BatchState.SUCCEEDED.value,
+            batches.c.state == BatchState.SUCCEEDED,
             batches.c.compaction_key.is_(None),
             batches.c.rows.between(1, FULL_ROWS - 1),
             batches.c.bytes < FULL_BYTES,

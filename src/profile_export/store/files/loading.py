@@ -37,7 +37,7 @@ from profile_export.store.catalog.tenants import (
     register_namespaces,
 )
 from profile_export.store.catalog.unions import Growth, foresee_growth, grow, keep_unions, still_holds
-from profile_export.store.db.columns import digest_of, write_ahead
+from profile_export.store.db.columns import digest_of, value_of, write_ahead
 from profile_export.store.db.database import Database, Store, fetch_all, whole
 from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads, used_together
 from profile_export.store.files.batches import (
@@ -49,7 +49,6 @@ from profile_export.store.files.batches import (
     end_batch,
     existing_batch,
     succeed_batches,
-    upload_from,
 )
 from profile_export.store.files.uploads import (
     check_still_loading,
@@ -145,14 +144,14 @@ class LoadingBatches(Store):
                 return None
             check_completable(batch)
             complete = select(uploads).where(
-                uploads.c.batch_key == row.key, uploads.c.state == UploadState.COMPLETE.value
+                uploads.c.batch_key == row.key, uploads.c.state == UploadState.COMPLETE
             )
             found = await fetch_all(connection, complete.order_by(uploads.c.file_name))
             return OpenBatch(
                 batch,
                 await dataset_of(connection, row.tenant_id, row.dataset_id),
                 row.folder,
-                {upload_from(sent): sent.facts for sent in found},
+                {value_of(Upload, sent): sent.facts for sent in found},
             )
 
     @whole
@@ -270,7 +269,7 @@ async def _check_same_files(
 ) -> None:
     """Refuse a commit that does not name exactly the complete files, or while another is open."""
     query = select(uploads.c.file_name, uploads.c.sha256).where(
-        uploads.c.batch_key == batch.key, uploads.c.state != UploadState.REFUSED.value
+        uploads.c.batch_key == batch.key, uploads.c.state != UploadState.REFUSED
     )
     found = {row.file_name: row.sha256 for row in await connection.execute(query)}
     if found != {file_name: facts.sha256 for file_name, facts in sent.items()}:

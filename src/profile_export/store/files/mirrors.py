@@ -19,7 +19,7 @@ LEASE_TTL = timedelta(seconds=60)
 MAX_BACK_OFF = timedelta(minutes=5)
 # Batches of one Iceberg commit; the rest follows with the next.
 MAX_BATCHES = 500
-_COUNTS = batches.c.state == BatchState.SUCCEEDED.value
+_COUNTS = batches.c.state == BatchState.SUCCEEDED
 _NUMBER = func.coalesce(mirrors.c.number, 0)
 
 
@@ -232,7 +232,7 @@ def to_take_out() -> tuple[ColumnElement[bool], ...]:
     """Say, in a query over datasets, which batches a table holds that count no longer."""
     return (
         batches.c.dataset_id == datasets.c.id,
-        batches.c.state.in_((BatchState.REVERTED.value, BatchState.EXPIRED.value)),
+        batches.c.state.in_((BatchState.REVERTED, BatchState.EXPIRED)),
         mirrored_batches.c.batch_key == batches.c.key,
         mirrored_batches.c.removed_at.is_(None),
     )

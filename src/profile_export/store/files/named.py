@@ -36,7 +36,7 @@ class Snapshots(Store):
     async def take(self, tenant: Tenant) -> Snapshot:
         """Pin every batch of the tenant's sources that counts now, and every file: compacted ones where they count."""
         tenant_id = id_of(tenant)
-        counts = (batches.c.tenant_id == tenant_id) & (batches.c.state == BatchState.SUCCEEDED.value)
+        counts = (batches.c.tenant_id == tenant_id) & (batches.c.state == BatchState.SUCCEEDED)
         async with self.database.read() as connection:
             datasets = {dataset.id: dataset for dataset in await source_datasets(connection, tenant_id)}
             pinned = (
@@ -134,7 +134,7 @@ class NamedFile:
 _COUNTING = (
     select(files.c.path, files.c.bytes)
     .join(batches, batches.c.key == files.c.batch_key)
-    .where(batches.c.state == BatchState.SUCCEEDED.value, is_seen())
+    .where(batches.c.state == BatchState.SUCCEEDED, is_seen())
 )
 
 
@@ -145,8 +145,8 @@ class Named(Store):
     async def kept_folders(self) -> Sequence[str]:
         """Return the folders of all batches that need theirs: for files that count or will, or for refused rows."""
         refused = select(uploads.c.batch_key).where(uploads.c.rejected_rows > 0)
-        needed = batches.c.state.in_((BatchState.SUCCEEDED.value, BatchState.LOADING.value)) | (
-            (batches.c.state == BatchState.FAILED.value) & batches.c.key.in_(refused)
+        needed = batches.c.state.in_((BatchState.SUCCEEDED, BatchState.LOADING)) | (
+            (batches.c.state == BatchState.FAILED) & batches.c.key.in_(refused)
         )
         async with self.database.read() as connection:
             found = await connection.execute(select(batches.c.folder).where(needed, is_seen()))
@@ -158,7 +158,7 @@ class Named(Store):
         query = (
             select(uploads.c.staged_as)
             .join(batches, batches.c.key == uploads.c.batch_key)
-            .where(batches.c.state == BatchState.LOADING.value, is_seen())
+            .where(batches.c.state == BatchState.LOADING, is_seen())
         )
         async with self.database.read() as connection:
             return list(await connection.scalars(query))
@@ -192,7 +192,7 @@ class Named(Store):
     @whole
     async def open_folders(self) -> Sequence[OpenFolder]:
         """Return the folders of all batches that are being loaded."""
-        loading = batches.c.state == BatchState.LOADING.value
+        loading = batches.c.state == BatchState.LOADING
         query = select(batches.c.key, batches.c.folder, batches.c.job_id).where(loading)
         sent = select(uploads.c.batch_key, uploads.c.folder).join(
             batches, batches.c.key == uploads.c.batch_key

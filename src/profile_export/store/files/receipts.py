@@ -53,7 +53,7 @@ class Receipts(Store):
         if row is None:
             raise NotFoundError.of("receipt", batch_id)
         if batch.state in _TAKEN_BACK:
-            raise not_succeeded(batch_id, BatchState(batch.state))
+            raise not_succeeded(batch_id, batch.state)
         return StoredReceipt(row.receipt, row.document.encode(), batch.folder)
 
     @whole
@@ -62,7 +62,7 @@ class Receipts(Store):
         query = (
             select(receipts.c.batch_key, batches.c.folder, _TEXT)
             .join(batches, batches.c.key == receipts.c.batch_key)
-            .where(~receipts.c.written, batches.c.state == BatchState.SUCCEEDED.value, is_seen())
+            .where(~receipts.c.written, batches.c.state == BatchState.SUCCEEDED, is_seen())
             .order_by(receipts.c.batch_key)
         )
         async with self.database.read() as connection:

@@ -34,7 +34,7 @@ from profile_export.store.catalog.tenants import (
     room_for_bytes,
     total,
 )
-from profile_export.store.db.columns import digest_of, write_ahead
+from profile_export.store.db.columns import digest_of, value_of, write_ahead
 from profile_export.store.db.database import Database, Store, database_time, fetch_all, whole
 from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads
 from profile_export.store.files.batches import (
@@ -43,7 +43,6 @@ from profile_export.store.files.batches import (
     end_batch,
     existing_batch,
     files_of,
-    upload_from,
 )
 from profile_export.store.files.dropped import drop
 
@@ -168,7 +167,7 @@ class Uploads(Store):
             if row.state != BatchState.LOADING:
                 return
             values = {
-                "state": UploadState.REFUSED.value,
+                "state": UploadState.REFUSED,
                 "errors": tuple(errors),
                 "rejected_rows": rejected_rows,
                 "folder": folder,
@@ -220,7 +219,7 @@ class Uploads(Store):
             batches.c.tenant_id == id_of(tenant),
             batches.c.id == batch_id,
             batches.c.key == uploads.c.batch_key,
-            uploads.c.state == UploadState.COMPLETE.value,
+            uploads.c.state == UploadState.COMPLETE,
         )
         before = select(total(uploads.c.rows)).where(*complete, uploads.c.file_name < file_name)
         known = select(field_sets.c.fields).where(
@@ -235,9 +234,7 @@ class Uploads(Store):
     async def ended(self, staged: Collection[str]) -> Sequence[EndedBatch]:
         """Return the batches that bytes were sent for under these names and that have ended, with what they need."""
         batch_keys = select(uploads.c.batch_key).where(uploads.c.staged_as.in_(staged))
-        query = select(batches).where(
-            batches.c.key.in_(batch_keys), batches.c.state != BatchState.LOADING.value
-        )
+        query = select(batches).where(batches.c.key.in_(batch_keys), batches.c.state != BatchState.LOADING)
         async with self.database.read() as connection:
             return [
                 EndedBatch(
@@ -282,7 +279,7 @@ async def insert_batch(
         "tenant_id": tenant_id,
         "id": batch_id,
         "dataset_id": dataset_id,
-        "state": BatchState.LOADING.value,
+        "state": BatchState.LOADING,
         "create_time": now,
         "active_time": now,
         "folder": folder,
@@ -295,7 +292,7 @@ async def insert_batch(
 async def _reopen(connection: AsyncConnection, row: Row[Any], folder: str) -> Row[Any]:
     await connection.execute(delete(uploads).where(uploads.c.batch_key == row.key))
     await drop(connection, [row.folder])
-    values = {"state": BatchState.LOADING.value, "state_reason": "", "end_time": None, "folder": folder}
+    values = {"state": BatchState.LOADING, "state_reason": "", "end_time": None, "folder": folder}
     query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
     reopened: Row[Any] = (await connection.execute(query)).one()
     return reopened
@@ -308,7 +305,7 @@ async def _opened(connection: AsyncConnection, batch: Row[Any], start: UploadSta
     values = {
         "format": start.format,
         "max_bad_records": start.max_bad_records,
-        "state": UploadState.OPEN.value,
+        "state": UploadState.OPEN,
         "folder": "",
         "rejected_rows": 0,
         "errors": (),
@@ -321,7 +318,7 @@ async def _opened(connection: AsyncConnection, batch: Row[Any], start: UploadSta
         row = (
             await connection.execute(upload_of(batch, start.file_name).values(values).returning(uploads))
         ).one()
-    return upload_from(row)
+    return value_of(Upload, row)
 
 
 async def _check_file_count(connection: AsyncConnection, batch: Row[Any]) -> None:

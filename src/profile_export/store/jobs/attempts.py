@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -157,7 +157,7 @@ class Attempts(Store):
             row = await held(connection, fence)
             expire_time = await database_time(connection) + LEASE_TTL
             await carry(connection, row, progress, expire_time)
-        return JobState(row.state)
+        return cast("JobState", row.state)
 
     @whole
     async def state_of(self, fence: Fence) -> JobState:
@@ -167,7 +167,7 @@ class Attempts(Store):
             LeaseLostError: The fence does not hold.
         """
         async with self.database.read() as connection:
-            return JobState((await held(connection, fence)).state)
+            return cast("JobState", (await held(connection, fence)).state)
 
     @whole
     async def record_range(self, fence: Fence, done: RangeDone, progress: Progress) -> None:

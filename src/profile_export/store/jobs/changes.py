@@ -14,10 +14,11 @@ from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import PastEndError
 from profile_export.domain.jobs.job import JobFilter, JobState, JobView, Progress, Transition
 from profile_export.store.catalog.tenants import forget_job_revisions, id_of
+from profile_export.store.db.columns import value_of
 from profile_export.store.db.database import Database, Store, database_time, whole
 from profile_export.store.db.pages import FEW, characters, fitting_count, page_rows
 from profile_export.store.db.tables import expired_jobs, job_transitions, jobs, leases, tenants
-from profile_export.store.jobs.rows import JOB_CHARACTERS, JOB_COLUMNS, transition_from, views_of
+from profile_export.store.jobs.rows import JOB_CHARACTERS, JOB_COLUMNS, views_of
 
 _ROOM = 256 * 1024
 """How much is read at once for one of many watchers, in characters: about what one message of theirs has."""
@@ -88,7 +89,7 @@ class Changes(Store):
             .join(leases, leases.c.job_id == jobs.c.id)
             .where(
                 jobs.c.tenant_id == id_of(tenant),
-                jobs.c.state == JobState.PROCESSING.value,
+                jobs.c.state == JobState.PROCESSING,
                 leases.c.progress.is_not(None),
             )
         )
@@ -120,7 +121,7 @@ class Changes(Store):
         ).all()
         views = await self._views(connection, {row.job_id for row in moved})
         for row in moved:
-            view, transition = views[row.job_id], transition_from(row)
+            view, transition = views[row.job_id], value_of(Transition, row)
             job = view.job
             changes.append(
                 Change(
@@ -270,5 +271,4 @@ async def _within_reach(connection: AsyncConnection, tenant: Tenant, after: int,
 
 
 def _removal(row: Row[Any]) -> Change:
-    state = JobState(row.state)
-    return Change(row.tenant_revision, row.job_id, state, state, row.destination_id, row.create_time)
+    return Change(row.tenant_revision, row.job_id, row.state, row.state, row.destination_id, row.create_time)

@@ -26,8 +26,8 @@ from profile_export.store.db.tables import jobs, tenants
 from profile_export.store.jobs.rows import JOB_COLUMNS
 
 _ANY_NUMBER = 2**62
-_HELD = (JobState.PROCESSING.value, JobState.CANCELLING.value)
-_WAITS = jobs.c.state == JobState.NEW.value
+_HELD = (JobState.PROCESSING, JobState.CANCELLING)
+_WAITS = jobs.c.state == JobState.NEW
 _NOW = bindparam("now", type_=Instant())
 _DUE = (
     _WAITS

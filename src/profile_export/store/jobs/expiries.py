@@ -67,7 +67,7 @@ class Expiries(Store):
                 values = [
                     {
                         "of_batch": row.key,
-                        "state": BatchState.EXPIRED.value,
+                        "state": BatchState.EXPIRED,
                         "state_reason": batch_expiry_reason(row.batch_retention),
                         "expire_time": now,
                     }
@@ -88,7 +88,7 @@ class Expiries(Store):
             now = await database_time(connection)
             keys = await _due_uploads(connection, now - kept_for)
             ended = {
-                "state": BatchState.FAILED.value,
+                "state": BatchState.FAILED,
                 "state_reason": upload_expiry_reason(kept_for),
                 "end_time": now,
                 "staged_bytes": 0,
@@ -97,13 +97,13 @@ class Expiries(Store):
             ids = (await connection.scalars(query)).all()
             # Their rows say by which names the bytes are to be found, until the batch is uploaded again.
             lost = {
-                "state": UploadState.OPEN.value,
+                "state": UploadState.OPEN,
                 "byte_count": None,
                 "sha256": None,
                 "facts": None,
                 "staged_bytes": 0,
             }
-            sent = uploads.c.batch_key.in_(keys) & (uploads.c.state != UploadState.REFUSED.value)
+            sent = uploads.c.batch_key.in_(keys) & (uploads.c.state != UploadState.REFUSED)
             gone = update(uploads).where(sent).values(lost).returning(uploads.c.staged_as)
             return GivenUp(ids, (await connection.scalars(gone)).all())
 
@@ -177,7 +177,7 @@ async def _due_batches(connection: AsyncConnection, now: datetime) -> Sequence[i
     for dataset in (await connection.execute(keeping.order_by(datasets.c.id))).all():
         query = select(batches.c.key).where(
             batches.c.dataset_id == dataset.id,
-            batches.c.state == BatchState.SUCCEEDED.value,
+            batches.c.state == BatchState.SUCCEEDED,
             batches.c.ingest_time <= now - dataset.batch_retention,
         )
         left = MOST_AT_ONCE - len(due)
@@ -203,7 +203,7 @@ async def _still_due(
         .join(datasets, datasets.c.id == batches.c.dataset_id)
         .where(
             batches.c.key.in_(keys),
-            batches.c.state == BatchState.SUCCEEDED.value,
+            batches.c.state == BatchState.SUCCEEDED,
             datasets.c.batch_retention.is_not(None),
             datasets.c.delete_time.is_(None),
         )

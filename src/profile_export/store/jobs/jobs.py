@@ -25,7 +25,7 @@ from profile_export.domain.jobs.job import (
 )
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.store.catalog.tenants import check_waiting_jobs, ensure_tenant, id_of, made_before
-from profile_export.store.db.columns import digest_of
+from profile_export.store.db.columns import digest_of, value_of
 from profile_export.store.db.database import Database, Store, database_time, whole
 from profile_export.store.db.pages import page_rows
 from profile_export.store.db.tables import batches, job_transitions, jobs
@@ -34,7 +34,6 @@ from profile_export.store.jobs.rows import (
     JOB_COLUMNS,
     existing_job,
     job_from,
-    transition_from,
     view_of,
     views_of,
 )
@@ -163,7 +162,7 @@ class Jobs(Store):
                 job_transitions.c.job_id == job_id, job_transitions.c.revision > revision
             )
             rows = await connection.execute(query.order_by(job_transitions.c.revision))
-            return view, [transition_from(row) for row in rows]
+            return view, [value_of(Transition, row) for row in rows]
 
 
 async def _insert_job(
@@ -178,7 +177,7 @@ async def _insert_job(
         "destination_id": request.destination_id,
         "batch_id": "" if request.segment_per_batch else next(iter(new.folders)),
         "segment_batches": tuple(new.folders) if request.segment_per_batch else (),
-        "state": JobState.NEW.value,
+        "state": JobState.NEW,
         "revision": 1,
         "attempt": 0,
         "create_time": now,
@@ -194,7 +193,7 @@ async def _insert_job(
             "tenant_id": tenant_id,
             "id": batch_id,
             "dataset_id": request.destination_id,
-            "state": BatchState.LOADING.value,
+            "state": BatchState.LOADING,
             "create_time": now,
             "job_id": row.id,
             "folder": folder,

@@ -19,17 +19,16 @@ from profile_export.domain.jobs.job import (
     JobMetrics,
     JobState,
     JobView,
-    Phase,
     PhaseTime,
     Pinned,
     Progress,
     Resolved,
     Stamp,
-    Transition,
     phase_times,
 )
 from profile_export.processes.computing import compute_if
 from profile_export.store.catalog.tenants import id_by_name, id_of
+from profile_export.store.db.columns import value_of
 from profile_export.store.db.database import database_time, fetch_all, fetch_first, slices
 from profile_export.store.db.pages import characters
 from profile_export.store.db.tables import batches, expired_jobs, files, job_ranges, job_stamps, jobs, leases
@@ -60,7 +59,7 @@ async def drop_batches_of_job(
     keys = select(batches.c.key).where(batches.c.job_id == job_id)
     await connection.execute(delete(files).where(files.c.batch_key.in_(keys)))
     await drop_written(connection, {row.folder: row.key for row in rows})
-    values = {"state": state.value, "end_time": now}
+    values = {"state": state, "end_time": now}
     await connection.execute(update(batches).where(batches.c.job_id == job_id).values(values))
 
 
@@ -120,43 +119,13 @@ async def existing_job(connection: AsyncConnection, tenant: Tenant, job_id: int)
 
 def job_from(row: Row[Any]) -> Job:
     """Make a job of its row."""
-    return Job(
-        id=row.id,
-        bound=row.bound,
-        request_id=row.request_id or "",
-        batch_id=row.batch_id,
-        segment_batches=row.segment_batches,
-        state=JobState(row.state),
-        revision=row.revision,
-        attempt=row.attempt,
-        create_time=row.create_time,
-        update_time=row.update_time,
-        end_time=row.end_time,
-        not_before=row.not_before,
-        cancellation=row.cancellation,
-        errors=row.errors,
-        metrics=row.metrics,
-        notes=row.notes,
-    )
+    return value_of(Job, row, request_id=row.request_id or "")
 
 
 async def plan_of(connection: AsyncConnection, job_id: int) -> ExportPlan | None:
     """Return the plan of a job; None if no attempt has made it yet."""
     row = await fetch_first(connection, select(jobs.c.plan).where(jobs.c.id == job_id))
     return row and row.plan
-
-
-def transition_from(row: Row[Any]) -> Transition:
-    """Make an entry of a job's log of its row."""
-    return Transition(
-        revision=row.revision,
-        from_state=JobState(row.from_state) if row.from_state else None,
-        to_state=JobState(row.to_state),
-        time=row.time,
-        attempt=row.attempt,
-        reason=row.reason,
-        metrics=row.metrics,
-    )
 
 
 async def views_of(
@@ -208,5 +177,5 @@ async def phases_of(connection: AsyncConnection, of: Sequence[Job]) -> Mapping[i
     stamps: dict[int, list[Stamp]] = defaultdict(list)
     for some in slices([job.id for job in of]):
         for row in await connection.execute(_STAMPS, {"job_ids": some}):
-            stamps[row.job_id].append(Stamp(row.attempt, Phase(row.phase), row.time))
+            stamps[row.job_id].append(Stamp(row.attempt, row.phase, row.time))
     return {job.id: tuple(phase_times(stamps[job.id], job.end_time)) for job in of}

@@ -13,11 +13,24 @@ from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.jobs.job import FINAL_STATES, LEASE_TTL, Job, JobState, Move, Phase, Transition
 from profile_export.domain.jobs.timeouts import lapsed
 from profile_export.store.catalog.tenants import next_job_revision
+from profile_export.store.db.columns import columns_of
 from profile_export.store.db.database import Store, database_time, whole
 from profile_export.store.db.tables import job_ranges, job_stamps, job_transitions, jobs, leases
 from profile_export.store.db.wakeups import Transaction
 from profile_export.store.jobs.leases import Fence, end_attempt
 from profile_export.store.jobs.rows import JOB_COLUMNS, drop_batches_of_job, job_from, metrics_of
+
+_MOVED = (
+    "state",
+    "revision",
+    "attempt",
+    "update_time",
+    "end_time",
+    "not_before",
+    "cancellation",
+    "errors",
+    "metrics",
+)
 
 
 async def move_job(connection: Transaction, row: Row[Any], move: Move, **changes: Any) -> Row[Any]:
@@ -31,24 +44,9 @@ async def move_job(connection: Transaction, row: Row[Any], move: Move, **changes
     """
     now = await database_time(connection)
     job, transition = move.apply(job_from(row), now, **changes)
-    values = {
-        "state": job.state.value,
-        "revision": job.revision,
-        "attempt": job.attempt,
-        "update_time": job.update_time,
-        "end_time": job.end_time,
-        "not_before": job.not_before,
-        "cancellation": job.cancellation,
-        "errors": job.errors,
-        "metrics": job.metrics,
-    }
-    query = (
-        update(jobs)
-        .where(jobs.c.id == job.id, jobs.c.revision == row.revision)
-        .values(values)
-        .returning(*JOB_COLUMNS)
-    )
-    moved: Row[Any] = (await connection.execute(query)).one()
+    query = update(jobs).where(jobs.c.id == job.id, jobs.c.revision == row.revision)
+    values = {name: getattr(job, name) for name in _MOVED}
+    moved: Row[Any] = (await connection.execute(query.values(values).returning(*JOB_COLUMNS))).one()
     await log(connection, row.tenant_id, job.id, transition)
     phase = _PHASE_OF.get(job.state)
     if phase:
@@ -67,23 +65,16 @@ _BATCH_ENDS = {JobState.CANCELLED: BatchState.ABORTED, JobState.FAILED: BatchSta
 
 async def stamp(connection: AsyncConnection, job_id: int, attempt: int, phase: Phase, now: datetime) -> None:
     """Note that a phase begins."""
-    row = {"job_id": job_id, "attempt": attempt, "phase": phase.value, "time": now}
+    row = {"job_id": job_id, "attempt": attempt, "phase": phase, "time": now}
     await connection.execute(insert(job_stamps).values(row))
 
 
 async def log(connection: Transaction, tenant_id: int, job_id: int, transition: Transition) -> None:
     """Write an entry of a job's log, number it among the changes of the tenant's jobs, and tell of it."""
-    values = {
+    values = columns_of(transition, job_transitions) | {
         "tenant_id": tenant_id,
         "tenant_revision": await next_job_revision(connection, tenant_id),
         "job_id": job_id,
-        "revision": transition.revision,
-        "from_state": transition.from_state.value if transition.from_state else None,
-        "to_state": transition.to_state.value,
-        "time": transition.time,
-        "attempt": transition.attempt,
-        "reason": transition.reason,
-        "metrics": transition.metrics,
     }
     await connection.execute(insert(job_transitions).values(values))
     is_held = transition.to_state in {JobState.PROCESSING, JobState.CANCELLING}
