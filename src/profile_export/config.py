@@ -17,16 +17,7 @@ Options = Mapping[str, str | bool | None]
 _S = TypeVar("_S", bound="StoreSettings")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]\s]+)):(?P<port>[0-9]{1,5})")
 _HIGHEST_PORT = 65_535
-_YES = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
+_TRUTHS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 _TRUE_OR_FALSE = "give true or false"
 _HOST_AND_PORT = "give HOST:PORT, such as 127.0.0.1:50051 or [::1]:0 (port 0: any free one)"
 _MEMORY_WHY = ", since an export needs as much"
@@ -127,7 +118,7 @@ def _address(text: str) -> tuple[str, int]:
 
 def _flag(text: str) -> bool:
     try:
-        return _YES[text.lower()]
+        return _TRUTHS[text.lower()]
     except KeyError as error:
         raise ValueError(text) from error
 

@@ -47,7 +47,7 @@ from profile_export.store.catalog.tenants import (
     union_of,
 )
 from profile_export.store.catalog.unions import Outlook, keep_unions, look_ahead, sources_changed, still_holds
-from profile_export.store.db.columns import digest_of, write_ahead
+from profile_export.store.db.columns import columns_of, digest_of, write_ahead
 from profile_export.store.db.database import (
     Database,
     KeptUnions,
@@ -122,21 +122,18 @@ async def judge_new(
         batch_retention=new.batch_retention,
     )
     outlook = await look_ahead(connection, kept, tenant_id, [dataset])
-    values = {
-        "id": dataset_id,
-        "name": dataset.name,
-        "description": dataset.description,
+    values = columns_of(dataset, datasets) | {
         "schema_id": new.schema.id,
         "content_type": new.schema.content_type,
-        "kind": kind,
-        "tags": dataset.tags,
         "identity_fields": await write_ahead(datasets.c.identity_fields, identities),
         "declared_fields": await write_ahead(datasets.c.declared_fields, new.declared_fields),
         "fields": await write_ahead(datasets.c.fields, fields),
-        "iceberg": dataset.iceberg,
-        "batch_retention": dataset.batch_retention,
     }
     return JudgedNew(outlook, values, identities)
+
+
+_GIVEN = ("name", "description", "tags", "iceberg", "batch_retention")
+"""What a change may give anew; the declared fields of a dataset only grow."""
 
 
 async def judge_change(
@@ -152,16 +149,12 @@ async def judge_change(
     added = change.declared_fields
     wide = len(added) > WIDE or is_wide([dataset.fields])
     await compute_if(wide, check_declared_fields, dataset.kind, added, "add_declared_fields")
-    tags = dataset.tags if change.tags is None else change.tags
-    check_tags(dataset.kind, tags)
-    retention = dataset.batch_retention if change.batch_retention is None else change.batch_retention
+    given = {name: value for name in _GIVEN if (value := getattr(change, name)) is not None}
+    check_tags(dataset.kind, given.get("tags", dataset.tags))
+    retention = given.get("batch_retention", dataset.batch_retention)
     changed = replace(
         dataset,
-        name=dataset.name if change.name is None else change.name,
-        description=dataset.description if change.description is None else change.description,
-        tags=tags,
-        iceberg=dataset.iceberg if change.iceberg is None else change.iceberg,
-        batch_retention=retention or None,
+        **given | {"batch_retention": retention or None},
         declared_fields=await compute_if(wide, _with_newer, dataset.declared_fields, added),
         fields=await compute_if(wide, with_declared, dataset.fields, added),
     )
@@ -173,12 +166,7 @@ async def judge_change(
     outlook = await look_ahead(connection, kept, tenant_id, newcomers)
     if changed == dataset:
         return JudgedChange(outlook, {})
-    values = {
-        "name": changed.name,
-        "description": changed.description,
-        "tags": changed.tags,
-        "iceberg": changed.iceberg,
-        "batch_retention": changed.batch_retention,
+    values = {name: getattr(changed, name) for name in _GIVEN} | {
         "declared_fields": await write_ahead(datasets.c.declared_fields, changed.declared_fields),
         "fields": await write_ahead(datasets.c.fields, changed.fields),
     }

@@ -28,6 +28,15 @@ from profile_export.store.db.tables import datasets as datasets_of_all
 from profile_export.store.files.batches import is_seen
 from profile_export.store.files.compactions import counting
 
+_PINNED = select(
+    batches.c.id, batches.c.number, batches.c.ingest_time, batches.c.dataset_id, batches.c.rows
+).order_by(batches.c.number)
+_PINNED_FILES = (
+    select(batches.c.dataset_id, files.c.path, files.c.rows, files.c.bytes, files.c.field_set_id)
+    .join(batches, files.c.batch_key == batches.c.key)
+    .order_by(files.c.key)
+)
+
 
 class Snapshots(Store):
     """Snapshots of all tenants."""
@@ -39,33 +48,13 @@ class Snapshots(Store):
         counts = (batches.c.tenant_id == tenant_id) & (batches.c.state == BatchState.SUCCEEDED)
         async with self.database.read() as connection:
             datasets = {dataset.id: dataset for dataset in await source_datasets(connection, tenant_id)}
-            pinned = (
-                await connection.execute(
-                    select(
-                        batches.c.id,
-                        batches.c.number,
-                        batches.c.ingest_time,
-                        batches.c.dataset_id,
-                        batches.c.rows,
-                    )
-                    .where(counts)
-                    .order_by(batches.c.number)
-                )
-            ).all()
+            pinned = (await connection.execute(_PINNED.where(counts))).all()
             of_tenant = select(datasets_of_all.c.id).where(datasets_of_all.c.tenant_id == tenant_id)
             merged = select(compactions).where(compactions.c.dataset_id.in_(of_tenant), counting())
             compacted = (await connection.execute(merged.order_by(compactions.c.key))).all()
             held = batches.c.compaction_key.in_(merged.with_only_columns(compactions.c.key))
-            alone = (
-                await connection.execute(
-                    select(
-                        batches.c.dataset_id, files.c.path, files.c.rows, files.c.bytes, files.c.field_set_id
-                    )
-                    .join(batches, files.c.batch_key == batches.c.key)
-                    .where(counts, or_(batches.c.compaction_key.is_(None), ~held))
-                    .order_by(files.c.key)
-                )
-            ).all()
+            outside = or_(batches.c.compaction_key.is_(None), ~held)
+            alone = (await connection.execute(_PINNED_FILES.where(counts, outside))).all()
             rows = [*compacted, *alone]
             fields_of: dict[int, ObjectType] = {}
             for some in slices({row.field_set_id for row in rows}):
