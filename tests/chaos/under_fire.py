@@ -24,7 +24,7 @@ from profile_export.cli import main
 from profile_export.domain.jobs.job import JobState, Progress
 from profile_export.engines.duckdb.engine import DuckDbEngine, EngineAttempt
 from profile_export.lake.local import LocalLake
-from profile_export.store.db.database import Database, whole
+from profile_export.store.db.database import Database, uninterruptible
 from profile_export.store.files.dropped import Drops
 from profile_export.store.files.receipts import Receipts
 from profile_export.store.jobs.attempts import Attempts
@@ -147,7 +147,7 @@ def _wrap(owner: type, name: str, doing: str, reach: _Reach, journal: _Journal |
         reach(f"after {what}")
         return result
 
-    setattr(owner, name, whole(watched) if runs_to_its_end else watched)
+    setattr(owner, name, uninterruptible(watched) if runs_to_its_end else watched)
 
 
 def _named(doing: str, args: Sequence[Any]) -> str:

@@ -54,7 +54,7 @@ from profile_export.store.db.database import (
     Store,
     database_time,
     fetch_all,
-    whole,
+    uninterruptible,
 )
 from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import datasets, jobs
@@ -209,7 +209,7 @@ class Catalog(Store):
         super().__init__(database)
         self._most_datasets = quotas.datasets
 
-    @whole
+    @uninterruptible
     async def create_dataset(
         self, tenant: Tenant, new: NewDataset, dataset_id: str, request_id: str
     ) -> tuple[Dataset, bool]:
@@ -255,7 +255,7 @@ class Catalog(Store):
             keep_unions(unions, tenant_id, made.outlook)
         return dataset_from(inserted), False
 
-    @whole
+    @uninterruptible
     async def get_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
         """Return a dataset.
 
@@ -265,7 +265,7 @@ class Catalog(Store):
         async with self.database.read() as connection:
             return await dataset_of(connection, id_of(tenant), dataset_id)
 
-    @whole
+    @uninterruptible
     async def list_datasets(self, tenant: Tenant, request: PageRequest) -> Page[Dataset]:
         """Return a page of datasets, oldest first."""
         query = select(datasets).where(
@@ -279,7 +279,7 @@ class Catalog(Store):
             rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
         return cut_page([dataset_from(row) for row in rows], request, lambda last: last.id, has_more=more)
 
-    @whole
+    @uninterruptible
     async def update_dataset(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:
         """Change what is given; a change that changes nothing leaves `update_time` as it was.
 
@@ -315,7 +315,7 @@ class Catalog(Store):
             keep_unions(unions, tenant_id, planned.outlook)
         return dataset_from(updated)
 
-    @whole
+    @uninterruptible
     async def delete_dataset(self, tenant: Tenant, dataset_id: str) -> None:
         """Hide a dataset with all its batches.
 
@@ -346,12 +346,12 @@ class Catalog(Store):
             await drop_compactions(connection, dataset_id)
             await drop(connection, [dataset_id])
 
-    @whole
+    @uninterruptible
     async def union_fields(self, tenant: Tenant) -> Mapping[DatasetKind, ObjectType]:
         """Return the union schemas of the tenant's record and event sources, built-in fields included."""
         return await union_of(await self.sources(tenant))
 
-    @whole
+    @uninterruptible
     async def sources(self, tenant: Tenant) -> Sequence[Dataset]:
         """Return the datasets that exports read (S11), oldest first."""
         async with self.database.read() as connection:

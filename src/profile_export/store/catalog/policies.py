@@ -22,7 +22,7 @@ from profile_export.domain.merging.policy import (
 )
 from profile_export.store.catalog.tenants import ensure_tenant, id_of
 from profile_export.store.db.columns import columns_of, to_micros, value_of
-from profile_export.store.db.database import Store, database_time, whole
+from profile_export.store.db.database import Store, database_time, uninterruptible
 from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import datasets, merge_policies, merge_policy_versions
 
@@ -32,7 +32,7 @@ _CHARACTERS = characters(merge_policy_versions.c.name, merge_policy_versions.c.o
 class Policies(Store):
     """Merge policies of all tenants."""
 
-    @whole
+    @uninterruptible
     async def create_policy(self, tenant: Tenant, policy: MergePolicy) -> MergePolicy:
         """Store the first version of a merge policy; its times are set here.
 
@@ -57,7 +57,7 @@ class Policies(Store):
                 await _make_default(connection, tenant_id, policy)
             return await _own_policy(connection, tenant_id, policy.id)
 
-    @whole
+    @uninterruptible
     async def find_policy(self, tenant: Tenant, policy_id: str, version: int | None) -> MergePolicy:
         """Return a merge policy: the default one for an empty id, the newest version for None.
 
@@ -72,7 +72,7 @@ class Policies(Store):
                 return await _built_in(connection, tenant_id)
             return await _own_policy(connection, tenant_id, policy_id, version)
 
-    @whole
+    @uninterruptible
     async def list_policies(self, tenant: Tenant, request: PageRequest) -> Page[MergePolicy]:
         """Return a page of merge policies in their newest versions: the built-in one first, then oldest first."""
         tenant_id = id_of(tenant)
@@ -91,7 +91,7 @@ class Policies(Store):
             [*built_in, *(value_of(MergePolicy, row) for row in rows)], request, _place, has_more=more
         )
 
-    @whole
+    @uninterruptible
     async def update_policy(self, tenant: Tenant, policy_id: str, change: PolicyChange) -> MergePolicy:
         """Change what is given; what changes more than the default makes the next version.
 
@@ -118,7 +118,7 @@ class Policies(Store):
                 await _set(connection, policy_id, is_default=False)
             return await _own_policy(connection, tenant_id, policy_id)
 
-    @whole
+    @uninterruptible
     async def delete_policy(self, tenant: Tenant, policy_id: str) -> None:
         """Remove a policy with all its versions; jobs have a copy of theirs.
 

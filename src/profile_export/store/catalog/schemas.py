@@ -33,7 +33,7 @@ from profile_export.store.db.database import (
     database_time,
     fetch_all,
     fetch_first,
-    whole,
+    uninterruptible,
 )
 from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import datasets, schemas
@@ -45,14 +45,14 @@ _CHARACTERS = characters(schemas.c.title, schemas.c.class_id, schemas.c.identity
 class Schemas(Store):
     """Schemas of all tenants."""
 
-    @whole
+    @uninterruptible
     async def documents(self, tenant: Tenant, ids: Collection[str]) -> Mapping[str, str]:
         """Return the newest documents of these ids, as far as there are any."""
         async with self.database.read() as connection:
             rows = await connection.execute(_newest(id_of(tenant)).where(schemas.c.id.in_(ids)))
             return {row.id: row.document for row in rows}
 
-    @whole
+    @uninterruptible
     async def register(self, tenant: Tenant, read: Sequence[Schema]) -> tuple[Schema, bool]:
         """Register documents in one step; return the last one, and True if it was registered like that already.
 
@@ -90,7 +90,7 @@ class Schemas(Store):
             return judged.stored, True
         return replace(judged.stored, create_time=now), False
 
-    @whole
+    @uninterruptible
     async def get(self, tenant: Tenant, schema_id: str, version: int | None = None) -> Schema:
         """Return a schema in a version, or the newest.
 
@@ -111,7 +111,7 @@ class Schemas(Store):
             raise NotFoundError.of("schema", f"{schema_id}@{version}")
         return value_of(Schema, row)
 
-    @whole
+    @uninterruptible
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[Schema]:
         """Return a page of schemas in their newest versions: those that are only built in first, then oldest first.
 

@@ -212,7 +212,7 @@ class Store:
         self.database = database
 
 
-def whole(
+def uninterruptible(
     method: Callable[Concatenate[_Store, _Parameters], Coroutine[Any, Any, _Result]],
 ) -> Callable[Concatenate[_Store, _Parameters], Coroutine[Any, Any, _Result]]:
     """Make a method of a store class run to its end once it has begun, whatever becomes of its caller."""

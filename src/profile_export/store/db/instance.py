@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.store.db.database import Database, Store, whole
+from profile_export.store.db.database import Database, Store, uninterruptible
 from profile_export.store.db.tables import instance
 
 
@@ -29,7 +29,7 @@ class Instances(Store):
         super().__init__(database)
         self._token_key: bytes | None = None
 
-    @whole
+    @uninterruptible
     async def get(self) -> Instance | None:
         """Return the instance; None before the first start."""
         async with self.database.read() as connection:
@@ -44,7 +44,7 @@ class Instances(Store):
             self._token_key = found.token_key
         return self._token_key
 
-    @whole
+    @uninterruptible
     async def settle(self, proposed: Instance) -> Instance:
         """Return the instance, which becomes the proposed one if there is none: all who propose get the same."""
         async with self.database.write() as connection:

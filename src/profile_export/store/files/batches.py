@@ -25,7 +25,7 @@ from profile_export.domain.errors import NotFoundError
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of
 from profile_export.store.db.columns import columns_of, value_of
-from profile_export.store.db.database import Store, database_time, whole
+from profile_export.store.db.database import Store, database_time, uninterruptible
 from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import batches, datasets, files, uploads
 from profile_export.store.db.wakeups import Transaction
@@ -72,7 +72,7 @@ _CHARACTERS = func.coalesce(
 class Batches(Store):
     """Batches and data files of all tenants."""
 
-    @whole
+    @uninterruptible
     async def get_batch(self, tenant: Tenant, batch_id: str) -> Batch:
         """Return a batch in any state.
 
@@ -82,7 +82,7 @@ class Batches(Store):
         async with self.database.read() as connection:
             return await batch_from(connection, await existing_batch(connection, id_of(tenant), batch_id))
 
-    @whole
+    @uninterruptible
     async def list_batches(self, tenant: Tenant, dataset_id: str, request: PageRequest) -> Page[Batch]:
         """Return a page of succeeded batches in the order in which they count; of one dataset, or all if empty.
 
@@ -104,7 +104,7 @@ class Batches(Store):
             found = await _batches_from(connection, rows)
         return cut_page(found, request, lambda last: str(last.number), has_more=more)
 
-    @whole
+    @uninterruptible
     async def list_files(self, tenant: Tenant, batch_id: str, request: PageRequest) -> Page[DataFile]:
         """Return a page of a succeeded batch's files in the order of their names.
 
@@ -120,7 +120,7 @@ class Batches(Store):
             rows = (await connection.execute(query.order_by(files.c.name).limit(request.size + 1))).all()
         return cut_page([file_from(row) for row in rows], request, lambda last: last.name)
 
-    @whole
+    @uninterruptible
     async def get_file(self, tenant: Tenant, batch_id: str, name: str) -> DataFile:
         """Return a file of a succeeded batch.
 
@@ -136,7 +136,7 @@ class Batches(Store):
             raise NotFoundError.of("file", name)
         return file_from(row)
 
-    @whole
+    @uninterruptible
     async def newest_files(self, tenant: Tenant, dataset_id: str, rows: int) -> Sequence[DataFile]:
         """Return files of a dataset's newest batches, newest batch first, enough for so many rows.
 
@@ -160,7 +160,7 @@ class Batches(Store):
                     break
         return found
 
-    @whole
+    @uninterruptible
     async def revert(self, tenant: Tenant, batch_id: str, reason: str) -> Batch:
         """Take a succeeded batch back; nobody sees it from here on. Doing so again changes nothing.
 

@@ -27,7 +27,7 @@ from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.catalog.files import FULL_BYTES, FULL_ROWS, MERGED_FROM, Segment, next_merge
 from profile_export.domain.export.plan import WrittenFile
-from profile_export.store.db.database import MOST_AT_ONCE, Store, database_time, slices, whole
+from profile_export.store.db.database import MOST_AT_ONCE, Store, database_time, slices, uninterruptible
 from profile_export.store.db.tables import batches, compactions, datasets, files, merges
 from profile_export.store.files.dropped import drop
 
@@ -50,7 +50,7 @@ class Merge:
 class Compactions(Store):
     """Compacted files of all tenants."""
 
-    @whole
+    @uninterruptible
     async def next_merge(self, resting: Collection[str]) -> Merge | None:
         """Return what is worth merging now, in any dataset but those; None if everything lies well as it is."""
         async with self.database.read() as connection:
@@ -64,14 +64,14 @@ class Compactions(Store):
                         return Merge(dataset_id, field_set_id, chosen)
         return None
 
-    @whole
+    @uninterruptible
     async def begin(self, folder: str) -> None:
         """Name the folder of a merge, before anything is written there."""
         async with self.database.write() as connection:
             row = {"folder": folder, "start_time": await database_time(connection)}
             await connection.execute(insert(merges).values(row))
 
-    @whole
+    @uninterruptible
     async def begun(self, least: timedelta) -> Sequence[str]:
         """Return the folders of merges that began that long ago and have not been committed."""
         async with self.database.read() as connection:
@@ -79,14 +79,14 @@ class Compactions(Store):
             query = select(merges.c.folder).where(merges.c.start_time <= before)
             return (await connection.scalars(query)).all()
 
-    @whole
+    @uninterruptible
     async def give_up(self, folders: Collection[str]) -> None:
         """Forget merges whose folders have left the disk."""
         async with self.database.write() as connection:
             for some in slices(folders):
                 await connection.execute(delete(merges).where(merges.c.folder.in_(some)))
 
-    @whole
+    @uninterruptible
     async def commit(self, merge: Merge, folder: str, file: WrittenFile) -> bool:
         """Make snapshots pin a merged file, and drop the compacted ones that it was merged from.
 
@@ -123,7 +123,7 @@ class Compactions(Store):
             await _drop(connection, compactions.c.key.in_(superseded))
         return True
 
-    @whole
+    @uninterruptible
     async def dissolve(self) -> None:
         """Forget the compacted files of which a batch does not count any more; the others' own files are there."""
         async with self.database.read() as connection:
@@ -134,7 +134,7 @@ class Compactions(Store):
                 await connection.execute(held.values(compaction_key=None))
                 await _drop(connection, compactions.c.key.in_(some))
 
-    @whole
+    @uninterruptible
     async def folders(self) -> Sequence[str]:
         """Return the folders of all compacted files."""
         async with self.database.read() as connection:

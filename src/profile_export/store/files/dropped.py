@@ -19,7 +19,7 @@ from profile_export.store.db.database import (
     database_time,
     insert_new,
     slices,
-    whole,
+    uninterruptible,
 )
 from profile_export.store.db.tables import batches, drops, files, jobs, mirrored_batches
 from profile_export.store.files.mirrors import named_by_mirror
@@ -41,7 +41,7 @@ class Drops(Store):
         # The folders that unfinished jobs have pinned, by the jobs' ids: a plan never changes.
         self._pinned: dict[int, frozenset[str]] = {}
 
-    @whole
+    @uninterruptible
     async def due(self, grace: timedelta) -> Sequence[str]:
         """Return the folders that may leave the disk now: dropped that long ago, and named by no one.
 
@@ -68,7 +68,7 @@ class Drops(Store):
                 self._pinned[job_id] = _folders_of(plan)
         return set().union(*self._pinned.values())
 
-    @whole
+    @uninterruptible
     async def left_behind(self) -> Sequence[LeftBehind]:
         """Return where attempts have written that ended a lease's time ago: by then every worker has stopped.
 
@@ -88,14 +88,14 @@ class Drops(Store):
                 for row in due
             ]
 
-    @whole
+    @uninterruptible
     async def folders(self) -> Sequence[str]:
         """Return all folders that have been dropped, that may still be there, and that somebody may be reading."""
         async with self.database.read() as connection:
             query = select(drops.c.folder).where(drops.c.batch_key.is_(None))
             return (await connection.scalars(query)).all()
 
-    @whole
+    @uninterruptible
     async def forget(self, folders: Collection[str]) -> None:
         """Forget folders that have left the disk."""
         for some in slices(folders, MOST_AT_ONCE):

@@ -38,7 +38,7 @@ from profile_export.store.catalog.tenants import (
 )
 from profile_export.store.catalog.unions import Growth, foresee_growth, grow, keep_unions, still_holds
 from profile_export.store.db.columns import digest_of, value_of, write_ahead
-from profile_export.store.db.database import Database, Store, fetch_all, whole
+from profile_export.store.db.database import Database, Store, fetch_all, uninterruptible
 from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads, used_together
 from profile_export.store.files.batches import (
     AddedFile,
@@ -82,7 +82,7 @@ class LoadingBatches(Store):
         super().__init__(database)
         self._most_loading = quotas.loading_batches
 
-    @whole
+    @uninterruptible
     async def create_batch(
         self, tenant: Tenant, dataset_id: str, batch_id: str, request_id: str, folder: str
     ) -> tuple[Batch, bool]:
@@ -129,7 +129,7 @@ class LoadingBatches(Store):
                 metadata={"batch_id": batch_id, "dataset_id": batch.dataset_id, "state": batch.state.name},
             )
 
-    @whole
+    @uninterruptible
     async def loading_batch(self, tenant: Tenant, batch_id: str) -> OpenBatch | None:
         """Return a batch with what its files hold; None if it has succeeded already.
 
@@ -154,7 +154,7 @@ class LoadingBatches(Store):
                 {value_of(Upload, sent): sent.facts for sent in found},
             )
 
-    @whole
+    @uninterruptible
     async def commit_batch(self, tenant: Tenant, batch_id: str, sent: Mapping[str, UploadFacts]) -> Batch:
         """Make a batch count: number, ingest time, files, fields and namespaces, in one transaction.
 
@@ -230,7 +230,7 @@ class LoadingBatches(Store):
         fields = await _fields_with(dataset, sent)
         return await foresee_growth(connection, self.database.unions, tenant_id, [(dataset, fields)])
 
-    @whole
+    @uninterruptible
     async def abort_batch(
         self, tenant: Tenant, batch_id: str, reason: str
     ) -> tuple[Batch, str, Sequence[str]]:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.catalog.files import MirroredBatch, MirrorStatus, TableState
-from profile_export.store.db.database import Database, Store, database_time, insert_new, whole
+from profile_export.store.db.database import Database, Store, database_time, insert_new, uninterruptible
 from profile_export.store.db.tables import batches, datasets, files, mirrored_batches, mirrors
 
 LEASE_TTL = timedelta(seconds=60)
@@ -58,7 +58,7 @@ class Mirrors(Store):
         self._lease = lease
         self._max_batches = max_batches
 
-    @whole
+    @uninterruptible
     async def claim(self, holder: str) -> MirrorWork | None:
         """Take a table that lacks changes, is to be looked at or is to be dropped; None if there is none due.
 
@@ -87,7 +87,7 @@ class Mirrors(Store):
             work = MirrorWork(dataset_id, holder, row.snapshot_id, check=check)
             return await _filled(connection, work, row.number, self._max_batches)
 
-    @whole
+    @uninterruptible
     async def everything(self, work: MirrorWork) -> MirrorWork:
         """Return the work of making the table hold all that counts, whatever it holds.
 
@@ -98,7 +98,7 @@ class Mirrors(Store):
             await _held(connection, work)
             return await _filled(connection, work, 0, None)
 
-    @whole
+    @uninterruptible
     async def renew(self, work: MirrorWork) -> None:
         """Renew the lease.
 
@@ -109,7 +109,7 @@ class Mirrors(Store):
             await _held(connection, work)
             await _write(connection, work, expire_time=await database_time(connection) + self._lease)
 
-    @whole
+    @uninterruptible
     async def done(self, work: MirrorWork, state: TableState | None, check_in: timedelta) -> None:
         """Write down that the work is done and give the lease back.
 
@@ -142,7 +142,7 @@ class Mirrors(Store):
                 holder=None,
             )
 
-    @whole
+    @uninterruptible
     async def failed(self, work: MirrorWork, message: str) -> None:
         """Write down why the work failed, and give the lease back; it is tried again later, each time later still.
 
@@ -161,13 +161,13 @@ class Mirrors(Store):
                 holder=None,
             )
 
-    @whole
+    @uninterruptible
     async def release(self, work: MirrorWork) -> None:
         """Give the lease back with the work undone; of no effect if it was taken over."""
         async with self.database.write() as connection:
             await _write(connection, work, holder=None)
 
-    @whole
+    @uninterruptible
     async def dropped(self, work: MirrorWork) -> None:
         """Write down that the table is gone, and forget the mirror.
 
@@ -179,7 +179,7 @@ class Mirrors(Store):
             for table in (mirrored_batches, mirrors):
                 await connection.execute(delete(table).where(table.c.dataset_id == work.dataset_id))
 
-    @whole
+    @uninterruptible
     async def release_all(self) -> None:
         """Take the leases of a former process and have every table looked at.
 
@@ -319,7 +319,7 @@ async def _write(connection: AsyncConnection, work: MirrorWork, **values: Any) -
 class MirrorStatuses(Store):
     """How far the mirrors of all tenants' datasets are."""
 
-    @whole
+    @uninterruptible
     async def of(self, dataset_ids: Collection[str]) -> Mapping[str, MirrorStatus]:
         """Return how far the mirrors of these datasets are; those that are not mirrored and never were are left out."""
         in_table = (batches.c.dataset_id == datasets.c.id) & (batches.c.number <= _NUMBER)

@@ -22,7 +22,7 @@ from profile_export.store.catalog.tenants import (
     source_datasets,
     union_of,
 )
-from profile_export.store.db.database import Store, fetch_all, slices, whole
+from profile_export.store.db.database import Store, fetch_all, slices, uninterruptible
 from profile_export.store.db.tables import batches, compactions, datasets, field_sets, files, uploads
 from profile_export.store.db.tables import datasets as datasets_of_all
 from profile_export.store.files.batches import is_seen
@@ -41,7 +41,7 @@ _PINNED_FILES = (
 class Snapshots(Store):
     """Snapshots of all tenants."""
 
-    @whole
+    @uninterruptible
     async def take(self, tenant: Tenant) -> Snapshot:
         """Pin every batch of the tenant's sources that counts now, and every file: compacted ones where they count."""
         tenant_id = id_of(tenant)
@@ -130,7 +130,7 @@ _COUNTING = (
 class Named(Store):
     """Names of folders and of uploads' bytes, of all tenants."""
 
-    @whole
+    @uninterruptible
     async def kept_folders(self) -> Sequence[str]:
         """Return the folders of all batches that need theirs: for files that count or will, or for refused rows."""
         refused = select(uploads.c.batch_key).where(uploads.c.rejected_rows > 0)
@@ -141,7 +141,7 @@ class Named(Store):
             found = await connection.execute(select(batches.c.folder).where(needed, is_seen()))
             return list(found.scalars())
 
-    @whole
+    @uninterruptible
     async def kept_uploads(self) -> Sequence[str]:
         """Return under which names the bytes of uploads are kept whose batches do not count yet."""
         query = (
@@ -164,7 +164,7 @@ class Named(Store):
         """Say whether any of some datasets, or of some uploads, is one of the store's."""
         return bool(await self.uploads(staged) or await self._known(datasets.c.id, dataset_ids))
 
-    @whole
+    @uninterruptible
     async def _known(self, column: ColumnElement[str], among: Collection[str]) -> set[str]:
         found: set[str] = set()
         async with self.database.read() as connection:
@@ -172,13 +172,13 @@ class Named(Store):
                 found.update(await connection.scalars(select(column).where(column.in_(some))))
         return found
 
-    @whole
+    @uninterruptible
     async def names_files(self) -> bool:
         """Say whether there is any file that somebody may come to read."""
         async with self.database.read() as connection:
             return (await connection.execute(_COUNTING.limit(1))).first() is not None
 
-    @whole
+    @uninterruptible
     async def open_folders(self) -> Sequence[OpenFolder]:
         """Return the folders of all batches that are being loaded."""
         loading = batches.c.state == BatchState.LOADING
@@ -195,7 +195,7 @@ class Named(Store):
                     named[key].add(name)
         return [OpenFolder(row.folder, frozenset(named[row.key]), row.job_id is not None) for row in rows]
 
-    @whole
+    @uninterruptible
     async def files(self) -> Sequence[NamedFile]:
         """Return the files of all batches that count, and those that their rows were merged into."""
         merged = select(compactions.c.path, compactions.c.bytes)

@@ -16,7 +16,7 @@ from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.export.receipt import RECEIPT_FILE, FilledBatch, StoredReceipt, receipt_of
 from profile_export.domain.jobs.job import Job
 from profile_export.store.catalog.tenants import id_of
-from profile_export.store.db.database import MOST_AT_ONCE, Store, fetch_first, slices, whole
+from profile_export.store.db.database import MOST_AT_ONCE, Store, fetch_first, slices, uninterruptible
 from profile_export.store.db.tables import batches, receipts
 from profile_export.store.files.batches import existing_batch, is_seen
 from profile_export.store.jobs.rows import phases_of
@@ -38,7 +38,7 @@ class UnwrittenReceipt:
 class Receipts(Store):
     """Receipts of all tenants."""
 
-    @whole
+    @uninterruptible
     async def get(self, tenant: Tenant, batch_id: str) -> StoredReceipt:
         """Return the receipt of a batch that counts.
 
@@ -56,7 +56,7 @@ class Receipts(Store):
             raise not_succeeded(batch_id, batch.state)
         return StoredReceipt(row.receipt, row.document.encode(), batch.folder)
 
-    @whole
+    @uninterruptible
     async def unwritten(self) -> Sequence[UnwrittenReceipt]:
         """Return the receipts that are to be put on the disk: of batches that count, which is where they still lie."""
         query = (
@@ -72,7 +72,7 @@ class Receipts(Store):
             for row in rows
         ]
 
-    @whole
+    @uninterruptible
     async def note_written(self, batch_keys: Sequence[int]) -> None:
         """Note that receipts are on the disk."""
         for some in slices(batch_keys, MOST_AT_ONCE):

@@ -35,7 +35,7 @@ from profile_export.store.catalog.tenants import (
     total,
 )
 from profile_export.store.db.columns import digest_of, value_of, write_ahead
-from profile_export.store.db.database import Database, Store, database_time, fetch_all, whole
+from profile_export.store.db.database import Database, Store, database_time, fetch_all, uninterruptible
 from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads
 from profile_export.store.files.batches import (
     batch_by_id,
@@ -84,7 +84,7 @@ class Uploads(Store):
         super().__init__(database)
         self._quotas = quotas
 
-    @whole
+    @uninterruptible
     async def open_upload(
         self, tenant: Tenant, start: UploadStart, folder: str, staged_as: str
     ) -> OpenUpload:
@@ -122,7 +122,7 @@ class Uploads(Store):
                 upload = replace(upload, staged_bytes=room)
             return OpenUpload(await batch_from(connection, row), upload, dataset, row.folder)
 
-    @whole
+    @uninterruptible
     async def reserve(self, tenant: Tenant, opened: OpenUpload, least: int, wanted: int) -> int:
         """Say that bytes arrive, and make room for them; return how many the file may have by now.
 
@@ -154,7 +154,7 @@ class Uploads(Store):
         await note_activity(connection, row.key)
         return known
 
-    @whole
+    @uninterruptible
     async def refuse_upload(
         self, tenant: Tenant, opened: OpenUpload, errors: Sequence[RowError], rejected_rows: int, folder: str
     ) -> None:
@@ -178,7 +178,7 @@ class Uploads(Store):
             if not row.several_files:
                 await end_batch(connection, row, BatchState.FAILED)
 
-    @whole
+    @uninterruptible
     async def accept_upload(self, tenant: Tenant, opened: OpenUpload, facts: UploadFacts) -> Batch:
         """Note that a file is complete; it waits for its batch.
 
@@ -201,7 +201,7 @@ class Uploads(Store):
             await note_activity(connection, row.key)
             return await batch_from(connection, row)
 
-    @whole
+    @uninterruptible
     async def check_loading(self, tenant: Tenant, batch_id: str) -> None:
         """Refuse to go on with a batch that has ended meanwhile.
 
@@ -212,7 +212,7 @@ class Uploads(Store):
         async with self.database.read() as connection:
             check_still_loading(await existing_batch(connection, id_of(tenant), batch_id))
 
-    @whole
+    @uninterruptible
     async def beside(self, tenant: Tenant, batch_id: str, file_name: str) -> Beside:
         """Return what the complete files of a batch mean for one that comes to them."""
         complete = (
@@ -230,7 +230,7 @@ class Uploads(Store):
             rows = await fetch_all(connection, known.order_by(field_sets.c.id))
             return Beside(first_row, [row.fields for row in rows])
 
-    @whole
+    @uninterruptible
     async def ended(self, staged: Collection[str]) -> Sequence[EndedBatch]:
         """Return the batches that bytes were sent for under these names and that have ended, with what they need."""
         batch_keys = select(uploads.c.batch_key).where(uploads.c.staged_as.in_(staged))

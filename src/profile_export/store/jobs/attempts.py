@@ -33,7 +33,7 @@ from profile_export.domain.jobs.job import (
 from profile_export.domain.schemas.types import TypeConflictError, is_wide, union_objects
 from profile_export.processes.computing import compute_if
 from profile_export.store.catalog.tenants import dataset_of, next_places
-from profile_export.store.db.database import Database, Store, database_time, whole
+from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import datasets, job_ranges, jobs, leases, tenants
 from profile_export.store.db.wakeups import Transaction
 from profile_export.store.files.batches import (
@@ -89,7 +89,7 @@ class Attempts(Store):
         super().__init__(database)
         self._most_running = quotas.running_jobs
 
-    @whole
+    @uninterruptible
     async def claim(self, worker: str, *, newcomers_only: bool = False) -> Claim | None:
         """Take a job that is due, tenants by turns and of each the oldest first; None if there is none.
 
@@ -118,7 +118,7 @@ class Attempts(Store):
             await connection.execute(insert(leases).values(lease))
             return await _claim(connection, fence, row, begun)
 
-    @whole
+    @uninterruptible
     async def begin_phase(
         self,
         fence: Fence,
@@ -146,7 +146,7 @@ class Attempts(Store):
                 await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
             await carry(connection, row, progress)
 
-    @whole
+    @uninterruptible
     async def heartbeat(self, fence: Fence, progress: Progress) -> JobState:
         """Renew the lease and carry progress in; bring back the job's state, which tells of a cancel.
 
@@ -159,7 +159,7 @@ class Attempts(Store):
             await carry(connection, row, progress, expire_time)
         return cast("JobState", row.state)
 
-    @whole
+    @uninterruptible
     async def state_of(self, fence: Fence) -> JobState:
         """Return the job's state.
 
@@ -169,7 +169,7 @@ class Attempts(Store):
         async with self.database.read() as connection:
             return cast("JobState", (await held(connection, fence)).state)
 
-    @whole
+    @uninterruptible
     async def record_range(self, fence: Fence, done: RangeDone, progress: Progress) -> None:
         """Write down a finished range and its files together; an attempt that comes later need not repeat it.
 
@@ -194,7 +194,7 @@ class Attempts(Store):
             await add_files(connection, added)
             await carry(connection, row, progress)
 
-    @whole
+    @uninterruptible
     async def commit(self, fence: Fence) -> Sequence[DataFile]:
         """Make the job's batches count, each with its receipt, and end it, all in one transaction.
 
@@ -230,7 +230,7 @@ class Attempts(Store):
             await end_attempt(connection, fence)
         return files
 
-    @whole
+    @uninterruptible
     async def end_with_error(self, fence: Fence, error: JobError) -> Job:
         """End an attempt that went wrong: the job is tried again later, or FAILED.
 
@@ -243,7 +243,7 @@ class Attempts(Store):
             move, not_before = after_error(job_from(row), error, await database_time(connection))
             return job_from(await _end(connection, fence, row, move, error=error, not_before=not_before))
 
-    @whole
+    @uninterruptible
     async def let_go(self, fence: Fence) -> None:
         """End a job that was asked to cancel, and forget what it recorded.
 
@@ -253,7 +253,7 @@ class Attempts(Store):
         async with self.database.write() as connection:
             await _end(connection, fence, await held(connection, fence), LET_GO)
 
-    @whole
+    @uninterruptible
     async def release(self, fence: Fence) -> None:
         """Give a job back unfinished, keeping its recorded ranges: this worker is about to stop.
 
@@ -264,7 +264,7 @@ class Attempts(Store):
         async with self.database.write() as connection:
             await _end(connection, fence, await held(connection, fence), RELEASE)
 
-    @whole
+    @uninterruptible
     async def leave(self, fence: Fence) -> None:
         """Have the sweeper look again where an attempt has written that ended without this worker's doing.
 

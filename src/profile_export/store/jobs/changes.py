@@ -15,7 +15,7 @@ from profile_export.domain.errors import PastEndError
 from profile_export.domain.jobs.job import JobFilter, JobState, JobView, Progress, Transition
 from profile_export.store.catalog.tenants import forget_job_revisions, id_of
 from profile_export.store.db.columns import value_of
-from profile_export.store.db.database import Database, Store, database_time, whole
+from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.pages import FEW, characters, fitting_count, page_rows
 from profile_export.store.db.tables import expired_jobs, job_transitions, jobs, leases, tenants
 from profile_export.store.jobs.rows import JOB_CHARACTERS, JOB_COLUMNS, views_of
@@ -81,7 +81,7 @@ class Changes(Store):
         super().__init__(database)
         self._kept_for = job_retention
 
-    @whole
+    @uninterruptible
     async def head(self, tenant: Tenant) -> Head:
         """Return where a tenant's jobs stand; all is 0 and empty for one that has stored nothing yet."""
         running = (
@@ -98,7 +98,7 @@ class Changes(Store):
             advances = [Advance(*row) for row in await connection.execute(running.order_by(jobs.c.id))]
         return Head(tenant_id, revision, forgotten, advances)
 
-    @whole
+    @uninterruptible
     async def between(self, tenant: Tenant, after: int, up_to: int) -> Sequence[Change]:
         """Return the changes after a revision up to another one, or the first of them if they are large.
 
@@ -141,7 +141,7 @@ class Changes(Store):
         rows = (await connection.execute(select(*JOB_COLUMNS).where(jobs.c.id.in_(ids)))).all()
         return {view.job.id: view for view in await views_of(connection, rows, self._kept_for)}
 
-    @whole
+    @uninterruptible
     async def list(self, tenant: Tenant, wanted: JobFilter, after_id: int, limit: int) -> Listed:
         """Return the jobs that a filter lets through, in the order of their ids after a given one.
 
@@ -159,7 +159,7 @@ class Changes(Store):
             rows, more = await page_rows(connection, query.order_by(jobs.c.id), limit, JOB_CHARACTERS, _ROOM)
             return Listed(revision, await views_of(connection, rows, self._kept_for), has_more=more)
 
-    @whole
+    @uninterruptible
     async def changed_since(
         self, tenant: Tenant, wanted: JobFilter, revision: int, limit: int
     ) -> tuple[int, Listed]:
@@ -188,13 +188,13 @@ class Changes(Store):
         """Let resuming end where changes are older than that; say whether anything was forgotten."""
         return any([await self._forget(tenant_id, kept_for) for tenant_id in await self._remembered()])
 
-    @whole
+    @uninterruptible
     async def _remembered(self) -> Sequence[int]:
         async with self.database.read() as connection:
             some = tenants.c.job_revision > tenants.c.forgotten_job_revision
             return (await connection.scalars(select(tenants.c.id).where(some))).all()
 
-    @whole
+    @uninterruptible
     async def _forget(self, tenant_id: int, kept_for: timedelta) -> bool:
         async with self.database.read() as connection:
             before = await database_time(connection) - kept_for

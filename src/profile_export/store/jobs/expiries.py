@@ -18,7 +18,7 @@ from profile_export.domain.catalog.datasets import (
     upload_expiry_reason,
 )
 from profile_export.store.catalog.tenants import forget_job_revisions, next_job_revision
-from profile_export.store.db.database import Store, database_time, whole
+from profile_export.store.db.database import Store, database_time, uninterruptible
 from profile_export.store.db.tables import (
     LOADING,
     batches,
@@ -52,7 +52,7 @@ class Expiries(Store):
     nothing was due. Who looks first reads, so that the one writing transaction is not held up for nothing.
     """
 
-    @whole
+    @uninterruptible
     async def expire_batches(self) -> Sequence[str]:
         """Hide batches that have counted as long as their dataset says, as a revert does; return their ids."""
         async with self.database.read() as connection:
@@ -78,7 +78,7 @@ class Expiries(Store):
                 connection.batches_changed()
         return [row.id for row in due]
 
-    @whole
+    @uninterruptible
     async def expire_uploads(self, kept_for: timedelta) -> GivenUp:
         """Fail batches of which nothing was sent for that long; they can be uploaded again."""
         async with self.database.read() as connection:
@@ -107,7 +107,7 @@ class Expiries(Store):
             gone = update(uploads).where(sent).values(lost).returning(uploads.c.staged_as)
             return GivenUp(ids, (await connection.scalars(gone)).all())
 
-    @whole
+    @uninterruptible
     async def expire_jobs(self, kept_for: timedelta) -> Sequence[int]:
         """Remove jobs that ended that long ago; their batches and receipts stay. Return the ids."""
         async with self.database.read() as connection:
@@ -124,7 +124,7 @@ class Expiries(Store):
             await connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))
         return ids
 
-    @whole
+    @uninterruptible
     async def forget_jobs(self) -> Sequence[int]:
         """Forget jobs that have been remembered long enough: from now on they never were; return their ids."""
         async with self.database.read() as connection:

@@ -26,7 +26,7 @@ from profile_export.domain.jobs.job import (
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.store.catalog.tenants import check_waiting_jobs, ensure_tenant, id_of, made_before
 from profile_export.store.db.columns import digest_of, value_of
-from profile_export.store.db.database import Database, Store, database_time, whole
+from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.pages import page_rows
 from profile_export.store.db.tables import batches, job_transitions, jobs
 from profile_export.store.jobs.rows import (
@@ -68,7 +68,7 @@ class Jobs(Store):
         self._most_waiting = quotas.waiting_jobs
         self._kept_for = kept_for
 
-    @whole
+    @uninterruptible
     async def create(self, tenant: Tenant, new: NewJob) -> tuple[JobView, bool]:
         """Make a job and its batch, or find the one made before with the same request id; True says found.
 
@@ -90,7 +90,7 @@ class Jobs(Store):
             await stamp(connection, row.id, 0, Phase.QUEUE, now)
             return await view_of(connection, row, self._kept_for), False
 
-    @whole
+    @uninterruptible
     async def made_by(self, tenant: Tenant, request_id: str, request: ExportRequest) -> JobView | None:
         """Return the job made before with a request id; None if there is none, or the id is empty.
 
@@ -101,7 +101,7 @@ class Jobs(Store):
             found = await made_before(connection, _JOBS, id_of(tenant), request_id, digest_of(request))
             return await view_of(connection, found, self._kept_for) if found else None
 
-    @whole
+    @uninterruptible
     async def get(self, tenant: Tenant, job_id: int) -> JobView:
         """Return a job.
 
@@ -112,7 +112,7 @@ class Jobs(Store):
             row = await existing_job(connection, tenant, job_id)
             return await view_of(connection, row, self._kept_for)
 
-    @whole
+    @uninterruptible
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[JobView]:
         """Return a page of jobs, newest first; ids grow with time, so they are the key."""
         query = _JOBS.where(jobs.c.tenant_id == id_of(tenant))
@@ -125,7 +125,7 @@ class Jobs(Store):
             views = await views_of(connection, rows, self._kept_for)
         return cut_page(views, request, lambda last: str(last.job.id), has_more=more)
 
-    @whole
+    @uninterruptible
     async def cancel(self, tenant: Tenant, job_id: int, requested_by: str, reason: str) -> JobView:
         """Ask a job to end without effect; asking again changes nothing.
 
@@ -142,7 +142,7 @@ class Jobs(Store):
                 row = await move_job(connection, row, move, cancellation=cancellation)
             return await view_of(connection, row, self._kept_for)
 
-    @whole
+    @uninterruptible
     async def transitions_after(
         self, tenant: Tenant, job_id: int, revision: int
     ) -> tuple[JobView, Sequence[Transition]]:

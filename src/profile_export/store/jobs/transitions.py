@@ -14,7 +14,7 @@ from profile_export.domain.jobs.job import FINAL_STATES, LEASE_TTL, Job, JobStat
 from profile_export.domain.jobs.timeouts import lapsed
 from profile_export.store.catalog.tenants import next_job_revision
 from profile_export.store.db.columns import columns_of
-from profile_export.store.db.database import Store, database_time, whole
+from profile_export.store.db.database import Store, database_time, uninterruptible
 from profile_export.store.db.tables import job_ranges, job_stamps, job_transitions, jobs, leases
 from profile_export.store.db.wakeups import Transaction
 from profile_export.store.jobs.leases import Fence, end_attempt
@@ -102,7 +102,7 @@ class Lapses(Store):
         """
         return [job for job_id in await self._led() if (job := await self._end(job_id))]
 
-    @whole
+    @uninterruptible
     async def _due(self) -> Sequence[int]:
         # Named one by one, so that an index finds the few among all that have ended: this is asked every second.
         unfinished = [state.value for state in JobState if state not in FINAL_STATES]
@@ -119,13 +119,13 @@ class Lapses(Store):
             query = select(over.c.id).order_by(turn, over.c.id).limit(MOST_AT_ONCE)
             return (await connection.scalars(query)).all()
 
-    @whole
+    @uninterruptible
     async def _led(self) -> Sequence[int]:
         async with self.database.read() as connection:
             query = select(leases.c.job_id).order_by(leases.c.job_id)
             return (await connection.scalars(query)).all()
 
-    @whole
+    @uninterruptible
     async def _end(self, job_id: int, is_kept: Callable[[Fence], bool] | None = None) -> Job | None:
         """Make the move that is due, if it still is: whoever was faster has made another one.
 
