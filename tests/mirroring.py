@@ -22,7 +22,7 @@ from profile_export.lake.local import LocalLake
 from profile_export.runner.mirror import Mirror
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
-from profile_export.store.db.tables import NamespaceUse, UploadFacts, batches
+from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.dropped import Drops
 from profile_export.store.files.loading import LoadingBatches
@@ -94,7 +94,7 @@ class World:
             pq.write_table(pa.Table.from_pylist([{"_batch_id": batch_id, **row} for row in rows]), place)
             found = [DataFile("0.parquet", f"{folder}/0.parquet", len(rows), place.stat().st_size, "")]
         nobody = NamespaceUse()
-        facts = UploadFacts(folder, tuple(found), 0, len(rows), EMPTY, nobody, nobody, (), batch_id, 0)
+        facts = IngestedFile(folder, tuple(found), 0, len(rows), EMPTY, nobody, nobody, (), batch_id, 0)
         await LoadingBatches(self.database).commit_batch(TENANT, batch_id, {"1": facts})
 
     async def revert(self, batch_id: str) -> None:

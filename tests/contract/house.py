@@ -29,7 +29,7 @@ from profile_export.runner.chores import Sweeper
 from profile_export.runner.compactor import Compactor
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database
-from profile_export.store.db.tables import NamespaceUse, UploadFacts, batches
+from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
 from profile_export.store.files.compactions import Compactions
 from profile_export.store.files.dropped import Drops
 from profile_export.store.files.loading import LoadingBatches
@@ -98,7 +98,7 @@ class House:
             for file in result.files
         )
         none = NamespaceUse()
-        facts = UploadFacts(folder, found, 0, result.rows, result.fields, none, none, (), "", 0)
+        facts = IngestedFile(folder, found, 0, result.rows, result.fields, none, none, (), "", 0)
         await self.loading.commit_batch(TENANT, batch_id, {"1": facts})
         return folder
 

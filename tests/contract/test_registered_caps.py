@@ -37,8 +37,8 @@ from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.catalog.tenants import IDENTITY, SEGMENT
 from profile_export.store.db.database import Database
 from profile_export.store.db.tables import (
+    IngestedFile,
     NamespaceUse,
-    UploadFacts,
     batches,
     namespace_spellings,
     namespaces,
@@ -79,7 +79,7 @@ class Store:
         named, of_segments = (
             NamespaceUse(tuple(_different(used)), frozenset(used)) for used in (identities, segments)
         )
-        facts = UploadFacts("x", (), 0, 0, known, named, of_segments, (), "sha", 1)
+        facts = IngestedFile("x", (), 0, 0, known, named, of_segments, (), "sha", 1)
         await self.loading.commit_batch(TENANT, batch_id, {"1": facts})
         return batch_id
 

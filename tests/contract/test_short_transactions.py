@@ -35,7 +35,7 @@ from profile_export.domain.schemas.types import TEXT, ObjectType, TypeConflictEr
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.db.database import Database, database_time
-from profile_export.store.db.tables import NamespaceUse, UploadFacts, batches, datasets
+from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches, datasets
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.loading import LoadingBatches
 from profile_export.store.files.named import Snapshots
@@ -84,12 +84,12 @@ class Store:
         made, _ = await self.catalog.create_dataset(self.tenant, new, f"{next(NUMBERS):024x}", "")
         return made.id
 
-    async def open(self, dataset_id: str, batch_id: str, file_name: str = "1") -> UploadFacts:
+    async def open(self, dataset_id: str, batch_id: str, file_name: str = "1") -> IngestedFile:
         start = UploadStart(dataset_id, batch_id, file_name, "csv")
         await self.uploads.open_upload(self.tenant, start, f"{dataset_id}/{batch_id}", f"{next(NUMBERS)}")
         return facts()
 
-    async def several(self, dataset_id: str, number: int) -> dict[str, UploadFacts]:
+    async def several(self, dataset_id: str, number: int) -> dict[str, IngestedFile]:
         """Fill a batch of so many files, each with fields and namespaces of its own."""
         await self.loading.create_batch(self.tenant, dataset_id, "several", "", f"{dataset_id}/several")
         sent = {}
@@ -129,10 +129,10 @@ def facts(
     fields: Sequence[str] = ("a",),
     identities: Sequence[str] = (),
     segments: Sequence[str] = (),
-) -> UploadFacts:
+) -> IngestedFile:
     use, of_segments = (NamespaceUse(tuple(used), frozenset(used)) for used in (identities, segments))
     known = ObjectType(dict.fromkeys(fields, TEXT))
-    return UploadFacts("x", tuple(map(file, files)), 0, 1, known, use, of_segments, (), "sha", 1)
+    return IngestedFile("x", tuple(map(file, files)), 0, 1, known, use, of_segments, (), "sha", 1)
 
 
 def range_done(claim: Claim) -> RangeDone:

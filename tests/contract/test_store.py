@@ -25,7 +25,7 @@ from profile_export.domain.schemas.types import TEXT, ArrayType, ObjectType
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.access import CannotOpenError
 from profile_export.store.db.database import Database, database_time, migrate
-from profile_export.store.db.tables import NamespaceUse, UploadFacts, jobs, metadata
+from profile_export.store.db.tables import IngestedFile, NamespaceUse, jobs, metadata
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.dropped import Drops
 from profile_export.store.files.loading import FieldsGrewError, LoadingBatches
@@ -83,7 +83,7 @@ class Store:
         made, _ = await self.catalog.create_dataset(TENANT, new, f"{next(NUMBERS):024x}", "")
         return made.id
 
-    async def upload(self, dataset_id: str, batch_id: str, facts: UploadFacts) -> None:
+    async def upload(self, dataset_id: str, batch_id: str, facts: IngestedFile) -> None:
         await self.open(dataset_id, batch_id)
         await self.loading.commit_batch(TENANT, batch_id, {"1": facts})
 
@@ -123,9 +123,9 @@ class Store:
 
 def facts(
     fields: ObjectType, sent: tuple[str, ...] = (), untyped: tuple[tuple[str, ...], ...] = ()
-) -> UploadFacts:
+) -> IngestedFile:
     use = NamespaceUse(sent[:1], frozenset(sent))
-    return UploadFacts("x", (FILE,), 0, 3, fields, use, NamespaceUse(), untyped, "sha", 10)
+    return IngestedFile("x", (FILE,), 0, 3, fields, use, NamespaceUse(), untyped, "sha", 10)
 
 
 @pytest_asyncio.fixture

@@ -34,7 +34,7 @@ from profile_export.processes.messages import ChildDiedError, TooExpensiveError
 from profile_export.processes.supervisor import Pool
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.schemas import Schemas
-from profile_export.store.db.tables import NamespaceUse, UploadFacts
+from profile_export.store.db.tables import IngestedFile, NamespaceUse
 from profile_export.store.files.loading import BatchChangedError, FieldsGrewError, LoadingBatches, OpenBatch
 from profile_export.store.files.uploads import OpenUpload, Uploads
 
@@ -53,9 +53,9 @@ class SentFile:
     byte_count: int
 
 
-def facts_of(result: IngestResult, folder: str, sent: SentFile, first_row: int) -> UploadFacts:
+def ingested_file(result: IngestResult, folder: str, sent: SentFile, first_row: int) -> IngestedFile:
     """Return what was made of a file, with its data files in `folder` of the lake."""
-    return UploadFacts(
+    return IngestedFile(
         folder=folder,
         files=tuple(
             DataFile(file.name, f"{folder}/{file.name}", file.rows, file.bytes, file.sha256)
@@ -238,7 +238,7 @@ class Loading:
 
     async def _complete(self, tenant: Tenant, batch_id: str, interest: Interest) -> Batch | None:
         while (opened := await self._batches.loading_batch(tenant, batch_id)) is not None:
-            sent: dict[str, UploadFacts] = {}
+            sent: dict[str, IngestedFile] = {}
             try:
                 await self._settle(tenant, opened, sent, interest)
                 batch = await self._batches.commit_batch(tenant, batch_id, sent)
@@ -339,14 +339,14 @@ class Loading:
         while True:
             # Asked for anew: another batch may have taught the dataset fields meanwhile.
             dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
-            facts = await self._ingested(tenant, dataset, sent, (dataset.fields, 0), interest)
+            ingested = await self._ingested(tenant, dataset, sent, (dataset.fields, 0), interest)
             try:
-                committed = {sent.upload.file_name: facts}
+                committed = {sent.upload.file_name: ingested}
                 return await self._batches.commit_batch(tenant, sent.batch_id, committed)
             except FieldsGrewError:
-                await self._remove(facts.folder)
+                await self._remove(ingested.folder)
             except DomainError:
-                await self._remove(facts.folder)
+                await self._remove(ingested.folder)
                 raise
 
     async def _beside_others(
@@ -358,27 +358,27 @@ class Loading:
         fields = dataset.fields
         for known in beside.fields:
             fields = union_objects(fields, known)
-        facts = await self._ingested(tenant, dataset, sent, (fields, beside.first_row), interest)
+        ingested = await self._ingested(tenant, dataset, sent, (fields, beside.first_row), interest)
         try:
-            return await self._uploads.accept_upload(tenant, opened, facts)
+            return await self._uploads.accept_upload(tenant, opened, ingested)
         except DomainError:
-            await self._remove(facts.folder)
+            await self._remove(ingested.folder)
             raise
 
     async def _settle(
-        self, tenant: Tenant, opened: OpenBatch, settled: dict[str, UploadFacts], interest: Interest
+        self, tenant: Tenant, opened: OpenBatch, settled: dict[str, IngestedFile], interest: Interest
     ) -> None:
         """Bring the files of a batch together: rows that count on, and no type that one of them lacks.
 
         `settled` gets what each file holds then, by name.
         """
         fields, first_row = opened.dataset.fields, 0
-        for facts in opened.uploads.values():
-            fields = union_objects(fields, facts.fields)
-        for upload, facts in opened.uploads.items():
-            right = facts
-            if facts.first_row != first_row or any(type_at(fields, path) for path in facts.untyped):
-                sent = SentFile(opened.batch.id, opened.folder, upload, facts.sha256, facts.byte_count)
+        for ingested in opened.uploads.values():
+            fields = union_objects(fields, ingested.fields)
+        for upload, ingested in opened.uploads.items():
+            right = ingested
+            if ingested.first_row != first_row or any(type_at(fields, path) for path in ingested.untyped):
+                sent = SentFile(opened.batch.id, opened.folder, upload, ingested.sha256, ingested.byte_count)
                 right = await self._ingested(tenant, opened.dataset, sent, (fields, first_row), interest)
             settled[upload.file_name] = right
             first_row += right.rows
@@ -390,7 +390,7 @@ class Loading:
         sent: SentFile,
         known: tuple[ObjectType, int],
         interest: Interest,
-    ) -> UploadFacts:
+    ) -> IngestedFile:
         """Ingest a file into a folder of its own; `known` are the fields that it has at least, and its first row."""
         fields, first_row = known
         schema = await self._schemas.get(tenant, dataset.schema.id)
@@ -427,14 +427,16 @@ class Loading:
                     retry_after=_RETRY_AFTER,
                 ) from None
             raise
-        facts = facts_of(result, folder, sent, first_row)
-        rejected = [f"{folder}/{REJECTED_FILE}"] if facts.rejected_rows else []
-        await asyncio.to_thread(self._lake.publish, [*(file.path for file in facts.files), *rejected])
-        return facts
+        ingested = ingested_file(result, folder, sent, first_row)
+        rejected = [f"{folder}/{REJECTED_FILE}"] if ingested.rejected_rows else []
+        await asyncio.to_thread(self._lake.publish, [*(file.path for file in ingested.files), *rejected])
+        return ingested
 
-    async def _drop(self, made: Mapping[Any, UploadFacts], counting: Mapping[Any, UploadFacts]) -> None:
+    async def _drop(self, made: Mapping[Any, IngestedFile], counting: Mapping[Any, IngestedFile]) -> None:
         """Remove what was ingested, but for what is the same in what counts."""
-        for folder in {facts.folder for facts in made.values()} - {one.folder for one in counting.values()}:
+        for folder in {ingested.folder for ingested in made.values()} - {
+            one.folder for one in counting.values()
+        }:
             await self._remove(folder)
 
     async def _remove(self, folder: str) -> None:

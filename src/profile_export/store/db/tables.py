@@ -62,7 +62,7 @@ def used_together(uses: Iterable[NamespaceUse]) -> NamespaceUse:
 
 
 @dataclass(frozen=True, slots=True)
-class UploadFacts:
+class IngestedFile:
     """What an uploaded file turned out to hold.
 
     `folder` is where its data files and rejected rows are, `first_row` the number of its first row within the batch.
@@ -85,16 +85,16 @@ class UploadFacts:
     errors: tuple[RowError, ...] = ()
 
 
-def accepted(facts: UploadFacts) -> dict[str, Any]:
+def accepted(ingested: IngestedFile) -> dict[str, Any]:
     """Return what the row of a complete file says."""
     return {
         "state": UploadState.COMPLETE,
-        "byte_count": facts.byte_count,
-        "staged_bytes": facts.byte_count,
-        "sha256": facts.sha256,
-        "folder": facts.folder,
-        "rejected_rows": facts.rejected_rows,
-        "errors": facts.errors,
+        "byte_count": ingested.byte_count,
+        "staged_bytes": ingested.byte_count,
+        "sha256": ingested.sha256,
+        "folder": ingested.folder,
+        "rejected_rows": ingested.rejected_rows,
+        "errors": ingested.errors,
     }
 
 
@@ -255,7 +255,7 @@ uploads = Table(
     Column("errors", Json(tuple[RowError, ...]), nullable=False, default=()),
     # What ingestion made of a complete file of a batch that is not complete yet; its rows and fields also apart, for
     # the file that comes next.
-    Column("facts", Json(UploadFacts)),
+    Column("facts", Json(IngestedFile)),
     Column("rows", BigInteger, nullable=False, default=0, server_default="0"),
     Column("field_set_id", ForeignKey("field_sets.id")),
     UniqueConstraint("batch_key", "file_name"),

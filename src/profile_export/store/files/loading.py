@@ -39,7 +39,7 @@ from profile_export.store.catalog.tenants import (
 from profile_export.store.catalog.unions import Growth, foresee_growth, grow, keep_unions, still_holds
 from profile_export.store.db.columns import digest_of, value_of, write_ahead
 from profile_export.store.db.database import Database, Store, fetch_all, uninterruptible
-from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads, used_together
+from profile_export.store.db.tables import IngestedFile, accepted, batches, field_sets, uploads, used_together
 from profile_export.store.files.batches import (
     AddedFile,
     CountedBatch,
@@ -64,7 +64,7 @@ class OpenBatch:
     batch: Batch
     dataset: Dataset
     folder: str
-    uploads: Mapping[Upload, UploadFacts]
+    uploads: Mapping[Upload, IngestedFile]
 
 
 class FieldsGrewError(Exception):
@@ -155,7 +155,7 @@ class LoadingBatches(Store):
             )
 
     @uninterruptible
-    async def commit_batch(self, tenant: Tenant, batch_id: str, sent: Mapping[str, UploadFacts]) -> Batch:
+    async def commit_batch(self, tenant: Tenant, batch_id: str, sent: Mapping[str, IngestedFile]) -> Batch:
         """Make a batch count: number, ingest time, files, fields and namespaces, in one transaction.
 
         Args:
@@ -171,19 +171,19 @@ class LoadingBatches(Store):
             TooManyError: More fields or namespaces would be known than may be.
         """
         used = {
-            IDENTITY: used_together(facts.identity_namespaces for facts in sent.values()),
-            SEGMENT: used_together(facts.segment_namespaces for facts in sent.values()),
+            IDENTITY: used_together(ingested.identity_namespaces for ingested in sent.values()),
+            SEGMENT: used_together(ingested.segment_namespaces for ingested in sent.values()),
         }
         for kind, use in used.items():
             check_batch_namespaces(kind, use.first_spellings, use.all_spellings)
         growth = await self._foreseen(tenant, batch_id, sent)
         digests = {
-            file_name: await compute_if(is_wide([facts.fields]), digest_of, facts.fields)
-            for file_name, facts in sent.items()
+            file_name: await compute_if(is_wide([ingested.fields]), digest_of, ingested.fields)
+            for file_name, ingested in sent.items()
         }
         different = {
-            digests[file_name]: await write_ahead(field_sets.c.fields, facts.fields)
-            for file_name, facts in sent.items()
+            digests[file_name]: await write_ahead(field_sets.c.fields, ingested.fields)
+            for file_name, ingested in sent.items()
         }
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
@@ -197,7 +197,7 @@ class LoadingBatches(Store):
                 growth = await self._growth(connection, tenant_id, row.dataset_id, sent)
             await grow(connection, tenant_id, growth)
             fields = growth.fields[row.dataset_id]
-            if any(type_at(fields, path) for facts in sent.values() for path in facts.untyped):
+            if any(type_at(fields, path) for ingested in sent.values() for path in ingested.untyped):
                 raise FieldsGrewError
             for kind, use in used.items():
                 await register_namespaces(connection, tenant_id, kind, use.first_spellings, use.all_spellings)
@@ -205,9 +205,9 @@ class LoadingBatches(Store):
             field_set_ids = await field_sets_of(connection, row.dataset_id, different)
             counted: list[DataFile] = []
             added: list[AddedFile] = []
-            for index, (file_name, facts) in enumerate(sent.items()):
+            for index, (file_name, ingested) in enumerate(sent.items()):
                 prefix = f"{index:05}-" if row.several_files else ""
-                files = [replace(file, name=f"{prefix}{file.name}") for file in facts.files]
+                files = [replace(file, name=f"{prefix}{file.name}") for file in ingested.files]
                 added += (AddedFile(row.key, file, field_set_ids[digests[file_name]]) for file in files)
                 counted += files
             await add_files(connection, added)
@@ -218,13 +218,13 @@ class LoadingBatches(Store):
             keep_unions(self.database.unions, tenant_id, growth.outlook)
         return batch
 
-    async def _foreseen(self, tenant: Tenant, batch_id: str, sent: Mapping[str, UploadFacts]) -> Growth:
+    async def _foreseen(self, tenant: Tenant, batch_id: str, sent: Mapping[str, IngestedFile]) -> Growth:
         async with self.database.read() as connection:
             row = await existing_batch(connection, id_of(tenant), batch_id)
             return await self._growth(connection, id_of(tenant), row.dataset_id, sent)
 
     async def _growth(
-        self, connection: AsyncConnection, tenant_id: Any, dataset_id: str, sent: Mapping[str, UploadFacts]
+        self, connection: AsyncConnection, tenant_id: Any, dataset_id: str, sent: Mapping[str, IngestedFile]
     ) -> Growth:
         dataset = await dataset_of(connection, tenant_id, dataset_id)
         fields = await _fields_with(dataset, sent)
@@ -254,33 +254,35 @@ class LoadingBatches(Store):
             return await end_batch(connection, row, BatchState.ABORTED, reason), row.folder, staged
 
 
-async def _fields_with(dataset: Dataset, sent: Mapping[str, UploadFacts]) -> ObjectType:
+async def _fields_with(dataset: Dataset, sent: Mapping[str, IngestedFile]) -> ObjectType:
     """Return what a dataset knows with the fields of files.
 
     Raises:
         TypeConflictError: They contradict it, or each other.
     """
-    found = [facts.fields for facts in sent.values()]
+    found = [ingested.fields for ingested in sent.values()]
     return await compute_if(is_wide(found), lambda: reduce(union_objects, found, dataset.fields))
 
 
 async def _check_same_files(
-    connection: AsyncConnection, batch: Row[Any], sent: Mapping[str, UploadFacts]
+    connection: AsyncConnection, batch: Row[Any], sent: Mapping[str, IngestedFile]
 ) -> None:
     """Refuse a commit that does not name exactly the complete files, or while another is open."""
     query = select(uploads.c.file_name, uploads.c.sha256).where(
         uploads.c.batch_key == batch.key, uploads.c.state != UploadState.REFUSED
     )
     found = {row.file_name: row.sha256 for row in await connection.execute(query)}
-    if found != {file_name: facts.sha256 for file_name, facts in sent.items()}:
+    if found != {file_name: ingested.sha256 for file_name, ingested in sent.items()}:
         raise BatchChangedError
 
 
 async def _note_accepted(
-    connection: AsyncConnection, batch_key: int, sent: Mapping[str, UploadFacts]
+    connection: AsyncConnection, batch_key: int, sent: Mapping[str, IngestedFile]
 ) -> None:
     """Note that files, by name, are complete, and that it need not be known any more what they hold."""
-    rows = [{"of_file": file_name} | accepted(facts) | {"facts": None} for file_name, facts in sent.items()]
+    rows = [
+        {"of_file": file_name} | accepted(ingested) | {"facts": None} for file_name, ingested in sent.items()
+    ]
     query = update(uploads).where(
         uploads.c.batch_key == batch_key, uploads.c.file_name == bindparam("of_file")
     )

@@ -36,7 +36,7 @@ from profile_export.store.catalog.tenants import (
 )
 from profile_export.store.db.columns import digest_of, value_of, write_ahead
 from profile_export.store.db.database import Database, Store, database_time, fetch_all, uninterruptible
-from profile_export.store.db.tables import UploadFacts, accepted, batches, field_sets, uploads
+from profile_export.store.db.tables import IngestedFile, accepted, batches, field_sets, uploads
 from profile_export.store.files.batches import (
     batch_by_id,
     batch_from,
@@ -179,22 +179,22 @@ class Uploads(Store):
                 await end_batch(connection, row, BatchState.FAILED)
 
     @uninterruptible
-    async def accept_upload(self, tenant: Tenant, opened: OpenUpload, facts: UploadFacts) -> Batch:
+    async def accept_upload(self, tenant: Tenant, opened: OpenUpload, ingested: IngestedFile) -> Batch:
         """Note that a file is complete; it waits for its batch.
 
         Raises:
             FailedPreconditionError: The batch has ended meanwhile.
         """
-        digest = await compute_if(is_wide([facts.fields]), digest_of, facts.fields)
-        facts_written = await write_ahead(uploads.c.facts, facts)
-        fields_written = await write_ahead(field_sets.c.fields, facts.fields)
+        digest = await compute_if(is_wide([ingested.fields]), digest_of, ingested.fields)
+        ingested_written = await write_ahead(uploads.c.facts, ingested)
+        fields_written = await write_ahead(field_sets.c.fields, ingested.fields)
         async with self.database.write() as connection:
             row = await existing_batch(connection, id_of(tenant), opened.batch.id)
             check_still_loading(row)
             ids = await field_sets_of(connection, row.dataset_id, {digest: fields_written})
-            values = accepted(facts) | {
-                "facts": facts_written,
-                "rows": facts.rows,
+            values = accepted(ingested) | {
+                "facts": ingested_written,
+                "rows": ingested.rows,
                 "field_set_id": ids[digest],
             }
             await connection.execute(upload_of(row, opened.upload.file_name).values(values))
