@@ -24,7 +24,7 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
 from profile_export.store.files.batches import Batches
-from profile_export.store.files.dropped import Drops
+from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.files.loading import LoadingBatches
 from profile_export.store.files.mirrors import LEASE_TTL, Mirrors, MirrorStatuses
 from profile_export.store.files.named import Named
@@ -113,9 +113,9 @@ class World:
 
     async def folders(self) -> list[str]:
         """The folders of batches that may not leave the disk, without the dataset's."""
-        drops = Drops(self.database)
+        dropped = DroppedFolders(self.database)
         counting = await Named(self.database).kept_folders()
-        staying = {*counting, *await drops.folders()} - set(await drops.due(timedelta()))
+        staying = {*counting, *await dropped.folders()} - set(await dropped.due(timedelta()))
         return sorted(folder.split("/")[1] for folder in staying)
 
     def held(self, dataset_id: str) -> list[str]:

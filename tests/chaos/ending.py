@@ -19,7 +19,7 @@ from profile_export.domain.jobs.job import Job, JobState, Phase, Stamp, Transiti
 from profile_export.store.db.tables import (
     batches,
     compactions,
-    drops,
+    dropped_folders,
     files,
     job_ranges,
     job_stamps,
@@ -110,7 +110,7 @@ async def read_ending(
             for table in (leases, job_ranges)
         }
         copies = frozenset((await connection.execute(select(compactions.c.path))).scalars())
-        dropped = frozenset((await connection.execute(select(drops.c.folder))).scalars())
+        dropped = frozenset((await connection.execute(select(dropped_folders.c.folder))).scalars())
     lake = data_dir / "lake"
     damaged = [file.path for batch in found.values() for file in batch.files if not _is_whole(lake, file)]
     return Ending(

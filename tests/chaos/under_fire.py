@@ -25,7 +25,7 @@ from profile_export.domain.jobs.job import JobState, Progress
 from profile_export.engines.duckdb.engine import DuckDbEngine, EngineAttempt
 from profile_export.lake.local import LocalLake
 from profile_export.store.db.database import Database, uninterruptible
-from profile_export.store.files.dropped import Drops
+from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.files.receipts import Receipts
 from profile_export.store.jobs.attempts import Attempts
 from profile_export.store.jobs.jobs import Jobs
@@ -90,7 +90,7 @@ _WATCHED: Sequence[tuple[type, str, str]] = (
     (Jobs, "create", "create"),
     (Jobs, "cancel", "cancel"),
     (Lapses, "_end", "lapse"),
-    (Drops, "forget", "forget what was swept"),
+    (DroppedFolders, "forget", "forget what was swept"),
 )
 
 

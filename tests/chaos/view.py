@@ -15,7 +15,7 @@ from profile_export.domain.jobs.job import JobState, Phase
 from profile_export.store.db.database import database_time
 from profile_export.store.db.postgresql import PostgresDatabase
 from profile_export.store.db.sqlite import SqliteFile
-from profile_export.store.db.tables import drops, job_stamps, jobs, leases
+from profile_export.store.db.tables import dropped_folders, job_stamps, jobs, leases
 from tests.databases import Place
 
 IN_PROCESSING = tuple(phase.value for phase in (Phase.PLAN, Phase.RESOLVE, Phase.RUN, Phase.COMMIT))
@@ -79,7 +79,9 @@ class View:
         """Tell whether every job has ended, and the sweeper has been wherever an attempt has written."""
         final = [state.value for state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)]
         unfinished = select(func.count()).select_from(jobs).where(jobs.c.state.not_in(final))
-        unswept = select(func.count()).select_from(drops).where(drops.c.batch_key.is_not(None))
+        unswept = (
+            select(func.count()).select_from(dropped_folders).where(dropped_folders.c.batch_key.is_not(None))
+        )
         async with self.engine.begin() as connection:
             return not any(
                 [(await connection.execute(query)).scalar_one() for query in (unfinished, unswept)]

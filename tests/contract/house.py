@@ -31,7 +31,7 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
 from profile_export.store.files.compactions import Compactions
-from profile_export.store.files.dropped import Drops
+from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.files.loading import LoadingBatches
 from profile_export.store.files.named import Snapshots
 from profile_export.store.files.uploads import Uploads
@@ -70,7 +70,7 @@ class House:
         self.loading = LoadingBatches(self.database)
         self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
         self.snapshots = Snapshots(self.database)
-        self.compactions, self.drops = Compactions(self.database), Drops(self.database)
+        self.compactions, self.dropped = Compactions(self.database), DroppedFolders(self.database)
         self.compactor = Compactor(
             self.compactions, self.wakeups, self.lake, Merger(self.children), self.new_id
         )
@@ -123,7 +123,7 @@ class House:
             )
 
     async def sweep(self, grace: timedelta = NO_GRACE) -> None:
-        await Sweeper(self.drops, self.lake, grace).step()
+        await Sweeper(self.dropped, self.lake, grace).step()
 
     async def plan(self, graph: IdentityGraph = IdentityGraph.PDG) -> ExportPlan:
         request = ExportRequest("destination", event_list=EventList())

@@ -92,7 +92,7 @@ async def test_what_is_left_after_a_revert_or_an_expiry_is_compacted_anew(
 
     (second,) = await house.compactions.folders()
     assert first != second
-    assert await house.drops.folders() == [first]
+    assert await house.dropped.folders() == [first]
     assert pinned(await house.plan()) == [f"{second}/00000.parquet"]
     assert await house.export() == rows
 
@@ -131,7 +131,7 @@ async def test_a_merge_of_merged_files_is_void_when_one_of_them_is_gone(house: H
     committed = await house.compactions.commit(merge, f"{crm}/merged", file)
 
     assert not committed
-    assert await house.drops.folders() == []
+    assert await house.dropped.folders() == []
 
 
 class Hooked(Pool):
@@ -213,7 +213,7 @@ async def test_a_file_that_has_been_merged_further_stays_for_the_job_that_pinned
     await house.attempts.commit(claim.fence)
     await house.sweep()
     assert not superseded & house.on_disk(crm)
-    assert await house.drops.folders() == []
+    assert await house.dropped.folders() == []
 
 
 async def test_what_is_large_or_exported_or_of_other_fields_is_left_alone(house: House) -> None:
@@ -326,4 +326,4 @@ async def test_a_dataset_that_goes_takes_its_compacted_files_along(house: House)
 
     (kept,) = await house.compactions.folders()
     assert kept.startswith(other)
-    assert set(await house.drops.folders()) == {crm, *folders} - {kept}
+    assert set(await house.dropped.folders()) == {crm, *folders} - {kept}

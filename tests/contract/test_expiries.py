@@ -233,7 +233,7 @@ async def test_what_a_server_expired_before_it_died_leaves_the_disk_with_the_nex
     async with opened(House(tmp_path, Supervisor().pool(), place)) as later:
         kept = {
             *await Named(later.database).kept_folders(),
-            *await later.drops.folders(),
+            *await later.dropped.folders(),
         }
         named_by_nothing = set(later.lake.untouched(NO_GRACE)) - kept
         at_start = later.on_disk(dataset_id)

@@ -30,7 +30,7 @@ from profile_export.domain.jobs.job import FINAL_STATES, Job, JobError, JobState
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.store.db.tables import (
     batches,
-    drops,
+    dropped_folders,
     files,
     job_ranges,
     job_stamps,
@@ -60,7 +60,7 @@ TIMES = {
     job_stamps: ("time",),
     leases: ("expire_time",),
 }
-TABLES = (jobs, job_transitions, job_stamps, leases, job_ranges, batches, files, receipts, drops)
+TABLES = (jobs, job_transitions, job_stamps, leases, job_ranges, batches, files, receipts, dropped_folders)
 # Plans and receipts take long to read.
 LOOKED_AT = {
     table: [column for column in table.c if column.name not in {"bound", "plan", "notes", "receipt"}]

@@ -9,8 +9,8 @@ import pytest_asyncio
 from sqlalchemy import func, select, text
 
 from profile_export.domain.schemas.types import TEXT, ObjectType
-from profile_export.store.db.tables import drops
-from profile_export.store.files.dropped import Drops, drop
+from profile_export.store.db.tables import dropped_folders
+from profile_export.store.files.dropped import DroppedFolders, drop
 from profile_export.store.files.receipts import Receipts
 from tests.contract.test_store import TENANT, Store, facts
 from tests.databases import Place
@@ -35,10 +35,10 @@ async def test_any_number_of_folders_is_forgotten(store: Store) -> None:
     async with store.database.write() as connection:
         await drop(connection, folders)
 
-    await Drops(store.database).forget(folders)
+    await DroppedFolders(store.database).forget(folders)
 
     async with store.database.read() as connection:
-        assert (await connection.execute(select(func.count()).select_from(drops))).scalar_one() == 0
+        assert (await connection.execute(select(func.count()).select_from(dropped_folders))).scalar_one() == 0
 
 
 @pytest.mark.slow

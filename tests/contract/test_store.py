@@ -27,7 +27,7 @@ from profile_export.store.db.access import CannotOpenError
 from profile_export.store.db.database import Database, database_time, migrate
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, jobs, metadata
 from profile_export.store.files.batches import Batches
-from profile_export.store.files.dropped import Drops
+from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.files.loading import FieldsGrewError, LoadingBatches
 from profile_export.store.files.named import Snapshots
 from profile_export.store.files.uploads import Uploads
@@ -456,4 +456,4 @@ async def test_what_is_left_of_a_refused_upload_is_dropped_when_it_is_uploaded_a
     again = await store.uploads.open_upload(TENANT, start, f"{dataset}/second", "staged anew")
 
     assert again.folder == f"{dataset}/second"
-    assert await Drops(store.database).folders() == [f"{dataset}/first"]
+    assert await DroppedFolders(store.database).folders() == [f"{dataset}/first"]

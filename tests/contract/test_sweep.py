@@ -17,7 +17,7 @@ from profile_export.domain.jobs.job import LEASE_TTL, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.processes.supervisor import Supervisor
 from profile_export.store.db.database import database_time
-from profile_export.store.db.tables import batches, drops, mirrored_batches, mirrors
+from profile_export.store.db.tables import batches, dropped_folders, mirrored_batches, mirrors
 from profile_export.store.files.dropped import drop
 from profile_export.store.jobs.attempts import Claim, RangeDone
 from profile_export.store.jobs.jobs import NewJob
@@ -50,7 +50,7 @@ async def test_a_dropped_folder_leaves_the_disk_when_its_time_has_passed_and_not
 
     assert early == {f"{crm}/p1", f"{crm}/p2", f"{crm}/p3"}
     assert house.on_disk(crm) == {f"{crm}/p2", f"{crm}/p3"}
-    assert await house.drops.folders() == [f"{crm}/p2"]
+    assert await house.dropped.folders() == [f"{crm}/p2"]
     async with house.database.write() as connection:
         await connection.execute(delete(mirrored_batches))
     await house.sweep()
@@ -61,11 +61,11 @@ async def test_the_grace_counts_from_the_first_drop(house: House) -> None:
     async with house.database.write() as connection:
         await drop(connection, ["d/b"])
         an_hour_ago = await database_time(connection) - timedelta(hours=1)
-        await connection.execute(update(drops).values(drop_time=an_hour_ago))
+        await connection.execute(update(dropped_folders).values(drop_time=an_hour_ago))
         await drop(connection, ["d/b"])
 
-    assert await house.drops.due(timedelta(hours=2)) == []
-    assert await house.drops.due(timedelta(minutes=59)) == ["d/b"]
+    assert await house.dropped.due(timedelta(hours=2)) == []
+    assert await house.dropped.due(timedelta(minutes=59)) == ["d/b"]
 
 
 async def test_a_folder_that_was_removed_before_the_server_died_is_forgotten_by_the_next(
@@ -76,7 +76,7 @@ async def test_a_folder_that_was_removed_before_the_server_died_is_forgotten_by_
 
     await house.sweep()
 
-    assert await house.drops.folders() == []
+    assert await house.dropped.folders() == []
 
 
 # --- What attempts leave ---
@@ -119,7 +119,7 @@ class Attempted:
     async def lease_time_passes(self) -> None:
         async with self.house.database.write() as connection:
             before = await database_time(connection) - LEASE_TTL
-            await connection.execute(update(drops).values(drop_time=before))
+            await connection.execute(update(dropped_folders).values(drop_time=before))
 
 
 async def test_a_file_that_a_dead_attempt_has_not_recorded_goes_after_the_time_of_a_lease(
@@ -161,7 +161,7 @@ async def test_no_file_of_a_cancelled_job_stays(house: House) -> None:
     await house.sweep()
 
     assert not attempted.folder.parent.exists()
-    assert await house.drops.left_behind() == []
+    assert await house.dropped.left_behind() == []
 
 
 async def test_of_a_batch_that_counts_the_files_stay_and_nothing_else(house: House) -> None:

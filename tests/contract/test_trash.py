@@ -56,7 +56,7 @@ class Keeper:
         )
         loading = Loading(rooms, RowLimits(100_000, 10_000), Expense(), house.new_id)
         left = LeftoverRooms(
-            Instances(database), Named(database), house.compactions, house.drops, loading, house.lake
+            Instances(database), Named(database), house.compactions, house.dropped, loading, house.lake
         )
         return Leftovers(left, DAYS)
 

@@ -12,7 +12,7 @@ from profile_export.store.db.access import CannotOpenError
 from profile_export.store.db.database import Database, newest_revision
 from profile_export.store.db.instance import Instances
 from profile_export.store.files.compactions import Compactions
-from profile_export.store.files.dropped import Drops
+from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.files.named import Named
 
 
@@ -104,7 +104,7 @@ class _Place:
                 self._instances,
                 Named(self._database),
                 Compactions(self._database),
-                Drops(self._database),
+                DroppedFolders(self._database),
                 self._lake,
             )
             return await checkup.run()

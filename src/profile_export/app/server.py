@@ -45,7 +45,7 @@ from profile_export.store.catalog.policies import Policies
 from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.compactions import Compactions
-from profile_export.store.files.dropped import Drops
+from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.files.loading import LoadingBatches
 from profile_export.store.files.mirrors import Mirrors, MirrorStatuses
 from profile_export.store.files.named import Named
@@ -148,10 +148,10 @@ class Application:
             self._jobs.name, self._mirrors, tables, self._mirroring, self._lake, wakeups, keep
         )
         self._mirror_task: asyncio.Task[None] | None = None
-        compactions, drops = Compactions(self._database), Drops(self._database)
+        compactions, dropped = Compactions(self._database), DroppedFolders(self._database)
         grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(compactions, wakeups, self._lake, Merger(compacting), new_id)
-        self._sweeper = Sweeper(drops, self._lake, grace)
+        self._sweeper = Sweeper(dropped, self._lake, grace)
         expiries = Expiries(self._database)
         self._expiry_sweeper = ExpirySweeper(
             expiries, changes, settings.job_retention, settings.watch_history
@@ -160,7 +160,7 @@ class Application:
             expiries, loading, timedelta(hours=settings.upload_expiry_hours)
         )
         left = LeftoverRooms(
-            self._jobs.instances, Named(self._database), compactions, drops, loading, self._lake
+            self._jobs.instances, Named(self._database), compactions, dropped, loading, self._lake
         )
         self._leftovers = Leftovers(left, timedelta(days=settings.trash_days))
         self._server: GrpcServer | None = None

@@ -11,7 +11,7 @@ from profile_export.application.ports import Lake
 from profile_export.application.uploads.loading import Loading
 from profile_export.runner.background import repeat
 from profile_export.runner.keeper import LeaseKeeper
-from profile_export.store.files.dropped import Drops
+from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.jobs.changes import Changes
 from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.transitions import Lapses
@@ -111,13 +111,13 @@ class Sweeper:
     """Removes what has been dropped.
 
     Args:
-        drops: What has been dropped.
+        dropped: The folders that have been dropped.
         lake: Where files live.
         grace: How long a download may take that began before the drop.
     """
 
-    def __init__(self, drops: Drops, lake: Lake, grace: timedelta) -> None:
-        self._drops = drops
+    def __init__(self, dropped: DroppedFolders, lake: Lake, grace: timedelta) -> None:
+        self._dropped = dropped
         self._lake = lake
         self._grace = grace
 
@@ -128,13 +128,13 @@ class Sweeper:
     async def step(self) -> bool:
         """Remove what is due; a folder is forgotten after it is gone, so a crash between the two does no harm."""
         gone = []
-        for folder in await self._drops.due(self._grace):
+        for folder in await self._dropped.due(self._grace):
             await asyncio.to_thread(self._lake.remove, folder)
             if self._lake.exists(folder):
                 _log.warning("not_removed", folder=folder)
             else:
                 gone.append(folder)
-        for left in await self._drops.left_behind():
+        for left in await self._dropped.left_behind():
             try:
                 await asyncio.to_thread(self._lake.keep_only, left.folder, left.kept)
             except OSError:
@@ -142,6 +142,6 @@ class Sweeper:
             else:
                 gone.append(left.folder)
         if gone:
-            await self._drops.forget(gone)
+            await self._dropped.forget(gone)
             _log.info("swept", folders=len(gone))
         return False

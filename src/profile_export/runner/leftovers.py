@@ -20,7 +20,7 @@ from profile_export.domain.export.receipt import RECEIPT_FILE
 from profile_export.runner.background import repeat
 from profile_export.store.db.instance import Instances
 from profile_export.store.files.compactions import Compactions
-from profile_export.store.files.dropped import Drops
+from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.files.named import Named, NamedFile
 
 _POLL_SECONDS = 1800.0
@@ -36,7 +36,7 @@ class LeftoverRooms:
     instances: Instances
     named: Named
     compactions: Compactions
-    drops: Drops
+    dropped: DroppedFolders
     loading: Loading
     lake: Lake
 
@@ -93,7 +93,7 @@ class Leftovers:
     async def _clear_folders(self, folders: Collection[str], untouched: timedelta) -> list[str]:
         """Remove those that a row once named; return those that none did."""
         rooms = self._rooms
-        left = await unnamed(self._named, rooms.compactions, rooms.drops, folders)
+        left = await unnamed(self._named, rooms.compactions, rooms.dropped, folders)
         begun = await rooms.compactions.begun(untouched)
         known = {*begun, *await self._named.folders(left)}
         gone = [folder for folder in left if folder in known or _is_passing(folder)]
@@ -135,10 +135,10 @@ class Leftovers:
 
 
 async def unnamed(
-    named: Named, compactions: Compactions, drops: Drops, folders: Collection[str]
+    named: Named, compactions: Compactions, dropped: DroppedFolders, folders: Collection[str]
 ) -> list[str]:
     """Return those of some folders that the store does not need."""
-    kept = {*await named.kept_folders(), *await compactions.folders(), *await drops.folders()}
+    kept = {*await named.kept_folders(), *await compactions.folders(), *await dropped.folders()}
     # A name of one step keeps all folders of that dataset.
     return [folder for folder in folders if not {folder, folder.split("/")[0]} & kept]
 
@@ -179,7 +179,7 @@ class Checkup:
     instances: Instances
     named: Named
     compactions: Compactions
-    drops: Drops
+    dropped: DroppedFolders
     lake: Lake
 
     async def run(self) -> Findings:
@@ -189,7 +189,7 @@ class Checkup:
         # Looked for first: what the store names is asked for when all of these could have been named.
         folders = await asyncio.to_thread(self.lake.untouched, timedelta(0))
         staged = set(await asyncio.to_thread(self.lake.staged))
-        left = await unnamed(self.named, self.compactions, self.drops, folders)
+        left = await unnamed(self.named, self.compactions, self.dropped, folders)
         known = {*await self.named.folders(left), *await self.compactions.begun(timedelta(0))}
         known_uploads = await self.named.uploads(staged)
         files = await self.named.files()

@@ -327,7 +327,7 @@ merges = Table(
 )
 
 # Folders that nothing needs any more, but for who may still be reading them.
-drops = Table(
+dropped_folders = Table(
     "drops",
     metadata,
     Column("folder", Text, primary_key=True),

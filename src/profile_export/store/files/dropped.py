@@ -21,7 +21,7 @@ from profile_export.store.db.database import (
     slices,
     uninterruptible,
 )
-from profile_export.store.db.tables import batches, drops, files, jobs, mirrored_batches
+from profile_export.store.db.tables import batches, dropped_folders, files, jobs, mirrored_batches
 from profile_export.store.files.mirrors import named_by_mirror
 
 
@@ -33,7 +33,7 @@ class LeftBehind:
     kept: Sequence[str]
 
 
-class Drops(Store):
+class DroppedFolders(Store):
     """Dropped folders of all tenants."""
 
     def __init__(self, database: Database) -> None:
@@ -49,10 +49,12 @@ class Drops(Store):
         """
         async with self.database.read() as connection:
             before = await database_time(connection) - grace
-            query = select(drops.c.folder).where(
-                drops.c.batch_key.is_(None), drops.c.drop_time <= before, ~_named_by_mirror()
+            query = select(dropped_folders.c.folder).where(
+                dropped_folders.c.batch_key.is_(None),
+                dropped_folders.c.drop_time <= before,
+                ~_named_by_mirror(),
             )
-            folders = (await connection.scalars(query.order_by(drops.c.drop_time))).all()
+            folders = (await connection.scalars(query.order_by(dropped_folders.c.drop_time))).all()
             pinned = await self._pinned_folders(connection) if folders else set()
         return [folder for folder in folders if folder not in pinned]
 
@@ -76,8 +78,10 @@ class Drops(Store):
         """
         async with self.database.read() as connection:
             before = await database_time(connection) - LEASE_TTL
-            query = select(drops).where(drops.c.batch_key.is_not(None), drops.c.drop_time <= before)
-            due = (await connection.execute(query.order_by(drops.c.drop_time))).all()
+            query = select(dropped_folders).where(
+                dropped_folders.c.batch_key.is_not(None), dropped_folders.c.drop_time <= before
+            )
+            due = (await connection.execute(query.order_by(dropped_folders.c.drop_time))).all()
             return [
                 LeftBehind(
                     row.folder,
@@ -92,7 +96,7 @@ class Drops(Store):
     async def folders(self) -> Sequence[str]:
         """Return all folders that have been dropped, that may still be there, and that somebody may be reading."""
         async with self.database.read() as connection:
-            query = select(drops.c.folder).where(drops.c.batch_key.is_(None))
+            query = select(dropped_folders.c.folder).where(dropped_folders.c.batch_key.is_(None))
             return (await connection.scalars(query)).all()
 
     @uninterruptible
@@ -100,7 +104,7 @@ class Drops(Store):
         """Forget folders that have left the disk."""
         for some in slices(folders, MOST_AT_ONCE):
             async with self.database.write() as connection:
-                await connection.execute(delete(drops).where(drops.c.folder.in_(some)))
+                await connection.execute(delete(dropped_folders).where(dropped_folders.c.folder.in_(some)))
 
 
 async def drop(connection: AsyncConnection, folders: Collection[str]) -> None:
@@ -125,13 +129,13 @@ async def _drop(connection: AsyncConnection, folders: Mapping[str, int | None]) 
             {"folder": folder, "drop_time": now, "batch_key": batch_key}
             for folder, batch_key in folders.items()
         ]
-        await connection.execute(insert_new(connection, drops), rows)
+        await connection.execute(insert_new(connection, dropped_folders), rows)
 
 
 def _named_by_mirror() -> ColumnElement[bool]:
     """Say of a dropped folder that a kept snapshot of a mirror may name files in it."""
-    batch = exists().where(batches.c.folder == drops.c.folder, named_by_mirror())
-    dataset = exists().where(mirrored_batches.c.dataset_id == drops.c.folder)
+    batch = exists().where(batches.c.folder == dropped_folders.c.folder, named_by_mirror())
+    dataset = exists().where(mirrored_batches.c.dataset_id == dropped_folders.c.folder)
     return batch | dataset
 
 
