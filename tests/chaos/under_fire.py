@@ -30,7 +30,7 @@ from profile_export.store.files.receipts import Receipts
 from profile_export.store.jobs.attempts import Attempts
 from profile_export.store.jobs.jobs import Jobs
 from profile_export.store.jobs.leases import Fence
-from profile_export.store.jobs.transitions import Lapses
+from profile_export.store.jobs.transitions import Timeouts
 from tests.chaos.points import Fuse, How, Needs
 
 VALUES_PER_RANGE = 1_500
@@ -89,7 +89,7 @@ _WATCHED: Sequence[tuple[type, str, str]] = (
     (Receipts, "note_written", "note a receipt"),
     (Jobs, "create", "create"),
     (Jobs, "cancel", "cancel"),
-    (Lapses, "_end", "lapse"),
+    (Timeouts, "_end", "lapse"),
     (DroppedFolders, "forget", "forget what was swept"),
 )
 

@@ -23,7 +23,7 @@ from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import job_stamps, jobs
 from profile_export.store.jobs.attempts import Attempts, Claim
 from profile_export.store.jobs.jobs import Jobs, NewJob
-from profile_export.store.jobs.transitions import MOST_AT_ONCE, Lapses
+from profile_export.store.jobs.transitions import MOST_AT_ONCE, Timeouts
 from tests.databases import Place
 
 NUMBERS = count()
@@ -262,7 +262,7 @@ async def test_with_ten_thousand_jobs_waiting_a_claim_reads_no_table_through(que
         assert "SCAN held" not in plan, plan
 
 
-async def test_lapses_of_one_tenant_do_not_keep_those_of_another_waiting(queue: Queue) -> None:
+async def test_timeouts_of_one_tenant_do_not_keep_those_of_another_waiting(queue: Queue) -> None:
     hour = timedelta(hours=1)
     await queue.add(A, max_run_time=hour)
     [other] = await queue.add(B, max_run_time=hour)
@@ -272,7 +272,7 @@ async def test_lapses_of_one_tenant_do_not_keep_those_of_another_waiting(queue: 
         await connection.execute(update(jobs).values(deadline=ago + hour, create_time=ago))
     await _with_logs(queue)
 
-    ended = await Lapses(queue.database).end()
+    ended = await Timeouts(queue.database).end()
 
     assert len(ended) == MOST_AT_ONCE
     assert other in {job.id for job in ended}

@@ -40,11 +40,11 @@ from profile_export.store.db.tables import (
     receipts,
 )
 from profile_export.store.jobs import attempts as attempts_of_store
-from profile_export.store.jobs import transitions as lapses_of_store
+from profile_export.store.jobs import transitions as timeouts_of_store
 from profile_export.store.jobs.attempts import Claim, RangeDone
 from profile_export.store.jobs.jobs import NewJob
 from profile_export.store.jobs.leases import Fence, LeaseLostError
-from profile_export.store.jobs.transitions import Lapses
+from profile_export.store.jobs.transitions import Timeouts
 from tests.contract.job_model import Model
 from tests.contract.test_store import TENANT, UNION, Store
 from tests.databases import Place
@@ -123,7 +123,7 @@ class Processes:
         self.caller = Store(place)
         shared = self.caller.database.is_shared
         self.worker = Store(place) if shared else self.caller
-        self.lapses = Lapses(self.worker.database)
+        self.timeouts = Timeouts(self.worker.database)
         self.destination = ""
         # SQLite's rows are looked at without threads, which takes a fifth of the time.
         self._file = create_engine(f"sqlite:///{place}/store.sqlite") if isinstance(place, Path) else None
@@ -325,9 +325,9 @@ class JobLife(RuleBasedStateMachine):
                     lambda: self.claimed(f"worker {pick}"), lambda model: model.claim(f"worker {pick}")
                 )
             case "lapse":
-                return Call(lambda: ids_of(self.processes.lapses.end()), Model.lapse)
+                return Call(lambda: ids_of(self.processes.timeouts.end()), Model.lapse)
             case "lose_all":
-                return Call(lambda: ids_of(self.processes.lapses.lose_all()), Model.lose_all)
+                return Call(lambda: ids_of(self.processes.timeouts.lose_all()), Model.lose_all)
             case _:
                 return self.write(what, self.model.held[pick % len(self.model.held)])
 
@@ -495,7 +495,7 @@ async def ids_of(call: Awaitable[Sequence[Job]]) -> list[int]:
 def hours_of_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases and back-offs of an hour: what ends them is a step of the machine, however slow the computer."""
     monkeypatch.setattr(attempts_of_store, "LEASE_TTL", HOUR)
-    monkeypatch.setattr(lapses_of_store, "LEASE_TTL", HOUR)
+    monkeypatch.setattr(timeouts_of_store, "LEASE_TTL", HOUR)
     monkeypatch.setattr(job_rules, "FIRST_BACK_OFF", HOUR)
 
 

@@ -13,12 +13,12 @@ import pytest_asyncio
 from sqlalchemy import select, text, update
 
 from profile_export.domain.jobs.job import LEASE_TTL
-from profile_export.runner.chores import LapseSweeper
+from profile_export.runner.chores import TimeoutSweeper
 from profile_export.runner.keeper import LATE_SECONDS, MOST_SECONDS, Held, LeaseKeeper
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import leases
 from profile_export.store.jobs.leases import LeaseLostError, Renewals
-from profile_export.store.jobs.transitions import Lapses
+from profile_export.store.jobs.transitions import Timeouts
 from tests.contract.test_store import RUNNING, TENANT, Store
 from tests.databases import Place
 
@@ -32,7 +32,7 @@ class Leased(Store):
         super().__init__(place)
         self.renewals = Renewals(self.database)
         self.keeper = LeaseKeeper(self.renewals)
-        self.sweeper = LapseSweeper(Lapses(self.database), self.keeper)
+        self.sweeper = TimeoutSweeper(Timeouts(self.database), self.keeper)
 
     async def rest(self) -> timedelta:
         """For how long the lease is still good."""

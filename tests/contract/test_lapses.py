@@ -18,7 +18,7 @@ from profile_export.store.db.tables import job_ranges, job_stamps, jobs, leases
 from profile_export.store.jobs.attempts import Claim
 from profile_export.store.jobs.jobs import NewJob
 from profile_export.store.jobs.leases import LeaseLostError
-from profile_export.store.jobs.transitions import Lapses
+from profile_export.store.jobs.transitions import Timeouts
 from tests.contract.test_store import (
     FILE,
     RUNNING,
@@ -38,7 +38,7 @@ class Timed(Store):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
-        self.lapses = Lapses(self.database)
+        self.timeouts = Timeouts(self.database)
 
     async def limited(self) -> int:
         destination = await self.dataset(UNION)
@@ -101,7 +101,7 @@ async def test_a_job_whose_run_time_is_used_up_before_a_claim_is_not_claimed_and
     await store.an_hour_passes()
 
     claim = await store.attempts.claim("worker")
-    ended = await store.lapses.end()
+    ended = await store.timeouts.end()
 
     assert claim is None
     assert ended == [await store.job(job_id)]
@@ -112,7 +112,7 @@ async def test_a_job_whose_run_time_is_used_up_before_a_claim_is_not_claimed_and
         ["RUN_TIME_EXCEEDED"],
     )
     assert (await store.batches.get_batch(TENANT, job.batch_id)).state is BatchState.FAILED
-    assert await store.lapses.end() == []
+    assert await store.timeouts.end() == []
 
 
 async def test_a_running_job_whose_run_time_is_used_up_fails_and_its_worker_may_write_no_more(
@@ -124,7 +124,7 @@ async def test_a_running_job_whose_run_time_is_used_up_fails_and_its_worker_may_
     await store.attempts.record_range(claim.fence, range_done(claim, 0), RUNNING)
     await store.an_hour_passes()
 
-    [job] = await store.lapses.end()
+    [job] = await store.timeouts.end()
 
     assert (job.id, job.state, job.metrics.counts.profiles_exported) == (job_id, JobState.FAILED, 3)
     with pytest.raises(LeaseLostError):
@@ -140,7 +140,7 @@ async def test_a_job_that_backs_off_when_its_run_time_is_used_up_keeps_the_error
     await store.attempts.end_with_error(claim.fence, error)
     await store.an_hour_passes()
 
-    [job] = await store.lapses.end()
+    [job] = await store.timeouts.end()
 
     assert [error.code for error in job.errors] == ["ENGINE_CRASHED", "RUN_TIME_EXCEEDED"]
     phases = (await store.jobs.get(TENANT, job.id)).phases
@@ -154,7 +154,7 @@ async def test_a_cancel_that_was_asked_for_before_the_run_time_was_used_up_stays
     await store.jobs.cancel(TENANT, job_id, "me", "")
     await store.an_hour_passes()
 
-    assert await store.lapses.end() == []
+    assert await store.timeouts.end() == []
 
     await store.attempts.let_go(claim.fence)
     assert (await store.job(job_id)).state is JobState.CANCELLED
@@ -163,7 +163,7 @@ async def test_a_cancel_that_was_asked_for_before_the_run_time_was_used_up_stays
 async def test_a_job_that_has_time_left_goes_on(store: Timed) -> None:
     job_id = await store.limited()
 
-    assert await store.lapses.end() == []
+    assert await store.timeouts.end() == []
     assert await store.attempts.claim("worker")
     assert (await store.job(job_id)).state is JobState.PROCESSING
 
@@ -178,7 +178,7 @@ async def test_a_job_whose_worker_has_died_is_taken_over_with_the_ranges_it_reco
     heard_of = await store.lease_runs_out(claim)
 
     # when somebody looks
-    [job] = await store.lapses.end()
+    [job] = await store.timeouts.end()
 
     # then it is to be tried again, the lost attempt says why, and its lost time begins with its last sign of life
     assert (job.state, job.attempt) == (JobState.NEW, 1)
@@ -204,7 +204,7 @@ async def test_a_job_whose_worker_has_died_is_taken_over_with_the_ranges_it_reco
 async def test_a_former_holder_writes_nothing_after_the_take_over(store: Timed) -> None:
     claim = await store.claimed()
     await store.lease_runs_out(claim)
-    await store.lapses.end()
+    await store.timeouts.end()
     await store.back_off_passes()
     again = await store.attempts.claim("another")
     assert again
@@ -220,14 +220,14 @@ async def test_a_job_whose_workers_all_die_fails_when_no_attempt_is_left(store: 
     await store.attempts.record_range(claim.fence, range_done(claim, 0), RUNNING)
     for _ in range(MAX_ATTEMPTS - 1):
         await store.lease_runs_out(claim)
-        await store.lapses.end()
+        await store.timeouts.end()
         await store.back_off_passes()
         again = await store.attempts.claim("another")
         assert again
         claim = again
 
     await store.lease_runs_out(claim)
-    [job] = await store.lapses.end()
+    [job] = await store.timeouts.end()
 
     assert job.state is JobState.FAILED
     assert [(error.code, error.attempt) for error in job.errors] == [("LEASE_LOST", n) for n in (1, 2, 3)]
@@ -241,7 +241,7 @@ async def test_a_cancelled_job_whose_worker_has_died_ends_cancelled(store: Timed
     await store.jobs.cancel(TENANT, claim.job.id, "me", "")
     await store.lease_runs_out(claim)
 
-    [job] = await store.lapses.end()
+    [job] = await store.timeouts.end()
 
     assert (job.state, job.errors, await store.recorded(job.id)) == (JobState.CANCELLED, (), 0)
     assert (await store.phases(job.id))[-1] == (1, Phase.CANCEL)
@@ -254,7 +254,7 @@ async def test_a_heartbeat_keeps_a_lease(store: Timed) -> None:
     await store.lease_runs_out(claim)
     await store.attempts.heartbeat(claim.fence, RUNNING)
 
-    assert await store.lapses.end() == []
+    assert await store.timeouts.end() == []
 
 
 async def test_attempts_of_a_former_process_are_lost_however_long_their_leases(store: Timed) -> None:
@@ -262,14 +262,14 @@ async def test_attempts_of_a_former_process_are_lost_however_long_their_leases(s
     cancelling = await store.claimed()
     await store.jobs.cancel(TENANT, cancelling.job.id, "me", "")
 
-    ended = await store.lapses.lose_all()
+    ended = await store.timeouts.lose_all()
 
     assert [(job.id, job.state) for job in ended] == [
         (going.job.id, JobState.NEW),
         (cancelling.job.id, JobState.CANCELLED),
     ]
     assert [error.code for error in ended[0].errors] == ["LEASE_LOST"]
-    assert await store.lapses.lose_all() == []
+    assert await store.timeouts.lose_all() == []
 
 
 async def test_a_cancel_between_two_attempts_forgets_what_was_recorded(store: Timed) -> None:

@@ -21,7 +21,7 @@ from profile_export.runner.belonging import (
     LakeInUseError,
     LakeMissingError,
 )
-from profile_export.runner.chores import LapseSweeper
+from profile_export.runner.chores import TimeoutSweeper
 from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.worker import Places, ReceiptWriter, Worker
 from profile_export.store.db.access import CannotOpenError, StoreMissingError
@@ -34,13 +34,13 @@ from profile_export.store.files.named import Named, Snapshots
 from profile_export.store.files.receipts import Receipts
 from profile_export.store.jobs.attempts import Attempts
 from profile_export.store.jobs.leases import Renewals
-from profile_export.store.jobs.transitions import Lapses
+from profile_export.store.jobs.transitions import Timeouts
 
 _KEY_BYTES = 32
 
 
 class JobRunner:
-    """Workers, their engine, and the look-out for lapses. Tests may give it another engine or lake.
+    """Workers, their engine, and the look-out for timeouts. Tests may give it another engine or lake.
 
     Raises:
         StartError: The driver of the database is not installed.
@@ -68,7 +68,7 @@ class JobRunner:
         self.engines: Mapping[str, Engine] = {first.name: first}
         self.snapshots = Snapshots(self.database)
         self.receipts = Receipts(self.database)
-        self.lapses = Lapses(self.database)
+        self.timeouts = Timeouts(self.database)
         self._receipt_writer = ReceiptWriter(self.receipts, self.lake)
         self._keeper = LeaseKeeper(Renewals(self.database))
         attempts = Attempts(self.database, settings.quotas)
@@ -87,7 +87,7 @@ class JobRunner:
             )
             for number in range(places.number)
         ]
-        self._beside = [LapseSweeper(self.lapses, self._keeper).run, *(one.run for one in notices)]
+        self._beside = [TimeoutSweeper(self.timeouts, self._keeper).run, *(one.run for one in notices)]
         self._working: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []
 

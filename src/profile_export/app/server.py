@@ -211,7 +211,7 @@ class Application:
             # What is unfinished may be another process's; leases that nobody renews expire.
             self._jobs.run_beside(self._leftovers.run())
         else:
-            await self._jobs.lapses.lose_all()
+            await self._jobs.timeouts.lose_all()
             await self._mirrors.release_all()
             await self._leftovers.clear(timedelta(0))
             self._jobs.run_beside(self._leftovers.empty_trash_again())

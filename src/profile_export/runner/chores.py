@@ -14,17 +14,17 @@ from profile_export.runner.keeper import LeaseKeeper
 from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.jobs.changes import Changes
 from profile_export.store.jobs.expiries import Expiries
-from profile_export.store.jobs.transitions import Lapses
+from profile_export.store.jobs.transitions import Timeouts
 
 _TIMEOUT_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
 
 
-class LapseSweeper:
-    """Looks for lapses; every server has one, whether or not it runs jobs."""
+class TimeoutSweeper:
+    """Looks for timeouts; every server has one, whether or not it runs jobs."""
 
-    def __init__(self, lapses: Lapses, keeper: LeaseKeeper) -> None:
-        self._lapses, self._keeper = lapses, keeper
+    def __init__(self, timeouts: Timeouts, keeper: LeaseKeeper) -> None:
+        self._timeouts, self._keeper = timeouts, keeper
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -32,7 +32,7 @@ class LapseSweeper:
 
     async def step(self) -> bool:
         """End what is over. A worker that still runs such an attempt learns of it as of every change, and stops."""
-        ended = await self._lapses.end(self._keeper.keeps)
+        ended = await self._timeouts.end(self._keeper.keeps)
         for job in ended:
             _log.warning("lapsed", job_id=job.id, attempt=job.attempt, state=job.state.value)
         return bool(ended)

@@ -142,7 +142,7 @@ class Worker:
     async def _carry_out(self, claim: Claim) -> None:
         """Run the attempt beside its heartbeat; whatever ends it, the job moves on or is given back.
 
-        Where even that fails, the lease runs out, and whoever looks for lapses moves the job.
+        Where even that fails, the lease runs out, and whoever looks for timeouts moves the job.
         """
         attempt = _Attempt(claim, self._attempts, self._snapshots, self._engines, self._lake)
         log = _log.bind(job_id=claim.job.id, attempt=claim.fence.attempt)

@@ -9,7 +9,7 @@ from profile_export.domain.jobs.job import FAIL, LET_GO, REFUSE, Job, JobError, 
 
 
 @dataclass(frozen=True, slots=True)
-class Lapse:
+class Timeout:
     """The move that is due, why, and the earliest next claim; a cancel needs no error."""
 
     move: Move
@@ -17,7 +17,7 @@ class Lapse:
     not_before: datetime | None = None
 
 
-def lapsed(job: Job, now: datetime, silent_since: datetime | None = None) -> Lapse | None:
+def timed_out(job: Job, now: datetime, silent_since: datetime | None = None) -> Timeout | None:
     """Say what the time that is over does to a job; None if it may go on.
 
     A cancel that was asked for before the run time was used up goes on to its own end.
@@ -30,15 +30,15 @@ def lapsed(job: Job, now: datetime, silent_since: datetime | None = None) -> Lap
     late = job.deadline is not None and job.deadline <= now
     match job.state:
         case JobState.NEW if late:
-            return Lapse(REFUSE, _run_time_exceeded(job, now))
+            return Timeout(REFUSE, _run_time_exceeded(job, now))
         case JobState.PROCESSING if late:
-            return Lapse(FAIL, _run_time_exceeded(job, now))
+            return Timeout(FAIL, _run_time_exceeded(job, now))
         case JobState.PROCESSING if silent_since is not None:
             error = _lease_lost(job, now - silent_since)
             move, not_before = after_error(job, error, now)
-            return Lapse(move, error, not_before)
+            return Timeout(move, error, not_before)
         case JobState.CANCELLING if silent_since is not None:
-            return Lapse(LET_GO)
+            return Timeout(LET_GO)
     return None
 
 

@@ -404,7 +404,7 @@ jobs = Table(
     Column("resolved", Json(Resolved)),
     UniqueConstraint("tenant_id", "request_id"),
     Index(None, "tenant_id", "id"),
-    # All that claims and lapses decide by: a job's request may be long, and thousands may wait.
+    # All that claims and timeouts decide by: a job's request may be long, and thousands may wait.
     Index(None, "state", "tenant_id", "id", "not_before", "deadline"),
     sqlite_autoincrement=True,  # an id is never given twice
 )

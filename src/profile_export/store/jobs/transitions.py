@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.jobs.job import FINAL_STATES, LEASE_TTL, Job, JobState, Move, Phase, Transition
-from profile_export.domain.jobs.timeouts import lapsed
+from profile_export.domain.jobs.timeouts import timed_out
 from profile_export.store.catalog.tenants import next_job_revision
 from profile_export.store.db.columns import columns_of
 from profile_export.store.db.database import Store, database_time, uninterruptible
@@ -85,8 +85,8 @@ async def log(connection: Transaction, tenant_id: int, job_id: int, transition: 
 MOST_AT_ONCE = 100
 
 
-class Lapses(Store):
-    """Lapses of the jobs of all tenants. Every server and worker may look for them, as often as it likes."""
+class Timeouts(Store):
+    """Timeouts of the jobs of all tenants. Every server and worker may look for them, as often as it likes."""
 
     async def end(self, is_kept: Callable[[Fence], bool] = lambda _fence: False) -> Sequence[Job]:
         """End what time has ended, or a part of it that is fair to all tenants; return the jobs as they are then.
@@ -140,17 +140,17 @@ class Lapses(Store):
             silent_since = None
             if lease and (is_kept is None or (lease.expire_time <= now and not is_kept(_fence_of(lease)))):
                 silent_since = lease.expire_time - LEASE_TTL
-            lapse = lapsed(job_from(row), now, silent_since)
-            if lapse is None:
+            timeout = timed_out(job_from(row), now, silent_since)
+            if timeout is None:
                 return None
             if silent_since and row.state == JobState.PROCESSING:
                 await _stamp_lost(connection, row, silent_since)
             row = await move_job(
                 connection,
                 row,
-                lapse.move,
-                error=lapse.error,
-                not_before=lapse.not_before,
+                timeout.move,
+                error=timeout.error,
+                not_before=timeout.not_before,
                 metrics=await metrics_of(connection, row),
             )
             if lease:
