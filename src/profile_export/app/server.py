@@ -33,7 +33,7 @@ from profile_export.config import ServeSettings
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.task import Expense
 from profile_export.lake.compaction import Merger
-from profile_export.lake.iceberg import IcebergMirror
+from profile_export.lake.mirror import MirrorTables
 from profile_export.processes.limits import Limits
 from profile_export.processes.supervisor import Pool
 from profile_export.runner.chores import ExpirySweeper, StaleUploadSweeper, Sweeper
@@ -143,7 +143,7 @@ class Application:
         )
         keep = timedelta(minutes=settings.mirror_keep_minutes)
         self._mirrors = Mirrors(self._database)
-        tables = IcebergMirror(settings.data_dir, keep, settings.url)
+        tables = MirrorTables(settings.data_dir, keep, settings.url)
         self._mirror = Mirror(
             self._jobs.name, self._mirrors, tables, self._mirroring, self._lake, wakeups, keep
         )

@@ -1,10 +1,11 @@
 """Data files: their system columns, which small ones are merged next, and what a mirror holds of them.
 
-Batch number and ingest time are not among them: they are known only at the commit, stand on the batch's row and
-are bound to a plan (DESIGN §7).
+Batch number and ingest time are not among the system columns: they are known only at the commit, stand on the batch's
+row and are bound to a plan.
 
-Segments lie in tiers by their rows: 1 to 9, 10 to 99, and so on. Ten of a tier are merged into one of a higher tier or
-into a full one, so a row is written at most once per tier, and at most nine segments of each tier remain.
+Runs of batches, called segments, lie in tiers by their rows: 1 to 9, 10 to 99, and so on. Ten of a tier are merged into
+one of a higher tier or into a full one, so a row is written at most once per tier, and at most nine segments of each
+tier remain.
 """
 
 from __future__ import annotations

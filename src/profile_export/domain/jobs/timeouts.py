@@ -1,4 +1,4 @@
-"""What ends a job, or an attempt at it, although nobody asks for it: time that is over (DESIGN §5)."""
+"""What ends a job, or an attempt at it, although nobody asks for it: time that is over."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Learning the fields of a dataset from JSON values, and bringing those values into their stored form.
 
-A value teaches its type by its JSON kind alone; where a type is known already, it decides what is accepted (DESIGN §6,
-"Learned types"). Nothing is changed in place, so that a refused row teaches nothing.
+A value teaches its type by its JSON kind alone; where a type is known already, it decides what is accepted. Nothing is
+changed in place, so that a refused row teaches nothing.
 
 A value in its stored form holds no null and no object without a value, except as an item of an array, where it is
 None (S13); instants are aware datetimes in UTC, cut to microseconds. An empty array whose item type nobody knows yet

@@ -1,7 +1,7 @@
 """The types of fields: how they are learned from JSON, how they grow by union, and how a field path finds them.
 
 The schema of a dataset is an `ObjectType`. Every field is optional. What counts as known, as a conflict and as a
-leaf is DESIGN §6 and SEMANTICS S12 to S14 and S23.
+leaf, say S12 to S14 and S23.
 """
 
 from __future__ import annotations

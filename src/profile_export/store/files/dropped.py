@@ -1,4 +1,4 @@
-"""Folders that nothing needs any more: they leave the disk once nobody can still be reading them (DESIGN §7)."""
+"""Folders that nothing needs any more: they leave the disk once nobody can still be reading them."""
 
 from __future__ import annotations
 
