@@ -33,7 +33,7 @@ from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
 from profile_export.store.files.compactions import Compactions
 from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.files.loading import LoadingBatches
-from profile_export.store.files.named import Snapshots
+from profile_export.store.files.snapshots import Snapshots
 from profile_export.store.files.uploads import Uploads
 from profile_export.store.jobs.attempts import Attempts
 from profile_export.store.jobs.jobs import Jobs

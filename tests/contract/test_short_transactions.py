@@ -38,7 +38,7 @@ from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches, datasets
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.loading import LoadingBatches
-from profile_export.store.files.named import Snapshots
+from profile_export.store.files.snapshots import Snapshots
 from profile_export.store.files.uploads import Uploads
 from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
 from profile_export.store.jobs.expiries import Expiries

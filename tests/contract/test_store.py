@@ -29,7 +29,7 @@ from profile_export.store.db.tables import IngestedFile, NamespaceUse, jobs, met
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.files.loading import FieldsGrewError, LoadingBatches
-from profile_export.store.files.named import Snapshots
+from profile_export.store.files.snapshots import Snapshots
 from profile_export.store.files.uploads import Uploads
 from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
 from profile_export.store.jobs.jobs import Jobs, NewJob

@@ -18,9 +18,8 @@ from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
 from profile_export.api.transfer import first_message, receive
 from profile_export.application.batches import BatchUseCases
-from profile_export.application.computing import compute_if
 from profile_export.application.datasets import DatasetUseCases, ShownDataset
-from profile_export.application.streams import Streams
+from profile_export.application.doors import Streams, compute_if
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 

@@ -10,7 +10,7 @@ from profile_export.api.convert import jobs as convert_jobs
 from profile_export.api.convert.watches import feed_options, watch_options
 from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
-from profile_export.application.computing import compute
+from profile_export.application.doors import compute
 from profile_export.application.jobs import JobUseCases
 from profile_export.application.watch.watches import Watches
 from profile_export.v1 import export_service_pb2 as pb

@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 from profile_export.api import tenancy
 from profile_export.api.admission import admitting
 from profile_export.api.status import code_of, internal_status, status_of, system_refusal
-from profile_export.application.computing import compute_if
+from profile_export.application.doors import compute_if
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import DomainError, UnimplementedError, server_draining
 

@@ -11,7 +11,7 @@ from profile_export.api.convert import profiles as convert_profiles
 from profile_export.api.convert.values import required
 from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
-from profile_export.application.computing import compute
+from profile_export.application.doors import compute
 from profile_export.application.policies import PolicyUseCases
 from profile_export.application.profiles import Asked, ProfileUseCases
 from profile_export.domain.errors import UnimplementedError

@@ -12,8 +12,8 @@ from profile_export.api.convert.datasets import identity_fields
 from profile_export.api.convert.values import required
 from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
-from profile_export.application.computing import compute_if
 from profile_export.application.datasets import DatasetUseCases
+from profile_export.application.doors import compute_if
 from profile_export.application.schemas import SchemaUseCases
 from profile_export.domain.schemas.types import is_wide
 from profile_export.v1 import schema_service_pb2 as pb

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from functools import lru_cache
 
-from profile_export.application.computing import compute_for
+from profile_export.application.doors import compute_for
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import InvalidArgumentError
 

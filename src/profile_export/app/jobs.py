@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 
 from profile_export.app import processes
 from profile_export.app.processes import StartError
@@ -15,6 +16,7 @@ from profile_export.engines.duckdb.engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
 from profile_export.processes.computing import compute
 from profile_export.processes.supervisor import Supervisor
+from profile_export.runner.background import keep_at
 from profile_export.runner.belonging import (
     Belonging,
     ForeignLakeError,
@@ -30,8 +32,9 @@ from profile_export.store.db.database import Database
 from profile_export.store.db.instance import Instance, Instances
 from profile_export.store.db.tables import metadata
 from profile_export.store.db.wakeups import Notices
-from profile_export.store.files.named import Named, Snapshots
+from profile_export.store.files.named import Named
 from profile_export.store.files.receipts import Receipts
+from profile_export.store.files.snapshots import Snapshots
 from profile_export.store.jobs.attempts import Attempts
 from profile_export.store.jobs.leases import Renewals
 from profile_export.store.jobs.transitions import Timeouts
@@ -87,7 +90,10 @@ class JobRunner:
             )
             for number in range(places.number)
         ]
-        self._beside = [TimeoutSweeper(self.timeouts, self._keeper).run, *(one.run for one in notices)]
+        self._beside: list[Callable[[], Coroutine[None, None, None]]] = [
+            partial(keep_at, TimeoutSweeper(self.timeouts, self._keeper)),
+            *(one.run for one in notices),
+        ]
         self._working: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []
 

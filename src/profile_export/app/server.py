@@ -18,6 +18,7 @@ from profile_export.app.jobs import JobRunner, new_id
 from profile_export.app.processes import StartError
 from profile_export.application.batches import BatchUseCases
 from profile_export.application.datasets import DatasetUseCases
+from profile_export.application.doors import Streams
 from profile_export.application.estimates import Estimates
 from profile_export.application.jobs import JobUseCases
 from profile_export.application.mappings import Mappings
@@ -25,7 +26,6 @@ from profile_export.application.policies import PolicyUseCases
 from profile_export.application.ports import Engine, Lake
 from profile_export.application.profiles import ProfileUseCases
 from profile_export.application.schemas import SchemaUseCases
-from profile_export.application.streams import Streams
 from profile_export.application.uploads.loading import Loading, LoadingRooms, RowLimits
 from profile_export.application.uploads.sessions import UploadSessions
 from profile_export.application.watch.watches import Watches
@@ -36,6 +36,7 @@ from profile_export.lake.compaction import Merger
 from profile_export.lake.mirror import MirrorTables
 from profile_export.processes.limits import Limits
 from profile_export.processes.supervisor import Pool
+from profile_export.runner.background import keep_at
 from profile_export.runner.chores import ExpirySweeper, StaleUploadSweeper, Sweeper
 from profile_export.runner.compactor import Compactor
 from profile_export.runner.leftovers import LeftoverRooms, Leftovers
@@ -151,13 +152,11 @@ class Application:
         compactions, dropped = Compactions(self._database), DroppedFolders(self._database)
         grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(compactions, wakeups, self._lake, Merger(compacting), new_id)
-        self._sweeper = Sweeper(dropped, self._lake, grace)
         expiries = Expiries(self._database)
-        self._expiry_sweeper = ExpirySweeper(
-            expiries, changes, settings.job_retention, settings.watch_history
-        )
-        self._stale_uploads = StaleUploadSweeper(
-            expiries, loading, timedelta(hours=settings.upload_expiry_hours)
+        self._chores = (
+            Sweeper(dropped, self._lake, grace),
+            ExpirySweeper(expiries, changes, settings.job_retention, settings.watch_history),
+            StaleUploadSweeper(expiries, loading, timedelta(hours=settings.upload_expiry_hours)),
         )
         left = LeftoverRooms(
             self._jobs.instances, Named(self._database), compactions, dropped, loading, self._lake
@@ -219,9 +218,8 @@ class Application:
         await self._jobs.start()
         self._mirror_task = asyncio.create_task(self._mirror.run())
         self._jobs.run_beside(self._compactor.run())
-        self._jobs.run_beside(self._sweeper.run())
-        self._jobs.run_beside(self._expiry_sweeper.run())
-        self._jobs.run_beside(self._stale_uploads.run())
+        for chore in self._chores:
+            self._jobs.run_beside(keep_at(chore))
         await self._server.start()
 
     async def ended(self) -> None:

@@ -35,7 +35,7 @@ from profile_export.lake.rows import source_rows
 from profile_export.processes.computing import compute, compute_if
 from profile_export.processes.turns import FairTurns
 from profile_export.store.catalog.policies import Policies
-from profile_export.store.files.named import Snapshots
+from profile_export.store.files.snapshots import Snapshots
 
 MOST_SUGGESTIONS = 5
 """How many unknown paths of one request get a suggestion: whoever sends more of them has not mistyped them all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from typing import Protocol
 
 import structlog
 
@@ -24,6 +25,22 @@ async def first_of(*waits: asyncio.Future[None] | Coroutine[None, None, object],
 _LEAST_SECONDS = 1.0
 """How long changes gather before they are looked at: a hundred in a second are one look, and jobs go first."""
 _log = structlog.get_logger(__name__)
+
+
+class Chore(Protocol):
+    """Work that comes due by the clock alone."""
+
+    poll_seconds: float
+    """How long it rests where nothing is waiting."""
+
+    async def step(self) -> bool:
+        """Do some of it; say whether more is waiting."""
+        ...
+
+
+async def keep_at(chore: Chore) -> None:
+    """Do a chore until cancelled."""
+    await repeat(chore.step, poll_seconds=chore.poll_seconds)
 
 
 async def repeat(

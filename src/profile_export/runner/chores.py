@@ -9,26 +9,22 @@ import structlog
 
 from profile_export.application.ports import Lake
 from profile_export.application.uploads.loading import Loading
-from profile_export.runner.background import repeat
 from profile_export.runner.keeper import LeaseKeeper
 from profile_export.store.files.dropped import DroppedFolders
 from profile_export.store.jobs.changes import Changes
 from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.transitions import Timeouts
 
-_TIMEOUT_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
 
 
 class TimeoutSweeper:
     """Looks for timeouts; every server has one, whether or not it runs jobs."""
 
+    poll_seconds = 1.0
+
     def __init__(self, timeouts: Timeouts, keeper: LeaseKeeper) -> None:
         self._timeouts, self._keeper = timeouts, keeper
-
-    async def run(self) -> None:
-        """Look until cancelled."""
-        await repeat(self.step, poll_seconds=_TIMEOUT_SECONDS)
 
     async def step(self) -> bool:
         """End what is over. A worker that still runs such an attempt learns of it as of every change, and stops."""
@@ -36,9 +32,6 @@ class TimeoutSweeper:
         for job in ended:
             _log.warning("lapsed", job_id=job.id, attempt=job.attempt, state=job.state.value)
         return bool(ended)
-
-
-_RETENTION_SECONDS = 60.0
 
 
 class ExpirySweeper:
@@ -51,6 +44,8 @@ class ExpirySweeper:
         watch_history: How far back watches can go.
     """
 
+    poll_seconds = 60.0
+
     def __init__(
         self, expiries: Expiries, changes: Changes, job_retention: timedelta | None, watch_history: timedelta
     ) -> None:
@@ -58,10 +53,6 @@ class ExpirySweeper:
         self._changes = changes
         self._job_retention = job_retention
         self._watch_history = watch_history
-
-    async def run(self) -> None:
-        """Look until cancelled."""
-        await repeat(self.step, poll_seconds=_RETENTION_SECONDS)
 
     async def step(self) -> bool:
         """Let go of some of what is due; the disk is the sweeper's, which finds there what a crash left for it."""
@@ -74,9 +65,6 @@ class ExpirySweeper:
         return bool(batches or jobs or forgotten)
 
 
-_UPLOAD_SECONDS = 60.0
-
-
 class StaleUploadSweeper:
     """Looks for batches that have been silent for too long; every server has one.
 
@@ -86,14 +74,12 @@ class StaleUploadSweeper:
         kept_for: How long a batch that is not complete may be silent.
     """
 
+    poll_seconds = 60.0
+
     def __init__(self, expiries: Expiries, loading: Loading, kept_for: timedelta) -> None:
         self._expiries = expiries
         self._loading = loading
         self._kept_for = kept_for
-
-    async def run(self) -> None:
-        """Look until cancelled."""
-        await repeat(self.step, poll_seconds=_UPLOAD_SECONDS)
 
     async def step(self) -> bool:
         """Give up some of what is due. What a crash leaves on the disk is found as left over, under the same names."""
@@ -102,9 +88,6 @@ class StaleUploadSweeper:
         if given_up.batches:
             _log.info("uploads_given_up", batches=given_up.batches)
         return bool(given_up.batches)
-
-
-_SWEEP_SECONDS = 5.0
 
 
 class Sweeper:
@@ -116,21 +99,19 @@ class Sweeper:
         grace: How long a download may take that began before the drop.
     """
 
+    poll_seconds = 5.0
+
     def __init__(self, dropped: DroppedFolders, lake: Lake, grace: timedelta) -> None:
         self._dropped = dropped
         self._lake = lake
         self._grace = grace
-
-    async def run(self) -> None:
-        """Sweep until cancelled."""
-        await repeat(self.step, poll_seconds=_SWEEP_SECONDS)
 
     async def step(self) -> bool:
         """Remove what is due; a folder is forgotten after it is gone, so a crash between the two does no harm."""
         gone = []
         for folder in await self._dropped.due(self._grace):
             await asyncio.to_thread(self._lake.remove, folder)
-            if self._lake.exists(folder):
+            if await asyncio.to_thread(self._lake.exists, folder):
                 _log.warning("not_removed", folder=folder)
             else:
                 gone.append(folder)

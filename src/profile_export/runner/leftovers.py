@@ -101,7 +101,7 @@ class Leftovers:
             await asyncio.to_thread(self._lake.remove, folder)
         if gone:
             _log.info("left_overs_removed", folders=len(gone))
-        if over := [folder for folder in begun if not self._lake.exists(folder)]:
+        if over := [folder for folder in begun if not await asyncio.to_thread(self._lake.exists, folder)]:
             await rooms.compactions.give_up(over)
         under_way = {*await rooms.compactions.begun(timedelta(0)), *gone}
         return [folder for folder in left if folder not in under_way]

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from profile_export.application.streams import Streams
+from profile_export.application.doors import Streams
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import server_draining
 

@@ -35,7 +35,7 @@ from profile_export.engines.duckdb.sources import (
     range_statements,
     scan,
 )
-from profile_export.engines.expression import tables as inputs
+from profile_export.engines.expression import tables
 from profile_export.engines.expression.shape import Shape, shape_of
 from profile_export.engines.identity.graph import MappingFacts, Space
 
@@ -252,7 +252,7 @@ class DuckDbSession:
         """The links of all rows that say who is one person."""
         by_graph = self._plan.graph is IdentityGraph.PDG
         if self._is_small:
-            linking = [table for table in self._flattened if by_graph or table != inputs.OTHERS]
+            linking = [table for table in self._flattened if by_graph or table != tables.OTHERS]
             return links_in_tables(self._connection, [_ALL.format(table) for table in linking])
         sources = [source for source in self._plan.sources if by_graph or source.takes_part]
         return links_in_files(self._connection, sources, self._root)
@@ -260,20 +260,20 @@ class DuckDbSession:
     def _bind(self, shape: Shape) -> None:
         plan = self._plan
         self._table(
-            inputs.BATCHES,
+            tables.BATCHES,
             "batch_id VARCHAR, first_place BIGINT, attached BOOLEAN, newer BOOLEAN",
-            inputs.bound_batches(plan),
+            tables.bound_batches(plan),
         )
         if plan.segments:
             self._table(
-                inputs.SEGMENTS,
+                tables.SEGMENTS,
                 "position BIGINT, namespace VARCHAR, segment_id VARCHAR, statuses VARCHAR[],"
                 " start_time TIMESTAMPTZ, end_time TIMESTAMPTZ",
-                inputs.bound_segments(plan.segments),
+                tables.bound_segments(plan.segments),
             )
         for table, spellings in (
-            (inputs.NAMESPACES, plan.namespaces),
-            (inputs.SEGMENT_NAMESPACES, plan.segment_namespaces),
+            (tables.NAMESPACES, plan.namespaces),
+            (tables.SEGMENT_NAMESPACES, plan.segment_namespaces),
         ):
             if spellings:
                 self._table(table, "sent VARCHAR, registered VARCHAR", spellings.items())

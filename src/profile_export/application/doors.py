@@ -1,4 +1,7 @@
-"""Streams that are open at this server, counted per tenant."""
+"""What all doors share: how many streams of a tenant are open, and what takes long of their conversions.
+
+Doors do the latter beside the loop, in the tenant's name, by `compute`, `compute_if` and `compute_for`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from datetime import timedelta
 
 from profile_export.domain.catalog.allowances import quota_exceeded
 from profile_export.domain.catalog.datasets import Tenant
+from profile_export.processes.computing import compute, compute_for, compute_if
+
+__all__ = ["Streams", "compute", "compute_for", "compute_if"]
 
 _RETRY_AFTER = timedelta(seconds=1)
 
