@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind
-from profile_export.domain.catalog.files import (
+from profile_export.domain.catalog.batches import (
     AUTHENTICATED_STATE,
     BATCH_ID,
     IDENTITY,
@@ -22,13 +21,21 @@ from profile_export.domain.catalog.files import (
     NAMESPACE,
     ROW,
 )
-from profile_export.domain.export.plan import ExportPlan, PinnedBatch, PinnedFile, Source, SourcePart
-from profile_export.domain.export.planning import Snapshot, plan_export
+from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind
+from profile_export.domain.export.plan import (
+    ExportPlan,
+    PinnedBatch,
+    PinnedFile,
+    Snapshot,
+    Source,
+    SourcePart,
+    plan_export,
+)
 from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
+from profile_export.domain.export.selection import SegmentSelection
 from profile_export.domain.merging.identity import Identity, fold_namespace, identity_key
 from profile_export.domain.merging.merge import SourceRow, StatedIdentity
 from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph, MergePolicy
-from profile_export.domain.merging.segments import SegmentSelection
 from profile_export.domain.schemas.types import (
     IDENTITY_MAP,
     SEGMENT_MEMBERSHIP,

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from pyiceberg.table import StaticTable
 from sqlalchemy import update
 
-from profile_export.domain.catalog.batches import DataFile, UploadStart
+from profile_export.domain.catalog.batches import DataFile, MirrorStatus, UploadStart
 from profile_export.domain.catalog.datasets import DatasetChange, NewDataset, SchemaRef, Tenant
-from profile_export.domain.catalog.files import MirrorStatus
 from profile_export.domain.schemas.types import EMPTY
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.lake.local import LocalLake

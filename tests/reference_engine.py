@@ -12,9 +12,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog.files import BATCH_ID, KEY_HIGH, KEY_LOW
-from profile_export.domain.export.execution import EngineProgress, RangeResult, ResolutionFacts
-from profile_export.domain.export.plan import ExportPlan, KeyRange, WrittenFile
+from profile_export.domain.catalog.batches import BATCH_ID, KEY_HIGH, KEY_LOW
+from profile_export.domain.export.plan import (
+    EngineProgress,
+    ExportPlan,
+    KeyRange,
+    RangeResult,
+    ResolutionFacts,
+    WrittenFile,
+)
 from profile_export.domain.merging.merge import merge_profiles
 from profile_export.lake.rows import source_rows
 

@@ -9,14 +9,7 @@ from itertools import pairwise
 
 from profile_export.client import JobTransition
 from profile_export.domain.export.receipt import RECEIPT_FILE
-from profile_export.domain.jobs.job import (
-    FINAL_STATES,
-    MAX_ATTEMPTS,
-    MOVES,
-    JobState,
-    Transition,
-    phase_times,
-)
+from profile_export.domain.job import FINAL_STATES, MAX_ATTEMPTS, MOVES, JobState, Transition, phase_times
 from profile_export.v1 import job_pb2
 from tests.chaos.ending import Ending, FencedWrite, StoredJob
 from tests.chaos.sources import Row

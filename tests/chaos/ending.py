@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.client import Client, ExportJob
 from profile_export.domain.catalog.batches import DataFile
-from profile_export.domain.jobs.job import Job, JobState, Phase, Stamp, Transition
+from profile_export.domain.job import Job, JobState, Phase, Stamp, Transition
 from profile_export.store.db.tables import (
     batches,
     compactions,

@@ -12,7 +12,7 @@ import pytest
 from profile_export.client import ExportJob, JobTransition
 from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import Job, JobError, JobMetrics, JobState, Phase, Stamp, Transition
+from profile_export.domain.job import Job, JobError, JobMetrics, JobState, Phase, Stamp, Transition
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.v1 import job_pb2
 from tests.chaos.checker import faults

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.cli import main
-from profile_export.domain.jobs.job import JobState, Progress
+from profile_export.domain.job import JobState, Progress
 from profile_export.engines.duckdb.engine import DuckDbEngine, EngineAttempt
 from profile_export.lake.local import LocalLake
 from profile_export.store.db.database import Database, uninterruptible

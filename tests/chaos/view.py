@@ -11,7 +11,7 @@ from typing import Self
 
 from sqlalchemy import func, select
 
-from profile_export.domain.jobs.job import JobState, Phase
+from profile_export.domain.job import JobState, Phase
 from profile_export.store.db.database import database_time
 from profile_export.store.db.postgresql import PostgresDatabase
 from profile_export.store.db.sqlite import SqliteFile

@@ -16,8 +16,7 @@ from sqlalchemy import update
 
 from profile_export.domain.catalog.batches import BatchState, DataFile, UploadStart
 from profile_export.domain.catalog.datasets import IdentityField, NewDataset, SchemaRef, Tenant
-from profile_export.domain.export.plan import ExportPlan
-from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.plan import ExportPlan, plan_export
 from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
 from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.engines.duckdb.session import DuckDbSession

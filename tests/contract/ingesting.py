@@ -10,14 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from profile_export.domain.catalog.batches import RejectedRow, RowError
+from profile_export.domain.catalog.batches import SYSTEM_COLUMNS, RejectedRow, RowError
 from profile_export.domain.catalog.datasets import (
     BUILT_IN_SCHEMAS,
     DatasetKind,
     IdentityField,
     initial_fields,
 )
-from profile_export.domain.catalog.files import SYSTEM_COLUMNS
 from profile_export.domain.schemas.types import EMPTY, ObjectType, union_objects
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.rejected import REJECTED_FILE, RowsRefusedError, read_rejected

@@ -16,11 +16,16 @@ from hypothesis import strategies as st
 from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.export.plan import HIGHEST_KEY, LOWEST_KEY, KeyRange
-from profile_export.domain.export.selection import known_paths, select_fields
+from profile_export.domain.export.selection import (
+    MembershipStatus,
+    SegmentFilter,
+    SegmentSelection,
+    known_paths,
+    select_fields,
+)
 from profile_export.domain.merging.identity import Identity, identity_key
 from profile_export.domain.merging.merge import SourceRow, StatedIdentity
 from profile_export.domain.merging.policy import IdentityGraph
-from profile_export.domain.merging.segments import MembershipStatus, SegmentFilter, SegmentSelection
 from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,

@@ -16,7 +16,7 @@ from sqlalchemy import event, insert, select, text, update
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.catalog.datasets import NewDataset, SchemaRef, Tenant
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import JobError
+from profile_export.domain.job import JobError
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time

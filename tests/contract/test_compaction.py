@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from profile_export.domain.catalog import files as columns
+from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import ExportPlan, PinnedFile, SourcePart
 from profile_export.lake import compaction as lake_compaction
 from profile_export.lake import data_files as data_file

@@ -13,10 +13,9 @@ import pytest_asyncio
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
-from profile_export.domain.catalog.batches import BatchState
-from profile_export.domain.catalog.files import FULL_ROWS
+from profile_export.domain.catalog.batches import FULL_ROWS, BatchState
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import Phase, Progress
+from profile_export.domain.job import Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.lake.compaction import CompactTask, Merger, compact
 from profile_export.processes.limits import Limits

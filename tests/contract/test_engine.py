@@ -17,21 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
+from profile_export.domain.catalog.batches import BATCH_ID
 from profile_export.domain.catalog.datasets import DatasetKind
-from profile_export.domain.catalog.files import BATCH_ID
-from profile_export.domain.export.execution import (
-    EngineDiedError,
-    EngineFailedError,
-    EngineProgress,
-    RangeResult,
-    ResolutionFacts,
-)
 from profile_export.domain.export.plan import (
     HIGHEST_KEY,
     LOWEST_KEY,
+    EngineDiedError,
+    EngineFailedError,
+    EngineProgress,
     ExportPlan,
     KeyRange,
     PinnedFile,
+    RangeResult,
+    ResolutionFacts,
     Source,
     SourcePart,
 )

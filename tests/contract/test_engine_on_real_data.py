@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from profile_export.domain.export.selection import MembershipStatus, SegmentFilter, SegmentSelection
 from profile_export.domain.merging.policy import IdentityGraph
-from profile_export.domain.merging.segments import MembershipStatus, SegmentFilter, SegmentSelection
 from profile_export.domain.schemas.types import SEGMENT_MEMBERSHIP_TYPE, TEXT, FieldType
 from profile_export.engines.duckdb.engine import DuckDbEngine
 from tests.builders import Part, at, events, plan_of, records, row

@@ -12,15 +12,13 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select, update
 
-from profile_export.domain.catalog.batches import BatchState, DataFile
+from profile_export.domain.catalog.batches import MERGED_FROM, BatchState, DataFile
 from profile_export.domain.catalog.datasets import REMEMBERED, DatasetChange, Tenant
-from profile_export.domain.catalog.files import MERGED_FROM
 from profile_export.domain.errors import FailedPreconditionError, NotFoundError
-from profile_export.domain.export.plan import ExportCounts
-from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.plan import ExportCounts, plan_export
 from profile_export.domain.export.receipt import Receipt
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import JobError, JobState, Phase, Progress
+from profile_export.domain.job import JobError, JobState, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.chores import ExpirySweeper

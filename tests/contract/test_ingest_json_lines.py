@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
 from profile_export.domain.catalog.datasets import DatasetKind, IdentityField
-from profile_export.domain.catalog.files import SYSTEM_COLUMNS
 from profile_export.domain.merging.identity import Identity, identity_key
 from profile_export.domain.schemas.types import DOUBLE, LONG, TEXT, ArrayType, DecimalType, ObjectType
 from profile_export.ingest.ingestion import ingest

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
 from profile_export.domain.catalog.datasets import DatasetKind, IdentityField
-from profile_export.domain.catalog.files import SYSTEM_COLUMNS
 from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,

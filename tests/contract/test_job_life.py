@@ -20,13 +20,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from sqlalchemy import Column, Connection, Row, Table, create_engine, delete, select, text
 
+from profile_export.domain import job as job_rules
 from profile_export.domain.catalog.batches import BatchState, DataFile
 from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError
-from profile_export.domain.export.plan import ExportCounts, ExportPlan
-from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.plan import ExportCounts, ExportPlan, plan_export
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs import job as job_rules
-from profile_export.domain.jobs.job import FINAL_STATES, Job, JobError, JobState, JobView, Phase, Progress
+from profile_export.domain.job import FINAL_STATES, Job, JobError, JobState, JobView, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.store.db.tables import (
     batches,

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select, text, update
 
-from profile_export.domain.jobs.job import LEASE_TTL
+from profile_export.domain.job import LEASE_TTL
 from profile_export.runner.chores import TimeoutSweeper
 from profile_export.runner.keeper import LATE_SECONDS, MOST_SECONDS, Held, LeaseKeeper
 from profile_export.store.db.database import database_time

@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import LEASE_TTL, MAX_ATTEMPTS, Job, JobError, JobState, Phase
+from profile_export.domain.job import LEASE_TTL, MAX_ATTEMPTS, Job, JobError, JobState, Phase
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.store.db.tables import job_ranges, job_stamps, jobs, leases
 from profile_export.store.jobs.attempts import Claim

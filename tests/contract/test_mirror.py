@@ -14,7 +14,7 @@ import pytest_asyncio
 from sqlalchemy import select, text, update
 from structlog.testing import capture_logs
 
-from profile_export.domain.catalog.files import MirroredBatch, MirrorStatus, TableState
+from profile_export.domain.catalog.batches import MirroredBatch, MirrorStatus, TableState
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.processes.limits import Limits
 from profile_export.processes.supervisor import Supervisor

@@ -19,7 +19,7 @@ import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import StaticTable, Table
 
-from profile_export.domain.catalog.files import (
+from profile_export.domain.catalog.batches import (
     MirrorConflictError,
     MirroredBatch,
     MirrorError,

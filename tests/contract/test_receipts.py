@@ -13,13 +13,12 @@ from sqlalchemy import select
 
 from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.errors import FailedPreconditionError, NotFoundError
-from profile_export.domain.export.plan import ExportCounts, ExportPlan
-from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.plan import ExportCounts, ExportPlan, plan_export
 from profile_export.domain.export.receipt import Receipt
 from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
-from profile_export.domain.jobs.job import JobError, Phase, Progress
+from profile_export.domain.export.selection import SegmentFilter
+from profile_export.domain.job import JobError, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
-from profile_export.domain.merging.segments import SegmentFilter
 from profile_export.domain.schemas.types import TEXT, ObjectType
 from profile_export.lake.local import LocalLake
 from profile_export.runner.worker import ReceiptWriter

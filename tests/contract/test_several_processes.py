@@ -18,7 +18,7 @@ from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.errors import UnavailableError
 from profile_export.domain.export.plan import ExportCounts
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import JobState
+from profile_export.domain.job import JobState
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.domain.schemas.types import TEXT, ObjectType
 from profile_export.store.db.wakeups import ChangedJob, Notices, Wakeups

@@ -25,12 +25,11 @@ from profile_export.domain.catalog.datasets import (
     Tenant,
 )
 from profile_export.domain.errors import DomainError, FailedPreconditionError
-from profile_export.domain.export.plan import ExportCounts
-from profile_export.domain.export.planning import plan_export
+from profile_export.domain.export.plan import ExportCounts, plan_export
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import JobError, Phase, Progress
+from profile_export.domain.export.selection import SegmentFilter
+from profile_export.domain.job import JobError, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
-from profile_export.domain.merging.segments import SegmentFilter
 from profile_export.domain.schemas.types import TEXT, ObjectType, TypeConflictError
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.schemas import Schemas

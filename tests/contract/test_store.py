@@ -18,9 +18,9 @@ from profile_export.domain.catalog.datasets import IdentityField, NewDataset, Sc
 from profile_export.domain.errors import FailedPreconditionError
 from profile_export.domain.export.plan import ExportCounts
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import FIRST_BACK_OFF, JobError, JobState, Phase, Progress
+from profile_export.domain.export.selection import SegmentFilter
+from profile_export.domain.job import FIRST_BACK_OFF, JobError, JobState, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
-from profile_export.domain.merging.segments import SegmentFilter
 from profile_export.domain.schemas.types import TEXT, ArrayType, ObjectType
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.access import CannotOpenError

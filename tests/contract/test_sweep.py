@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert, select, update
 from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.export.plan import ExportCounts
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import LEASE_TTL, Phase, Progress
+from profile_export.domain.job import LEASE_TTL, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.processes.supervisor import Supervisor
 from profile_export.store.db.database import database_time

@@ -18,8 +18,7 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from profile_export.application.uploads.loading import Loading, LoadingRooms, RowLimits
-from profile_export.domain.catalog.batches import BatchState
-from profile_export.domain.catalog.files import MERGED_FROM
+from profile_export.domain.catalog.batches import MERGED_FROM, BatchState
 from profile_export.ingest.task import Expense
 from profile_export.lake.trash import Trash
 from profile_export.processes.supervisor import Supervisor

@@ -8,8 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from profile_export.application.ports import EngineAttempt
-from profile_export.domain.export.execution import EngineProgress, RangeResult, ResolutionFacts
-from profile_export.domain.export.plan import ExportPlan, KeyRange
+from profile_export.domain.export.plan import (
+    EngineProgress,
+    ExportPlan,
+    KeyRange,
+    RangeResult,
+    ResolutionFacts,
+)
 from profile_export.engines.duckdb.engine import DuckDbEngine
 
 

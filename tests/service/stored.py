@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog.files import SYSTEM_COLUMNS
+from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
 from profile_export.domain.schemas.types import IDENTITY_MAP
 from tests.service.harness import Caller
 

@@ -19,7 +19,7 @@ import pytest
 
 from profile_export.app import Application
 from profile_export.config import load
-from profile_export.domain.jobs import job as job_rules
+from profile_export.domain import job as job_rules
 from profile_export.engines.duckdb.engine import DuckDbEngine
 from profile_export.v1 import batch_pb2, job_pb2
 from profile_export.v1 import dataset_service_pb2 as ds

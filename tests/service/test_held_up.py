@@ -10,7 +10,7 @@ import pytest
 
 from profile_export.app import Application
 from profile_export.config import load
-from profile_export.domain.jobs.job import LEASE_TTL
+from profile_export.domain.job import LEASE_TTL
 from profile_export.v1 import job_pb2
 from tests.databases import Place
 from tests.service.conftest import settings_for

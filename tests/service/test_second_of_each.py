@@ -15,7 +15,7 @@ import pytest
 from profile_export.app import Application
 from profile_export.application.ports import Engine, Lake
 from profile_export.config import load
-from profile_export.domain.catalog.files import MERGED_FROM
+from profile_export.domain.catalog.batches import MERGED_FROM
 from profile_export.v1 import dataset_service_pb2 as ds
 from tests.lakes import MemoryLake
 from tests.reference_engine import ReferenceEngine

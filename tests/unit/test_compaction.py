@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 
-from profile_export.domain.catalog.files import (
+from profile_export.domain.catalog.batches import (
     FULL_BYTES,
     FULL_ROWS,
     MERGED_FROM,

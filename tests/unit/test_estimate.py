@@ -8,13 +8,16 @@ from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.export.plan import (
     VALUES_OF_A_ROW,
     VALUES_PER_RANGE,
+    Counted,
     ExportCounts,
     ExportPlan,
+    Figure,
     PinnedFile,
     Source,
     SourcePart,
+    estimate,
+    sample_of,
 )
-from profile_export.domain.export.planning import Counted, Figure, estimate, sample_of
 from profile_export.domain.schemas.types import EMPTY
 from tests.builders import plan_of
 

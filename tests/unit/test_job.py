@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from profile_export.domain.errors import FailedPreconditionError, PastEndError
 from profile_export.domain.export.plan import ExportCounts
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import (
+from profile_export.domain.job import (
     ASK_TO_CANCEL,
     CANCEL,
     CLAIM,

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from profile_export.domain.jobs.job import JobFilter, JobState
+from profile_export.domain.job import JobFilter, JobState
 from tests.builders import NOON, at
 
 NEW, RUNNING, FAILED = JobState.NEW, JobState.PROCESSING, JobState.FAILED

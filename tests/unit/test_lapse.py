@@ -7,8 +7,18 @@ from datetime import timedelta
 import pytest
 
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import FAIL, LET_GO, MAX_ATTEMPTS, REFUSE, RETRY, Job, JobState, Move
-from profile_export.domain.jobs.timeouts import Timeout, timed_out
+from profile_export.domain.job import (
+    FAIL,
+    LET_GO,
+    MAX_ATTEMPTS,
+    REFUSE,
+    RETRY,
+    Job,
+    JobState,
+    Move,
+    Timeout,
+    timed_out,
+)
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from tests.builders import at
 from tests.unit.test_job import job, went_wrong

@@ -19,9 +19,12 @@ from profile_export.domain.catalog.datasets import (
     FieldDeclaration,
     IdentityField,
     SchemaRef,
+    check_beside,
     check_declared_fields,
     check_identity_fields,
     initial_fields,
+    next_version,
+    union_by_kind,
     with_declared,
 )
 from profile_export.domain.export.plan import ExportCounts
@@ -36,7 +39,6 @@ from profile_export.domain.schemas.types import (
     ObjectType,
     TypeConflictError,
 )
-from profile_export.domain.schemas.unions import check_beside, next_version, union_by_kind
 from tests.builders import at
 
 SECONDS = 5.0

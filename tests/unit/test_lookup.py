@@ -24,7 +24,7 @@ from profile_export.domain.export.lookup import (
     plan_profile,
     profile_of,
 )
-from profile_export.domain.export.planning import Snapshot
+from profile_export.domain.export.plan import Snapshot
 from profile_export.domain.export.selection import IdentitySelection
 from profile_export.domain.lists import MAX_PAGE_SIZE, cut_page
 from profile_export.domain.merging.identity import Identity

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.selection import SegmentFilter, SegmentSelection
 from profile_export.domain.merging.identity import identity_key
 from profile_export.domain.merging.merge import merge_profiles, resolve
 from profile_export.domain.merging.policy import IdentityGraph
-from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection
 from profile_export.domain.schemas.types import (
     DOUBLE,
     LONG,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profile_export.domain.catalog.files import mirror_table
+from profile_export.domain.catalog.batches import mirror_table
 
 
 def test_a_datasets_table_is_named_by_its_id_so_that_renaming_the_dataset_does_not_move_it() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.jobs.job import Pace
+from profile_export.domain.job import Pace
 
 
 def test_at_a_steady_pace_the_rest_is_what_is_left_at_that_pace() -> None:

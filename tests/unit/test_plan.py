@@ -26,9 +26,8 @@ from profile_export.domain.export.plan import (
     SourcePart,
     notes_of,
 )
-from profile_export.domain.export.selection import IdentitySelection
+from profile_export.domain.export.selection import IdentitySelection, SegmentFilter, SegmentSelection
 from profile_export.domain.merging.policy import IdentityGraph
-from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection
 from profile_export.domain.schemas.types import EMPTY, TEXT, ArrayType, MapType, ObjectType
 from tests.builders import plan_of
 

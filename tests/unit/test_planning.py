@@ -13,14 +13,15 @@ from profile_export.domain.export.plan import (
     ExportPlan,
     PinnedBatch,
     PinnedFile,
+    Snapshot,
     Source,
     SourcePart,
+    plan_export,
+    takes_long,
 )
-from profile_export.domain.export.planning import Snapshot, plan_export, takes_long
 from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
-from profile_export.domain.export.selection import IdentitySelection
+from profile_export.domain.export.selection import IdentitySelection, SegmentFilter, SegmentSelection
 from profile_export.domain.merging.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, MergePolicy
-from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection
 from profile_export.domain.schemas.types import (
     IDENTITY_MAP_TYPE,
     IDENTITY_MEMBERS,

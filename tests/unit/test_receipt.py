@@ -7,9 +7,9 @@ from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.export.plan import ExportCounts
 from profile_export.domain.export.receipt import FilledBatch, InputBatch, ReceiptFile, receipt_of
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import Job, JobMetrics, JobState, Phase, PhaseTime
+from profile_export.domain.export.selection import SegmentFilter
+from profile_export.domain.job import Job, JobMetrics, JobState, Phase, PhaseTime
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
-from profile_export.domain.merging.segments import SegmentFilter
 from profile_export.domain.schemas.types import TEXT
 from tests.builders import at, events, plan_of, records, row
 

@@ -13,6 +13,10 @@ from profile_export.domain.catalog.datasets import (
     IdentityField,
     Schema,
     SchemaRef,
+    check_beside,
+    next_version,
+    union_by_kind,
+    union_schema,
 )
 from profile_export.domain.errors import AlreadyExistsError
 from profile_export.domain.schemas.types import (
@@ -25,7 +29,6 @@ from profile_export.domain.schemas.types import (
     ObjectType,
     TypeConflictError,
 )
-from profile_export.domain.schemas.unions import check_beside, next_version, union_by_kind, union_schema
 from tests.builders import at
 
 XDM = "https://ns.adobe.com/xdm/context"

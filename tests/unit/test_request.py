@@ -16,9 +16,8 @@ from profile_export.domain.export.request import (
     bind,
     without_unknown_fields,
 )
-from profile_export.domain.export.selection import UnknownPath
+from profile_export.domain.export.selection import SegmentFilter, SegmentSelection, UnknownPath
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
-from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection
 from profile_export.domain.schemas.types import IDENTITY_MAP_TYPE, TEXT, ObjectType
 from tests.builders import at
 

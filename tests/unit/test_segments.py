@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.merging.segments import (
+from profile_export.domain.export.selection import (
     MembershipStatus,
     SegmentFilter,
     SegmentSelection,

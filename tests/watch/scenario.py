@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select
 
 from profile_export.app import server
-from profile_export.domain.jobs import job as moves
+from profile_export.domain import job as moves
 from profile_export.engines.duckdb.engine import DuckDbEngine
 from profile_export.runner import worker
 from profile_export.store.db.tables import job_transitions

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from profile_export.application.ports import EngineAttempt
-from profile_export.domain.export.execution import (
+from profile_export.domain.export.plan import (
     EngineFailedError,
     EngineProgress,
+    ExportPlan,
+    KeyRange,
     RangeResult,
     ResolutionFacts,
 )
-from profile_export.domain.export.plan import ExportPlan, KeyRange
 
 ROWS = 1_000
 

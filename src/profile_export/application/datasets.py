@@ -8,18 +8,18 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from profile_export.application.ports import Lake
+from profile_export.domain.catalog.batches import MirrorStatus
 from profile_export.domain.catalog.datasets import (
     CLASSES,
     Dataset,
     DatasetChange,
     NewDataset,
     Tenant,
+    union_schema,
 )
-from profile_export.domain.catalog.files import MirrorStatus
 from profile_export.domain.errors import InvalidArgumentError, NotFoundError
 from profile_export.domain.lists import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, PageRequest
 from profile_export.domain.schemas.types import ObjectType, is_wide
-from profile_export.domain.schemas.unions import union_schema
 from profile_export.lake.rows import first_rows
 from profile_export.processes.computing import compute, compute_if
 from profile_export.store.catalog.datasets import Catalog

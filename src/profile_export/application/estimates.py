@@ -13,16 +13,17 @@ from typing import Any
 from profile_export.application.ports import Engine, Lake
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import ExhaustedError, FailedPreconditionError, UnavailableError
-from profile_export.domain.export.execution import (
+from profile_export.domain.export.plan import (
+    ESTIMATES,
+    Counted,
     EngineDiedError,
     EngineFailedError,
     EngineProgress,
-)
-from profile_export.domain.export.plan import ESTIMATES, ExportPlan, KeyRange, notes_of
-from profile_export.domain.export.planning import (
-    Counted,
     Estimate,
+    ExportPlan,
+    KeyRange,
     estimate,
+    notes_of,
     plan_export,
     sample_of,
     takes_long,

@@ -10,7 +10,7 @@ from profile_export.application.profiles import suggesting
 from profile_export.domain.catalog.datasets import DatasetKind, Tenant
 from profile_export.domain.export.request import BoundRequest, ExportRequest, bind, without_unknown_fields
 from profile_export.domain.export.selection import UnknownPath
-from profile_export.domain.jobs.job import JobView
+from profile_export.domain.job import JobView
 from profile_export.domain.lists import Page, PageRequest
 from profile_export.domain.schemas.types import WIDE, ObjectType, is_wide
 from profile_export.processes.computing import compute_if

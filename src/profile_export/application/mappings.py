@@ -10,8 +10,7 @@ from typing import TypeAlias
 from weakref import WeakValueDictionary
 
 from profile_export.application.ports import Engine, Lake
-from profile_export.domain.export.execution import EngineProgress
-from profile_export.domain.export.plan import MAPPINGS, ExportPlan
+from profile_export.domain.export.plan import MAPPINGS, EngineProgress, ExportPlan
 from profile_export.domain.merging.identity import IdentityKey
 from profile_export.domain.schemas.types import EMPTY
 from profile_export.engines.identity.graph import OpenMapping

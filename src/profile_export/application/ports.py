@@ -8,9 +8,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from profile_export.domain.catalog.files import MirroredBatch, TableState
-from profile_export.domain.export.execution import EngineProgress, RangeResult, ResolutionFacts
-from profile_export.domain.export.plan import ExportPlan, KeyRange, WrittenFile
+from profile_export.domain.catalog.batches import MirroredBatch, TableState
+from profile_export.domain.export.plan import (
+    EngineProgress,
+    ExportPlan,
+    KeyRange,
+    RangeResult,
+    ResolutionFacts,
+    WrittenFile,
+)
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")

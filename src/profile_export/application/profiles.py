@@ -15,7 +15,6 @@ from profile_export.application.mappings import Mappings
 from profile_export.application.ports import Lake
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import FailedPreconditionError, UnavailableError
-from profile_export.domain.export.execution import EngineDiedError, EngineFailedError
 from profile_export.domain.export.lookup import (
     EventListing,
     FoundEvent,
@@ -25,8 +24,13 @@ from profile_export.domain.export.lookup import (
     plan_profile,
     profile_of,
 )
-from profile_export.domain.export.plan import ExportPlan
-from profile_export.domain.export.planning import Snapshot, takes_long
+from profile_export.domain.export.plan import (
+    EngineDiedError,
+    EngineFailedError,
+    ExportPlan,
+    Snapshot,
+    takes_long,
+)
 from profile_export.domain.export.selection import UnknownFieldError, UnknownPath
 from profile_export.domain.lists import Page, PageRequest
 from profile_export.domain.merging.identity import Identity, IdentityKey, identity_key

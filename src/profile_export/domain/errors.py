@@ -1,7 +1,7 @@
 """What can be wrong with a call or a row, as exceptions that carry everything a caller needs to act.
 
 Each class is one kind of refusal; `api/status.py` holds the one table that gives each kind its gRPC code. An error
-of the *work* of a job is data (`job.JobError`) and never one of these.
+of the *work* of a job is data (`JobError`) and never one of these.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog import files as columns
+from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import WrittenFile
 from profile_export.lake.data_files import (
     BYTES_PER_GROUP,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog import files as columns
+from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import WrittenFile
 from profile_export.domain.schemas.types import (
     TEXT,

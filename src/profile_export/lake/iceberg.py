@@ -28,7 +28,7 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.table import Table, TableProperties
 
-from profile_export.domain.catalog.files import (
+from profile_export.domain.catalog.batches import (
     BATCH_ID,
     MIRROR_NAMESPACE,
     MirrorConflictError,

@@ -18,7 +18,7 @@ from pyiceberg.manifest import DataFile, ManifestFile
 from pyiceberg.table import Table, TableProperties, Transaction
 from pyiceberg.table.update.snapshot import ExpireSnapshots
 
-from profile_export.domain.catalog.files import BATCH_ID, TableState
+from profile_export.domain.catalog.batches import BATCH_ID, TableState
 from profile_export.domain.schemas.types import (
     ArrayType,
     DecimalType,

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profile_export.domain.catalog.files import MirroredBatch, TableState
+from profile_export.domain.catalog.batches import MirroredBatch, TableState
 
 if TYPE_CHECKING:
     from profile_export.lake.iceberg import IcebergMirror

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from profile_export.domain.catalog import files as columns
+from profile_export.domain.catalog import batches as columns
+from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
 from profile_export.domain.catalog.datasets import DatasetKind
-from profile_export.domain.catalog.files import SYSTEM_COLUMNS
 from profile_export.domain.errors import ExhaustedError
 from profile_export.domain.export.plan import HIGHEST_KEY, LOWEST_KEY, ExportPlan, Source
 from profile_export.domain.merging.identity import Identity, IdentityKey

@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 
 from profile_export.application.ports import Elsewhere, Lake, MirrorTables
-from profile_export.domain.catalog.files import (
+from profile_export.domain.catalog.batches import (
     MirrorConflictError,
     MirroredBatch,
     MirrorError,

@@ -15,11 +15,17 @@ import structlog
 from profile_export.application.ports import Engine, EngineAttempt, Lake
 from profile_export.domain.catalog.batches import DataFile, attempt_folder
 from profile_export.domain.errors import DomainError, FailedPreconditionError, UnavailableError
-from profile_export.domain.export.execution import EngineDiedError, EngineFailedError, EngineProgress
-from profile_export.domain.export.plan import ExportPlan, WrittenFile
-from profile_export.domain.export.planning import plan_export, takes_long
+from profile_export.domain.export.plan import (
+    EngineDiedError,
+    EngineFailedError,
+    EngineProgress,
+    ExportPlan,
+    WrittenFile,
+    plan_export,
+    takes_long,
+)
 from profile_export.domain.export.receipt import RECEIPT_FILE
-from profile_export.domain.jobs.job import JobError, JobState, Pace, Phase, Progress, Resolved
+from profile_export.domain.job import JobError, JobState, Pace, Phase, Progress, Resolved
 from profile_export.processes.computing import compute_if, computed_for
 from profile_export.runner.background import first_of
 from profile_export.runner.keeper import TRUSTED_SECONDS, LeaseKeeper

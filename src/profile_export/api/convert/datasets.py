@@ -9,6 +9,7 @@ from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from profile_export.api.convert.values import MOST_LEVELS, duration, length_of_time, required, timestamp
 from profile_export.application.datasets import ShownDataset
+from profile_export.domain.catalog.batches import MirrorStatus, mirror_table
 from profile_export.domain.catalog.datasets import (
     Dataset,
     DatasetChange,
@@ -20,7 +21,6 @@ from profile_export.domain.catalog.datasets import (
     SchemaRef,
     check_batch_retention,
 )
-from profile_export.domain.catalog.files import MirrorStatus, mirror_table
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.schemas import types
 from profile_export.domain.schemas.types import ObjectType

@@ -20,19 +20,15 @@ from profile_export.api.convert.values import (
 from profile_export.application.estimates import Estimated
 from profile_export.application.profiles import nearest_paths
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.export.planning import Figure
+from profile_export.domain.export.plan import Figure
 from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
-from profile_export.domain.export.selection import UnknownPath
-from profile_export.domain.jobs.job import (
-    JobMetrics,
-    JobState,
-    JobView,
-    Phase,
-    PhaseTime,
-    Progress,
-    Transition,
+from profile_export.domain.export.selection import (
+    DEFAULT_NAMESPACE,
+    MembershipStatus,
+    SegmentFilter,
+    UnknownPath,
 )
-from profile_export.domain.merging.segments import DEFAULT_NAMESPACE, MembershipStatus, SegmentFilter
+from profile_export.domain.job import JobMetrics, JobState, JobView, Phase, PhaseTime, Progress, Transition
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1 import job_pb2, merge_policy_pb2
 

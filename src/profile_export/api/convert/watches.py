@@ -11,7 +11,7 @@ from profile_export.application.watch.job_feed import FeedEncoder, FeedOptions
 from profile_export.application.watch.job_log import JobEncoder, WatchOptions
 from profile_export.application.watch.watchers import Intervals
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.jobs.job import JobFilter, JobView, Progress, Transition
+from profile_export.domain.job import JobFilter, JobView, Progress, Transition
 from profile_export.v1 import export_service_pb2 as pb
 
 _LONGEST_SECONDS = 60.0

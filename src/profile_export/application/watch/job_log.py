@@ -14,7 +14,7 @@ from typing import Protocol
 from profile_export.application.watch.reading import Reading, Readings
 from profile_export.application.watch.watchers import Intervals, Pacing, Watchers, Write
 from profile_export.domain.catalog.datasets import Tenant
-from profile_export.domain.jobs.job import JobView, Progress, Transition
+from profile_export.domain.job import JobView, Progress, Transition
 from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.jobs.jobs import Jobs
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from profile_export.domain.export.plan import EventSelection, ExportPlan
-from profile_export.domain.export.planning import Snapshot, plan_export
+from profile_export.domain.export.plan import EventSelection, ExportPlan, Snapshot, plan_export
 from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
 from profile_export.domain.export.selection import IdentitySelection, select_fields
 from profile_export.domain.lists import (

@@ -13,9 +13,9 @@ from datetime import datetime
 from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.export.request import ExportRequest
-from profile_export.domain.jobs.job import Job, JobMetrics, PhaseTime
+from profile_export.domain.export.selection import SegmentFilter
+from profile_export.domain.job import Job, JobMetrics, PhaseTime
 from profile_export.domain.merging.policy import MergePolicy
-from profile_export.domain.merging.segments import SegmentFilter
 
 RECEIPT_FILE = "receipt.json"
 """Its name in the folder of its batch."""

@@ -8,9 +8,15 @@ from datetime import datetime, timedelta
 
 from profile_export.domain.catalog.datasets import PROFILE_CLASS, Dataset, DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.export.selection import UnknownPath, select_fields, unknown_paths
+from profile_export.domain.export.selection import (
+    SegmentFilter,
+    SegmentSelection,
+    UnknownPath,
+    check_segments,
+    select_fields,
+    unknown_paths,
+)
 from profile_export.domain.merging.policy import MergePolicy
-from profile_export.domain.merging.segments import SegmentFilter, SegmentSelection, check_segments
 from profile_export.domain.schemas.types import EVENT_ID, IDENTITY_MAP, ObjectType
 
 MAX_RUN_TIME = timedelta(days=366)

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-from profile_export.domain.catalog.files import SYSTEM_COLUMNS
+from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
 from profile_export.domain.errors import Reason
 from profile_export.domain.schemas.types import (
     BOOLEAN,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote, urljoin
 
-from profile_export.domain.catalog.files import SYSTEM_COLUMNS
+from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
 from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
 from profile_export.domain.schemas.learning import MAX_DEPTH, MAX_NAMES, ValueRefusedError, check_name
 from profile_export.domain.schemas.types import (

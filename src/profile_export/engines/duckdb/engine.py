@@ -12,14 +12,15 @@ from typing import Any
 
 import structlog
 
-from profile_export.domain.export.execution import (
+from profile_export.domain.export.plan import (
     EngineDiedError,
     EngineFailedError,
     EngineProgress,
+    ExportPlan,
+    KeyRange,
     RangeResult,
     ResolutionFacts,
 )
-from profile_export.domain.export.plan import ExportPlan, KeyRange
 from profile_export.engines.duckdb import memory
 from profile_export.engines.protocol import Close, Failed, FindMapping, MappingFound, Open, Resolve, Run
 from profile_export.processes.limits import NO_LIMITS, Limits

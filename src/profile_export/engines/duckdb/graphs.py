@@ -13,7 +13,7 @@ from pathlib import Path
 
 import duckdb
 
-from profile_export.domain.catalog import files as columns
+from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import HIGHEST_KEY, LOWEST_KEY, ExportPlan, KeyRange, Source
 from profile_export.engines.duckdb.memory import memory_of
 from profile_export.engines.duckdb.sources import listed, scan, text

@@ -18,8 +18,7 @@ from typing import Any
 import duckdb
 import scipy.sparse.csgraph  # noqa: F401 - of `components`: so that a warm child has it, and no attempt waits for it
 
-from profile_export.domain.export.execution import EngineProgress
-from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.export.plan import EngineProgress, ExportPlan
 from profile_export.engines.duckdb import memory
 from profile_export.engines.duckdb.session import DuckDbSession
 from profile_export.engines.protocol import Close, Failed, FindMapping, MappingFound, Open, Resolve, Run

@@ -15,7 +15,7 @@ import ibis.expr.types as ir
 import sqlglot.expressions as sge
 from ibis.backends.sql.compilers.duckdb import DuckDBCompiler
 
-from profile_export.domain.catalog import files as columns
+from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import LEFT_OUT_REASONS, ExportCounts, ExportPlan, WrittenFile
 from profile_export.engines.duckdb.memory import memory_of
 from profile_export.engines.duckdb.sources import name, text

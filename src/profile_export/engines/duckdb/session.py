@@ -11,12 +11,13 @@ from typing import Any
 
 import duckdb
 
-from profile_export.domain.export.execution import RangeResult, ResolutionFacts
 from profile_export.domain.export.plan import (
     HIGHEST_KEY,
     LOWEST_KEY,
     ExportPlan,
     KeyRange,
+    RangeResult,
+    ResolutionFacts,
 )
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.engines.duckdb.graphs import (

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from profile_export.domain.catalog import files as columns
+from profile_export.domain.catalog import batches as columns
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.export.plan import ExportPlan, KeyRange, Source, SourcePart
 from profile_export.domain.schemas.types import (

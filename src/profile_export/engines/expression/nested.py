@@ -9,7 +9,7 @@ from operator import or_
 import ibis
 import ibis.expr.types as ir
 
-from profile_export.domain.merging.segments import MembershipStatus
+from profile_export.domain.export.selection import MembershipStatus
 from profile_export.domain.schemas.types import (
     ArrayType,
     FieldPath,

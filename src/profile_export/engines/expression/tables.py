@@ -25,7 +25,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from profile_export.domain.export.plan import ExportPlan
-from profile_export.domain.merging.segments import SegmentSelection
+from profile_export.domain.export.selection import SegmentSelection
 from profile_export.domain.schemas.types import (
     ArrayType,
     DecimalType,

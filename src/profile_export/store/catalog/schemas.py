@@ -10,11 +10,16 @@ from sqlalchemy import Select, func, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import check_dataset_fields
-from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, Schema, Tenant
+from profile_export.domain.catalog.datasets import (
+    BUILT_IN_SCHEMAS,
+    Schema,
+    Tenant,
+    check_beside,
+    next_version,
+)
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.schemas.types import EMPTY, TypeConflictError, is_wide, union_objects
-from profile_export.domain.schemas.unions import check_beside, next_version
 from profile_export.processes.computing import compute_if
 from profile_export.store.catalog.tenants import dataset_from, ensure_tenant, id_of, source_datasets
 from profile_export.store.catalog.unions import (

@@ -23,12 +23,11 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import check_tenant_namespaces, quota_exceeded
-from profile_export.domain.catalog.datasets import Dataset, DatasetKind, SchemaRef, Tenant
+from profile_export.domain.catalog.datasets import Dataset, DatasetKind, SchemaRef, Tenant, union_by_kind
 from profile_export.domain.errors import AlreadyExistsError, NotFoundError
-from profile_export.domain.jobs.job import JobState
+from profile_export.domain.job import JobState
 from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.schemas.types import ObjectType, is_wide
-from profile_export.domain.schemas.unions import union_by_kind
 from profile_export.processes.computing import compute_if
 from profile_export.store.db.columns import value_of
 from profile_export.store.db.database import database_time, fetch_all, fetch_first, insert_new

@@ -27,15 +27,7 @@ from profile_export.domain.catalog.datasets import DatasetKind, FieldDeclaration
 from profile_export.domain.export.plan import ExportCounts, ExportPlan
 from profile_export.domain.export.receipt import Receipt
 from profile_export.domain.export.request import BoundRequest
-from profile_export.domain.jobs.job import (
-    Cancellation,
-    JobError,
-    JobMetrics,
-    JobState,
-    Phase,
-    Progress,
-    Resolved,
-)
+from profile_export.domain.job import Cancellation, JobError, JobMetrics, JobState, Phase, Progress, Resolved
 from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph
 from profile_export.domain.schemas.types import FieldPath, ObjectType

@@ -23,9 +23,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog.batches import BatchState
+from profile_export.domain.catalog.batches import (
+    FULL_BYTES,
+    FULL_ROWS,
+    MERGED_FROM,
+    BatchState,
+    Segment,
+    next_merge,
+)
 from profile_export.domain.catalog.datasets import DatasetKind
-from profile_export.domain.catalog.files import FULL_BYTES, FULL_ROWS, MERGED_FROM, Segment, next_merge
 from profile_export.domain.export.plan import WrittenFile
 from profile_export.store.db.database import MOST_AT_ONCE, Store, database_time, slices, uninterruptible
 from profile_export.store.db.tables import batches, compactions, datasets, files, merges

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.export.plan import ExportPlan
-from profile_export.domain.jobs.job import FINAL_STATES, LEASE_TTL
+from profile_export.domain.job import FINAL_STATES, LEASE_TTL
 from profile_export.store.db.database import (
     MOST_AT_ONCE,
     Database,

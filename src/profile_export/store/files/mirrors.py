@@ -10,8 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog.batches import BatchState
-from profile_export.domain.catalog.files import MirroredBatch, MirrorStatus, TableState
+from profile_export.domain.catalog.batches import BatchState, MirroredBatch, MirrorStatus, TableState
 from profile_export.store.db.database import Database, Store, database_time, insert_new, uninterruptible
 from profile_export.store.db.tables import batches, datasets, files, mirrored_batches, mirrors
 

@@ -14,7 +14,7 @@ from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.export.receipt import RECEIPT_FILE, FilledBatch, StoredReceipt, receipt_of
-from profile_export.domain.jobs.job import Job
+from profile_export.domain.job import Job
 from profile_export.store.catalog.tenants import id_of
 from profile_export.store.db.database import MOST_AT_ONCE, Store, fetch_first, slices, uninterruptible
 from profile_export.store.db.tables import batches, receipts

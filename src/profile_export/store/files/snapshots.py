@@ -8,8 +8,7 @@ from sqlalchemy import or_, select
 
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.catalog.datasets import Tenant
-from profile_export.domain.export.plan import GRAPHS, PinnedBatch, PinnedFile, Source, SourcePart
-from profile_export.domain.export.planning import Snapshot
+from profile_export.domain.export.plan import GRAPHS, PinnedBatch, PinnedFile, Snapshot, Source, SourcePart
 from profile_export.domain.schemas.types import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ObjectType
 from profile_export.store.catalog.tenants import (
     IDENTITY,

@@ -16,7 +16,7 @@ from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.export.plan import ExportCounts, ExportPlan, notes_of
 from profile_export.domain.export.receipt import FilledBatch
-from profile_export.domain.jobs.job import (
+from profile_export.domain.job import (
     CLAIM,
     LEASE_TTL,
     LET_GO,

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import PastEndError
-from profile_export.domain.jobs.job import JobFilter, JobState, JobView, Progress, Transition
+from profile_export.domain.job import JobFilter, JobState, JobView, Progress, Transition
 from profile_export.store.catalog.tenants import forget_job_revisions, id_of
 from profile_export.store.db.columns import value_of
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.jobs.job import JobState
+from profile_export.domain.job import JobState
 from profile_export.store.db.columns import Instant
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import jobs, tenants

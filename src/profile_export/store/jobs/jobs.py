@@ -14,7 +14,7 @@ from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.export.request import BoundRequest, ExportRequest
-from profile_export.domain.jobs.job import (
+from profile_export.domain.job import (
     Cancellation,
     JobMetrics,
     JobState,

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import attempt_folder
-from profile_export.domain.jobs.job import LEASE_TTL, Progress
+from profile_export.domain.job import LEASE_TTL, Progress
 from profile_export.store.db.database import Database, database_time_within
 from profile_export.store.db.tables import jobs, leases
 from profile_export.store.db.wakeups import Transaction

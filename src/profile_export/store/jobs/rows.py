@@ -14,7 +14,7 @@ from profile_export.domain.catalog.batches import BatchState, DataFile
 from profile_export.domain.catalog.datasets import Tenant, expired_job
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.export.plan import ExportCounts, ExportPlan
-from profile_export.domain.jobs.job import (
+from profile_export.domain.job import (
     Job,
     JobMetrics,
     JobState,

@@ -10,8 +10,16 @@ from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import BatchState
-from profile_export.domain.jobs.job import FINAL_STATES, LEASE_TTL, Job, JobState, Move, Phase, Transition
-from profile_export.domain.jobs.timeouts import timed_out
+from profile_export.domain.job import (
+    FINAL_STATES,
+    LEASE_TTL,
+    Job,
+    JobState,
+    Move,
+    Phase,
+    Transition,
+    timed_out,
+)
 from profile_export.store.catalog.tenants import next_job_revision
 from profile_export.store.db.columns import columns_of
 from profile_export.store.db.database import Store, database_time, uninterruptible
