@@ -17,7 +17,7 @@ from sqlalchemy import select
 from benchmarks.program import Program, program
 from profile_export.store.db.database import Database
 from profile_export.store.db.tables import jobs
-from profile_export.store.jobs.rows import JOB_COLUMNS
+from profile_export.store.jobs.jobs import JOB_COLUMNS
 
 WATCH, MOVE, REPLAY, GET = "/bare/Watch", "/bare/Move", "/bare/Replay", "/bare/Get"
 _KEY = struct.Struct("!q")

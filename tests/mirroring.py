@@ -23,11 +23,9 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
 from profile_export.store.files.batches import Batches
-from profile_export.store.files.dropped import DroppedFolders
-from profile_export.store.files.loading import LoadingBatches
+from profile_export.store.files.folders import DroppedFolders, Named
 from profile_export.store.files.mirrors import LEASE_TTL, Mirrors, MirrorStatuses
-from profile_export.store.files.named import Named
-from profile_export.store.files.uploads import Uploads
+from profile_export.store.files.uploads import LoadingBatches, Uploads
 from profile_export.store.jobs.expiries import Expiries
 from tests.databases import Place
 

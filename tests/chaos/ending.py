@@ -27,7 +27,7 @@ from profile_export.store.db.tables import (
     jobs,
     leases,
 )
-from profile_export.store.jobs.rows import job_from
+from profile_export.store.jobs.jobs import job_from
 from tests.chaos.load import Told
 from tests.chaos.sources import COLUMNS, Row
 from tests.chaos.view import View

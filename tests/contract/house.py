@@ -29,11 +29,9 @@ from profile_export.runner.compactor import Compactor
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
-from profile_export.store.files.compactions import Compactions
-from profile_export.store.files.dropped import DroppedFolders
-from profile_export.store.files.loading import LoadingBatches
-from profile_export.store.files.snapshots import Snapshots
-from profile_export.store.files.uploads import Uploads
+from profile_export.store.files.folders import DroppedFolders
+from profile_export.store.files.snapshots import Compactions, Snapshots
+from profile_export.store.files.uploads import LoadingBatches, Uploads
 from profile_export.store.jobs.attempts import Attempts
 from profile_export.store.jobs.jobs import Jobs
 from tests.builders import read_export

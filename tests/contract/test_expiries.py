@@ -31,9 +31,8 @@ from profile_export.store.db.tables import (
     job_transitions,
     jobs,
 )
-from profile_export.store.files.batches import Batches
-from profile_export.store.files.named import Named
-from profile_export.store.files.receipts import Receipts
+from profile_export.store.files.batches import Batches, Receipts
+from profile_export.store.files.folders import Named
 from profile_export.store.jobs import expiries as expiries_of_store
 from profile_export.store.jobs.attempts import Claim, RangeDone
 from profile_export.store.jobs.changes import Changes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from profile_export.store.db.database import Database
-from profile_export.store.db.instance import Instance, Instances
+from profile_export.store.db.database import Database, Instance, Instances
 from tests.databases import Place
 
 

@@ -17,8 +17,7 @@ from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.store.db.tables import job_ranges, job_stamps, jobs, leases
 from profile_export.store.jobs.attempts import Claim
 from profile_export.store.jobs.jobs import NewJob
-from profile_export.store.jobs.leases import LeaseLostError
-from profile_export.store.jobs.transitions import Timeouts
+from profile_export.store.jobs.leases import LeaseLostError, Timeouts
 from tests.contract.test_store import (
     FILE,
     RUNNING,

@@ -10,8 +10,8 @@ from sqlalchemy import func, select, text
 
 from profile_export.domain.schemas.types import TEXT, ObjectType
 from profile_export.store.db.tables import dropped_folders
-from profile_export.store.files.dropped import DroppedFolders, drop
-from profile_export.store.files.receipts import Receipts
+from profile_export.store.files.batches import Receipts
+from profile_export.store.files.folders import DroppedFolders, drop
 from tests.contract.test_store import TENANT, Store, facts
 from tests.databases import Place
 

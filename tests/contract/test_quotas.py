@@ -23,8 +23,7 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import batches, uploads
 from profile_export.store.files.batches import Batches
-from profile_export.store.files.loading import LoadingBatches
-from profile_export.store.files.uploads import FIRST_BYTES, OpenUpload, Uploads
+from profile_export.store.files.uploads import FIRST_BYTES, LoadingBatches, OpenUpload, Uploads
 from profile_export.store.jobs.attempts import Attempts
 from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.jobs import Jobs, NewJob

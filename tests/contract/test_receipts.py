@@ -24,7 +24,7 @@ from profile_export.lake.local import LocalLake
 from profile_export.runner.worker import ReceiptWriter
 from profile_export.store.db.columns import Json
 from profile_export.store.db.tables import receipts
-from profile_export.store.files.receipts import Receipts
+from profile_export.store.files.batches import Receipts
 from profile_export.store.jobs.attempts import Claim, RangeDone
 from profile_export.store.jobs.jobs import NewJob
 from tests.contract.test_store import TENANT, UNION, Store, facts

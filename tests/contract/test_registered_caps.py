@@ -44,8 +44,7 @@ from profile_export.store.db.tables import (
     namespaces,
     tenants,
 )
-from profile_export.store.files.loading import LoadingBatches
-from profile_export.store.files.uploads import Uploads
+from profile_export.store.files.uploads import LoadingBatches, Uploads
 from tests.databases import Place
 
 NUMBERS = count()

@@ -36,9 +36,8 @@ from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches, datasets
 from profile_export.store.files.batches import Batches
-from profile_export.store.files.loading import LoadingBatches
 from profile_export.store.files.snapshots import Snapshots
-from profile_export.store.files.uploads import Uploads
+from profile_export.store.files.uploads import LoadingBatches, Uploads
 from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
 from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.jobs import Jobs, NewJob

@@ -27,10 +27,9 @@ from profile_export.store.db.access import CannotOpenError
 from profile_export.store.db.database import Database, database_time, migrate
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, jobs, metadata
 from profile_export.store.files.batches import Batches
-from profile_export.store.files.dropped import DroppedFolders
-from profile_export.store.files.loading import FieldsGrewError, LoadingBatches
+from profile_export.store.files.folders import DroppedFolders
 from profile_export.store.files.snapshots import Snapshots
-from profile_export.store.files.uploads import Uploads
+from profile_export.store.files.uploads import FieldsGrewError, LoadingBatches, Uploads
 from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
 from profile_export.store.jobs.jobs import Jobs, NewJob
 from profile_export.store.jobs.leases import LeaseLostError

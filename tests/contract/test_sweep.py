@@ -18,7 +18,7 @@ from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.processes.supervisor import Supervisor
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import batches, dropped_folders, mirrored_batches, mirrors
-from profile_export.store.files.dropped import drop
+from profile_export.store.files.folders import drop
 from profile_export.store.jobs.attempts import Claim, RangeDone
 from profile_export.store.jobs.jobs import NewJob
 from tests.contract.house import TENANT, UNION, House, opened

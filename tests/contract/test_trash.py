@@ -25,8 +25,8 @@ from profile_export.processes.supervisor import Supervisor
 from profile_export.runner.belonging import Belonging
 from profile_export.runner.leftovers import LeftoverRooms, Leftovers
 from profile_export.store.catalog.schemas import Schemas
-from profile_export.store.db.instance import Instance, Instances
-from profile_export.store.files.named import Named
+from profile_export.store.db.database import Instance, Instances
+from profile_export.store.files.folders import Named
 from tests.contract.house import TENANT, UNION, House, opened
 from tests.contract.test_sweep import Attempted
 from tests.databases import Place, Postgres

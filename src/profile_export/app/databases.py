@@ -9,11 +9,9 @@ from profile_export.config import StoreSettings
 from profile_export.lake.local import LocalLake
 from profile_export.runner.leftovers import Checkup, Findings
 from profile_export.store.db.access import CannotOpenError
-from profile_export.store.db.database import Database, newest_revision
-from profile_export.store.db.instance import Instances
-from profile_export.store.files.compactions import Compactions
-from profile_export.store.files.dropped import DroppedFolders
-from profile_export.store.files.named import Named
+from profile_export.store.db.database import Database, Instances, newest_revision
+from profile_export.store.files.folders import DroppedFolders, Named
+from profile_export.store.files.snapshots import Compactions
 
 
 @dataclass(frozen=True, slots=True)

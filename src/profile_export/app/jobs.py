@@ -28,16 +28,14 @@ from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.worker import Places, ReceiptWriter, Worker
 from profile_export.store.db.access import CannotOpenError, StoreMissingError
 from profile_export.store.db.columns import make_codecs
-from profile_export.store.db.database import Database
-from profile_export.store.db.instance import Instance, Instances
+from profile_export.store.db.database import Database, Instance, Instances
 from profile_export.store.db.tables import metadata
 from profile_export.store.db.wakeups import Notices
-from profile_export.store.files.named import Named
-from profile_export.store.files.receipts import Receipts
+from profile_export.store.files.batches import Receipts
+from profile_export.store.files.folders import Named
 from profile_export.store.files.snapshots import Snapshots
 from profile_export.store.jobs.attempts import Attempts
-from profile_export.store.jobs.leases import Renewals
-from profile_export.store.jobs.transitions import Timeouts
+from profile_export.store.jobs.leases import Renewals, Timeouts
 
 _KEY_BYTES = 32
 

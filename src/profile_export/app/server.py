@@ -45,12 +45,10 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.policies import Policies
 from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.files.batches import Batches
-from profile_export.store.files.compactions import Compactions
-from profile_export.store.files.dropped import DroppedFolders
-from profile_export.store.files.loading import LoadingBatches
+from profile_export.store.files.folders import DroppedFolders, Named
 from profile_export.store.files.mirrors import Mirrors, MirrorStatuses
-from profile_export.store.files.named import Named
-from profile_export.store.files.uploads import Uploads
+from profile_export.store.files.snapshots import Compactions
+from profile_export.store.files.uploads import LoadingBatches, Uploads
 from profile_export.store.jobs.changes import Changes
 from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.jobs import Jobs

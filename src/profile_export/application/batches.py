@@ -21,9 +21,8 @@ from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import InvalidArgumentError, PastEndError
 from profile_export.domain.export.receipt import StoredReceipt
 from profile_export.domain.lists import Page, PageRequest
-from profile_export.store.files.batches import Batches
-from profile_export.store.files.loading import LoadingBatches
-from profile_export.store.files.receipts import Receipts
+from profile_export.store.files.batches import Batches, Receipts
+from profile_export.store.files.uploads import LoadingBatches
 
 
 @dataclass(frozen=True, slots=True)

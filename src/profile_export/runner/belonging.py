@@ -8,8 +8,8 @@ import structlog
 
 from profile_export.application.ports import Lake
 from profile_export.domain.export.plan import GRAPHS
-from profile_export.store.db.instance import Instance, Instances
-from profile_export.store.files.named import Named
+from profile_export.store.db.database import Instance, Instances
+from profile_export.store.files.folders import Named
 
 _log = structlog.get_logger(__name__)
 

@@ -10,10 +10,10 @@ import structlog
 from profile_export.application.ports import Lake
 from profile_export.application.uploads.loading import Loading
 from profile_export.runner.keeper import LeaseKeeper
-from profile_export.store.files.dropped import DroppedFolders
+from profile_export.store.files.folders import DroppedFolders
 from profile_export.store.jobs.changes import Changes
 from profile_export.store.jobs.expiries import Expiries
-from profile_export.store.jobs.transitions import Timeouts
+from profile_export.store.jobs.leases import Timeouts
 
 _log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from profile_export.domain.export.plan import WrittenFile
 from profile_export.processes.messages import TooExpensiveError
 from profile_export.runner.background import repeat
 from profile_export.store.db.wakeups import Wakeups
-from profile_export.store.files.compactions import Compactions, Merge
+from profile_export.store.files.snapshots import Compactions, Merge
 
 _POLL_SECONDS = 60.0
 _REST_SECONDS, _MOST_REST_SECONDS = 600.0, 86_400.0

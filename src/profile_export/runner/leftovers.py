@@ -18,10 +18,9 @@ from profile_export.application.uploads.loading import Loading
 from profile_export.domain.export.plan import ESTIMATES, MADE_NAME, MAPPINGS
 from profile_export.domain.export.receipt import RECEIPT_FILE
 from profile_export.runner.background import repeat
-from profile_export.store.db.instance import Instances
-from profile_export.store.files.compactions import Compactions
-from profile_export.store.files.dropped import DroppedFolders
-from profile_export.store.files.named import Named, NamedFile
+from profile_export.store.db.database import Instances
+from profile_export.store.files.folders import DroppedFolders, Named, NamedFile
+from profile_export.store.files.snapshots import Compactions
 
 _POLL_SECONDS = 1800.0
 _UNDER_WAY = timedelta(hours=1)

@@ -30,7 +30,7 @@ from profile_export.processes.computing import compute_if, computed_for
 from profile_export.runner.background import first_of
 from profile_export.runner.keeper import TRUSTED_SECONDS, LeaseKeeper
 from profile_export.store.db.wakeups import Wakeups
-from profile_export.store.files.receipts import Receipts
+from profile_export.store.files.batches import Receipts
 from profile_export.store.files.snapshots import Snapshots
 from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
 from profile_export.store.jobs.leases import LeaseLostError

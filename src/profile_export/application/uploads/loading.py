@@ -35,8 +35,14 @@ from profile_export.processes.supervisor import Pool
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.db.tables import IngestedFile, NamespaceUse
-from profile_export.store.files.loading import BatchChangedError, FieldsGrewError, LoadingBatches, OpenBatch
-from profile_export.store.files.uploads import OpenUpload, Uploads
+from profile_export.store.files.uploads import (
+    BatchChangedError,
+    FieldsGrewError,
+    LoadingBatches,
+    OpenBatch,
+    OpenUpload,
+    Uploads,
+)
 
 _VIOLATIONS_TOLD = 10
 _log = structlog.get_logger(__name__)

@@ -33,7 +33,14 @@ from profile_export.domain.job import FINAL_STATES
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.schemas.types import WIDE, ObjectType, TypeConflictError, is_wide
 from profile_export.processes.computing import compute_if
-from profile_export.store.catalog.schemas import newest_schema
+from profile_export.store.catalog.schemas import (
+    Outlook,
+    keep_unions,
+    look_ahead,
+    newest_schema,
+    sources_changed,
+    still_holds,
+)
 from profile_export.store.catalog.tenants import (
     IDENTITY,
     check_datasets,
@@ -46,21 +53,21 @@ from profile_export.store.catalog.tenants import (
     source_datasets,
     union_of,
 )
-from profile_export.store.catalog.unions import Outlook, keep_unions, look_ahead, sources_changed, still_holds
 from profile_export.store.db.columns import columns_of, digest_of, write_ahead
 from profile_export.store.db.database import (
     Database,
     KeptUnions,
     Store,
+    characters,
     database_time,
     fetch_all,
+    page_rows,
     uninterruptible,
 )
-from profile_export.store.db.pages import characters, page_rows
 from profile_export.store.db.tables import datasets, jobs
-from profile_export.store.files.compactions import drop_compactions
-from profile_export.store.files.dropped import drop
+from profile_export.store.files.folders import drop
 from profile_export.store.files.mirrors import ask_drop
+from profile_export.store.files.snapshots import drop_compactions
 
 
 @dataclass(frozen=True, slots=True)

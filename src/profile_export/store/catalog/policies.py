@@ -22,8 +22,7 @@ from profile_export.domain.merging.policy import (
 )
 from profile_export.store.catalog.tenants import ensure_tenant, id_of
 from profile_export.store.db.columns import columns_of, to_micros, value_of
-from profile_export.store.db.database import Store, database_time, uninterruptible
-from profile_export.store.db.pages import characters, page_rows
+from profile_export.store.db.database import Store, characters, database_time, page_rows, uninterruptible
 from profile_export.store.db.tables import datasets, merge_policies, merge_policy_versions
 
 _CHARACTERS = characters(merge_policy_versions.c.name, merge_policy_versions.c.order)

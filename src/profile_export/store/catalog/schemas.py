@@ -1,17 +1,23 @@
-"""Registered schemas: every version of every document of a tenant, beside those that are built in."""
+"""Registered schemas beside those that are built in, and the union schemas of what all sources of a tenant know.
+
+A dataset, a change of one or a schema is judged beside the sources before the writing transaction, for which everybody
+waits. That transaction only looks whether the revision of what the sources know is still the same; where it is not,
+the judgement is made again there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Select, func, insert, select, tuple_
+from sqlalchemy import Select, bindparam, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog.allowances import check_dataset_fields
+from profile_export.domain.catalog.allowances import check_class_fields, check_dataset_fields
 from profile_export.domain.catalog.datasets import (
     BUILT_IN_SCHEMAS,
+    Dataset,
     Schema,
     Tenant,
     check_beside,
@@ -19,29 +25,22 @@ from profile_export.domain.catalog.datasets import (
 )
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.lists import Page, PageRequest, cut_page
-from profile_export.domain.schemas.types import EMPTY, TypeConflictError, is_wide, union_objects
+from profile_export.domain.schemas.types import EMPTY, ObjectType, TypeConflictError, is_wide, union_objects
 from profile_export.processes.computing import compute_if
-from profile_export.store.catalog.tenants import dataset_from, ensure_tenant, id_of, source_datasets
-from profile_export.store.catalog.unions import (
-    Growth,
-    foresee_growth,
-    grow,
-    keep_unions,
-    known_unions,
-    sources_changed,
-    still_holds,
-)
+from profile_export.store.catalog.tenants import dataset_from, ensure_tenant, id_of, source_datasets, union_of
 from profile_export.store.db.columns import columns_of, value_of, write_ahead
 from profile_export.store.db.database import (
     KeptUnions,
     Store,
+    Unions,
+    characters,
     database_time,
     fetch_all,
     fetch_first,
+    page_rows,
     uninterruptible,
 )
-from profile_export.store.db.pages import characters, page_rows
-from profile_export.store.db.tables import datasets, schemas
+from profile_export.store.db.tables import datasets, schemas, tenants
 
 _LISTED = [column for column in schemas.c if column.name not in {"document", "rules", "fields"}]
 _CHARACTERS = characters(schemas.c.title, schemas.c.class_id, schemas.c.identity_fields)
@@ -264,3 +263,131 @@ async def _row(schema: Schema) -> dict[str, Any]:
         "fields": await write_ahead(schemas.c.fields, schema.fields),
         "identity_fields": await write_ahead(schemas.c.identity_fields, schema.identity_fields),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the sources of a tenant will know together with newcomers; None if nobody had to find out.
+
+    `revision` is that of what they knew, `grows` says whether the newcomers add anything.
+    """
+
+    revision: int
+    unions: Unions | None
+    grows: bool = False
+
+
+async def look_ahead(
+    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, newcomers: Sequence[Dataset]
+) -> Outlook:
+    """Judge datasets, as they will be, beside the other sources of their tenant.
+
+    Raises:
+        TypeConflictError: They contradict these; a newcomer is told as the one that brings the conflict.
+        TooManyError: They would know more fields together than a class may.
+    """
+    key, revision = await _revision(connection, tenant_id)
+    unions = kept.at(key, revision)
+    coming = [dataset for dataset in newcomers if dataset.is_source]
+    if not coming:
+        return Outlook(revision, unions)
+    try:
+        unions = unions or await known_unions(connection, kept, tenant_id)
+        wide = is_wide([*unions.values(), *(dataset.fields for dataset in coming)])
+        joined = await compute_if(wide, _joined, unions, coming)
+    except TypeConflictError:
+        # Who contradicts whom is told by those who know; and in what order types widen can matter.
+        there = {dataset.id: dataset for dataset in await source_datasets(connection, tenant_id)}
+        for dataset in coming:
+            there.pop(dataset.id, None)
+        unions, joined = {}, await union_of([*there.values(), *coming])
+    grown = [union for kind, union in joined.items() if union is not unions.get(kind)]
+    for union in grown:
+        await compute_if(is_wide([union]), check_class_fields, union)
+    return Outlook(revision, joined, grows=bool(grown))
+
+
+async def known_unions(connection: AsyncConnection, kept: KeptUnions, tenant_id: Any) -> Unions:
+    """Return what the sources of a tenant know together; raises as `union_of`."""
+    key, revision = await _revision(connection, tenant_id)
+    unions = kept.at(key, revision)
+    if unions is None:
+        unions = await union_of(await source_datasets(connection, tenant_id))
+        kept.keep(key, revision, unions)
+    return unions
+
+
+async def _revision(connection: AsyncConnection, tenant_id: Any) -> tuple[int, int]:
+    """Return the tenant's key and the revision of what its sources know; zeros before there is such a tenant."""
+    query = select(tenants.c.id, tenants.c.schema_revision).where(tenants.c.id == tenant_id)
+    row = (await connection.execute(query)).first()
+    return (row.id, row.schema_revision) if row else (0, 0)
+
+
+def _joined(unions: Unions, coming: Sequence[Dataset]) -> Unions:
+    joined = dict(unions)
+    for dataset in coming:
+        joined[dataset.kind] = union_objects(joined[dataset.kind], dataset.fields)
+    return joined
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What datasets will know, by their ids, and of those that will know more what statements take for it."""
+
+    outlook: Outlook
+    fields: Mapping[str, ObjectType]
+    changed: Mapping[str, Any]
+
+
+async def foresee_growth(
+    connection: AsyncConnection,
+    kept: KeptUnions,
+    tenant_id: Any,
+    growing: Iterable[tuple[Dataset, ObjectType]],
+) -> Growth:
+    """Judge what datasets come to know.
+
+    Raises:
+        TypeConflictError: It contradicts what a dataset or the union of its class knows.
+        TooManyError: A dataset, or its class, would know more fields than may be.
+    """
+    grown = []
+    fields = {}
+    for dataset, found in growing:
+        wide = is_wide([dataset.fields, found])
+        known = fields[dataset.id] = await compute_if(wide, union_objects, dataset.fields, found)
+        if known is not dataset.fields:
+            await compute_if(wide, check_dataset_fields, known)
+            grown.append(replace(dataset, fields=known))
+    outlook = await look_ahead(connection, kept, tenant_id, grown)
+    changed = {dataset.id: await write_ahead(datasets.c.fields, dataset.fields) for dataset in grown}
+    return Growth(outlook, fields, changed)
+
+
+async def grow(connection: AsyncConnection, tenant_id: int, growth: Growth) -> None:
+    """Make known what was foreseen and still holds; the `update_time` of the datasets stays as it was."""
+    if growth.changed:
+        rows = [{"of_dataset": dataset_id, "grown": fields} for dataset_id, fields in growth.changed.items()]
+        query = update(datasets).where(datasets.c.id == bindparam("of_dataset"))
+        await connection.execute(query.values(fields=bindparam("grown")), rows)
+        await sources_changed(connection, tenant_id)
+
+
+async def still_holds(connection: AsyncConnection, tenant_id: int, outlook: Outlook) -> bool:
+    """Say whether sources and schemas are those that were looked at, within the writing transaction."""
+    query = select(tenants.c.schema_revision).where(tenants.c.id == tenant_id)
+    revision: int = (await connection.execute(query)).scalar_one()
+    return revision == outlook.revision
+
+
+async def sources_changed(connection: AsyncConnection, tenant_id: Any) -> None:
+    """Note that what was judged before does not hold any more, in the transaction that changes it."""
+    query = update(tenants).where(tenants.c.id == tenant_id)
+    await connection.execute(query.values(schema_revision=tenants.c.schema_revision + 1))
+
+
+def keep_unions(kept: KeptUnions, tenant_id: int, outlook: Outlook) -> None:
+    """Keep what the sources know now that what was foreseen is committed, as the one change since."""
+    if outlook.unions is not None:
+        kept.keep(tenant_id, outlook.revision + 1, outlook.unions)

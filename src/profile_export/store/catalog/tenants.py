@@ -30,7 +30,12 @@ from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.schemas.types import ObjectType, is_wide
 from profile_export.processes.computing import compute_if
 from profile_export.store.db.columns import value_of
-from profile_export.store.db.database import database_time, fetch_all, fetch_first, insert_new
+from profile_export.store.db.database import (
+    database_time,
+    fetch_all,
+    fetch_first,
+    insert_new,
+)
 from profile_export.store.db.tables import (
     LOADING,
     batches,
@@ -333,3 +338,8 @@ async def field_sets_of(
         field_sets.c.dataset_id == dataset_id, field_sets.c.digest.in_(different)
     )
     return {row.digest: row.id for row in await connection.execute(query)}
+
+
+def is_seen() -> Any:
+    """Tell batches of datasets that are not deleted."""
+    return batches.c.dataset_id.in_(select(datasets.c.id).where(datasets.c.delete_time.is_(None)))

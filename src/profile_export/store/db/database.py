@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, wraps
 from itertools import islice
@@ -18,7 +19,19 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from cachetools import LRUCache
-from sqlalchemy import Connection, Engine, Executable, Row, Table, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Executable,
+    Row,
+    Select,
+    Table,
+    func,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError, TimeoutError  # noqa: A004 - of waiting for a connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -26,11 +39,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from profile_export.domain.catalog.allowances import field_count
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.errors import UnavailableError
+from profile_export.domain.lists import MAX_PAGE_BYTES
 from profile_export.domain.schemas.types import ObjectType
 from profile_export.store.db.access import CannotOpenError, StoreMissingError, WriterTurns, database_busy
 from profile_export.store.db.columns import from_micros
 from profile_export.store.db.postgresql import PostgresDatabase
 from profile_export.store.db.sqlite import SqliteFile
+from profile_export.store.db.tables import instance
 from profile_export.store.db.wakeups import Transaction, Wakeups
 
 Unions: TypeAlias = Mapping[DatasetKind, ObjectType]
@@ -254,6 +269,56 @@ async def fetch_first(connection: AsyncConnection, query: Executable) -> Row[Any
     return await connection.run_sync(lambda within: within.execute(query).first())
 
 
+FEW = 8
+"""So many are read without asking first how large they are."""
+
+
+async def page_rows(
+    connection: AsyncConnection,
+    query: Select[Any],
+    size: int,
+    stored: ColumnElement[int],
+    room: int = MAX_PAGE_BYTES,
+) -> tuple[Sequence[Row[Any]], bool]:
+    """Read up to `size` rows of a sorted query, but stop behind those that fill the room; say whether others follow.
+
+    Args:
+        connection: Within a transaction.
+        query: Sorted, without a limit.
+        size: How many rows are wanted.
+        stored: What a row holds in characters, about, but for what is always short.
+        room: How many of these there may be.
+    """
+    if size < FEW:
+        rows = await fetch_all(connection, query.limit(size + 1))
+        return rows[:size], len(rows) > size
+    measured = query.with_only_columns(stored, maintain_column_froms=True).limit(size + 1)
+    sizes = (await connection.scalars(measured)).all()
+    count = min(size, fitting_count(sizes, room))
+    rows = await fetch_all(connection, query.limit(count)) if count else ()
+    return rows, count < len(sizes)
+
+
+def characters(*columns: ColumnElement[Any]) -> ColumnElement[int]:
+    """Return how many characters some columns of a row have together."""
+    lengths = [func.coalesce(func.length(column), 0) for column in columns]
+    total: ColumnElement[int] = lengths[0]
+    for length in lengths[1:]:
+        total = total + length
+    return total
+
+
+def fitting_count(sizes: Iterable[int], room: int) -> int:
+    """Return how many of the first rows fit into so much room; at least one, if there is one."""
+    count = 0
+    for size in sizes:
+        room -= size
+        if count and room < 0:
+            break
+        count += 1
+    return count
+
+
 def insert_new(connection: AsyncConnection, table: Table) -> Any:
     """Insert rows, but for those whose key or other unique value is there already."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
@@ -308,3 +373,51 @@ def _known_revisions() -> frozenset[str]:
     return frozenset(
         script.revision for script in ScriptDirectory.from_config(_migrations()).walk_revisions()
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One installation: its database, and the lake that goes with it.
+
+    `token_key` is 32 random bytes, for what is handed out and must come back as it was. It never leaves the servers.
+    """
+
+    id: str
+    token_key: bytes = field(repr=False)
+
+
+class Instances(Store):
+    """The instance of a database."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._token_key: bytes | None = None
+
+    @uninterruptible
+    async def get(self) -> Instance | None:
+        """Return the instance; None before the first start."""
+        async with self.database.read() as connection:
+            return await _found(connection)
+
+    async def token_key(self) -> bytes:
+        """Return what the instance signs with; it is read once."""
+        if self._token_key is None:
+            found = await self.get()
+            if found is None:
+                raise RuntimeError("No token can be signed before the start has made the instance.")
+            self._token_key = found.token_key
+        return self._token_key
+
+    @uninterruptible
+    async def settle(self, proposed: Instance) -> Instance:
+        """Return the instance, which becomes the proposed one if there is none: all who propose get the same."""
+        async with self.database.write() as connection:
+            if there := await _found(connection):
+                return there
+            await connection.execute(insert(instance).values(id=proposed.id, token_key=proposed.token_key))
+        return proposed
+
+
+async def _found(connection: AsyncConnection) -> Instance | None:
+    row = (await connection.execute(select(instance.c.id, instance.c.token_key))).one_or_none()
+    return Instance(row.id, row.token_key) if row else None

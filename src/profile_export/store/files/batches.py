@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -22,16 +23,27 @@ from profile_export.domain.catalog.batches import (
 )
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import NotFoundError
+from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.export.receipt import RECEIPT_FILE, FilledBatch, StoredReceipt, receipt_of
+from profile_export.domain.job import Job, PhaseTime
 from profile_export.domain.lists import Page, PageRequest, cut_page
-from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of
+from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of, is_seen
 from profile_export.store.db.columns import columns_of, value_of
-from profile_export.store.db.database import Store, database_time, uninterruptible
-from profile_export.store.db.pages import characters, page_rows
-from profile_export.store.db.tables import batches, datasets, files, uploads
+from profile_export.store.db.database import (
+    MOST_AT_ONCE,
+    Store,
+    characters,
+    database_time,
+    fetch_first,
+    page_rows,
+    slices,
+    uninterruptible,
+)
+from profile_export.store.db.tables import batches, datasets, files, receipts, uploads
 from profile_export.store.db.wakeups import Transaction
-from profile_export.store.files.dropped import drop
+from profile_export.store.files.folders import drop
 
-_TEXT = type_coerce(uploads.c.errors, Text)
+_ERRORS_TEXT = type_coerce(uploads.c.errors, Text)
 _PLACE = func.row_number().over(partition_by=uploads.c.batch_key, order_by=uploads.c.file_name)
 
 
@@ -42,8 +54,8 @@ async def first_errors(
     if not batch_keys:
         return {}
     having = (
-        select(uploads.c.batch_key, uploads.c.file_name, _TEXT.label("text"), _PLACE.label("place"))
-        .where(uploads.c.batch_key.in_(batch_keys), _TEXT != "[]")
+        select(uploads.c.batch_key, uploads.c.file_name, _ERRORS_TEXT.label("text"), _PLACE.label("place"))
+        .where(uploads.c.batch_key.in_(batch_keys), _ERRORS_TEXT != "[]")
         .subquery()
     )
     # Each of these has one at least.
@@ -296,11 +308,6 @@ async def existing_batch(connection: AsyncConnection, tenant_id: Any, batch_id: 
     return row
 
 
-def is_seen() -> Any:
-    """Tell batches of datasets that are not deleted."""
-    return batches.c.dataset_id.in_(select(datasets.c.id).where(datasets.c.delete_time.is_(None)))
-
-
 async def _succeeded(connection: AsyncConnection, tenant: Tenant, batch_id: str) -> Row[Any]:
     row = await existing_batch(connection, id_of(tenant), batch_id)
     if row.state != BatchState.SUCCEEDED:
@@ -311,3 +318,78 @@ async def _succeeded(connection: AsyncConnection, tenant: Tenant, batch_id: str)
 def file_from(row: Row[Any]) -> DataFile:
     """Make a data file of its row."""
     return value_of(DataFile, row)
+
+
+_TAKEN_BACK = {BatchState.REVERTED, BatchState.EXPIRED}
+# The JSON as it is stored, byte for byte, beside the value that it stands for.
+_DOCUMENT = type_coerce(receipts.c.receipt, Text).label("document")
+
+
+@dataclass(frozen=True, slots=True)
+class UnwrittenReceipt:
+    """A receipt that is not on the disk yet: its JSON, and where in the lake it belongs."""
+
+    batch_key: int
+    path: str
+    document: bytes
+
+
+class Receipts(Store):
+    """Receipts of all tenants."""
+
+    @uninterruptible
+    async def get(self, tenant: Tenant, batch_id: str) -> StoredReceipt:
+        """Return the receipt of a batch that counts.
+
+        Raises:
+            NotFoundError: There is no such batch, or it has none: it was uploaded, or its job has not succeeded.
+            FailedPreconditionError: It was taken back, and its receipt with it.
+        """
+        async with self.database.read() as connection:
+            batch = await existing_batch(connection, id_of(tenant), batch_id)
+            query = select(receipts.c.receipt, _DOCUMENT).where(receipts.c.batch_key == batch.key)
+            row = await fetch_first(connection, query)
+        if row is None:
+            raise NotFoundError.of("receipt", batch_id)
+        if batch.state in _TAKEN_BACK:
+            raise not_succeeded(batch_id, batch.state)
+        return StoredReceipt(row.receipt, row.document.encode(), batch.folder)
+
+    @uninterruptible
+    async def unwritten(self) -> Sequence[UnwrittenReceipt]:
+        """Return the receipts that are to be put on the disk: of batches that count, which is where they still lie."""
+        query = (
+            select(receipts.c.batch_key, batches.c.folder, _DOCUMENT)
+            .join(batches, batches.c.key == receipts.c.batch_key)
+            .where(~receipts.c.written, batches.c.state == BatchState.SUCCEEDED, is_seen())
+            .order_by(receipts.c.batch_key)
+        )
+        async with self.database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return [
+            UnwrittenReceipt(row.batch_key, f"{row.folder}/{RECEIPT_FILE}", row.document.encode())
+            for row in rows
+        ]
+
+    @uninterruptible
+    async def note_written(self, batch_keys: Sequence[int]) -> None:
+        """Note that receipts are on the disk."""
+        for some in slices(batch_keys, MOST_AT_ONCE):
+            async with self.database.write() as connection:
+                query = update(receipts).where(receipts.c.batch_key.in_(some))
+                await connection.execute(query.values(written=True))
+
+
+async def add_receipts(
+    connection: AsyncConnection,
+    job: Job,
+    phases: Sequence[PhaseTime],
+    plan: ExportPlan,
+    filled: Sequence[tuple[Row[Any], FilledBatch]],
+) -> None:
+    """Write down the receipts of a job, in the transaction in which it succeeds: of each batch that it filled."""
+    rows = [
+        {"batch_key": batch.key, "receipt": receipt_of(job, plan, phases, facts), "written": False}
+        for batch, facts in filled
+    ]
+    await connection.execute(insert(receipts), rows)

@@ -1,14 +1,46 @@
-"""The snapshot of a tenant: which files count at one moment, read in one transaction."""
+"""Snapshots: which files of a tenant count at one moment; and the compacted files that they pin instead of many."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from profile_export.domain.catalog.batches import BatchState
-from profile_export.domain.catalog.datasets import Tenant
-from profile_export.domain.export.plan import GRAPHS, PinnedBatch, PinnedFile, Snapshot, Source, SourcePart
+from profile_export.domain.catalog.batches import (
+    FULL_BYTES,
+    FULL_ROWS,
+    MERGED_FROM,
+    BatchState,
+    Segment,
+    next_merge,
+)
+from profile_export.domain.catalog.datasets import DatasetKind, Tenant
+from profile_export.domain.export.plan import (
+    GRAPHS,
+    PinnedBatch,
+    PinnedFile,
+    Snapshot,
+    Source,
+    SourcePart,
+    WrittenFile,
+)
 from profile_export.domain.schemas.types import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ObjectType
 from profile_export.store.catalog.tenants import (
     IDENTITY,
@@ -19,10 +51,17 @@ from profile_export.store.catalog.tenants import (
     source_datasets,
     union_of,
 )
-from profile_export.store.db.database import Store, fetch_all, slices, uninterruptible
-from profile_export.store.db.tables import batches, compactions, field_sets, files
+from profile_export.store.db.database import (
+    MOST_AT_ONCE,
+    Store,
+    database_time,
+    fetch_all,
+    slices,
+    uninterruptible,
+)
+from profile_export.store.db.tables import batches, compactions, datasets, field_sets, files, merges
 from profile_export.store.db.tables import datasets as datasets_of_all
-from profile_export.store.files.compactions import counting
+from profile_export.store.files.folders import drop
 
 _PINNED = select(
     batches.c.id, batches.c.number, batches.c.ingest_time, batches.c.dataset_id, batches.c.rows
@@ -93,3 +132,180 @@ class Snapshots(Store):
             spellings=spellings,
             graph_folder="" if tenant_key is None else f"{GRAPHS}/{tenant_key}",
         )
+
+
+_NOT_COUNTING = [state.value for state in BatchState if state is not BatchState.SUCCEEDED]
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Segments of a dataset, all written with the same fields, to be merged into one file."""
+
+    dataset_id: str
+    field_set_id: int
+    segments: tuple[Segment, ...]
+
+    def keys(self, *, compacted: bool) -> list[int]:
+        """Return the keys of its batches or of its compacted files."""
+        return [segment.key for segment in self.segments if segment.is_compacted is compacted]
+
+
+class Compactions(Store):
+    """Compacted files of all tenants."""
+
+    @uninterruptible
+    async def next_merge(self, resting: Collection[str]) -> Merge | None:
+        """Return what is worth merging now, in any dataset but those; None if everything lies well as it is."""
+        async with self.database.read() as connection:
+            segments = union_all(_batches_alone(batches.c.dataset_id), _small(compactions.c.dataset_id))
+            dataset = segments.subquery().c.dataset_id
+            crowded = select(dataset).where(dataset.not_in(resting)).group_by(dataset)
+            found = await connection.execute(crowded.having(func.count() >= MERGED_FROM))
+            for dataset_id in found.scalars().all():
+                for field_set_id, together in (await _segments(connection, dataset_id)).items():
+                    if chosen := next_merge(together):
+                        return Merge(dataset_id, field_set_id, chosen)
+        return None
+
+    @uninterruptible
+    async def begin(self, folder: str) -> None:
+        """Name the folder of a merge, before anything is written there."""
+        async with self.database.write() as connection:
+            row = {"folder": folder, "start_time": await database_time(connection)}
+            await connection.execute(insert(merges).values(row))
+
+    @uninterruptible
+    async def begun(self, least: timedelta) -> Sequence[str]:
+        """Return the folders of merges that began that long ago and have not been committed."""
+        async with self.database.read() as connection:
+            before = await database_time(connection) - least
+            query = select(merges.c.folder).where(merges.c.start_time <= before)
+            return (await connection.scalars(query)).all()
+
+    @uninterruptible
+    async def give_up(self, folders: Collection[str]) -> None:
+        """Forget merges whose folders have left the disk."""
+        async with self.database.write() as connection:
+            for some in slices(folders):
+                await connection.execute(delete(merges).where(merges.c.folder.in_(some)))
+
+    @uninterruptible
+    async def commit(self, merge: Merge, folder: str, file: WrittenFile) -> bool:
+        """Make snapshots pin a merged file, and drop the compacted ones that it was merged from.
+
+        Returns:
+            False if one of its batches does not count any more, or lies elsewhere by now: then nothing has changed.
+        """
+        alone, superseded = merge.keys(compacted=False), merge.keys(compacted=True)
+        async with self.database.write() as connection:
+            unchanged = select(func.count()).where(
+                batches.c.key.in_(alone),
+                batches.c.state == BatchState.SUCCEEDED,
+                batches.c.compaction_key.is_(None),
+            )
+            still = select(func.count()).where(compactions.c.key.in_(superseded), counting())
+            if (await connection.execute(unchanged)).scalar_one() != len(alone):
+                return False
+            if (await connection.execute(still)).scalar_one() != len(superseded):
+                return False
+            row = {
+                "dataset_id": merge.dataset_id,
+                "field_set_id": merge.field_set_id,
+                "folder": folder,
+                "path": f"{folder}/{file.name}",
+                "rows": file.rows,
+                "bytes": file.bytes,
+            }
+            await connection.execute(delete(merges).where(merges.c.folder == folder))
+            added = await connection.execute(insert(compactions).values(row).returning(compactions.c.key))
+            await connection.execute(
+                update(batches)
+                .where(or_(batches.c.key.in_(alone), batches.c.compaction_key.in_(superseded)))
+                .values(compaction_key=added.scalar_one())
+            )
+            await _drop(connection, compactions.c.key.in_(superseded))
+        return True
+
+    @uninterruptible
+    async def dissolve(self) -> None:
+        """Forget the compacted files of which a batch does not count any more; the others' own files are there."""
+        async with self.database.read() as connection:
+            stale = (await connection.scalars(select(compactions.c.key).where(~counting()))).all()
+        for some in slices(stale, MOST_AT_ONCE):
+            async with self.database.write() as connection:
+                held = update(batches).where(batches.c.compaction_key.in_(some))
+                await connection.execute(held.values(compaction_key=None))
+                await _drop(connection, compactions.c.key.in_(some))
+
+    @uninterruptible
+    async def folders(self) -> Sequence[str]:
+        """Return the folders of all compacted files."""
+        async with self.database.read() as connection:
+            return (await connection.scalars(select(compactions.c.folder))).all()
+
+
+def counting() -> ColumnElement[bool]:
+    """Say of a compacted file that it counts: all its batches do."""
+    inside = batches.alias("inside")
+    return ~(
+        exists()
+        .where(inside.c.compaction_key == compactions.c.key, inside.c.state.in_(_NOT_COUNTING))
+        .correlate(compactions)
+    )
+
+
+async def drop_compactions(connection: AsyncConnection, dataset_id: str) -> None:
+    """Forget all compacted files of a dataset whose batches go as well."""
+    await _drop(connection, compactions.c.dataset_id == dataset_id)
+
+
+def _batches_alone(*columns: ColumnElement[Any]) -> Select[Any]:
+    """Select the batches that count, lie in no compacted file and are worth merging."""
+    sources = (DatasetKind.RECORD, DatasetKind.EVENT)
+    return (
+        select(*columns)
+        .select_from(batches)
+        .join(datasets, datasets.c.id == batches.c.dataset_id)
+        .where(
+            datasets.c.kind.in_(sources),
+            datasets.c.delete_time.is_(None),
+            batches.c.state == BatchState.SUCCEEDED,
+            batches.c.compaction_key.is_(None),
+            batches.c.rows.between(1, FULL_ROWS - 1),
+            batches.c.bytes < FULL_BYTES,
+        )
+    )
+
+
+def _small(*columns: ColumnElement[Any]) -> Select[Any]:
+    """Select the compacted files that count and are worth merging."""
+    return select(*columns).where(
+        compactions.c.rows < FULL_ROWS, compactions.c.bytes < FULL_BYTES, counting()
+    )
+
+
+async def _segments(connection: AsyncConnection, dataset_id: str) -> dict[int, list[Segment]]:
+    """Return what is worth merging in a dataset, by the fields it was written with, the oldest first."""
+    alone = _batches_alone(batches.c.key, batches.c.rows, batches.c.bytes, files.c.path, files.c.field_set_id)
+    alone = alone.join(files, files.c.batch_key == batches.c.key).where(batches.c.dataset_id == dataset_id)
+    by_batch: dict[int, list[Row[Any]]] = defaultdict(list)
+    for row in await connection.execute(alone.order_by(batches.c.number, files.c.key)):
+        by_batch[row.key].append(row)
+    small = _small(*compactions.c).where(compactions.c.dataset_id == dataset_id).order_by(compactions.c.key)
+    found: dict[int, list[Segment]] = defaultdict(list)
+    for row in await connection.execute(small):
+        segment = Segment(row.key, is_compacted=True, rows=row.rows, bytes=row.bytes, paths=(row.path,))
+        found[row.field_set_id].append(segment)
+    for key, rows in by_batch.items():
+        first = rows[0]
+        # The files of one batch may have been written with different fields: such a one stays as it is.
+        if all(row.field_set_id == first.field_set_id for row in rows):
+            paths = tuple(row.path for row in rows)
+            segment = Segment(key, is_compacted=False, rows=first.rows, bytes=first.bytes, paths=paths)
+            found[first.field_set_id].append(segment)
+    return found
+
+
+async def _drop(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
+    gone = await connection.execute(delete(compactions).where(which).returning(compactions.c.folder))
+    await drop(connection, gone.scalars().all())

@@ -8,7 +8,20 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Row,
+    ScalarSelect,
+    Select,
+    bindparam,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
@@ -33,6 +46,7 @@ from profile_export.domain.job import (
 from profile_export.domain.schemas.types import TypeConflictError, is_wide, union_objects
 from profile_export.processes.computing import compute_if
 from profile_export.store.catalog.tenants import dataset_of, next_places
+from profile_export.store.db.columns import Instant
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import datasets, job_ranges, jobs, leases, tenants
 from profile_export.store.db.wakeups import Transaction
@@ -40,13 +54,113 @@ from profile_export.store.files.batches import (
     AddedFile,
     CountedBatch,
     add_files,
+    add_receipts,
     succeed_batches,
 )
-from profile_export.store.files.receipts import add_receipts
-from profile_export.store.jobs.claims import may_be_due, next_job
+from profile_export.store.jobs.jobs import (
+    JOB_COLUMNS,
+    batches_of_job,
+    files_of_job,
+    job_from,
+    metrics_of,
+    move_job,
+    phases_of,
+    plan_of,
+    stamp,
+)
 from profile_export.store.jobs.leases import Fence, carry, drop_attempt, end_attempt, held
-from profile_export.store.jobs.rows import batches_of_job, files_of_job, job_from, metrics_of, plan_of
-from profile_export.store.jobs.transitions import move_job, stamp
+
+_ANY_NUMBER = 2**62
+_HELD = (JobState.PROCESSING, JobState.CANCELLING)
+_WAITS = jobs.c.state == JobState.NEW
+_NOW = bindparam("now", type_=Instant())
+_DUE = (
+    _WAITS
+    & (jobs.c.not_before.is_(None) | (jobs.c.not_before <= _NOW))
+    & (jobs.c.deadline.is_(None) | (jobs.c.deadline > _NOW))
+)
+
+
+async def _may_be_due(connection: AsyncConnection, most_running: int | None) -> bool:
+    """Tell whether any job can be taken; it asks less than to take one."""
+    asked = await _asked(connection, most_running)
+    return (await connection.execute(_TURN, asked)).first() is not None
+
+
+async def _next_job(connection: AsyncConnection, most_running: int | None) -> Row[Any] | None:
+    """Lock and return the job to be taken next, and put its tenant behind all others; None if none is due.
+
+    Args:
+        connection: A transaction of the kind of `write_beside`.
+        most_running: How many jobs of one tenant may run; None: any number.
+    """
+    asked = await _asked(connection, most_running)
+    while True:
+        # A tenant whose turn another worker is taking has just been served: it is waited for only where no other waits.
+        tenant_id = (await connection.execute(_TURN_OF_THE_OTHERS, asked)).scalar_one_or_none()
+        if tenant_id is None:
+            if (await connection.execute(_TURN_OF_ANY, asked)).first() is None:
+                return None
+            continue
+        row: Row[Any] | None = (await connection.execute(_OLDEST, asked | {"of_tenant": tenant_id})).first()
+        if row is not None:
+            await connection.execute(_SERVED, {"of_tenant": tenant_id})
+            return row
+
+
+async def _asked(connection: AsyncConnection, most_running: int | None) -> dict[str, Any]:
+    return {
+        "now": await database_time(connection),
+        "most_running": _ANY_NUMBER if most_running is None else most_running,
+    }
+
+
+def _may_run(tenant_id: ColumnElement[int]) -> ColumnElement[bool]:
+    """Say that a tenant does not run as many jobs as it may."""
+    held = jobs.alias("held")
+    running = select(func.count()).where(held.c.state.in_(_HELD), held.c.tenant_id == tenant_id)
+    return running.scalar_subquery() < bindparam("most_running", type_=BigInteger())
+
+
+def _waiting_tenants() -> Select[Any]:
+    """Select the tenants that have jobs waiting, in as many steps of an index as there are such tenants."""
+
+    def first_of(*which: ColumnElement[bool]) -> ScalarSelect[Any]:
+        return select(func.min(jobs.c.tenant_id)).where(_WAITS, *which).scalar_subquery()
+
+    found = select(first_of().label("id")).cte("waiting", recursive=True)
+    following = select(first_of(jobs.c.tenant_id > found.c.id)).where(found.c.id.is_not(None))
+    return select(found.union_all(following).c.id)
+
+
+# Made once: to put them together takes as long as to run them.
+_TURN = (
+    select(tenants.c.id)
+    .where(
+        tenants.c.id.in_(_waiting_tenants()),
+        exists().where(jobs.c.tenant_id == tenants.c.id, _DUE),
+        _may_run(tenants.c.id),
+    )
+    .order_by(tenants.c.last_claim, tenants.c.id)
+    .limit(1)
+)
+# The tenant's row is locked as an update does: the next claim of the same tenant counts what this one has taken.
+_TURN_OF_THE_OTHERS = _TURN.with_for_update(of=tenants, key_share=True, skip_locked=True)
+_TURN_OF_ANY = _TURN.with_for_update(of=tenants, key_share=True)
+_OF_TENANT: BindParameter[int] = bindparam("of_tenant")
+_OLDEST = (
+    select(*JOB_COLUMNS)
+    .where(jobs.c.tenant_id == _OF_TENANT, _DUE, _may_run(_OF_TENANT))
+    .order_by(jobs.c.id)
+    .limit(1)
+    .with_for_update(of=jobs, skip_locked=True)
+)
+_ANY = tenants.alias("any_tenant")
+_SERVED = (
+    update(tenants)
+    .where(tenants.c.id == _OF_TENANT)
+    .values(last_claim=select(func.max(_ANY.c.last_claim) + 1).scalar_subquery())
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +214,10 @@ class Attempts(Store):
         most_running = 1 if newcomers_only else self._most_running
         # Most often there is none, and then nothing is written.
         async with self.database.read() as connection:
-            if not await may_be_due(connection, most_running):
+            if not await _may_be_due(connection, most_running):
                 return None
         async with self.database.write_beside() as connection:
-            row = await next_job(connection, most_running)
+            row = await _next_job(connection, most_running)
             if row is None:
                 return None
             begun = time.monotonic()
@@ -224,7 +338,9 @@ class Attempts(Store):
             if plan is not None:
                 notes = notes_of(plan, metrics.counts)
                 await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))
-                await add_receipts(connection, replace(job_from(moved), notes=notes), plan, filled)
+                job = replace(job_from(moved), notes=notes)
+                phases = (await phases_of(connection, [job]))[job.id]
+                await add_receipts(connection, job, phases, plan, filled)
                 if files:
                     await _list_fields(connection, row, plan)
             await end_attempt(connection, fence)

@@ -15,10 +15,18 @@ from profile_export.domain.errors import PastEndError
 from profile_export.domain.job import JobFilter, JobState, JobView, Progress, Transition
 from profile_export.store.catalog.tenants import forget_job_revisions, id_of
 from profile_export.store.db.columns import value_of
-from profile_export.store.db.database import Database, Store, database_time, uninterruptible
-from profile_export.store.db.pages import FEW, characters, fitting_count, page_rows
+from profile_export.store.db.database import (
+    FEW,
+    Database,
+    Store,
+    characters,
+    database_time,
+    fitting_count,
+    page_rows,
+    uninterruptible,
+)
 from profile_export.store.db.tables import expired_jobs, job_transitions, jobs, leases, tenants
-from profile_export.store.jobs.rows import JOB_CHARACTERS, JOB_COLUMNS, views_of
+from profile_export.store.jobs.jobs import JOB_CHARACTERS, JOB_COLUMNS, views_of
 
 _ROOM = 256 * 1024
 """How much is read at once for one of many watchers, in characters: about what one message of theirs has."""

@@ -31,7 +31,7 @@ from profile_export.store.db.tables import (
     uploads,
 )
 from profile_export.store.db.wakeups import Transaction
-from profile_export.store.files.dropped import drop
+from profile_export.store.files.folders import drop
 
 # As many end in one transaction; whoever comes after it need not wait for all.
 MOST_AT_ONCE = 100

@@ -1,43 +1,280 @@
-"""Jobs: every move and its log entry are one transaction, checked against the job's revision."""
+"""Jobs: their rows as read, their moves, each with its log entry in one transaction, and what callers ask of them."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
-from profile_export.domain.catalog.batches import BatchState
-from profile_export.domain.catalog.datasets import Tenant
+from profile_export.domain.catalog.batches import BatchState, DataFile
+from profile_export.domain.catalog.datasets import Tenant, expired_job
+from profile_export.domain.errors import NotFoundError
+from profile_export.domain.export.plan import ExportCounts, ExportPlan
 from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.job import (
     Cancellation,
+    Job,
     JobMetrics,
     JobState,
     JobView,
+    Move,
     Phase,
+    PhaseTime,
+    Pinned,
+    Progress,
+    Resolved,
+    Stamp,
     Transition,
     cancelling_move,
+    phase_times,
 )
 from profile_export.domain.lists import Page, PageRequest, cut_page
-from profile_export.store.catalog.tenants import check_waiting_jobs, ensure_tenant, id_of, made_before
-from profile_export.store.db.columns import digest_of, value_of
-from profile_export.store.db.database import Database, Store, database_time, uninterruptible
-from profile_export.store.db.pages import page_rows
-from profile_export.store.db.tables import batches, job_transitions, jobs
-from profile_export.store.jobs.rows import (
-    JOB_CHARACTERS,
-    JOB_COLUMNS,
-    existing_job,
-    job_from,
-    view_of,
-    views_of,
+from profile_export.processes.computing import compute_if
+from profile_export.store.catalog.tenants import (
+    check_waiting_jobs,
+    ensure_tenant,
+    id_by_name,
+    id_of,
+    made_before,
+    next_job_revision,
 )
-from profile_export.store.jobs.transitions import log, move_job, stamp
+from profile_export.store.db.columns import columns_of, digest_of, value_of
+from profile_export.store.db.database import (
+    Database,
+    Store,
+    characters,
+    database_time,
+    fetch_all,
+    fetch_first,
+    page_rows,
+    slices,
+    uninterruptible,
+)
+from profile_export.store.db.tables import (
+    batches,
+    expired_jobs,
+    files,
+    job_ranges,
+    job_stamps,
+    job_transitions,
+    jobs,
+    leases,
+)
+from profile_export.store.db.wakeups import Transaction
+from profile_export.store.files.batches import file_from
+from profile_export.store.files.folders import drop_written
+
+JOB_COLUMNS = tuple(column for column in jobs.c if column.name not in {"plan", "resolved"})
+"""What a job is to its callers; its plan may name any number of files."""
+JOB_CHARACTERS = characters(jobs.c.bound, jobs.c.segment_batches, jobs.c.errors, jobs.c.metrics, jobs.c.notes)
+"""How much of a row that is, about."""
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+_JOBS = select(*JOB_COLUMNS)
+# Made once: to put it together takes as long as to run it.
+_JOB = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"), jobs.c.tenant_id == id_by_name())
+
+
+async def existing_job(connection: AsyncConnection, tenant: Tenant, job_id: int) -> Row[Any]:
+    """Return the row of a job, within a transaction.
+
+    Raises:
+        NotFoundError: It has expired, or the tenant never had one of that id.
+    """
+    named = {"job_id": job_id, "org": tenant.org, "sandbox": tenant.sandbox}
+    row: Row[Any] | None = (await connection.execute(_JOB, named)).first()
+    if row:
+        return row
+    remembered = select(expired_jobs.c.expire_time).where(
+        expired_jobs.c.job_id == job_id, expired_jobs.c.tenant_id == id_of(tenant)
+    )
+    expire_time = (await connection.execute(remembered)).scalar_one_or_none()
+    raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
+
+
+def job_from(row: Row[Any]) -> Job:
+    """Make a job of its row."""
+    return value_of(Job, row, request_id=row.request_id or "")
+
+
+async def plan_of(connection: AsyncConnection, job_id: int) -> ExportPlan | None:
+    """Return the plan of a job; None if no attempt has made it yet."""
+    row = await fetch_first(connection, select(jobs.c.plan).where(jobs.c.id == job_id))
+    return row and row.plan
+
+
+async def views_of(
+    connection: AsyncConnection, rows: Sequence[Row[Any]], kept_for: timedelta | None
+) -> Sequence[JobView]:
+    """Return jobs as callers see them, in the order of their rows.
+
+    `kept_for` is how long jobs are kept after their end; None: for ever.
+    """
+    running = [row.id for row in rows if row.state == JobState.PROCESSING]
+    progress: dict[int, Progress] = {}
+    for some in slices(running):
+        found = await connection.execute(
+            select(leases.c.job_id, leases.c.progress).where(leases.c.job_id.in_(some))
+        )
+        progress.update({lease.job_id: lease.progress for lease in found})
+    of = [job_from(row) for row in rows]
+    phases = await phases_of(connection, of)
+    # What has ended needs no clock: one statement less.
+    now = await database_time(connection) if any(job.end_time is None for job in of) else _NEVER
+    return [
+        JobView(
+            job,
+            phases[job.id],
+            progress.get(job.id),
+            job.end_time or now,
+            job.end_time + kept_for if job.end_time and kept_for else None,
+        )
+        for job in of
+    ]
+
+
+async def view_of(connection: AsyncConnection, row: Row[Any], kept_for: timedelta | None) -> JobView:
+    """Return one job as callers see it."""
+    (view,) = await views_of(connection, [row], kept_for)
+    return view
+
+
+# Made once: to put it together takes as long as to run it.
+_STAMPS = (
+    select(job_stamps)
+    .where(job_stamps.c.job_id.in_(bindparam("job_ids", expanding=True)))
+    .order_by(job_stamps.c.key)
+)
+
+
+async def phases_of(connection: AsyncConnection, of: Sequence[Job]) -> Mapping[int, tuple[PhaseTime, ...]]:
+    """Return where the time of jobs went so far, by their ids."""
+    stamps: dict[int, list[Stamp]] = defaultdict(list)
+    for some in slices([job.id for job in of]):
+        for row in await connection.execute(_STAMPS, {"job_ids": some}):
+            stamps[row.job_id].append(Stamp(row.attempt, row.phase, row.time))
+    return {job.id: tuple(phase_times(stamps[job.id], job.end_time)) for job in of}
+
+
+async def batches_of_job(connection: AsyncConnection, job_id: int) -> Sequence[Row[Any]]:
+    """Return the batches that a job fills, in the order of its segments if each has one."""
+    query = select(batches).where(batches.c.job_id == job_id).order_by(batches.c.key)
+    return (await connection.execute(query)).all()
+
+
+async def files_of_job(connection: AsyncConnection, job_id: int) -> Mapping[int, Sequence[DataFile]]:
+    """Return the recorded files of the batches that a job fills, by the batches' keys."""
+    query = select(files).join(batches, batches.c.key == files.c.batch_key).where(batches.c.job_id == job_id)
+    found: dict[int, list[DataFile]] = defaultdict(list)
+    for row in await connection.execute(query.order_by(files.c.batch_key, files.c.name)):
+        found[row.batch_key].append(file_from(row))
+    return found
+
+
+async def drop_batches_of_job(
+    connection: AsyncConnection, job_id: int, state: BatchState, now: datetime
+) -> None:
+    """End the batches that a job fills without effect, and give their files up."""
+    rows = await batches_of_job(connection, job_id)
+    keys = select(batches.c.key).where(batches.c.job_id == job_id)
+    await connection.execute(delete(files).where(files.c.batch_key.in_(keys)))
+    await drop_written(connection, {row.folder: row.key for row in rows})
+    values = {"state": state, "end_time": now}
+    await connection.execute(update(batches).where(batches.c.job_id == job_id).values(values))
+
+
+# Each range may count thousands of namespaces.
+_MANY = 20
+
+
+async def metrics_of(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
+    """Add up what the job has recorded, over all its attempts."""
+    by_batch = await files_of_job(connection, row.id)
+    files = [file for of_batch in by_batch.values() for file in of_batch]
+    ranges = await fetch_all(connection, select(job_ranges).where(job_ranges.c.job_id == row.id))
+    [brought] = await fetch_all(connection, select(jobs.c.plan, jobs.c.resolved).where(jobs.c.id == row.id))
+    sources = brought.plan.sources if brought.plan else ()
+    return JobMetrics(
+        counts=await compute_if(len(ranges) > _MANY, ExportCounts.total, [found.counts for found in ranges]),
+        rows_written=sum(file.rows for file in files),
+        bytes_written=sum(file.bytes for file in files),
+        files_written=len(files),
+        peak_memory_bytes=max((found.peak_memory_bytes for found in ranges), default=0),
+        pinned=Pinned(
+            sum(source.rows for source in sources),
+            sum(source.bytes for source in sources),
+            sum(len(part.files) for source in sources for part in source.parts),
+        ),
+        resolved=brought.resolved or Resolved(),
+    )
+
+
+_MOVED = (
+    "state",
+    "revision",
+    "attempt",
+    "update_time",
+    "end_time",
+    "not_before",
+    "cancellation",
+    "errors",
+    "metrics",
+)
+
+
+async def move_job(connection: Transaction, row: Row[Any], move: Move, **changes: Any) -> Row[Any]:
+    """Make a move and its log entry, and what follows from the state it leads to; return the job's new row.
+
+    `changes` are those of `Move.apply`. The update is a compare-and-set on the revision; it always meets its row, since
+    whoever moves a job writes alone or has locked the row.
+
+    Raises:
+        FailedPreconditionError: The job is not in a state that the move starts from.
+    """
+    now = await database_time(connection)
+    job, transition = move.apply(job_from(row), now, **changes)
+    query = update(jobs).where(jobs.c.id == job.id, jobs.c.revision == row.revision)
+    values = {name: getattr(job, name) for name in _MOVED}
+    moved: Row[Any] = (await connection.execute(query.values(values).returning(*JOB_COLUMNS))).one()
+    await log(connection, row.tenant_id, job.id, transition)
+    phase = _PHASE_OF.get(job.state)
+    if phase:
+        await stamp(connection, job.id, job.attempt, phase, now)
+    if job.is_final:
+        await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == job.id))
+    if job.state in _BATCH_ENDS:
+        await drop_batches_of_job(connection, job.id, _BATCH_ENDS[job.state], now)
+    return moved
+
+
+# The phase that begins with a state; an attempt stamps the ones within PROCESSING itself.
+_PHASE_OF = {JobState.NEW: Phase.QUEUE, JobState.PROCESSING: Phase.PLAN, JobState.CANCELLING: Phase.CANCEL}
+_BATCH_ENDS = {JobState.CANCELLED: BatchState.ABORTED, JobState.FAILED: BatchState.FAILED}
+
+
+async def stamp(connection: AsyncConnection, job_id: int, attempt: int, phase: Phase, now: datetime) -> None:
+    """Note that a phase begins."""
+    row = {"job_id": job_id, "attempt": attempt, "phase": phase, "time": now}
+    await connection.execute(insert(job_stamps).values(row))
+
+
+async def log(connection: Transaction, tenant_id: int, job_id: int, transition: Transition) -> None:
+    """Write an entry of a job's log, number it among the changes of the tenant's jobs, and tell of it."""
+    values = columns_of(transition, job_transitions) | {
+        "tenant_id": tenant_id,
+        "tenant_revision": await next_job_revision(connection, tenant_id),
+        "job_id": job_id,
+    }
+    await connection.execute(insert(job_transitions).values(values))
+    is_held = transition.to_state in {JobState.PROCESSING, JobState.CANCELLING}
+    connection.job_changed(job_id, tenant_id, one_may_be_due=not is_held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +287,6 @@ class NewJob:
     bound: BoundRequest
     request_id: str
     folders: Mapping[str, str]
-
-
-_JOBS = select(*JOB_COLUMNS)
 
 
 class Jobs(Store):

@@ -1,23 +1,38 @@
-"""The lease of an attempt: who holds a job, and until when; and its renewal from a thread."""
+"""Leases: who holds a job, and until when; their renewal from a thread, and what ends the jobs whose time is over."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, select, update
+from sqlalchemy import ColumnElement, Row, delete, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import attempt_folder
-from profile_export.domain.job import LEASE_TTL, Progress
-from profile_export.store.db.database import Database, database_time_within
-from profile_export.store.db.tables import jobs, leases
+from profile_export.domain.job import (
+    FINAL_STATES,
+    LEASE_TTL,
+    Job,
+    JobState,
+    Phase,
+    Progress,
+    timed_out,
+)
+from profile_export.store.db.database import (
+    Database,
+    Store,
+    database_time,
+    database_time_within,
+    uninterruptible,
+)
+from profile_export.store.db.tables import job_stamps, jobs, leases
 from profile_export.store.db.wakeups import Transaction
-from profile_export.store.files.dropped import drop_written
-from profile_export.store.jobs.rows import JOB_COLUMNS, batches_of_job
+from profile_export.store.files.folders import drop_written
+from profile_export.store.jobs.jobs import JOB_COLUMNS, batches_of_job, job_from, metrics_of, move_job, stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +119,91 @@ class Renewals:
             # A transaction of this process is under way, and no other process could take the job over.
             cause = getattr(error, "orig", None)
             return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+
+# As many are ended before it is looked again what is due.
+MOST_AT_ONCE = 100
+
+
+class Timeouts(Store):
+    """Timeouts of the jobs of all tenants. Every server and worker may look for them, as often as it likes."""
+
+    async def end(self, is_kept: Callable[[Fence], bool] = lambda _fence: False) -> Sequence[Job]:
+        """End what time has ended, or a part of it that is fair to all tenants; return the jobs as they are then.
+
+        `is_kept` says which leases are known to be held, however late their heartbeat is.
+        """
+        return [job for job_id in await self._due() if (job := await self._end(job_id, is_kept))]
+
+    async def lose_all(self) -> Sequence[Job]:
+        """End the attempts of a former process; only one that has just locked the data directory may say so.
+
+        Returns the jobs as they are then.
+        """
+        return [job for job_id in await self._led() if (job := await self._end(job_id))]
+
+    @uninterruptible
+    async def _due(self) -> Sequence[int]:
+        # Named one by one, so that an index finds the few among all that have ended: this is asked every second.
+        unfinished = [state.value for state in JobState if state not in FINAL_STATES]
+        async with self.database.read() as connection:
+            now = await database_time(connection)
+            silent = select(leases.c.job_id).where(leases.c.expire_time <= now)
+            over = (
+                select(jobs.c.id, jobs.c.tenant_id)
+                .where(jobs.c.state.in_(unfinished), (jobs.c.deadline <= now) | jobs.c.id.in_(silent))
+                .subquery()
+            )
+            # Each tenant's first one goes before any tenant's second.
+            turn = func.row_number().over(partition_by=over.c.tenant_id, order_by=over.c.id)
+            query = select(over.c.id).order_by(turn, over.c.id).limit(MOST_AT_ONCE)
+            return (await connection.scalars(query)).all()
+
+    @uninterruptible
+    async def _led(self) -> Sequence[int]:
+        async with self.database.read() as connection:
+            query = select(leases.c.job_id).order_by(leases.c.job_id)
+            return (await connection.scalars(query)).all()
+
+    @uninterruptible
+    async def _end(self, job_id: int, is_kept: Callable[[Fence], bool] | None = None) -> Job | None:
+        """Make the move that is due, if it still is: whoever was faster has made another one.
+
+        Without `is_kept`, the worker that holds the job is known to be dead, however long its lease.
+        """
+        async with self.database.write() as connection:
+            row = (
+                await connection.execute(select(*JOB_COLUMNS).where(jobs.c.id == job_id).with_for_update())
+            ).one()
+            lease = (await connection.execute(select(leases).where(leases.c.job_id == job_id))).first()
+            now = await database_time(connection)
+            silent_since = None
+            if lease and (is_kept is None or (lease.expire_time <= now and not is_kept(_fence_of(lease)))):
+                silent_since = lease.expire_time - LEASE_TTL
+            timeout = timed_out(job_from(row), now, silent_since)
+            if timeout is None:
+                return None
+            if silent_since and row.state == JobState.PROCESSING:
+                await _stamp_lost(connection, row, silent_since)
+            row = await move_job(
+                connection,
+                row,
+                timeout.move,
+                error=timeout.error,
+                not_before=timeout.not_before,
+                metrics=await metrics_of(connection, row),
+            )
+            if lease:
+                await end_attempt(connection, _fence_of(lease))
+            return job_from(row)
+
+
+def _fence_of(lease: Row[Any]) -> Fence:
+    return Fence(lease.job_id, lease.attempt, lease.worker)
+
+
+async def _stamp_lost(connection: AsyncConnection, row: Row[Any], silent_since: datetime) -> None:
+    """Note since when a dead attempt's time is lost: phases begin without a heartbeat, and none begins before it."""
+    query = select(func.max(job_stamps.c.time)).where(job_stamps.c.job_id == row.id)
+    last: datetime = (await connection.execute(query)).scalar_one()
+    await stamp(connection, row.id, row.attempt, Phase.LOST, max(last, silent_since))
