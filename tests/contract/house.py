@@ -162,7 +162,7 @@ async def opened(house: House) -> AsyncIterator[House]:
 async def children() -> AsyncIterator[Pool]:
     """Processes for everything that runs in one, shared by the tests of a module."""
     supervisor = Supervisor()
-    yield supervisor.pool(niceness=1)
+    yield Pool(supervisor, niceness=1)
     await supervisor.close()
 
 

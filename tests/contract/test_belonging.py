@@ -14,7 +14,7 @@ import pytest
 from profile_export.app.jobs import JobRunner
 from profile_export.app.processes import StartError
 from profile_export.config import load
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.supervisor import Pool, Supervisor
 from tests.contract.house import House, opened
 from tests.databases import Place, Postgres
 
@@ -46,7 +46,7 @@ async def fill(data_dir: Path, place: Place | None = None) -> dict[Path, bytes]:
     """Start once and upload something; return the files."""
     async with started(data_dir, place):
         pass
-    async with opened(House(data_dir, Supervisor().pool(), place)) as house:
+    async with opened(House(data_dir, Pool(Supervisor()), place)) as house:
         await house.people(await house.dataset(), 1, 2)
     return lake(data_dir)
 
@@ -287,7 +287,7 @@ async def test_a_lake_that_is_gone_for_good_is_given_up_on_purpose_and_once(
 async def test_a_database_that_names_no_files_needs_no_lake(tmp_path: Path, place: Place) -> None:
     async with started(tmp_path, place):
         pass
-    async with opened(House(tmp_path, Supervisor().pool(), place)) as house:
+    async with opened(House(tmp_path, Pool(Supervisor()), place)) as house:
         await house.dataset()
     rmtree(tmp_path / "lake")
 

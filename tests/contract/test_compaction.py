@@ -19,7 +19,7 @@ from profile_export.domain.export.plan import ExportPlan, PinnedFile, SourcePart
 from profile_export.lake import compaction as lake_compaction
 from profile_export.lake import data_files as data_file
 from profile_export.lake.compaction import CompactTask, compact
-from profile_export.processes.limits import Limits
+from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool
 from profile_export.store.db.columns import digest_of
 from tests.builders import plan_of

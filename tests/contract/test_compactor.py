@@ -18,7 +18,7 @@ from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.job import Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.lake.compaction import CompactTask, Merger, compact
-from profile_export.processes.limits import Limits
+from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.compactor import Compactor
 from profile_export.store.db.tables import batches, files
@@ -147,7 +147,7 @@ class Hooked(Pool):
 @pytest_asyncio.fixture
 async def hooked() -> AsyncIterator[Hooked]:
     supervisor = Supervisor()
-    yield Hooked(supervisor, supervisor.watch, most=1)
+    yield Hooked(supervisor)
     await supervisor.close()
 
 
@@ -273,7 +273,7 @@ async def test_a_dataset_whose_merge_fails_rests_while_others_have_their_turn(ho
 
 async def test_a_merge_over_its_limits_is_made_later_while_others_go_on(tmp_path: Path) -> None:
     supervisor = Supervisor()
-    tight, roomy = supervisor.pool(limits=Limits(memory_bytes=40_000_000)), supervisor.pool()
+    tight, roomy = Pool(supervisor, limits=Limits(memory_bytes=40_000_000)), Pool(supervisor)
     async with opened(House(tmp_path, tight)) as house:
         crm = await house.dataset()
         await house.people(crm, *range(10))

@@ -30,8 +30,8 @@ from profile_export.domain.schemas.types import (
     ObjectType,
     is_wide,
 )
-from profile_export.processes import computing
-from profile_export.processes.computing import Computing, compute_for, compute_if
+from profile_export.processes import turns
+from profile_export.processes.turns import Computing, compute_for, compute_if
 from profile_export.store.db.columns import digest_of, read_type, write_type
 from profile_export.store.db.database import Database, fetch_all, fetch_first
 from profile_export.store.db.tables import datasets, field_sets
@@ -99,7 +99,7 @@ async def test_who_has_much_to_compute_keeps_nobody_else_waiting() -> None:
 async def test_a_call_that_takes_too_long_to_compute_is_answered_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(computing, "MOST_SECONDS", 0.01)
+    monkeypatch.setattr(turns, "MOST_SECONDS", 0.01)
     passed = threading.Event()
     with pytest.raises(ExhaustedError) as refused:
         await Computing().run(passed.wait)

@@ -20,7 +20,7 @@ from profile_export.domain.export.receipt import Receipt
 from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.job import JobError, JobState, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.chores import ExpirySweeper
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import (
@@ -132,7 +132,7 @@ class Keeper:
 
 @pytest_asyncio.fixture
 async def keeper(tmp_path: Path, place: Place) -> AsyncIterator[Keeper]:
-    async with opened(House(tmp_path, Supervisor().pool(), place)) as house:
+    async with opened(House(tmp_path, Pool(Supervisor()), place)) as house:
         yield Keeper(house)
 
 
@@ -227,7 +227,7 @@ async def test_what_a_server_expired_before_it_died_leaves_the_disk_with_the_nex
     await keeper.house.database.close()
 
     # when the next one starts and sweeps
-    async with opened(House(tmp_path, Supervisor().pool(), place)) as later:
+    async with opened(House(tmp_path, Pool(Supervisor()), place)) as later:
         kept = {
             *await Named(later.database).kept_folders(),
             *await later.dropped.folders(),

@@ -41,7 +41,7 @@ def uploader(tmp_path: Path) -> Uploader:
 @pytest_asyncio.fixture(scope="module")
 async def pool() -> AsyncIterator[Pool]:
     supervisor = Supervisor()
-    yield supervisor.pool(most=2, warm_for=ingest)
+    yield Pool(supervisor, most=2, warm_for=ingest)
     await supervisor.close()
 
 

@@ -28,7 +28,7 @@ from profile_export.engines.duckdb.session import DuckDbSession
 from profile_export.engines.identity.components import KEY
 from profile_export.engines.identity.graph import MappingWriter, mapping_facts
 from profile_export.engines.identity.kept import KeptGraphs
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.supervisor import Pool, Supervisor
 from tests.builders import Part, plan_of, records, row
 from tests.contract.house import House
 from tests.contract.house import opened as opened_house
@@ -336,7 +336,7 @@ def test_a_file_system_without_second_names_gets_copies(lake: Path, monkeypatch:
 
 @pytest_asyncio.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with opened_house(House(tmp_path, Supervisor().pool())) as made:
+    async with opened_house(House(tmp_path, Pool(Supervisor()))) as made:
         yield made
 
 

@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from profile_export.domain.catalog.batches import MirroredBatch, MirrorStatus, TableState
 from profile_export.lake.iceberg import IcebergMirror
-from profile_export.processes.limits import Limits
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.messages import Limits
+from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.mirror import Mirror
 from profile_export.store.db.database import migrate
 from profile_export.store.db.tables import datasets, mirrors
@@ -398,7 +398,7 @@ async def test_a_mirror_whose_process_is_ended_as_it_stops_gives_its_work_back_w
     await world.batch("d1", "b1")
     supervisor = Supervisor()
     await supervisor.close()
-    mirror = Mirror("ended", world.mirrors, world.tables, supervisor.pool(), world.lake, world.wakeups, HOUR)
+    mirror = Mirror("ended", world.mirrors, world.tables, Pool(supervisor), world.lake, world.wakeups, HOUR)
     mirror.stop()
 
     await mirror.step()
@@ -415,7 +415,7 @@ async def test_a_mirror_works_in_a_process_of_its_own_and_in_the_next_when_that_
     await world.dataset("d1")
     await world.batch("d1", "b1")
     supervisor = Supervisor()
-    children = supervisor.pool()
+    children = Pool(supervisor)
     dying = Mirror(
         "dying",
         world.mirrors,
@@ -442,7 +442,7 @@ async def test_a_change_over_its_limits_is_tried_again_while_others_go_on(world:
     await world.dataset("d1")
     await world.batch("d1", "b1")
     supervisor = Supervisor()
-    tight, roomy = supervisor.pool(limits=TIGHT), supervisor.pool()
+    tight, roomy = Pool(supervisor, limits=TIGHT), Pool(supervisor)
 
     with capture_logs() as logs:
         await Mirror("tight", world.mirrors, world.tables, tight, world.lake, world.wakeups, HOUR).step()

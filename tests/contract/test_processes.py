@@ -25,8 +25,7 @@ from profile_export.domain.errors import DomainError, FailedPreconditionError, I
 from profile_export.domain.schemas.xdm_places import SchemaInvalidError
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.rejected import RowsRefusedError
-from profile_export.processes.limits import Limits
-from profile_export.processes.messages import ChildDiedError, TooExpensiveError, WorkFailedError
+from profile_export.processes.messages import ChildDiedError, Limits, TooExpensiveError, WorkFailedError
 from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.processes.turns import FairTurns
 from tests.contract.ingesting import CRM, Uploader
@@ -42,7 +41,7 @@ def uploader(tmp_path: Path) -> Uploader:
 @pytest_asyncio.fixture(scope="module")
 async def pool() -> AsyncIterator[Pool]:
     supervisor = Supervisor()
-    yield supervisor.pool(most=2, warm_for=ingest)
+    yield Pool(supervisor, most=2, warm_for=ingest)
     await supervisor.close()
 
 
@@ -196,7 +195,7 @@ async def test_a_result_that_cannot_travel_is_an_error_and_the_child_lives_on(
 async def test_a_child_stands_back_as_far_as_it_is_told() -> None:
     supervisor = Supervisor()
 
-    assert await supervisor.pool(niceness=7).run(os.nice, 0) == os.nice(0) + 7
+    assert await Pool(supervisor, niceness=7).run(os.nice, 0) == os.nice(0) + 7
     await supervisor.close()
 
 
@@ -305,7 +304,7 @@ async def test_work_whose_caller_is_cancelled_is_ended(tmp_path: Path, pool: Poo
 
 async def test_a_supervisor_that_is_closed_ends_everything_in_the_middle(tmp_path: Path) -> None:
     supervisor = Supervisor()
-    mine = supervisor.pool()
+    mine = Pool(supervisor)
     at_work = await mine.run(pid, None)
     async with blocked(tmp_path / "pipe", mine) as working:
         await supervisor.close()
@@ -321,10 +320,10 @@ async def test_a_supervisor_that_is_closed_ends_everything_in_the_middle(tmp_pat
 def test_a_child_ends_with_its_parent(work: str) -> None:
     program = (
         "import asyncio, os, signal\n"
-        "from profile_export.processes.supervisor import Supervisor\n"
+        "from profile_export.processes.supervisor import Pool, Supervisor\n"
         "from tests.contract.test_processes import hold_the_interpreter, pid\n"
         "async def main():\n"
-        "    pool = Supervisor().pool()\n"
+        "    pool = Pool(Supervisor())\n"
         "    print(await pool.run(pid, None), flush=True)\n"
         f"    working = asyncio.create_task(pool.run({work}, None))\n"
         "    while not pool.is_busy: await asyncio.sleep(0)\n"

@@ -15,7 +15,7 @@ from profile_export.domain.export.plan import ExportCounts
 from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.job import LEASE_TTL, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import batches, dropped_folders, mirrored_batches, mirrors
 from profile_export.store.files.folders import drop
@@ -27,7 +27,7 @@ from tests.databases import Place
 
 @pytest_asyncio.fixture
 async def house(tmp_path: Path, place: Place) -> AsyncIterator[House]:
-    async with opened(House(tmp_path, Supervisor().pool(), place)) as made:
+    async with opened(House(tmp_path, Pool(Supervisor()), place)) as made:
         yield made
 
 

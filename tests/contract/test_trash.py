@@ -21,7 +21,7 @@ from profile_export.application.uploads.loading import Loading, LoadingRooms, Ro
 from profile_export.domain.catalog.batches import MERGED_FROM, BatchState
 from profile_export.ingest.task import Expense
 from profile_export.lake.trash import Trash
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.belonging import Belonging
 from profile_export.runner.leftovers import LeftoverRooms, Leftovers
 from profile_export.store.catalog.schemas import Schemas
@@ -80,7 +80,7 @@ class Keeper:
 
 @pytest_asyncio.fixture
 async def keeper(tmp_path: Path, place: Place) -> AsyncIterator[Keeper]:
-    async with opened(House(tmp_path, Supervisor().pool(), place)) as house:
+    async with opened(House(tmp_path, Pool(Supervisor()), place)) as house:
         made = Keeper(house)
         await made.start()
         yield made
@@ -229,13 +229,13 @@ async def test_what_was_committed_after_a_backup_is_kept_when_the_backup_takes_i
     tmp_path: Path, place: Place, postgres: Postgres
 ) -> None:
     # given a backup between two batches, while a third was loaded and a fourth exported
-    async with opened(House(tmp_path, Supervisor().pool(), place)) as house:
+    async with opened(House(tmp_path, Pool(Supervisor()), place)) as house:
         await Keeper(house).start()
         dataset, union = await house.dataset(), await house.dataset(UNION)
         await house.people(dataset, 1)
         await house.loading.create_batch(TENANT, dataset, "open", "", f"{dataset}/open")
     async with backup_of(tmp_path, place, postgres) as backup:
-        async with opened(House(tmp_path, Supervisor().pool(), place)) as house:
+        async with opened(House(tmp_path, Pool(Supervisor()), place)) as house:
             house.numbers = count(1_000)
             keeper = Keeper(house)
             await house.upload(dataset, "after", {"crmId": "C2"})
@@ -246,7 +246,7 @@ async def test_what_was_committed_after_a_backup_is_kept_when_the_backup_takes_i
                 os.utime(path, (hours_ago, hours_ago))
 
         # when it takes the place of the database
-        async with opened(House(tmp_path, Supervisor().pool(), restored(tmp_path, backup))) as house:
+        async with opened(House(tmp_path, Pool(Supervisor()), restored(tmp_path, backup))) as house:
             keeper = Keeper(house)
             await keeper.start()
             await keeper.leftovers.step()

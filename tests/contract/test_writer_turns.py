@@ -11,8 +11,7 @@ import pytest
 import pytest_asyncio
 
 from profile_export.domain.errors import UnavailableError
-from profile_export.processes.computing import compute, computed_for, present_whose
-from profile_export.processes.turns import FairTurns, Whose
+from profile_export.processes.turns import FairTurns, Whose, compute, computed_for, present_whose
 from profile_export.store.db.access import WriterTurns
 from profile_export.store.db.database import Database, database_time
 from tests.databases import Place

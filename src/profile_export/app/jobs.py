@@ -14,8 +14,8 @@ from profile_export.application.ports import Engine, Lake
 from profile_export.config import WorkSettings
 from profile_export.engines.duckdb.engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
-from profile_export.processes.computing import compute
 from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.turns import compute
 from profile_export.runner.background import keep_at
 from profile_export.runner.belonging import (
     Belonging,

@@ -34,7 +34,7 @@ from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.task import Expense
 from profile_export.lake.compaction import Merger
 from profile_export.lake.mirror import MirrorTables
-from profile_export.processes.limits import Limits
+from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool
 from profile_export.runner.background import keep_at
 from profile_export.runner.chores import ExpirySweeper, StaleUploadSweeper, Sweeper
@@ -87,16 +87,19 @@ class Application:
         wakeups = self._database.wakeups
         snapshots, receipts, engines = self._jobs.snapshots, self._jobs.receipts, self._jobs.engines
         supervisor = self._jobs.supervisor
-        self._ingesting = supervisor.pool(
+        self._ingesting = Pool(
+            supervisor,
             most=settings.ingest_processes or max(_LEAST_INGEST_PROCESSES, os.cpu_count() or 1),
             warm_for=ingest,
         )
         memory_bytes = settings.child_memory_mb * _MEGABYTE
-        compacting = supervisor.pool(
-            niceness=_STAND_BACK, limits=Limits(_CHORE_SECONDS, _COMPACT_CPU_SECONDS, memory_bytes)
+        compacting = Pool(
+            supervisor,
+            niceness=_STAND_BACK,
+            limits=Limits(_CHORE_SECONDS, _COMPACT_CPU_SECONDS, memory_bytes),
         )
-        self._mirroring = supervisor.pool(
-            niceness=_STAND_BACK, limits=Limits(_CHORE_SECONDS, memory_bytes=memory_bytes)
+        self._mirroring = Pool(
+            supervisor, niceness=_STAND_BACK, limits=Limits(_CHORE_SECONDS, memory_bytes=memory_bytes)
         )
         batches = Batches(self._database)
         catalog, policies = Catalog(self._database, settings.quotas), Policies(self._database)

@@ -21,7 +21,7 @@ from profile_export.domain.errors import InvalidArgumentError, NotFoundError
 from profile_export.domain.lists import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, PageRequest
 from profile_export.domain.schemas.types import ObjectType, is_wide
 from profile_export.lake.rows import first_rows
-from profile_export.processes.computing import compute, compute_if
+from profile_export.processes.turns import compute, compute_if
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.mirrors import MirrorStatuses

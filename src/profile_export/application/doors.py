@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from profile_export.domain.catalog.allowances import quota_exceeded
 from profile_export.domain.catalog.datasets import Tenant
-from profile_export.processes.computing import compute, compute_for, compute_if
+from profile_export.processes.turns import compute, compute_for, compute_if
 
 __all__ = ["Streams", "compute", "compute_for", "compute_if"]
 

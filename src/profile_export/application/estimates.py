@@ -30,8 +30,7 @@ from profile_export.domain.export.plan import (
 )
 from profile_export.domain.export.request import BoundRequest
 from profile_export.lake.rows import first_rows
-from profile_export.processes.computing import compute_if
-from profile_export.processes.turns import FairTurns
+from profile_export.processes.turns import FairTurns, compute_if
 from profile_export.store.files.snapshots import Snapshots
 
 MOST_SECONDS = 600.0

@@ -13,7 +13,7 @@ from profile_export.domain.export.selection import UnknownPath
 from profile_export.domain.job import JobView
 from profile_export.domain.lists import Page, PageRequest
 from profile_export.domain.schemas.types import WIDE, ObjectType, is_wide
-from profile_export.processes.computing import compute_if
+from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.policies import Policies
 from profile_export.store.jobs.jobs import Jobs, NewJob

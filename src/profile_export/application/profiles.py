@@ -36,8 +36,7 @@ from profile_export.domain.lists import Page, PageRequest
 from profile_export.domain.merging.identity import Identity, IdentityKey, identity_key
 from profile_export.domain.merging.policy import IdentityGraph, MergePolicy
 from profile_export.lake.rows import source_rows
-from profile_export.processes.computing import compute, compute_if
-from profile_export.processes.turns import FairTurns
+from profile_export.processes.turns import FairTurns, compute, compute_if
 from profile_export.store.catalog.policies import Policies
 from profile_export.store.files.snapshots import Snapshots
 

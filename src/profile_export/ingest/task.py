@@ -9,7 +9,7 @@ from profile_export.domain.catalog.batches import RowError
 from profile_export.domain.catalog.datasets import DatasetKind, IdentityField
 from profile_export.domain.export.plan import WrittenFile
 from profile_export.domain.schemas.types import FieldPath, ObjectType
-from profile_export.processes.limits import Limits
+from profile_export.processes.messages import Limits
 
 
 @dataclass(frozen=True, slots=True)

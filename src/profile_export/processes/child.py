@@ -25,11 +25,10 @@ from typing import Any, BinaryIO
 from profile_export.processes.messages import (
     LENGTH,
     Ask,
-    Bounds,
     Done,
     Guest,
     Hold,
-    LetGo,
+    Limits,
     Load,
     Raised,
     Run,
@@ -41,6 +40,8 @@ from profile_export.processes.messages import (
 
 _CONTAINERS_BETWEEN_COLLECTIONS = 50_000
 """Thousands of parsed records at a time wait for Arrow, none in a cycle: looking for those took a fifth of the time."""
+_RESERVED_BYTES = 500_000_000
+"""What a child reserves of the system's memory without using it: libraries' data, stacks of threads."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -111,29 +112,28 @@ def _answer(request: Any, channel: _Channel, guests: list[Guest]) -> Any:
     match request:
         case Load():
             return None
-        case Run(work, task, bounds):
-            with _within(bounds):
+        case Run(work, task, limits):
+            with _within(limits):
                 return work(task)
         case Hold(make, task):
             guests.append(make(task, channel.say))
             return None
         case Ask(asked):
             return guests[-1].answer(asked)
-        case LetGo():
-            while guests:
-                guests.pop().close()
-            return None
     message = f"unexpected request: {request!r}"
     raise RuntimeError(message)
 
 
 @contextmanager
-def _within(bounds: Bounds) -> Iterator[None]:
-    """Let the system enforce bounds; soft limits, which can be lifted again."""
-    if bounds.memory_bytes is not None:
-        _limit(resource.RLIMIT_DATA, bounds.memory_bytes)
-    if bounds.cpu_seconds is not None:
-        _limit(resource.RLIMIT_CPU, int(time.process_time() + bounds.cpu_seconds) + 1)
+def _within(limits: Limits) -> Iterator[None]:
+    """Let the system keep work within limits, for what grows faster than the parent looks, or when it cannot look.
+
+    These limits are wider than those of the parent, and soft, so that they can be lifted again.
+    """
+    if (memory := limits.memory_bytes) is not None:
+        _limit(resource.RLIMIT_DATA, memory + memory // 4 + _RESERVED_BYTES)
+    if limits.cpu_seconds is not None:
+        _limit(resource.RLIMIT_CPU, int(time.process_time() + limits.cpu_seconds * 1.5 + 1) + 1)
     try:
         yield
     finally:

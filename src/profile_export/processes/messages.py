@@ -55,20 +55,20 @@ class Guest(Protocol):
         """Do what is asked and return what comes of it."""
         ...
 
-    def close(self) -> None:
-        """Give everything back."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What the system itself shall not let the child exceed meanwhile; None: nothing.
+class Limits:
+    """What one piece of work may take, None: as much as it likes. `memory_bytes` is all that its process holds.
 
-    They are wider than what the parent watches: they hold for what grows faster than it looks.
+    The parent watches all three. The system, too, keeps the child from going far beyond two of them.
     """
 
-    memory_bytes: int | None = None
+    seconds: float | None = None
     cpu_seconds: float | None = None
+    memory_bytes: int | None = None
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Run:
 
     work: Callable[[Any], object]
     task: Any
-    bounds: Bounds
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,6 @@ class Ask:
     """Let the guest answer."""
 
     request: Any
-
-
-@dataclass(frozen=True, slots=True)
-class LetGo:
-    """End the dialogue."""
 
 
 @dataclass(frozen=True, slots=True)

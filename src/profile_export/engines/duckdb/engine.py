@@ -23,10 +23,17 @@ from profile_export.domain.export.plan import (
 )
 from profile_export.engines.duckdb import memory
 from profile_export.engines.protocol import Close, Failed, FindMapping, MappingFound, Open, Resolve, Run
-from profile_export.processes.limits import NO_LIMITS, Limits
-from profile_export.processes.messages import Ask, ChildDiedError, Guest, Hold, Say, TooExpensiveError
-from profile_export.processes.process import Child
-from profile_export.processes.supervisor import Supervisor
+from profile_export.processes.messages import (
+    NO_LIMITS,
+    Ask,
+    ChildDiedError,
+    Guest,
+    Hold,
+    Limits,
+    Say,
+    TooExpensiveError,
+)
+from profile_export.processes.supervisor import Child, Supervisor
 
 OnProgress = Callable[[EngineProgress], None]
 _RESERVE_AFTER_SECONDS = 1.0
@@ -234,8 +241,7 @@ class DuckDbEngine:
             EngineFailedError: The request failed.
         """
         try:
-            with self._supervisor.watch.over(child, self._limits):
-                answer = await child.ask(Ask(request), on_progress)
+            answer = await child.ask(Ask(request), on_progress, self._limits)
         except ChildDiedError as died:
             raise _crashed(died) from None
         except TooExpensiveError as over:

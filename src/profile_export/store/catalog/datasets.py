@@ -32,7 +32,7 @@ from profile_export.domain.errors import (
 from profile_export.domain.job import FINAL_STATES
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.schemas.types import WIDE, ObjectType, TypeConflictError, is_wide
-from profile_export.processes.computing import compute_if
+from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.schemas import (
     Outlook,
     keep_unions,

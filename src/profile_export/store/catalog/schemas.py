@@ -26,7 +26,7 @@ from profile_export.domain.catalog.datasets import (
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.schemas.types import EMPTY, ObjectType, TypeConflictError, is_wide, union_objects
-from profile_export.processes.computing import compute_if
+from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.tenants import dataset_from, ensure_tenant, id_of, source_datasets, union_of
 from profile_export.store.db.columns import columns_of, value_of, write_ahead
 from profile_export.store.db.database import (

@@ -28,7 +28,7 @@ from profile_export.domain.errors import AlreadyExistsError, NotFoundError
 from profile_export.domain.job import JobState
 from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.schemas.types import ObjectType, is_wide
-from profile_export.processes.computing import compute_if
+from profile_export.processes.turns import compute_if
 from profile_export.store.db.columns import value_of
 from profile_export.store.db.database import (
     database_time,

@@ -9,8 +9,7 @@ from datetime import timedelta
 from sqlalchemy.exc import DBAPIError
 
 from profile_export.domain.errors import UnavailableError
-from profile_export.processes.computing import computed_for, present_whose
-from profile_export.processes.turns import FairTurns, WaitedTooLongError
+from profile_export.processes.turns import FairTurns, WaitedTooLongError, computed_for, present_whose
 
 # SQLSTATE `undefined_table` and `undefined_column`; SQLite has no code for them but a text.
 _LACKING = {"42P01", "42703"}

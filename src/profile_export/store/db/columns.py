@@ -36,7 +36,7 @@ from profile_export.domain.schemas.types import (
     ScalarKind,
     is_wide,
 )
-from profile_export.processes.computing import compute
+from profile_export.processes.turns import compute
 
 # One of each, so that types which are the same can be told by looking whether they are one.
 _SCALARS = {kind: Scalar(kind) for kind in ScalarKind}

@@ -27,7 +27,7 @@ from profile_export.domain.catalog.batches import (
 from profile_export.domain.catalog.datasets import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError
 from profile_export.domain.schemas.types import ObjectType, is_wide, type_at, union_objects
-from profile_export.processes.computing import compute_if
+from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.schemas import Growth, foresee_growth, grow, keep_unions, still_holds
 from profile_export.store.catalog.tenants import (
     IDENTITY,

@@ -44,7 +44,7 @@ from profile_export.domain.job import (
     after_error,
 )
 from profile_export.domain.schemas.types import TypeConflictError, is_wide, union_objects
-from profile_export.processes.computing import compute_if
+from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.tenants import dataset_of, next_places
 from profile_export.store.db.columns import Instant
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible

@@ -35,7 +35,7 @@ from profile_export.domain.job import (
     phase_times,
 )
 from profile_export.domain.lists import Page, PageRequest, cut_page
-from profile_export.processes.computing import compute_if
+from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.tenants import (
     check_waiting_jobs,
     ensure_tenant,
