@@ -164,8 +164,7 @@ _ONE = (
     r"""(?P<field>[A-Za-z_][\w.]*)\s*(?P<operator>[!<>]=|[=<>])\s*"""
     r"""(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'|(?P<bare>[^\s"'=<>!]+))\s*"""
 )
-_FIRST, _NEXT = re.compile(rf"\s*{_ONE}", re.DOTALL), re.compile(rf"AND\s+{_ONE}", re.DOTALL)
-_END = re.compile(r"\s*\Z")
+_FIRST, _NEXT = re.compile(_ONE, re.DOTALL), re.compile(rf"AND\s+{_ONE}", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _SHOWN = 40
 
@@ -207,14 +206,13 @@ def read_filter(text: str, fields: Mapping[str, Reader]) -> Filter:
         InvalidArgumentError: It is no such text, names another field, or a value is not of the field's type.
     """
     conditions: list[Condition] = []
-    place = 0
-    while not _END.match(text, place):
+    text, place = text.strip(), 0
+    while place < len(text):
         found = (_NEXT if conditions else _FIRST).match(text, place)
         if found is None:
             expected = "AND and a condition" if conditions else "a condition"
-            raise _refused(
-                f"needs {expected} such as `{next(iter(fields))} = value`, not '{_from(text, place)}'."
-            )
+            rest = text[place : place + _SHOWN].strip()
+            raise _refused(f"needs {expected} such as `{next(iter(fields))} = value`, not '{rest}'.")
         conditions.append(_condition(found, fields))
         place = found.end()
     return tuple(conditions)
@@ -263,10 +261,6 @@ def _condition(found: re.Match[str], fields: Mapping[str, Reader]) -> Condition:
         return Condition(field, found["operator"], fields[field](value))
     except ValueError as error:
         raise _refused(f"compares '{field}' with '{value[:_SHOWN]}', which is not {error}.") from None
-
-
-def _from(text: str, place: int) -> str:
-    return text[place : place + _SHOWN].strip()
 
 
 def _refused(description: str) -> InvalidArgumentError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
 from profile_export.domain.errors import ExhaustedError, FailedPreconditionError
-from profile_export.domain.schemas.types import ArrayType, FieldPath, FieldType, MapType, ObjectType
+from profile_export.domain.schemas.types import FieldPath, FieldType, ObjectType, all_within
 
 _GB = 10**9
 
@@ -120,7 +120,8 @@ def check_dataset_fields(fields: ObjectType, of: str = "The dataset") -> None:
     Raises:
         TooManyError: It would.
     """
-    longest = _longest_name(fields)
+    objects = (kind for kind in all_within(fields) if isinstance(kind, ObjectType))
+    longest = max((len(name) for kind in objects for name in kind.fields), default=0)
     if longest > LONGEST_NAME:
         raise TooManyError(
             "FIELD_NAME_TOO_LONG",
@@ -128,7 +129,7 @@ def check_dataset_fields(fields: ObjectType, of: str = "The dataset") -> None:
             "is longer as a value, or the key of a map.",
             metadata={"length": str(longest), "limit": str(LONGEST_NAME)},
         )
-    _check_fields(fields, MOST_DATASET_FIELDS, of)
+    _check_count(field_count(fields), MOST_DATASET_FIELDS, of)
 
 
 def check_declared_paths(paths: Iterable[FieldPath]) -> None:
@@ -150,11 +151,7 @@ def check_class_fields(fields: ObjectType) -> None:
     Raises:
         TooManyError: It would.
     """
-    _check_fields(fields, MOST_CLASS_FIELDS, "The union of the class")
-
-
-def _check_fields(fields: ObjectType, limit: int, of: str) -> None:
-    _check_count(field_count(fields), limit, of)
+    _check_count(field_count(fields), MOST_CLASS_FIELDS, "The union of the class")
 
 
 def _check_count(count: int, limit: int, of: str) -> None:
@@ -173,25 +170,4 @@ def field_count(kind: FieldType) -> int:
     An object counts beside what is within it, and so do the items of an array and the values of a map: a few names
     many levels deep cost as much as many names.
     """
-    return sum(1 for _ in _all_within(kind)) - 1
-
-
-def _longest_name(kind: FieldType) -> int:
-    return max(
-        (len(name) for one in _all_within(kind) if isinstance(one, ObjectType) for name in one.fields),
-        default=0,
-    )
-
-
-def _all_within(kind: FieldType) -> Iterator[FieldType]:
-    waiting = [kind]
-    while waiting:
-        one = waiting.pop()
-        yield one
-        match one:
-            case ObjectType(fields):
-                waiting += fields.values()
-            case ArrayType(item):
-                waiting.append(item)
-            case MapType(value):
-                waiting.append(value)
+    return sum(1 for _ in all_within(kind)) - 1

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from profile_export.domain.errors import FailedPreconditionError, NotFoundError
 from profile_export.domain.export.plan import EventSelection, ExportPlan, Snapshot, plan_export
-from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
+from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest, check_window
 from profile_export.domain.export.selection import IdentitySelection, select_fields
 from profile_export.domain.lists import (
     Filter,
@@ -174,10 +174,7 @@ class EventListing:
         Raises:
             InvalidArgumentError: The filter or the order is wrong, or the start is later than the end.
         """
-        if start_time and end_time and start_time > end_time:
-            raise InvalidArgumentError.of_field(
-                "start_time", "is later than end_time.", "TIME_WINDOW_INVALID"
-            )
+        check_window(start_time, end_time, "start_time", "end_time")
         known: dict[str, Reader] = {"dataset_id": str, "id": str, "ingest_time": instant}
         order = read_order(order_text, (_TIME_ORDER,)) or Order(_TIME_ORDER)
         return cls(start_time, end_time, read_filter(filter_text, known), order)

@@ -67,7 +67,7 @@ class ExportRequest:
                 "spec.max_run_time", f"must be more than zero and at most {MAX_RUN_TIME.days} days."
             )
         window = self.event_list or EventList()
-        _check_window(
+        check_window(
             window.from_ingest_time,
             window.to_ingest_time,
             "spec.event_list.filter.from_ingest_time",
@@ -82,7 +82,7 @@ class ExportRequest:
     def _check_segments(self) -> None:
         check_segments(self.segments, "spec.filter.segments")
         window = "spec.filter.segment_qualification_time"
-        _check_window(self.qualified_from, self.qualified_to, f"{window}.start_time", "end_time")
+        check_window(self.qualified_from, self.qualified_to, f"{window}.start_time", "end_time")
         if not self.segments:
             for field, needs in (
                 ("spec.destination.segment_per_batch", self.segment_per_batch),
@@ -107,7 +107,8 @@ class ExportRequest:
         return SegmentSelection(self.segments, self.qualified_from, self.qualified_to)
 
 
-def _check_window(start: datetime | None, end: datetime | None, field: str, other: str) -> None:
+def check_window(start: datetime | None, end: datetime | None, field: str, other: str) -> None:
+    """Refuse a window whose start, which `field` holds, is later than its end in `other`; None leaves an end open."""
     if start and end and start > end:
         raise InvalidArgumentError.of_field(field, f"is later than {other}.", "TIME_WINDOW_INVALID")
 

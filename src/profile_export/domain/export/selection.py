@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
 from profile_export.domain.errors import FieldViolation, InvalidArgumentError
@@ -53,8 +54,7 @@ class IdentitySelection:
     @property
     def any_members(self) -> tuple[str, ...]:
         """The members that some item may have, in their order."""
-        wanted = {*self.members, *(member for members in self.namespaces.values() for member in members)}
-        return tuple(member for member in IDENTITY_MEMBERS if member in wanted)
+        return _ordered({*self.members, *chain.from_iterable(self.namespaces.values())})
 
     @property
     def type(self) -> MapType | None:
@@ -63,9 +63,7 @@ class IdentitySelection:
         if not self.namespaces:
             return whole if self.members else None
         keys = {
-            namespace: ArrayType(
-                identity_item_type([name for name in IDENTITY_MEMBERS if name in {*self.members, *members}])
-            )
+            namespace: ArrayType(identity_item_type(_ordered({*self.members, *members})))
             for namespace, members in self.namespaces.items()
         }
         others = ArrayType(identity_item_type(self.members)) if self.members else None

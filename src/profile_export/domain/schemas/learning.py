@@ -52,7 +52,7 @@ _MAX_LONG = 2**63
 _NESTED = (dict, list)
 _TEXT, _DOUBLE, _BOOLEAN = ScalarKind.TEXT, ScalarKind.DOUBLE, ScalarKind.BOOLEAN
 _MOST_SHOWN = 40
-_RESERVED = {name.casefold(): name for name in (*SYSTEM_COLUMNS, TIME_SERIES_EVENTS)}
+RESERVED = {name.casefold(): name for name in (*SYSTEM_COLUMNS, TIME_SERIES_EVENTS)}
 _ALWAYS_MAPS = {IDENTITY_MAP: IDENTITY_MAP_TYPE, SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE}
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _INSTANT = re.compile(
@@ -146,8 +146,8 @@ def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath, folde
         raise ValueRefusedError((*path, ascii(name)), "has a NUL character in its name")
     _check_text(name, (*path, ascii(name)))
     own = name.casefold()
-    if not path and own in _RESERVED:
-        raise ValueRefusedError((name,), f"has the name of the system column '{_RESERVED[own]}'")
+    if not path and own in RESERVED:
+        raise ValueRefusedError((name,), f"has the name of the system column '{RESERVED[own]}'")
     if len(folded) < len(known):
         folded.update((spelled.casefold(), spelled) for spelled in known)
     if len(folded) >= MAX_NAMES:

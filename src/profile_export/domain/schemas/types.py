@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain, islice
 from typing import Any
 
 from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
@@ -367,23 +368,26 @@ def to_json(field_type: FieldType) -> Any:
             return scalar.kind.value
 
 
+def all_within(kind: FieldType) -> Iterator[FieldType]:
+    """Walk a type and the types within it, at all depths."""
+    waiting = [kind]
+    while waiting:
+        within = waiting.pop()
+        yield within
+        match within:
+            case Scalar():
+                continue  # by far the most frequent: it goes past the other cases
+            case ObjectType(fields):
+                waiting += fields.values()
+            case ArrayType(inner) | MapType(inner):
+                waiting.append(inner)
+
+
 WIDE = 500
 """Of so many types together each step takes a few milliseconds."""
 
 
 def is_wide(schemas: Iterable[ObjectType]) -> bool:
-    """Whether schemas hold more than `WIDE` types together, at any depth; it looks at no more than so many of them."""
-    waiting: list[FieldType] = []
-    for schema in schemas:
-        waiting.append(schema)
-        for kind in waiting:
-            match kind:
-                case ObjectType(fields):
-                    if len(waiting) + len(fields) > WIDE:
-                        return True
-                    waiting += fields.values()
-                case ArrayType(inner) | MapType(inner):
-                    waiting.append(inner)
-            if len(waiting) > WIDE:
-                return True
-    return False
+    """Whether schemas hold more than `WIDE` types together, at any depth; the walk ends there."""
+    kinds = chain.from_iterable(map(all_within, schemas))
+    return any(True for _ in islice(kinds, WIDE, None))

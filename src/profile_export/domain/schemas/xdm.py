@@ -39,8 +39,6 @@ from profile_export.domain.schemas.types import (
     ObjectType,
     Scalar,
     TypeConflictError,
-    dotted_path,
-    union_objects,
     union_types,
 )
 from profile_export.domain.schemas.xdm_places import (
@@ -106,7 +104,7 @@ def _in_data(values: list[Any], place: Place) -> list[Any]:
     try:
         return [data_form(value) for value in values]
     except ValueRefusedError as refused:
-        raise SchemaInvalidError(dotted_path(place.path), "enum", refused.reason) from None
+        raise SchemaInvalidError(place.path, "enum", refused.reason) from None
 
 
 def _choices(place: Place) -> Iterable[dict[str, Any]]:
@@ -221,7 +219,9 @@ def _read(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]
     fields = described if isinstance(described, ObjectType) else EMPTY
     kind = None
     if class_id:
-        _check_class(class_id, fields, is_object=described in (None, fields))
+        if described not in (None, fields):
+            raise SchemaInvalidError("", "type", "rows are objects.")
+        _union(_CLASSES[class_id].fields, fields, root)
         kind = _CLASSES[class_id].kind
     title = str(document.get("title", ""))
     return XdmSchema(schema_id(document), title, class_id, kind, fields, row_rules(root))
@@ -274,15 +274,6 @@ def _refs_of(document: Mapping[str, Any]) -> list[str]:
     return [part["$ref"] for part in parts if isinstance(part, Mapping) and "$ref" in part]
 
 
-def _check_class(class_id: str, fields: ObjectType, *, is_object: bool) -> None:
-    if not is_object:
-        raise SchemaInvalidError("", "type", "rows are objects.")
-    try:
-        union_objects(_CLASSES[class_id].fields, fields)
-    except TypeConflictError as conflict:
-        raise SchemaInvalidError(dotted_path(conflict.path), "type", conflict.message) from None
-
-
 # --- Fields ---
 
 
@@ -315,9 +306,7 @@ def _json_type(place: Place) -> str | None:
     for rule, types in _stated_types(place):
         agreed = types if agreed is None else agreed & types
         if not agreed:
-            raise SchemaInvalidError(
-                dotted_path(place.path), rule, "what is said of its type cannot all be true."
-            )
+            raise SchemaInvalidError(place.path, rule, "what is said of its type cannot all be true.")
     if agreed is None:
         return _implied_type(place)
     single = agreed - {"null"} - ({"integer"} if "number" in agreed else set())
@@ -338,9 +327,7 @@ def _stated_types(place: Place) -> list[tuple[str, set[str]]]:
 def _json_type_of_xdm(word: object, place: Place) -> str:
     if not isinstance(word, str) or word not in _JSON_TYPES_OF_XDM:
         raise SchemaInvalidError(
-            dotted_path(place.path),
-            "meta:xdmType",
-            f"{word!r} is none of {', '.join(sorted(_JSON_TYPES_OF_XDM))}.",
+            place.path, "meta:xdmType", f"{word!r} is none of {', '.join(sorted(_JSON_TYPES_OF_XDM))}."
         )
     return _JSON_TYPES_OF_XDM[word]
 
@@ -361,9 +348,7 @@ def _instants(place: Place) -> set[str]:
 def _text_type(place: Place) -> Scalar:
     instants = _instants(place)
     if len(instants) > 1:
-        raise SchemaInvalidError(
-            dotted_path(place.path), "format", "it cannot be both a date and an instant."
-        )
+        raise SchemaInvalidError(place.path, "format", "it cannot be both a date and an instant.")
     return _INSTANTS[instants.pop()] if instants else TEXT
 
 
@@ -375,9 +360,7 @@ def _object_or_map_type(place: Place) -> FieldType | None:
             return MapType(value)
         if is_stated:
             raise SchemaInvalidError(
-                dotted_path(place.path),
-                "meta:xdmType",
-                "a map needs additionalProperties that type its values.",
+                place.path, "meta:xdmType", "a map needs additionalProperties that type its values."
             )
     return _object_type(place)
 
@@ -401,4 +384,4 @@ def _union(known: FieldType, found: FieldType, place: Place) -> FieldType:
     try:
         return union_types(known, found, place.path)
     except TypeConflictError as conflict:
-        raise SchemaInvalidError(dotted_path(conflict.path), "type", conflict.message) from None
+        raise SchemaInvalidError(conflict.path, "type", conflict.message) from None

@@ -14,11 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote, urljoin
 
-from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
 from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
-from profile_export.domain.schemas.learning import MAX_DEPTH, MAX_NAMES, ValueRefusedError, check_name
+from profile_export.domain.schemas.learning import (
+    MAX_DEPTH,
+    MAX_NAMES,
+    RESERVED,
+    ValueRefusedError,
+    check_name,
+)
 from profile_export.domain.schemas.types import (
-    TIME_SERIES_EVENTS,
     ArrayType,
     FieldPath,
     FieldType,
@@ -140,7 +144,6 @@ MAX_ID = 1_000
 MAX_NESTING = 200
 """How deep schemas may lie in one another, each `$ref`, `allOf` and property a level."""
 
-_RESERVED = {name.casefold() for name in (*SYSTEM_COLUMNS, TIME_SERIES_EVENTS)}
 _INDEX = re.compile(r"[0-9]{1,9}")
 _CHOICES = ("anyOf", "oneOf", "not")
 
@@ -152,7 +155,8 @@ class SchemaInvalidError(InvalidArgumentError):
     text is wrong; `rule` the keyword that is at fault.
     """
 
-    def __init__(self, path: str, rule: str, complaint: str, document_id: str = "") -> None:
+    def __init__(self, path: FieldPath | str, rule: str, complaint: str, document_id: str = "") -> None:
+        path = path if isinstance(path, str) else dotted_path(path)
         document = f"The schema document '{document_id}'" if document_id else "The schema document"
         place = f" at '{path}'" if path else ""
         super().__init__(
@@ -266,9 +270,7 @@ class _Reader:
 
     def place(self, claims: Iterable[_Claim], path: FieldPath) -> Place:
         if len(path) > MAX_DEPTH:
-            raise SchemaInvalidError(
-                dotted_path(path[:3]), "properties", f"fields are nested deeper than {MAX_DEPTH}."
-            )
+            raise SchemaInvalidError(path[:3], "properties", f"fields are nested deeper than {MAX_DEPTH}.")
         flat = self._flat(claims, path)
         named = [claim for claim in flat if claim.schema is not False]
         rest = [
@@ -320,17 +322,13 @@ class _Reader:
         if self._read > MAX_SCHEMAS:
             raise SchemaInvalidError("", "$ref", f"it consists of more than {MAX_SCHEMAS} schemas.")
         if claim.depth > MAX_NESTING:
-            raise SchemaInvalidError(
-                dotted_path(path), "allOf", f"schemas are nested deeper than {MAX_NESTING} levels."
-            )
+            raise SchemaInvalidError(path, "allOf", f"schemas are nested deeper than {MAX_NESTING} levels.")
 
     def _target(self, claim: _Claim, ref: str, path: FieldPath) -> _Claim:
         document, target = follow(ref, claim.document, self._documents)
         if target in claim.through:
             raise SchemaInvalidError(
-                dotted_path(path),
-                "$ref",
-                f"'{ref}' leads back to itself, but a row has a finite set of columns.",
+                path, "$ref", f"'{ref}' leads back to itself, but a row has a finite set of columns."
             )
         return _Claim(_pointed(document, target[1], ref), document, (*claim.through, target), claim.depth + 1)
 
@@ -339,7 +337,7 @@ class _Reader:
             name for claim in named for name in (*claim.schema["properties"], *claim.schema["required"])
         )
         if not path:
-            names = dict.fromkeys(name for name in names if name.casefold() not in _RESERVED)
+            names = dict.fromkeys(name for name in names if name.casefold() not in RESERVED)
         _check_names(names, path)
         said = {name: [claim.part(_said_of(name, claim.schema)) for claim in named] for name in names}
         return {name: self.place(said[name], (*path, name)) for name in _standing(said, path)}
@@ -376,14 +374,12 @@ def _pointed(document: Mapping[str, Any], pointer: str, ref: str) -> Any:
 def _check_names(names: Collection[str], path: FieldPath) -> None:
     """Hold names to what ingestion asks of them: once a field is known, nobody looks at its name again."""
     if len(names) > MAX_NAMES:
-        raise SchemaInvalidError(
-            dotted_path(path), "properties", f"an object has more than {MAX_NAMES} names."
-        )
+        raise SchemaInvalidError(path, "properties", f"an object has more than {MAX_NAMES} names.")
     for name in names:
         try:
             check_name(name, {}, path, {})
         except ValueRefusedError as refused:
-            raise SchemaInvalidError(dotted_path((*path, name)), "properties", refused.reason) from None
+            raise SchemaInvalidError((*path, name), "properties", refused.reason) from None
 
 
 def _standing(said: Mapping[str, Sequence[_Claim]], path: FieldPath) -> list[str]:
@@ -398,7 +394,7 @@ def _standing(said: Mapping[str, Sequence[_Claim]], path: FieldPath) -> list[str
         )
         if len(live) != 1:
             raise SchemaInvalidError(
-                dotted_path((*path, names[1])), "properties", f"{' and '.join(names)} differ in case alone."
+                (*path, names[1]), "properties", f"{' and '.join(names)} differ in case alone."
             )
         standing += live
     return standing
