@@ -64,7 +64,7 @@ class World:
 
     def mirror(self, name: str = "mirror") -> Mirror:
         tables = IcebergMirror(self.data_dir, self.keep, self.catalog_url)
-        return Mirror(name, self.mirrors, tables, Threads(), self.lake, self.wakeups, HOUR)
+        return Mirror(name, self.mirrors, tables, Threads(), self.lake, HOUR)
 
     async def follow(self) -> None:
         """Do all that is due."""

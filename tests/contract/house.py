@@ -24,8 +24,7 @@ from profile_export.ingest.ingestion import ingest
 from profile_export.lake.compaction import Merger
 from profile_export.lake.local import LocalLake
 from profile_export.processes.supervisor import Pool, Supervisor
-from profile_export.runner.chores import Sweeper
-from profile_export.runner.compactor import Compactor
+from profile_export.runner.chores import Compactor, Sweeper
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
@@ -68,9 +67,7 @@ class House:
         self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
         self.snapshots = Snapshots(self.database)
         self.compactions, self.dropped = Compactions(self.database), DroppedFolders(self.database)
-        self.compactor = Compactor(
-            self.compactions, self.wakeups, self.lake, Merger(self.children), self.new_id
-        )
+        self.compactor = Compactor(self.compactions, self.lake, Merger(self.children), self.new_id)
 
     def new_id(self) -> str:
         self.when_named()

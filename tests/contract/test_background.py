@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from profile_export.runner import background
-from profile_export.runner.background import repeat
+from profile_export.runner import chores
+from profile_export.runner.chores import repeat
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(chores, "_LEAST_SECONDS", 0.0)
 
 
 class Steps:

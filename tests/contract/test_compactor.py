@@ -20,7 +20,7 @@ from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.lake.compaction import CompactTask, Merger, compact
 from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool, Supervisor
-from profile_export.runner.compactor import Compactor
+from profile_export.runner.chores import Compactor, keep_at
 from profile_export.store.db.tables import batches, files
 from profile_export.store.jobs.jobs import NewJob
 from tests.contract.house import EVENT, TENANT, UNION, House, children, opened, pinned
@@ -292,7 +292,7 @@ async def test_a_merge_over_its_limits_is_made_later_while_others_go_on(tmp_path
         assert not again
         assert house.on_disk(crm) == before
         assert await house.compactions.begun(timedelta()) == []
-        next_server = Compactor(house.compactions, house.wakeups, house.lake, Merger(roomy), house.new_id)
+        next_server = Compactor(house.compactions, house.lake, Merger(roomy), house.new_id)
         assert await next_server.step()
         assert len(pinned(await house.plan())) == 1
         assert await house.export() == rows
@@ -304,7 +304,7 @@ async def test_the_compactor_wakes_when_batches_have_come(house: House) -> None:
     house.when_named = begun.set
     crm = await house.dataset()
     begun.clear()
-    compacting = asyncio.create_task(house.compactor.run())
+    compacting = asyncio.create_task(keep_at(house.compactor, house.wakeups))
 
     await house.people(crm, *range(10))
 

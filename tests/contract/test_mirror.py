@@ -18,6 +18,7 @@ from profile_export.domain.catalog.batches import MirroredBatch, MirrorStatus, T
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool, Supervisor
+from profile_export.runner.chores import keep_at
 from profile_export.runner.mirror import Mirror
 from profile_export.store.db.database import migrate
 from profile_export.store.db.tables import datasets, mirrors
@@ -378,7 +379,7 @@ async def test_a_change_that_another_mirror_makes_first_is_decided_anew(world: W
     await world.follow()
     await world.batch("d1", "b2")
     overtaken = Overtaken(world.data_dir, HOUR, world.catalog_url)
-    mirror = Mirror("slow", world.mirrors, overtaken, Threads(), world.lake, world.wakeups, HOUR)
+    mirror = Mirror("slow", world.mirrors, overtaken, Threads(), world.lake, HOUR)
 
     # when
     await mirror.step()
@@ -398,8 +399,8 @@ async def test_a_mirror_whose_process_is_ended_as_it_stops_gives_its_work_back_w
     await world.batch("d1", "b1")
     supervisor = Supervisor()
     await supervisor.close()
-    mirror = Mirror("ended", world.mirrors, world.tables, Pool(supervisor), world.lake, world.wakeups, HOUR)
-    mirror.stop()
+    mirror = Mirror("ended", world.mirrors, world.tables, Pool(supervisor), world.lake, HOUR)
+    mirror.stopping.set()
 
     await mirror.step()
 
@@ -422,7 +423,6 @@ async def test_a_mirror_works_in_a_process_of_its_own_and_in_the_next_when_that_
         Dying(world.data_dir, HOUR, world.catalog_url),
         children,
         world.lake,
-        world.wakeups,
         HOUR,
     )
     await dying.step()
@@ -430,7 +430,7 @@ async def test_a_mirror_works_in_a_process_of_its_own_and_in_the_next_when_that_
 
     # when another one tries again in the same place
     await again_at_once(world)
-    await Mirror("next", world.mirrors, world.tables, children, world.lake, world.wakeups, HOUR).step()
+    await Mirror("next", world.mirrors, world.tables, children, world.lake, HOUR).step()
     await supervisor.close()
 
     assert told == "The process that did the work has ended."
@@ -445,12 +445,12 @@ async def test_a_change_over_its_limits_is_tried_again_while_others_go_on(world:
     tight, roomy = Pool(supervisor, limits=TIGHT), Pool(supervisor)
 
     with capture_logs() as logs:
-        await Mirror("tight", world.mirrors, world.tables, tight, world.lake, world.wakeups, HOUR).step()
+        await Mirror("tight", world.mirrors, world.tables, tight, world.lake, HOUR).step()
     told = (await world.status("d1")).error_message
     other = await roomy.run(len, "another's")
-    at_once = await Mirror("next", world.mirrors, world.tables, roomy, world.lake, world.wakeups, HOUR).step()
+    at_once = await Mirror("next", world.mirrors, world.tables, roomy, world.lake, HOUR).step()
     await again_at_once(world)
-    await Mirror("next", world.mirrors, world.tables, roomy, world.lake, world.wakeups, HOUR).step()
+    await Mirror("next", world.mirrors, world.tables, roomy, world.lake, HOUR).step()
     await supervisor.close()
 
     assert told == "It took more than 40 MB of memory."
@@ -464,13 +464,13 @@ async def test_a_change_over_its_limits_is_tried_again_while_others_go_on(world:
 async def test_a_running_mirror_follows_when_it_is_woken_and_stops_when_told(world: World) -> None:
     await world.dataset("d1")
     mirror = world.mirror()
-    running = asyncio.create_task(mirror.run())
+    running = asyncio.create_task(keep_at(mirror, world.wakeups, until=mirror.stopping))
     await world.batch("d1", "b1")
     world.wakeups.fire([None])
     while (await world.status("d1")).pending_changes:
         await asyncio.wait([running], timeout=0.01)
 
-    mirror.stop()
+    mirror.stopping.set()
     await running
 
     assert world.held("d1") == ["b1"]

@@ -23,7 +23,7 @@ from profile_export.ingest.task import Expense
 from profile_export.lake.trash import Trash
 from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.belonging import Belonging
-from profile_export.runner.leftovers import LeftoverRooms, Leftovers
+from profile_export.runner.leftovers import Leftovers, StoreAndLake
 from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.db.database import Instance, Instances
 from profile_export.store.files.folders import Named
@@ -54,10 +54,10 @@ class Keeper:
             house.catalog, Schemas(database), house.uploads, house.loading, house.lake, house.children
         )
         loading = Loading(rooms, RowLimits(100_000, 10_000), Expense(), house.new_id)
-        left = LeftoverRooms(
-            Instances(database), Named(database), house.compactions, house.dropped, loading, house.lake
+        both = StoreAndLake(
+            Instances(database), Named(database), house.compactions, house.dropped, house.lake
         )
-        return Leftovers(left, DAYS)
+        return Leftovers(both, loading, DAYS)
 
     def put(self, path: str, content: bytes = b"PAR1") -> None:
         place = self.house.folder / path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from profile_export.app.processes import StartError, starting
 from profile_export.config import StoreSettings
 from profile_export.lake.local import LocalLake
-from profile_export.runner.leftovers import Checkup, Findings
+from profile_export.runner.leftovers import Findings, StoreAndLake, check_up
 from profile_export.store.db.access import CannotOpenError
 from profile_export.store.db.database import Database, Instances, newest_revision
 from profile_export.store.files.folders import DroppedFolders, Named
@@ -98,14 +98,14 @@ class _Place:
             if await self._store_there() != newest_revision():
                 message = "The tables are of another version than this program: profile-export db status says which."
                 raise StartError(message)
-            checkup = Checkup(
+            both = StoreAndLake(
                 self._instances,
                 Named(self._database),
                 Compactions(self._database),
                 DroppedFolders(self._database),
                 self._lake,
             )
-            return await checkup.run()
+            return await check_up(both)
         except CannotOpenError as error:
             raise StartError(str(error)) from error
         finally:

@@ -16,14 +16,13 @@ from profile_export.engines.duckdb.engine import DuckDbEngine
 from profile_export.lake.local import LocalLake
 from profile_export.processes.supervisor import Supervisor
 from profile_export.processes.turns import compute
-from profile_export.runner.background import keep_at
 from profile_export.runner.belonging import (
     Belonging,
     ForeignLakeError,
     LakeInUseError,
     LakeMissingError,
 )
-from profile_export.runner.chores import TimeoutSweeper
+from profile_export.runner.chores import TimeoutSweeper, keep_at
 from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.worker import Places, ReceiptWriter, Worker
 from profile_export.store.db.access import CannotOpenError, StoreMissingError

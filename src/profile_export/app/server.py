@@ -36,10 +36,15 @@ from profile_export.lake.compaction import Merger
 from profile_export.lake.mirror import MirrorTables
 from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool
-from profile_export.runner.background import keep_at
-from profile_export.runner.chores import ExpirySweeper, StaleUploadSweeper, Sweeper
-from profile_export.runner.compactor import Compactor
-from profile_export.runner.leftovers import LeftoverRooms, Leftovers
+from profile_export.runner.chores import (
+    Compactor,
+    ExpirySweeper,
+    StaleUploadSweeper,
+    Sweeper,
+    keep_at,
+    repeat,
+)
+from profile_export.runner.leftovers import Leftovers, StoreAndLake
 from profile_export.runner.mirror import Mirror
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.policies import Policies
@@ -146,23 +151,19 @@ class Application:
         keep = timedelta(minutes=settings.mirror_keep_minutes)
         self._mirrors = Mirrors(self._database)
         tables = MirrorTables(settings.data_dir, keep, settings.url)
-        self._mirror = Mirror(
-            self._jobs.name, self._mirrors, tables, self._mirroring, self._lake, wakeups, keep
-        )
+        self._mirror = Mirror(self._jobs.name, self._mirrors, tables, self._mirroring, self._lake, keep)
         self._mirror_task: asyncio.Task[None] | None = None
         compactions, dropped = Compactions(self._database), DroppedFolders(self._database)
         grace = timedelta(seconds=settings.download_grace_seconds)
-        self._compactor = Compactor(compactions, wakeups, self._lake, Merger(compacting), new_id)
+        self._compactor = Compactor(compactions, self._lake, Merger(compacting), new_id)
         expiries = Expiries(self._database)
         self._chores = (
             Sweeper(dropped, self._lake, grace),
             ExpirySweeper(expiries, changes, settings.job_retention, settings.watch_history),
             StaleUploadSweeper(expiries, loading, timedelta(hours=settings.upload_expiry_hours)),
         )
-        left = LeftoverRooms(
-            self._jobs.instances, Named(self._database), compactions, dropped, loading, self._lake
-        )
-        self._leftovers = Leftovers(left, timedelta(days=settings.trash_days))
+        both = StoreAndLake(self._jobs.instances, Named(self._database), compactions, dropped, self._lake)
+        self._leftovers = Leftovers(both, loading, timedelta(days=settings.trash_days))
         self._server: GrpcServer | None = None
 
     @property
@@ -209,16 +210,18 @@ class Application:
         )
         if self._database.is_shared:
             # What is unfinished may be another process's; leases that nobody renews expire.
-            self._jobs.run_beside(self._leftovers.run())
+            self._jobs.run_beside(keep_at(self._leftovers))
         else:
             await self._jobs.timeouts.lose_all()
             await self._mirrors.release_all()
             await self._leftovers.clear(timedelta(0))
-            self._jobs.run_beside(self._leftovers.empty_trash_again())
+            self._jobs.run_beside(repeat(self._leftovers.empty_trash, poll_seconds=Leftovers.poll_seconds))
         self._ingesting.warm()
         await self._jobs.start()
-        self._mirror_task = asyncio.create_task(self._mirror.run())
-        self._jobs.run_beside(self._compactor.run())
+        self._mirror_task = asyncio.create_task(
+            keep_at(self._mirror, self._database.wakeups, until=self._mirror.stopping)
+        )
+        self._jobs.run_beside(keep_at(self._compactor, self._database.wakeups))
         for chore in self._chores:
             self._jobs.run_beside(keep_at(chore))
         await self._server.start()
@@ -243,7 +246,7 @@ class Application:
         await self._jobs.close()
 
     async def _stop_working(self) -> None:
-        self._mirror.stop()
+        self._mirror.stopping.set()
         await self._jobs.stop_working()
         if self._mirror_task:
             # A rebuild may take long, and whatever is cut off is decided anew.

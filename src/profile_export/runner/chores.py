@@ -1,21 +1,101 @@
-"""Chores: what time ends, what retention ends, uploads nobody goes on with, and files nobody needs any more."""
+"""Chores: what is done again and again beside the jobs. Each class says what it does and how often.
+
+No lease is needed where a transaction takes what is due, or where doing it twice does no harm. Only the mirror, which
+changes tables outside the database, has leases.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import nullcontext
 from datetime import timedelta
+from typing import NamedTuple, Protocol
 
 import structlog
 
-from profile_export.application.ports import Lake
+from profile_export.application.ports import Lake, MergeFiles
 from profile_export.application.uploads.loading import Loading
+from profile_export.domain.errors import UnavailableError
+from profile_export.domain.export.plan import WrittenFile
+from profile_export.processes.messages import TooExpensiveError
 from profile_export.runner.keeper import LeaseKeeper
+from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.folders import DroppedFolders
+from profile_export.store.files.snapshots import Compactions, Merge
 from profile_export.store.jobs.changes import Changes
 from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.leases import Timeouts
 
+_LEAST_SECONDS = 1.0
+"""How long changes gather before they are looked at: a hundred in a second are one look, and jobs go first."""
+_REST_SECONDS, _MOST_REST_SECONDS = 600.0, 86_400.0
+_MERGED_FILE = "00000.parquet"
 _log = structlog.get_logger(__name__)
+
+
+async def first_of(*waits: asyncio.Future[None] | Coroutine[None, None, object], seconds: float) -> None:
+    """Wait until one of these happens or the time is over. A future goes on, a coroutine is dropped."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait, task in zip(waits, tasks, strict=True):
+            if wait is not task:
+                task.cancel()
+
+
+class Chore(Protocol):
+    """Work that comes due by the clock, and some of it when batches have come, too."""
+
+    poll_seconds: float
+    """How long it rests where nothing is waiting."""
+
+    async def step(self) -> bool:
+        """Do some of it; say whether more is waiting."""
+        ...
+
+
+async def keep_at(
+    chore: Chore, batches: Wakeups | None = None, *, until: asyncio.Event | None = None
+) -> None:
+    """Do a chore until cancelled, or until told to begin no further step; with `batches`, also when some have come."""
+    with batches.of_batches() if batches else nullcontext() as changed:
+        await repeat(chore.step, poll_seconds=chore.poll_seconds, changed=changed, until=until)
+
+
+async def repeat(
+    step: Callable[[], Awaitable[bool]],
+    *,
+    poll_seconds: float,
+    changed: asyncio.Event | None = None,
+    until: asyncio.Event | None = None,
+) -> None:
+    """Take steps until cancelled, or until told to begin no further one.
+
+    Args:
+        step: Does some of the work; says whether more is waiting. One that fails is logged and taken again later.
+        poll_seconds: How long to wait where nothing is waiting or a step has failed.
+        changed: Ends the wait early.
+        until: Ends the wait and the work.
+    """
+    wake, stop = changed or asyncio.Event(), until or asyncio.Event()
+    while not stop.is_set():
+        wake.clear()
+        try:
+            more = await step()
+        except UnavailableError as error:
+            # Every step says so until it is back: without a stack trace each.
+            _log.warning("background_failed", work=step.__qualname__, reason=error.reason)
+            more = False
+            wake.clear()
+        except Exception:  # noqa: BLE001 - whatever it is, the server lives on and the next step may do
+            _log.exception("background_failed", work=step.__qualname__)
+            more = False
+            wake.clear()
+        if not more:
+            await first_of(wake.wait(), stop.wait(), seconds=poll_seconds)
+            await first_of(stop.wait(), seconds=_LEAST_SECONDS)
 
 
 class TimeoutSweeper:
@@ -126,3 +206,88 @@ class Sweeper:
             await self._dropped.forget(gone)
             _log.info("swept", folders=len(gone))
         return False
+
+
+class _Rest(NamedTuple):
+    seconds: float
+    until: float
+
+
+class Compactor:
+    """Merges small batches' files behind their rows, one merge at a time. What is cut off is begun anew by the next.
+
+    Args:
+        compactions: What is compacted, and what should be.
+        lake: Where files live.
+        merge_files: Merges files into one, elsewhere.
+        new_id: Makes names of folders.
+    """
+
+    poll_seconds = 60.0
+
+    def __init__(
+        self, compactions: Compactions, lake: Lake, merge_files: MergeFiles, new_id: Callable[[], str]
+    ) -> None:
+        self._compactions, self._lake = compactions, lake
+        self._merge_files, self._new_id = merge_files, new_id
+        # Datasets whose last merges failed, so that others get their turn.
+        self._resting: dict[str, _Rest] = {}
+
+    async def step(self) -> bool:
+        """Make the next merge; False if there was none to make."""
+        await self._compactions.dissolve()
+        now = asyncio.get_running_loop().time()
+        merge = await self._compactions.next_merge(
+            [dataset_id for dataset_id, rest in self._resting.items() if rest.until > now]
+        )
+        if merge is None:
+            return False
+        try:
+            await self._carry_out(merge, f"{merge.dataset_id}/{self._new_id()}")
+        except TooExpensiveError as error:
+            seconds = self._rest(merge.dataset_id)
+            _log.warning(
+                "not_compacted",
+                dataset_id=merge.dataset_id,
+                reason=f"It took more than {error}.",
+                again_in_seconds=seconds,
+            )
+        except Exception:
+            self._rest(merge.dataset_id)
+            raise
+        else:
+            self._resting.pop(merge.dataset_id, None)
+        return True
+
+    def _rest(self, dataset_id: str) -> float:
+        """Leave a dataset alone for a while, each time for longer; return for how many seconds."""
+        rest = self._resting.get(dataset_id)
+        seconds = min(2 * rest.seconds, _MOST_REST_SECONDS) if rest else _REST_SECONDS
+        self._resting[dataset_id] = _Rest(seconds, asyncio.get_running_loop().time() + seconds)
+        return seconds
+
+    async def _carry_out(self, merge: Merge, folder: str) -> None:
+        await self._compactions.begin(folder)
+        try:
+            file = await self._merged(merge, folder)
+        except Exception:
+            await self._give_up(folder)
+            raise
+        # A commit that is cancelled goes on to its end, so from here on only its answer says whose the folder is. What
+        # has only begun then is cleared up at the next start.
+        if await self._compactions.commit(merge, folder, file):
+            _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.segments), rows=file.rows)
+        else:
+            await self._give_up(folder)
+
+    async def _give_up(self, folder: str) -> None:
+        await asyncio.to_thread(self._lake.remove, folder)
+        await self._compactions.give_up([folder])
+
+    async def _merged(self, merge: Merge, folder: str) -> WrittenFile:
+        paths = [path for segment in merge.segments for path in segment.paths]
+        async with self._lake.readable(paths):
+            sources = tuple(self._lake.root / path for path in paths)
+            file = await self._merge_files(sources, self._lake.staging(folder) / _MERGED_FILE)
+        await asyncio.to_thread(self._lake.publish, [f"{folder}/{_MERGED_FILE}"])
+        return file

@@ -17,54 +17,52 @@ from profile_export.application.ports import Lake
 from profile_export.application.uploads.loading import Loading
 from profile_export.domain.export.plan import ESTIMATES, MADE_NAME, MAPPINGS
 from profile_export.domain.export.receipt import RECEIPT_FILE
-from profile_export.runner.background import repeat
 from profile_export.store.db.database import Instances
 from profile_export.store.files.folders import DroppedFolders, Named, NamedFile
 from profile_export.store.files.snapshots import Compactions
 
-_POLL_SECONDS = 1800.0
 _UNDER_WAY = timedelta(hours=1)
 """The longest that a process at work leaves files untouched which the store does not name yet."""
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class LeftoverRooms:
-    """What left-overs are told by."""
+class StoreAndLake:
+    """What a store knows of a lake, and the lake."""
 
     instances: Instances
     named: Named
     compactions: Compactions
     dropped: DroppedFolders
-    loading: Loading
     lake: Lake
+
+    async def unnamed(self, folders: Collection[str]) -> list[str]:
+        """Return those of some folders that the store does not need."""
+        named = await self.named.kept_folders()
+        kept = {*named, *await self.compactions.folders(), *await self.dropped.folders()}
+        # A name of one step keeps all folders of that dataset.
+        return [folder for folder in folders if not {folder, folder.split("/")[0]} & kept]
 
 
 class Leftovers:
-    """Left-over folders of batches, and bytes of uploads.
+    """Clears up left-over folders of batches, and bytes of uploads.
 
     Args:
-        rooms: As they say.
+        both: Where it looks.
+        loading: What takes back what was uploaded.
         keep_trash: How long the trash keeps what it gets.
     """
 
-    def __init__(self, rooms: LeftoverRooms, keep_trash: timedelta) -> None:
-        self._rooms = rooms
-        self._lake, self._named = rooms.lake, rooms.named
-        self._keep_trash = keep_trash
+    poll_seconds = 1800.0
 
-    async def run(self) -> None:
-        """Clear up beside others that are at work, until cancelled."""
-        await repeat(self.step, poll_seconds=_POLL_SECONDS)
+    def __init__(self, both: StoreAndLake, loading: Loading, keep_trash: timedelta) -> None:
+        self._both, self._loading, self._keep_trash = both, loading, keep_trash
+        self._lake, self._named = both.lake, both.named
 
     async def step(self) -> bool:
         """Clear up what nobody can be at work on any more."""
         await self.clear(_UNDER_WAY)
         return await self.empty_trash()
-
-    async def empty_trash_again(self) -> None:
-        """Empty the trash of what has been in it for long, until cancelled."""
-        await repeat(self.empty_trash, poll_seconds=_POLL_SECONDS)
 
     async def empty_trash(self) -> bool:
         """Remove for good what the trash has kept for long enough."""
@@ -74,8 +72,11 @@ class Leftovers:
         return False
 
     async def clear(self, untouched: timedelta) -> None:
-        """Clear up what nothing names and nobody has touched for so long; zero only if nobody else is at work."""
-        instance = await self._rooms.instances.get()
+        """Clear up what the store does not name and nobody has modified for `untouched`.
+
+        Pass zero only when no other process shares the lake.
+        """
+        instance = await self._both.instances.get()
         of = await asyncio.to_thread(self._lake.instance)
         if instance is None or of != instance.id:
             # Another database has the lake now, and nothing in it is ours to judge.
@@ -91,9 +92,8 @@ class Leftovers:
 
     async def _clear_folders(self, folders: Collection[str], untouched: timedelta) -> list[str]:
         """Remove those that a row once named; return those that none did."""
-        rooms = self._rooms
-        left = await unnamed(self._named, rooms.compactions, rooms.dropped, folders)
-        begun = await rooms.compactions.begun(untouched)
+        compactions, left = self._both.compactions, await self._both.unnamed(folders)
+        begun = await compactions.begun(untouched)
         known = {*begun, *await self._named.folders(left)}
         gone = [folder for folder in left if folder in known or _is_passing(folder)]
         for folder in gone:
@@ -101,8 +101,8 @@ class Leftovers:
         if gone:
             _log.info("left_overs_removed", folders=len(gone))
         if over := [folder for folder in begun if not await asyncio.to_thread(self._lake.exists, folder)]:
-            await rooms.compactions.give_up(over)
-        under_way = {*await rooms.compactions.begun(timedelta(0)), *gone}
+            await compactions.give_up(over)
+        under_way = {*await compactions.begun(timedelta(0)), *gone}
         return [folder for folder in left if folder not in under_way]
 
     async def _within_open(self, untouched: timedelta) -> list[str]:
@@ -129,17 +129,8 @@ class Leftovers:
         """Remove the bytes that a row once named; return under which names there are others."""
         left = set(staged) - set(await self._named.kept_uploads())
         known = await self._named.uploads(left)
-        await self._rooms.loading.clear_away(known)
+        await self._loading.clear_away(known)
         return sorted(left - known)
-
-
-async def unnamed(
-    named: Named, compactions: Compactions, dropped: DroppedFolders, folders: Collection[str]
-) -> list[str]:
-    """Return those of some folders that the store does not need."""
-    kept = {*await named.kept_folders(), *await compactions.folders(), *await dropped.folders()}
-    # A name of one step keeps all folders of that dataset.
-    return [folder for folder in folders if not {folder, folder.split("/")[0]} & kept]
 
 
 def _is_passing(folder: str) -> bool:
@@ -171,47 +162,38 @@ class Findings:
         return self.same_instance and not any(amiss)
 
 
-@dataclass(frozen=True, slots=True)
-class Checkup:
-    """Compares a store with a lake, also beside those that work with them."""
+async def check_up(both: StoreAndLake) -> Findings:
+    """Compare a store with a lake all over, also beside those that work with them."""
+    instance = await both.instances.get()
+    of = await asyncio.to_thread(both.lake.instance)
+    # Looked for first: what the store names is asked for when all of these could have been named.
+    folders = await asyncio.to_thread(both.lake.untouched, timedelta(0))
+    staged = set(await asyncio.to_thread(both.lake.staged))
+    left = await both.unnamed(folders)
+    known = {*await both.named.folders(left), *await both.compactions.begun(timedelta(0))}
+    known_uploads = await both.named.uploads(staged)
+    files = await both.named.files()
+    missing, other_size = await asyncio.to_thread(_compared, both.lake, files)
+    return Findings(
+        same_instance=(instance and instance.id) == of,
+        files=len(files),
+        missing=missing,
+        other_size=other_size,
+        unknown_folders=sorted(one for one in left if one not in known and not _is_passing(one)),
+        unknown_uploads=sorted(staged - known_uploads),
+        staged=sorted(staged & known_uploads),
+        trash=await asyncio.to_thread(both.lake.trash),
+    )
 
-    instances: Instances
-    named: Named
-    compactions: Compactions
-    dropped: DroppedFolders
-    lake: Lake
 
-    async def run(self) -> Findings:
-        """Look all over."""
-        instance = await self.instances.get()
-        of = await asyncio.to_thread(self.lake.instance)
-        # Looked for first: what the store names is asked for when all of these could have been named.
-        folders = await asyncio.to_thread(self.lake.untouched, timedelta(0))
-        staged = set(await asyncio.to_thread(self.lake.staged))
-        left = await unnamed(self.named, self.compactions, self.dropped, folders)
-        known = {*await self.named.folders(left), *await self.compactions.begun(timedelta(0))}
-        known_uploads = await self.named.uploads(staged)
-        files = await self.named.files()
-        missing, other_size = await asyncio.to_thread(self._compared, files)
-        return Findings(
-            same_instance=(instance and instance.id) == of,
-            files=len(files),
-            missing=missing,
-            other_size=other_size,
-            unknown_folders=sorted(one for one in left if one not in known and not _is_passing(one)),
-            unknown_uploads=sorted(staged - known_uploads),
-            staged=sorted(staged & known_uploads),
-            trash=await asyncio.to_thread(self.lake.trash),
-        )
-
-    def _compared(self, files: Sequence[NamedFile]) -> tuple[list[str], list[str]]:
-        missing, other_size = [], []
-        for file in files:
-            try:
-                found = self.lake.size(file.path)
-            except FileNotFoundError:
-                missing.append(file.path)
-            else:
-                if found != file.bytes:
-                    other_size.append(file.path)
-        return sorted(missing), sorted(other_size)
+def _compared(lake: Lake, files: Sequence[NamedFile]) -> tuple[list[str], list[str]]:
+    missing, other_size = [], []
+    for file in files:
+        try:
+            found = lake.size(file.path)
+        except FileNotFoundError:
+            missing.append(file.path)
+        else:
+            if found != file.bytes:
+                other_size.append(file.path)
+    return sorted(missing), sorted(other_size)

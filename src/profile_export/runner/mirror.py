@@ -19,11 +19,8 @@ from profile_export.domain.catalog.batches import (
     TypesChangedError,
 )
 from profile_export.processes.messages import ChildDiedError, TooExpensiveError
-from profile_export.runner.background import repeat
-from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.mirrors import LEASE_TTL, MirrorLostError, Mirrors, MirrorWork
 
-_POLL_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -32,6 +29,9 @@ _Result = TypeVar("_Result")
 class Mirror:
     """Changes one table after the other until it is told to stop."""
 
+    poll_seconds = 5.0
+    """Polling also finds tables whose back-off is over or that are to be checked."""
+
     def __init__(
         self,
         name: str,
@@ -39,7 +39,6 @@ class Mirror:
         tables: MirrorTables,
         elsewhere: Elsewhere,
         lake: Lake,
-        wakeups: Wakeups,
         check_every: timedelta,
     ) -> None:
         """Make a mirror.
@@ -50,7 +49,6 @@ class Mirror:
             tables: What it is done to.
             elsewhere: Where it is done: a commit is a second of Python that would hold up whoever shares it.
             lake: Where the files are.
-            wakeups: Tell of batches.
             check_every: How often to look at a table that nothing is to be done to, and to expire its snapshots.
         """
         self._name = name
@@ -58,19 +56,9 @@ class Mirror:
         self._tables = tables
         self._elsewhere = elsewhere
         self._lake = lake
-        self._wakeups = wakeups
         self._check_every = check_every
-        self._stopping = asyncio.Event()
-
-    def stop(self) -> None:
-        """Begin nothing more."""
-        self._stopping.set()
-
-    async def run(self) -> None:
-        """Follow batches until told to stop."""
-        with self._wakeups.of_batches() as changed:
-            # Polling also finds tables whose back-off is over or that are to be checked.
-            await repeat(self.step, poll_seconds=_POLL_SECONDS, changed=changed, until=self._stopping)
+        self.stopping = asyncio.Event()
+        """Once it is set, nothing more is begun."""
 
     async def step(self) -> bool:
         """Do what is due to one table; False if none was due."""
@@ -96,7 +84,7 @@ class Mirror:
         return True
 
     async def _give_up(self, work: MirrorWork, error: Exception) -> None:
-        if self._stopping.is_set():
+        if self.stopping.is_set():
             await self._mirrors.release(work)
             return
         unexpected = None

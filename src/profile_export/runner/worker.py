@@ -27,7 +27,7 @@ from profile_export.domain.export.plan import (
 from profile_export.domain.export.receipt import RECEIPT_FILE
 from profile_export.domain.job import JobError, JobState, Pace, Phase, Progress, Resolved
 from profile_export.processes.turns import compute_if, computed_for
-from profile_export.runner.background import first_of
+from profile_export.runner.chores import first_of
 from profile_export.runner.keeper import TRUSTED_SECONDS, LeaseKeeper
 from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.batches import Receipts
