@@ -8,13 +8,14 @@ from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.export.plan import (
     VALUES_OF_A_ROW,
     VALUES_PER_RANGE,
-    Counted,
     ExportCounts,
     ExportPlan,
     Figure,
     PinnedFile,
+    RangeResult,
     Source,
     SourcePart,
+    WrittenFile,
     estimate,
     sample_of,
 )
@@ -38,12 +39,19 @@ def plan_over(records: int, events: int = 0, **changes: object) -> ExportPlan:
     return replace(plan, sources=tuple(sources), **changes)  # type: ignore[arg-type]  # its own fields
 
 
+def counted(counts: ExportCounts, rows: int, bytes: int, files: int) -> RangeResult:  # noqa: A002 - as a file has it
+    """Return the result of a range; the first of its files has all rows and bytes."""
+    filled = WrittenFile("0", rows, bytes, "")
+    others = [WrittenFile(str(number), 0, 0, "") for number in range(1, files)]
+    return RangeResult((filled, *others)[:files], counts)
+
+
 def test_what_one_range_holds_is_counted_whole_and_exact() -> None:
     plan = plan_over(100)
     sample = sample_of(plan)
     counts = ExportCounts(profiles_exported=90, not_newer=10)
 
-    found = estimate(plan, sample, Counted(counts, rows=90, bytes=5_000, files=1))
+    found = estimate(plan, sample, counted(counts, rows=90, bytes=5_000, files=1))
 
     assert (sample, sample.share) == (*plan.ranges(), 1)
     assert found.profiles == found.rows == Figure(90, exact=True, at_least=90, at_most=90)
@@ -57,7 +65,7 @@ def test_of_more_a_share_is_counted_and_scaled_up_within_what_is_possible() -> N
     sample = sample_of(plan)
     counts = ExportCounts(profiles_exported=1_000, events_only=5)
 
-    found = estimate(plan, sample, Counted(counts, rows=1_000, bytes=1_000_000, files=8))
+    found = estimate(plan, sample, counted(counts, rows=1_000, bytes=1_000_000, files=8))
 
     assert sample == plan.ranges()[5]
     assert round(1 / sample.share) == 10
@@ -73,7 +81,7 @@ def test_events_may_be_as_many_as_there_are_and_their_profiles_too() -> None:
     both = plan_over(10 * ROWS_PER_RANGE, 10 * ROWS_PER_RANGE)
     plan = replace(both, events=attached, empty_profiles=True)
 
-    found = estimate(plan, sample_of(plan), Counted(ExportCounts(events_exported=1), 0, 0, 0))
+    found = estimate(plan, sample_of(plan), counted(ExportCounts(events_exported=1), 0, 0, 0))
 
     assert found.events.at_most == 10 * ROWS_PER_RANGE
     assert found.profiles.at_most == 20 * ROWS_PER_RANGE
@@ -83,7 +91,7 @@ def test_events_may_be_as_many_as_there_are_and_their_profiles_too() -> None:
 def test_with_a_batch_per_segment_rows_and_files_may_be_as_many_for_each() -> None:
     plan = plan_over(10 * ROWS_PER_RANGE, segment_batches=("b1", "b2"))
 
-    found = estimate(plan, sample_of(plan), Counted(ExportCounts(), rows=4, bytes=10, files=2))
+    found = estimate(plan, sample_of(plan), counted(ExportCounts(), rows=4, bytes=10, files=2))
 
     assert found.rows.at_most == 2 * 10 * ROWS_PER_RANGE
     assert found.files.value == 20

@@ -15,11 +15,11 @@ from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import ExhaustedError, FailedPreconditionError, UnavailableError
 from profile_export.domain.export.plan import (
     ESTIMATES,
-    Counted,
     EngineDiedError,
     EngineFailedError,
     EngineProgress,
     Estimate,
+    ExportCounts,
     ExportPlan,
     KeyRange,
     estimate,
@@ -103,20 +103,14 @@ class Estimates:
         ):
             await attempt.resolve()
             result = await attempt.run(sample)
-        counted = Counted(
-            counts=result.counts,
-            rows=sum(file.rows for file in result.files),
-            bytes=sum(file.bytes for file in result.files),
-            files=len(result.files),
-        )
         paths = [of_segments.get(file.batch_id, folder) / file.name for file in result.files]
         rows = await asyncio.to_thread(lambda: list(islice(first_rows(paths), sample_rows)))
-        return Estimated(estimate(plan, sample, counted), _notes(plan, sample, counted), rows)
+        return Estimated(estimate(plan, sample, result), _notes(plan, sample, result.counts), rows)
 
 
-def _notes(plan: ExportPlan, sample: KeyRange, counted: Counted) -> tuple[str, ...]:
+def _notes(plan: ExportPlan, sample: KeyRange, counts: ExportCounts) -> tuple[str, ...]:
     """Only who has looked at every profile knows that nobody is in a segment."""
-    return notes_of(plan, counted.counts) if sample.share == 1 else plan.notes
+    return notes_of(plan, counts) if sample.share == 1 else plan.notes
 
 
 def _too_expensive() -> ExhaustedError:

@@ -139,11 +139,7 @@ class Job:
         )
 
     def check_reached(self, revision: int) -> None:
-        """Refuse a revision that the job has not come to.
-
-        Raises:
-            PastEndError: It is newer than the job.
-        """
+        """Raise PastEndError if the job has not come to a revision yet."""
         if revision > self.revision:
             raise PastEndError(
                 "REVISION_OUT_OF_RANGE",
@@ -188,11 +184,7 @@ class Move:
         cancellation: Cancellation | None = None,
         metrics: JobMetrics | None = None,
     ) -> tuple[Job, Transition]:
-        """Return the job one revision on, and the entry of its log.
-
-        Raises:
-            FailedPreconditionError: The job is not in a state that this move starts from.
-        """
+        """Return the job one revision on, and the entry of its log; FailedPreconditionError from any other state."""
         if job.state not in self.sources:
             raise FailedPreconditionError(
                 "JOB_FINISHED" if job.is_final else "JOB_STATE",
@@ -216,19 +208,15 @@ class Move:
         )
 
 
-def _move(name: str, sources: Iterable[JobState], target: JobState) -> Move:
-    return Move(name, frozenset(sources), target)
-
-
-CLAIM = _move("claimed", [JobState.NEW], JobState.PROCESSING)
-RETRY = _move("retried", [JobState.PROCESSING], JobState.NEW)
-RELEASE = _move("released", [JobState.PROCESSING], JobState.NEW)
-SUCCEED = _move("succeeded", [JobState.PROCESSING], JobState.SUCCEEDED)
-FAIL = _move("failed", [JobState.PROCESSING], JobState.FAILED)
-REFUSE = _move("refused", [JobState.NEW], JobState.FAILED)
-ASK_TO_CANCEL = _move("asked to cancel", [JobState.PROCESSING], JobState.CANCELLING)
-LET_GO = _move("let go", [JobState.CANCELLING], JobState.CANCELLED)
-CANCEL = _move("cancelled", [JobState.NEW], JobState.CANCELLED)
+CLAIM = Move("claimed", frozenset({JobState.NEW}), JobState.PROCESSING)
+RETRY = Move("retried", frozenset({JobState.PROCESSING}), JobState.NEW)
+RELEASE = Move("released", frozenset({JobState.PROCESSING}), JobState.NEW)
+SUCCEED = Move("succeeded", frozenset({JobState.PROCESSING}), JobState.SUCCEEDED)
+FAIL = Move("failed", frozenset({JobState.PROCESSING}), JobState.FAILED)
+REFUSE = Move("refused", frozenset({JobState.NEW}), JobState.FAILED)
+ASK_TO_CANCEL = Move("asked to cancel", frozenset({JobState.PROCESSING}), JobState.CANCELLING)
+LET_GO = Move("let go", frozenset({JobState.CANCELLING}), JobState.CANCELLED)
+CANCEL = Move("cancelled", frozenset({JobState.NEW}), JobState.CANCELLED)
 MOVES = (CLAIM, RETRY, RELEASE, SUCCEED, FAIL, REFUSE, ASK_TO_CANCEL, LET_GO, CANCEL)
 
 
@@ -444,15 +432,14 @@ def _lease_lost(job: Job, silence: timedelta) -> JobError:
 
 def _run_time_exceeded(job: Job, now: datetime) -> JobError:
     limit = job.bound.request.max_run_time or timedelta()
-    reached = {
-        JobState.NEW: f"It was waiting, after {job.attempt} attempts."
-        if job.attempt
-        else "No worker had begun it.",
-        JobState.PROCESSING: f"Attempt {job.attempt} was running.",
-    }
+    reached = "No worker had begun it."
+    if job.state is JobState.PROCESSING:
+        reached = f"Attempt {job.attempt} was running."
+    elif job.attempt:
+        reached = f"It was waiting, after {job.attempt} attempts."
     message = (
         f"The job was created {_seconds(now - job.create_time)} ago, and its max_run_time is {_seconds(limit)}. "
-        f"{reached[job.state]} Create it again with a longer max_run_time, or with none."
+        f"{reached} Create it again with a longer max_run_time, or with none."
     )
     return JobError("RUN_TIME_EXCEEDED", message, "runner", retryable=False, attempt=job.attempt)
 

@@ -83,22 +83,14 @@ class PageRequest:
 
     @property
     def number(self) -> int:
-        """The cursor of a list whose key is a number.
-
-        Raises:
-            InvalidArgumentError: It is none: the token was made up.
-        """
+        """The cursor of a list whose key is a number; InvalidArgumentError if it is none, as of a made-up token."""
         if not self.cursor.isdecimal() or len(self.cursor) > _LONGEST_NUMBER:
             raise refused_token()
         return int(self.cursor)
 
     @property
     def place(self) -> tuple[str, int]:
-        """The cursor of a list whose key is a name and a number; the empty name and 0 for the beginning.
-
-        Raises:
-            InvalidArgumentError: It is none: the token was made up.
-        """
+        """The cursor of a list whose key is a name and a number, errors as `number`; `("", 0)` at the beginning."""
         name, _, number = self.cursor.rpartition(" ")
         if not self.cursor:
             return "", 0

@@ -85,11 +85,7 @@ def too_many_namespaces(kind: str, count: int, limit: int, of: str) -> TooManyEr
 
 
 def check_batch_namespaces(kind: str, namespaces: Collection[str], spellings: Collection[str]) -> None:
-    """Refuse a batch that names too many namespaces.
-
-    Raises:
-        TooManyError: It does, or in too many spellings, or one is too long.
-    """
+    """Raise TooManyError if a batch has too many namespaces or spellings of them, or one that is too long."""
     longest = max(map(len, spellings), default=0)
     if longest > LONGEST_NAMESPACE:
         raise TooManyError(
@@ -104,22 +100,14 @@ def check_batch_namespaces(kind: str, namespaces: Collection[str], spellings: Co
 
 
 def check_tenant_namespaces(kind: str, namespaces: int, spellings: int) -> None:
-    """Refuse more namespaces than a tenant may have.
-
-    Raises:
-        TooManyError: There would be.
-    """
+    """Raise TooManyError if a tenant would have too many namespaces or spellings of them."""
     for found, limit in ((namespaces, MOST_NAMESPACES), (spellings, MOST_SPELLINGS)):
         if found > limit:
             raise too_many_namespaces(kind, found, limit, "The tenant")
 
 
 def check_dataset_fields(fields: ObjectType, of: str = "The dataset") -> None:
-    """Refuse a dataset, or what `of` names, that would know too many fields, or one with too long a name.
-
-    Raises:
-        TooManyError: It would.
-    """
+    """Raise TooManyError if a dataset, or what `of` names, would know too many fields, or one with too long a name."""
     objects = (kind for kind in all_within(fields) if isinstance(kind, ObjectType))
     longest = max((len(name) for kind in objects for name in kind.fields), default=0)
     if longest > LONGEST_NAME:
@@ -133,24 +121,17 @@ def check_dataset_fields(fields: ObjectType, of: str = "The dataset") -> None:
 
 
 def check_declared_paths(paths: Iterable[FieldPath]) -> None:
-    """Refuse paths that alone name more fields than a dataset knows, before anything is made of them.
+    """Raise TooManyError if paths alone name more fields than a dataset knows, before types are made of them.
 
-    Of a few megabytes of deep paths come objects by the hundred thousand, and while Python looks those over for garbage
-    nobody is answered.
-
-    Raises:
-        TooManyError: They do.
+    A few megabytes of deep paths become objects by the hundred thousand, and while Python looks those over for garbage
+    the server answers nobody.
     """
     named = {hash(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
     _check_count(len(named), MOST_DATASET_FIELDS, "The dataset")
 
 
 def check_class_fields(fields: ObjectType) -> None:
-    """Refuse a union of a class that would know too many fields.
-
-    Raises:
-        TooManyError: It would.
-    """
+    """Raise TooManyError if the union of a class would know too many fields."""
     _check_count(field_count(fields), MOST_CLASS_FIELDS, "The union of the class")
 
 

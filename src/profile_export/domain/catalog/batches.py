@@ -18,7 +18,6 @@ _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MOST_ERRORS = 100
 """How many errors a batch shows; `ListRejectedRows` has all."""
-
 MOST_FILES = 1_000
 """How many files one batch has at most."""
 
@@ -168,11 +167,7 @@ class UploadStart:
 
 
 def check_batch_id(batch_id: str, field: str) -> None:
-    """Refuse a batch id that is not of the agreed form.
-
-    Raises:
-        InvalidArgumentError: It does not match `[A-Za-z0-9_-]{1,64}`.
-    """
+    """Raise InvalidArgumentError if a batch id does not match `[A-Za-z0-9_-]{1,64}`."""
     if not _BATCH_ID.fullmatch(batch_id):
         raise InvalidArgumentError.of_field(field, "must match [A-Za-z0-9_-]{1,64}.")
 
@@ -204,11 +199,7 @@ def check_takes_file(batch: Batch, dataset_id: str, file_name: str) -> None:
 
 
 def check_file_count(batch_id: str, count: int) -> None:
-    """Refuse more files than a batch can have.
-
-    Raises:
-        InvalidArgumentError: There would be.
-    """
+    """Raise InvalidArgumentError if a batch would have more files than it can."""
     if count > MOST_FILES:
         raise InvalidArgumentError.of_field(
             "start.file_name",
@@ -246,11 +237,7 @@ def check_completable(batch: Batch) -> None:
 
 
 def check_abortable(batch: Batch) -> None:
-    """Refuse to give up a batch that is not open to uploads.
-
-    Raises:
-        FailedPreconditionError: It is a job's, or has ended.
-    """
+    """Raise FailedPreconditionError if a batch cannot be given up, because it is a job's or has ended."""
     if batch.job_id is not None:
         raise FailedPreconditionError(
             "BATCH_OF_JOB",
@@ -262,11 +249,7 @@ def check_abortable(batch: Batch) -> None:
 
 
 def check_revertible(batch: Batch) -> None:
-    """Refuse to take back a batch that does not count.
-
-    Raises:
-        FailedPreconditionError: It has not SUCCEEDED.
-    """
+    """Raise FailedPreconditionError if a batch cannot be taken back, because it has not SUCCEEDED."""
     if batch.state is not BatchState.SUCCEEDED:
         raise not_succeeded(batch.id, batch.state)
 

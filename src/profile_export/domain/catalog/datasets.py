@@ -217,11 +217,7 @@ def with_declared(fields: ObjectType, declared_fields: Sequence[FieldDeclaration
 
 
 def check_tags(kind: DatasetKind, tags: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse a tag that could have no effect.
-
-    Raises:
-        InvalidArgumentError: A dataset without records is to upsert them.
-    """
+    """Raise InvalidArgumentError if a tag has no effect: a dataset without records is to upsert them."""
     if _UPSERTS in tags.get(PROFILE_TAG, ()) and kind is not DatasetKind.RECORD:
         raise InvalidArgumentError.of_field(
             f"tags.{PROFILE_TAG}", f"'{_UPSERTS}' makes records patch, and this dataset holds none."
@@ -229,11 +225,7 @@ def check_tags(kind: DatasetKind, tags: Mapping[str, tuple[str, ...]]) -> None:
 
 
 def usable_kind(schema: Schema) -> DatasetKind:
-    """Return what a dataset of the schema holds.
-
-    Raises:
-        InvalidArgumentError: Nothing: it is a component of other schemas.
-    """
+    """Return what a dataset of the schema holds; InvalidArgumentError if it is only a component of others."""
     if schema.kind is None:
         raise InvalidArgumentError.of_field(
             "schema_ref.id", f"'{schema.id}' is a component of other schemas, and extends no class itself."
@@ -327,11 +319,7 @@ MOST_RETENTION = timedelta(days=36_500)
 
 
 def check_batch_retention(kept_for: timedelta, field: str) -> None:
-    """Refuse a retention that cannot be meant; zero is one, and means for ever.
-
-    Raises:
-        InvalidArgumentError: It is negative, less than an hour, or more than a hundred years.
-    """
+    """Raise InvalidArgumentError if a retention is negative, under an hour or over a hundred years; 0 is for ever."""
     if kept_for and not LEAST_RETENTION <= kept_for <= MOST_RETENTION:
         raise InvalidArgumentError.of_field(
             field, f"must be 0, which is for ever, or between 1 hour and {MOST_RETENTION.days:,} days."
@@ -431,11 +419,7 @@ def _who_knows(earlier: Sequence[Dataset], dataset: Dataset) -> str:
 
 
 def union_schema(sources: Sequence[Dataset], kind: DatasetKind) -> ObjectType:
-    """Return the union schema of a class as people see it: that of records also has the attached events.
-
-    Raises:
-        TypeConflictError: As `union_by_kind`.
-    """
+    """Return the union schema of a class as people see it, errors as `union_by_kind`; records have their events."""
     unions = union_by_kind(sources)
     if kind is not DatasetKind.RECORD:
         return unions[kind]
@@ -476,11 +460,7 @@ def _check_only_wider(known: ObjectType, found: ObjectType) -> None:
 
 
 def check_beside(sources: Sequence[Dataset], schema: Schema) -> None:
-    """Refuse a schema whose datasets could not stand beside the tenant's sources.
-
-    Raises:
-        TypeConflictError: It contradicts one of them, which is named.
-    """
+    """Raise TypeConflictError if a schema contradicts one of the tenant's sources, and name that."""
     for dataset in sources:
         if dataset.kind is schema.kind:
             try:

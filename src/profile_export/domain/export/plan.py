@@ -481,16 +481,6 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """What came of a sample."""
-
-    counts: ExportCounts
-    rows: int
-    bytes: int
-    files: int
-
-
-@dataclass(frozen=True, slots=True)
 class Estimate:
     """What a job would do. `left_out` has a figure for every reason."""
 
@@ -508,12 +498,13 @@ def sample_of(plan: ExportPlan) -> KeyRange:
     return ranges[len(ranges) // 2]
 
 
-def estimate(plan: ExportPlan, sample: KeyRange, counted: Counted) -> Estimate:
-    """Make figures of what was counted; those of a sample are scaled up.
+def estimate(plan: ExportPlan, sample: KeyRange, result: RangeResult) -> Estimate:
+    """Make figures of what came of a range; those of a sample are scaled up.
 
     Bytes and files are never exact: they depend on how rows happen to be spread over threads.
     """
-    counts, is_whole = counted.counts, sample.share == 1
+    counts, is_whole = result.counts, sample.share == 1
+    rows = sum(file.rows for file in result.files)
     known = {kind: _rows(plan, kind) for kind in (DatasetKind.RECORD, DatasetKind.EVENT)}
     # Every exported profile has a record, or an event if those are enough.
     most = known[DatasetKind.RECORD] + (known[DatasetKind.EVENT] if plan.empty_profiles else 0)
@@ -526,15 +517,15 @@ def estimate(plan: ExportPlan, sample: KeyRange, counted: Counted) -> Estimate:
             scaled if at_most is None else min(scaled, at_most), exact=False, at_least=value, at_most=at_most
         )
 
-    written = round(counted.bytes / sample.share)
+    size = round(sum(file.bytes for file in result.files) / sample.share)
     # A range that has rows for a batch gives it a file of its own.
-    files = counted.files if is_whole else len(plan.ranges()) * len(plan.batch_ids)
+    files = len(result.files) if is_whole else len(plan.ranges()) * len(plan.batch_ids)
     return Estimate(
         profiles=figure(counts.profiles_exported, most),
         events=figure(counts.events_exported, known[DatasetKind.EVENT] if plan.events else 0),
-        rows=figure(counted.rows, most * len(plan.batch_ids)),
-        bytes=Figure(written, exact=False, at_least=0, at_most=None),
-        files=Figure(files if counted.rows else 0, exact=False, at_least=0, at_most=None),
+        rows=figure(rows, most * len(plan.batch_ids)),
+        bytes=Figure(size, exact=False, at_least=0, at_most=None),
+        files=Figure(files if rows else 0, exact=False, at_least=0, at_most=None),
         left_out={reason: figure(getattr(counts, reason), None) for reason in LEFT_OUT_REASONS},
     )
 

@@ -163,12 +163,7 @@ def select_fields(
 def _resolved(
     schema: ObjectType, text: str, where: str, spellings: Mapping[str, Mapping[str, str]]
 ) -> FieldPath:
-    """Return a path as it is known, or an alias.
-
-    Raises:
-        UnknownFieldError: As `select_fields`.
-        InvalidArgumentError: As `select_fields`.
-    """
+    """Return a path as it is known, or an alias; errors as `select_fields`."""
     path = _registered(_names(text), spellings)
     if path[0] == TIME_SERIES_EVENTS:
         raise InvalidArgumentError.of_field(
@@ -195,11 +190,7 @@ def _registered(path: FieldPath, spellings: Mapping[str, Mapping[str, str]]) -> 
 
 
 def unknown_paths(schema: ObjectType, paths: Sequence[str], request_field: str) -> Sequence[UnknownPath]:
-    """Return the paths that `select_fields` would refuse as unknown.
-
-    Raises:
-        InvalidArgumentError: A path is wrong in another way.
-    """
+    """Return the paths that `select_fields` refuses as unknown; InvalidArgumentError if one is `timeSeriesEvents`."""
     unknown = []
     for index, path in enumerate(paths):
         try:
@@ -363,11 +354,7 @@ class SegmentSelection:
 
 
 def check_segments(segments: Sequence[SegmentFilter], where: str) -> None:
-    """Refuse segments without an id, and one that is named twice.
-
-    Raises:
-        InvalidArgumentError: As said; it names the entry below `where`.
-    """
+    """Raise InvalidArgumentError, which names the entry below `where`, for a segment without an id or named twice."""
     seen: dict[tuple[str, str], int] = {}
     for index, one in enumerate(segments):
         if not one.segment_id:

@@ -79,11 +79,7 @@ class PolicyChange:
 
 
 def check_changeable(policy_id: str) -> None:
-    """Refuse to change or delete a part of the product.
-
-    Raises:
-        FailedPreconditionError: The policy is built in.
-    """
+    """Raise FailedPreconditionError if a policy cannot be changed or deleted, because it is built in."""
     if policy_id == BUILT_IN_POLICY.id:
         raise FailedPreconditionError(
             "MERGE_POLICY_BUILT_IN",

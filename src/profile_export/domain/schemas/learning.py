@@ -265,18 +265,14 @@ def _text_as(value: str, known: FieldType, path: FieldPath) -> str | date | date
         case Scalar(ScalarKind.TEXT):
             return value
         case Scalar(ScalarKind.TIMESTAMP):
-            return parse_instant(value, path)
+            return _parse_instant(value, path)
         case Scalar(ScalarKind.DATE):
             return _parse_date(value, path)
     raise TypeConflictError(path, known, TEXT)
 
 
-def parse_instant(value: str, path: FieldPath) -> datetime:
-    """Read an instant as RFC 3339 writes it; digits beyond microseconds are cut off.
-
-    Raises:
-        ValueRefusedError: It is anything else, such as a time without an offset.
-    """
+def _parse_instant(value: str, path: FieldPath) -> datetime:
+    """Read an instant as RFC 3339 writes it, cut to microseconds; ValueRefusedError for anything else."""
     try:
         if _INSTANT.fullmatch(value):
             return datetime.fromisoformat(value.upper()).astimezone(UTC)

@@ -207,11 +207,7 @@ def union_types(known: FieldType, found: FieldType, path: FieldPath = ()) -> Fie
 
 
 def union_objects(known: ObjectType, found: ObjectType, path: FieldPath = ()) -> ObjectType:
-    """Return the object type with the fields of both; `known` itself if `found` adds nothing.
-
-    Raises:
-        TypeConflictError: As `union_types`.
-    """
+    """Return the object type with the fields of both, errors as `union_types`; `known` if `found` adds nothing."""
     growing = GrowingObject(known, path)
     growing.add(found)
     return growing.type()
@@ -228,11 +224,7 @@ class GrowingObject:
         self._folded: dict[str, str] | None = None
 
     def add(self, found: ObjectType) -> None:
-        """Take in the fields of another one.
-
-        Raises:
-            TypeConflictError: As `union_types`; nothing may be added any more.
-        """
+        """Take in the fields of another type, errors as `union_types`; after one nothing may be added any more."""
         fields: Mapping[str, FieldType | GrowingObject] = self._fields or self._known.fields
         for name, kind in found.fields.items():
             known = fields.get(name)

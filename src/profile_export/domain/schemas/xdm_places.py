@@ -232,11 +232,7 @@ def read_place(document: Mapping[str, Any], documents: Mapping[str, Mapping[str,
 def follow(
     ref: str, document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Mapping[str, Any], tuple[str, str]]:
-    """Return the document that a reference of another one leads to, and its target as (`$id`, JSON pointer).
-
-    Raises:
-        FailedPreconditionError: There is no such document.
-    """
+    """Return the document that a reference leads to, and its target as (`$id`, JSON pointer); else `ref_not_found`."""
     base, _, pointer = ref.partition("#")
     own_id = schema_id(document)
     for found_id in (base, urljoin(own_id, base)):
@@ -248,11 +244,7 @@ def follow(
 
 
 def schema_id(document: Mapping[str, Any]) -> str:
-    """Return the `$id` of a document, without the empty fragment that some write.
-
-    Raises:
-        SchemaInvalidError: It has none, or one that is too long.
-    """
+    """Return the `$id` of a document without an empty fragment; SchemaInvalidError if it is missing or too long."""
     found = document.get("$id")
     if not isinstance(found, str) or not found.rstrip("#"):
         raise SchemaInvalidError("/$id", "$id", "a document needs the URI that it is known by.")
