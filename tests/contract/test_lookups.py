@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from profile_export.application import mappings as engine_mappings
-from profile_export.application.mappings import Mappings
-from profile_export.application.profiles import Asked, ProfileUseCases
+from profile_export.application import profiles
+from profile_export.application.profiles import Asked, Mappings, ProfileUseCases
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.errors import (
     ExhaustedError,
@@ -103,7 +102,7 @@ async def test_who_is_who_is_found_out_once_until_a_batch_comes_or_goes(
 async def test_of_many_mappings_those_asked_for_last_are_kept(
     house: House, engine: DuckDbEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_mappings, "_MOST_KEPT", 1)
+    monkeypatch.setattr(profiles, "_MOST_KEPT", 1)
     crm = await house.dataset()
     await house.people(crm, 0, 1)
     people = lookups(house, engine)

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from profile_export.application import mappings as engine_mappings
-from profile_export.application.mappings import Mappings
+from profile_export.application import profiles as lookups
+from profile_export.application.profiles import Mappings
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.merging.identity import Identity, IdentityKey, identity_key
 from profile_export.engines.duckdb.engine import DuckDbEngine
@@ -90,7 +90,7 @@ async def test_who_wants_one_that_is_being_made_begins_it_anew_when_its_maker_ha
 async def test_who_has_more_kept_than_others_loses_his_own_first(
     house: House, engine: DuckDbEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_mappings, "_MOST_KEPT", 3)
+    monkeypatch.setattr(lookups, "_MOST_KEPT", 3)
     plans, mappings = await plans_of(house, 4), Counted(house, engine)
     await mappings.together(MODEST, plans[0])
 

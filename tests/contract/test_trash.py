@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from profile_export.application.uploads.loading import Loading, LoadingRooms, RowLimits
+from profile_export.application.loading import Loading, LoadingRooms, RowLimits
 from profile_export.domain.catalog.batches import MERGED_FROM, BatchState
 from profile_export.ingest.task import Expense
 from profile_export.lake.trash import Trash

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from profile_export.application.uploads.keyed import AbandonedError, Interest, Turns
+from profile_export.application.loading import AbandonedError, Interest, Turns
 
 
 class Work:

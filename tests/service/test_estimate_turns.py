@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from profile_export.application import estimates
+from profile_export.application import jobs as estimates
 from profile_export.v1 import export_service_pb2 as es
 from tests.service.engines import Gate
 from tests.service.harness import Caller, export_spec, refusal_of

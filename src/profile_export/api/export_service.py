@@ -12,7 +12,8 @@ from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
 from profile_export.application.doors import compute
 from profile_export.application.jobs import JobUseCases
-from profile_export.application.watch.watches import Watches
+from profile_export.application.watch.job_feed import FeedWatches
+from profile_export.application.watch.job_log import JobWatches
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1.export_service_pb2_grpc import ExportServiceServicer
 
@@ -22,8 +23,8 @@ _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class ExportService(ExportServiceServicer):
     """Converts calls about jobs and their watches."""
 
-    def __init__(self, jobs: JobUseCases, watches: Watches, pages: Pages) -> None:
-        self._jobs, self._watches, self._pages = jobs, watches, pages
+    def __init__(self, jobs: JobUseCases, watches: JobWatches, feeds: FeedWatches, pages: Pages) -> None:
+        self._jobs, self._watches, self._feeds, self._pages = jobs, watches, feeds, pages
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: _Context) -> pb.CreateJobResponse:
         asked = convert_jobs.export_request(request.spec)
@@ -51,10 +52,10 @@ class ExportService(ExportServiceServicer):
 
     # Streams are written to the context, which grpc.aio takes as well as a generator, and which waits for the reader.
     async def WatchJob(self, request: pb.WatchJobRequest, context: _Context) -> None:  # type: ignore[override]  # as said
-        await self._watches.of_job.serve(current_tenant(), watch_options(request), context.write)
+        await self._watches.serve(current_tenant(), watch_options(request), context.write)
 
     async def WatchJobs(self, request: pb.WatchJobsRequest, context: _Context) -> None:  # type: ignore[override]  # as above
         tenant, options = current_tenant(), feed_options(request)
         if request.dataset_id:
             await self._jobs.check_destination(tenant, request.dataset_id)
-        await self._watches.of_jobs.serve(tenant, options, context.write)
+        await self._feeds.serve(tenant, options, context.write)

@@ -12,8 +12,7 @@ from profile_export.api.convert.values import required
 from profile_export.api.pages import Pages, fitting
 from profile_export.api.tenancy import current_tenant
 from profile_export.application.doors import compute
-from profile_export.application.policies import PolicyUseCases
-from profile_export.application.profiles import Asked, ProfileUseCases
+from profile_export.application.profiles import Asked, PolicyUseCases, ProfileUseCases
 from profile_export.domain.errors import UnimplementedError
 from profile_export.v1 import profile_service_pb2 as pb
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceServicer

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from profile_export.application.uploads.sessions import UploadSession
+from profile_export.application.uploads import UploadSession
 from profile_export.domain.errors import AbortedError, InvalidArgumentError
 from profile_export.v1 import dataset_service_pb2 as pb
 

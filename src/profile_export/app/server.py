@@ -19,16 +19,15 @@ from profile_export.app.processes import StartError
 from profile_export.application.batches import BatchUseCases
 from profile_export.application.datasets import DatasetUseCases
 from profile_export.application.doors import Streams
-from profile_export.application.estimates import Estimates
-from profile_export.application.jobs import JobUseCases
-from profile_export.application.mappings import Mappings
-from profile_export.application.policies import PolicyUseCases
+from profile_export.application.jobs import Estimates, JobUseCases
+from profile_export.application.loading import Loading, LoadingRooms, RowLimits
 from profile_export.application.ports import Engine, Lake
-from profile_export.application.profiles import ProfileUseCases
+from profile_export.application.profiles import Mappings, PolicyUseCases, ProfileUseCases
 from profile_export.application.schemas import SchemaUseCases
-from profile_export.application.uploads.loading import Loading, LoadingRooms, RowLimits
-from profile_export.application.uploads.sessions import UploadSessions
-from profile_export.application.watch.watches import Watches
+from profile_export.application.uploads import UploadSessions
+from profile_export.application.watch.job_feed import FeedWatches
+from profile_export.application.watch.job_log import JobWatches
+from profile_export.application.watch.watchers import Watchers
 from profile_export.config import ServeSettings
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.task import Expense
@@ -69,6 +68,10 @@ _COMPACT_CPU_SECONDS = 900
 """A hundred files of 9,000 columns take half of it. That of a table grows with it, so it has no such limit."""
 _STAND_BACK = 10
 """The niceness of what can wait: an upload or an export gets ten times its processor time."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 async def run_server(settings: ServeSettings) -> None:
@@ -112,15 +115,7 @@ class Application:
         opened = LoadingBatches(self._database, settings.quotas)
         jobs = Jobs(self._database, settings.job_retention, settings.quotas)
         changes = Changes(self._database, settings.job_retention)
-        self._watches = Watches(
-            jobs,
-            changes,
-            wakeups,
-            lambda: datetime.now(UTC),
-            settings.quotas,
-            job_encoder=GrpcJobEncoder(),
-            feed_encoder=GrpcFeedEncoder(),
-        )
+        self._watchers = Watchers(settings.quotas.watches)
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
         rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
         expense = Expense(
@@ -145,7 +140,10 @@ class Application:
             schemas=SchemaService(SchemaUseCases(schemas, self._ingesting, expense), datasets, pages),
             profiles=ProfileService(PolicyUseCases(policies, new_id), lookups, pages),
             exports=ExportService(
-                JobUseCases(catalog, policies, jobs, estimates, tuple(engines), new_id), self._watches, pages
+                JobUseCases(catalog, policies, jobs, estimates, tuple(engines), new_id),
+                JobWatches(self._watchers, jobs, wakeups, GrpcJobEncoder(), _now),
+                FeedWatches(self._watchers, changes, wakeups, GrpcFeedEncoder(), _now),
+                pages,
             ),
         )
         keep = timedelta(minutes=settings.mirror_keep_minutes)
@@ -235,7 +233,7 @@ class Application:
         if self._server:
             await self._server.drain(
                 stop_claiming=self._stop_working,
-                end_watches=self._watches.end_all,
+                end_watches=self._watchers.end_all,
                 grace=timedelta(seconds=self._settings.drain_seconds),
             )
         await self._close()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+from profile_export.application.loading import Loading
 from profile_export.application.ports import Lake
-from profile_export.application.uploads.loading import Loading
-from profile_export.application.uploads.sessions import UploadSession, UploadSessions
+from profile_export.application.uploads import UploadSession, UploadSessions
 from profile_export.domain.catalog.batches import (
     Batch,
     DataFile,

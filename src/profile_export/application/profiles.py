@@ -1,18 +1,21 @@
-"""Looking one person up as exports would merge it, and the nearest path for one that no source has."""
+"""Looking one person up as exports would merge it, and the merge policies that say how."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import extractOne
 
-from profile_export.application.mappings import Mappings
-from profile_export.application.ports import Lake
+from profile_export.application.ports import Engine, Lake
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import FailedPreconditionError, UnavailableError
 from profile_export.domain.export.lookup import (
@@ -25,8 +28,10 @@ from profile_export.domain.export.lookup import (
     profile_of,
 )
 from profile_export.domain.export.plan import (
+    MAPPINGS,
     EngineDiedError,
     EngineFailedError,
+    EngineProgress,
     ExportPlan,
     Snapshot,
     takes_long,
@@ -34,9 +39,12 @@ from profile_export.domain.export.plan import (
 from profile_export.domain.export.selection import UnknownFieldError, UnknownPath
 from profile_export.domain.lists import Page, PageRequest
 from profile_export.domain.merging.identity import Identity, IdentityKey, identity_key
-from profile_export.domain.merging.policy import IdentityGraph, MergePolicy
+from profile_export.domain.merging.merge import SourceRow
+from profile_export.domain.merging.policy import IdentityGraph, MergePolicy, PolicyChange
+from profile_export.domain.schemas.types import EMPTY
+from profile_export.engines.identity.graph import OpenMapping
 from profile_export.lake.rows import source_rows
-from profile_export.processes.turns import FairTurns, compute, compute_if
+from profile_export.processes.turns import FairTurns, Whose, compute, compute_if
 from profile_export.store.catalog.policies import Policies
 from profile_export.store.files.snapshots import Snapshots
 
@@ -46,8 +54,42 @@ MOST_SUGGESTIONS = 5
 _MOST_COMPARED = 200
 # Nothing else runs in the process while one call compares.
 _COMPARED_AT_ONCE = 500
+_MOST_KEPT = 16
+_MOST_MADE_AT_ONCE = 2
+"""As few as can be, for each takes all cores: of two places, one stays free for another tenant."""
+_MOST_LOOKED_UP_AT_ONCE = 4
+"""How many people's rows are held at a time, over all tenants; see `MOST_HELD`."""
+_MadeOf: TypeAlias = tuple[Whose, frozenset[tuple[str, int]]]
+"""Whose mapping it is, and of which batches it is made: their ids are a tenant's own."""
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+
+
+class PolicyUseCases:
+    """What callers do with merge policies. Raises what the store's methods of the same names raise."""
+
+    def __init__(self, policies: Policies, new_id: Callable[[], str]) -> None:
+        self._policies, self._new_id = policies, new_id
+
+    async def create(self, tenant: Tenant, make: Callable[[str], MergePolicy]) -> MergePolicy:
+        """Keep the policy that is made for a new id."""
+        return await self._policies.create_policy(tenant, make(self._new_id()))
+
+    async def get(self, tenant: Tenant, policy_id: str, version: int | None) -> MergePolicy:
+        """Return a version of a policy; None: the newest."""
+        return await self._policies.find_policy(tenant, policy_id, version)
+
+    async def list(self, tenant: Tenant, request: PageRequest) -> Page[MergePolicy]:
+        """Return a page of the newest versions of the tenant's policies."""
+        return await self._policies.list_policies(tenant, request)
+
+    async def update(self, tenant: Tenant, policy_id: str, change: PolicyChange) -> MergePolicy:
+        """Add a version to a policy."""
+        return await self._policies.update_policy(tenant, policy_id, change)
+
+    async def delete(self, tenant: Tenant, policy_id: str) -> None:
+        """Delete a policy; jobs keep the version that they were made with."""
+        await self._policies.delete_policy(tenant, policy_id)
 
 
 def nearest_path(unknown: UnknownPath) -> str:
@@ -91,6 +133,85 @@ def suggesting(work: Callable[_Parameters, _Result]) -> Callable[_Parameters, _R
     return suggest
 
 
+@contextmanager
+def telling_engine_errors(died: str) -> Iterator[None]:
+    """Tell a caller what an engine raises; `died` is the reason that is told where trying again may help."""
+    try:
+        yield
+    except EngineDiedError as error:
+        raise UnavailableError(died, str(error), retry_after=timedelta(seconds=1)) from error
+    except EngineFailedError as error:
+        raise FailedPreconditionError(error.code, str(error)) from error
+
+
+def ignore_progress(_progress: EngineProgress) -> None:
+    """Take the progress of an attempt that nobody follows."""
+
+
+class Mappings:
+    """Mappings of identities to profiles, each kept while it is among those asked for last.
+
+    They are made for the tenants by turns, one at a time of each. Who keeps the most loses one first.
+
+    Args:
+        engine: Resolves identities, in a process of its own.
+        lake: Where the rows are, and where files lie while they are made.
+        new_id: Makes names of folders.
+    """
+
+    def __init__(self, engine: Engine, lake: Lake, new_id: Callable[[], str]) -> None:
+        self._engine, self._lake, self._new_id = engine, lake, new_id
+        self._kept: OrderedDict[_MadeOf, OpenMapping | None] = OrderedDict()
+        # Each is there for as long as somebody makes its mapping, or waits for it.
+        self._making: WeakValueDictionary[_MadeOf, asyncio.Lock] = WeakValueDictionary()
+        self._turns = FairTurns(_MOST_MADE_AT_ONCE)
+
+    async def together(self, whose: Whose, plan: ExportPlan, key: IdentityKey) -> frozenset[IdentityKey]:
+        """Return the keys of all identities of the person of a tenant that has one, itself among them.
+
+        Raises:
+            EngineDiedError: The engine's process ended; another try may succeed.
+            EngineFailedError: A query failed.
+        """
+        mapping = await self._mapping(whose, plan)
+        return frozenset({key}) if mapping is None else await asyncio.to_thread(mapping.together, key)
+
+    async def _mapping(self, whose: Whose, plan: ExportPlan) -> OpenMapping | None:
+        """Return the mapping; None if nobody has two identities."""
+        made_of = whose, frozenset((batch.id, batch.number) for batch in plan.batches)
+        # Who wants the same needs no turn: it waits for the one that is made, and not for those of others.
+        async with self._making.setdefault(made_of, asyncio.Lock()):
+            if made_of not in self._kept:
+                async with self._turns.taken(whose):
+                    mapping = await self._made(plan)
+                self._keep(made_of, mapping)
+            self._kept.move_to_end(made_of)
+            return self._kept[made_of]
+
+    def _keep(self, made_of: _MadeOf, mapping: OpenMapping | None) -> None:
+        self._kept[made_of] = mapping
+        if len(self._kept) > _MOST_KEPT:
+            shares = Counter(whose for whose, _ in self._kept)
+            largest = max(shares.values())
+            del self._kept[next(one for one in self._kept if shares[one[0]] == largest)]
+
+    async def _made(self, plan: ExportPlan) -> OpenMapping | None:
+        folder = f"{MAPPINGS}/{self._new_id()}"
+        # No value of the rows is needed, only whose they are.
+        bare = replace(plan, fields=EMPTY, events=None)
+        try:
+            async with (
+                self._lake.readable(plan.paths),
+                self._engine.attempt(
+                    bare, self._lake.root, self._lake.staging(folder), ignore_progress
+                ) as attempt,
+            ):
+                mapping = await attempt.mapping()
+                return await asyncio.to_thread(OpenMapping, mapping) if mapping else None
+        finally:
+            await asyncio.to_thread(self._lake.remove, folder)
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Whom a call asks for, merged how, and of what fields.
@@ -105,17 +226,13 @@ class Asked:
     fields: Sequence[str]
 
 
-_MOST_AT_ONCE = 4
-"""How many people's rows are held at a time, over all tenants; see `MOST_HELD`."""
-
-
 class ProfileUseCases:
     """Looks people up in what the store and the lake hold now."""
 
     def __init__(self, snapshots: Snapshots, policies: Policies, mappings: Mappings, lake: Lake) -> None:
         self._snapshots, self._policies = snapshots, policies
         self._mappings, self._lake = mappings, lake
-        self._turns = FairTurns(_MOST_AT_ONCE)
+        self._turns = FairTurns(_MOST_LOOKED_UP_AT_ONCE)
 
     async def profile(self, asked: Asked) -> tuple[FoundProfile, MergePolicy]:
         """Merge one profile; return the policy, too.
@@ -127,46 +244,38 @@ class ProfileUseCases:
             UnavailableError: The engine broke while it found out who is one person; trying again may help.
             ExhaustedError: The rows of the person take too much memory or time.
         """
-        policy, plan = await self._planned(asked, plan_profile)
-        keys = await self._keys(plan, asked)
-        async with self._turns.taken(asked.tenant), self._lake.readable(plan.paths):
-            rows = await compute(source_rows, self._lake.root, plan, keys)
-            return await compute(profile_of, plan, rows, asked.identity), policy
+        policy, found = await self._looked_up(asked, plan_profile, profile_of)
+        return found, policy
 
     async def events(self, asked: Asked, listing: EventListing, page: PageRequest) -> Page[FoundEvent]:
         """List a page of the events of one profile.
 
         Raises:
             InvalidArgumentError: A field is unknown, or the page token was made up.
-            NotFoundError: As `profile`.
-            FailedPreconditionError: As `profile`.
-            UnavailableError: As `profile`.
-            ExhaustedError: As `profile`.
+            DomainError: As `profile`.
         """
-        _, plan = await self._planned(asked, plan_events)
-        keys = await self._keys(plan, asked)
-        async with self._turns.taken(asked.tenant), self._lake.readable(plan.paths):
-            rows = await compute(source_rows, self._lake.root, plan, keys)
-            return await compute(events_of, plan, rows, asked.identity, listing, page)
+        _, found = await self._looked_up(
+            asked, plan_events, lambda plan, rows, identity: events_of(plan, rows, identity, listing, page)
+        )
+        return found
 
-    async def _planned(
-        self, asked: Asked, plan: Callable[[MergePolicy, Snapshot, Sequence[str]], ExportPlan]
-    ) -> tuple[MergePolicy, ExportPlan]:
-        policy = await self._policies.find_policy(asked.tenant, asked.policy_id, asked.policy_version)
-        snapshot = await self._snapshots.take(asked.tenant)
+    async def _looked_up(
+        self,
+        asked: Asked,
+        make_plan: Callable[[MergePolicy, Snapshot, Sequence[str]], ExportPlan],
+        answer: Callable[[ExportPlan, Sequence[SourceRow], Identity], _Result],
+    ) -> tuple[MergePolicy, _Result]:
+        """Return the policy that a call asks for, and what `answer` makes of the person's rows."""
+        tenant = asked.tenant
+        policy = await self._policies.find_policy(tenant, asked.policy_id, asked.policy_version)
+        snapshot = await self._snapshots.take(tenant)
         wide = takes_long(snapshot, asked.fields)
-        return policy, await compute_if(wide, suggesting(plan), policy, snapshot, asked.fields)
-
-    async def _keys(self, plan: ExportPlan, asked: Asked) -> Collection[IdentityKey]:
+        plan = await compute_if(wide, suggesting(make_plan), policy, snapshot, asked.fields)
         key = identity_key(asked.identity)
-        return await self._together(asked.tenant, plan, key) if plan.graph is IdentityGraph.PDG else {key}
-
-    async def _together(self, tenant: Tenant, plan: ExportPlan, key: IdentityKey) -> Collection[IdentityKey]:
-        try:
-            return await self._mappings.together(tenant, plan, key)
-        except EngineDiedError as error:
-            raise UnavailableError(
-                "RESOLUTION_FAILED", str(error), retry_after=timedelta(seconds=1)
-            ) from error
-        except EngineFailedError as error:
-            raise FailedPreconditionError(error.code, str(error)) from error
+        keys: Collection[IdentityKey] = {key}
+        if plan.graph is IdentityGraph.PDG:
+            with telling_engine_errors("RESOLUTION_FAILED"):
+                keys = await self._mappings.together(tenant, plan, key)
+        async with self._turns.taken(tenant), self._lake.readable(plan.paths):
+            rows = await compute(source_rows, self._lake.root, plan, keys)
+            return policy, await compute(answer, plan, rows, asked.identity)

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
+from profile_export.application.loading import Loading
 from profile_export.application.ports import Lake, MergeFiles
-from profile_export.application.uploads.loading import Loading
 from profile_export.domain.errors import UnavailableError
 from profile_export.domain.export.plan import WrittenFile
 from profile_export.processes.messages import TooExpensiveError

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from profile_export.application.loading import Loading
 from profile_export.application.ports import Lake
-from profile_export.application.uploads.loading import Loading
 from profile_export.domain.export.plan import ESTIMATES, MADE_NAME, MAPPINGS
 from profile_export.domain.export.receipt import RECEIPT_FILE
 from profile_export.store.db.database import Instances

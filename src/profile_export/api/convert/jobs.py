@@ -17,7 +17,7 @@ from profile_export.api.convert.values import (
     rows_that_fit,
     timestamp,
 )
-from profile_export.application.estimates import Estimated
+from profile_export.application.jobs import Estimated
 from profile_export.application.profiles import nearest_paths
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.export.plan import Figure

@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import takewhile
 from typing import Protocol
 
-from profile_export.application.watch.reading import Reading, Readings
-from profile_export.application.watch.watchers import Intervals, Pacing, Watchers, Write
+from profile_export.application.watch.watchers import Intervals, Pacing, Reading, Readings, Watchers, Write
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.job import JobFilter, JobState, JobView, Progress, Transition
 from profile_export.store.db.wakeups import Wakeups
@@ -95,39 +93,6 @@ class Entry:
         return wanted.admits(self, self.states)
 
 
-class JobFeeds:
-    """The feeds of the tenants that are watched, and the changes that were read lately, of whatever age."""
-
-    def __init__(self, changes: Changes, wakeups: Wakeups, encoder: FeedEncoder) -> None:
-        self.changes = changes
-        self.encoder = encoder
-        self._feeds = Readings[Tenant, JobFeed](lambda tenant: JobFeed(changes, wakeups, encoder, tenant))
-        self._recent = _Recent()
-
-    def of(self, tenant: Tenant, flag: asyncio.Event) -> AbstractAsyncContextManager[JobFeed]:
-        """Give a tenant's feed to a watcher, whose flag is set whenever it has grown, or some progress is new.
-
-        It knows of all that had been written down before the call.
-        """
-        return self._feeds.of(tenant, flag)
-
-    async def after(self, tenant: Tenant, revision: int, newest: int) -> Sequence[Entry]:
-        """Return the changes that follow a revision, some of those there are up to the newest; at least one.
-
-        Raises:
-            PastEndError: They are not kept any more.
-        """
-        number = revision // _MOST_CHANGES
-        last = min(newest, (number + 1) * _MOST_CHANGES)
-        wanted = range(revision + 1, last + 1)
-        known = self._recent.block(tenant, number)
-        if not all(one in known for one in wanted):
-            read = await self.changes.between(tenant, revision, last)
-            entries = {change.revision: _entry(self.encoder, change) for change in read}
-            known = self._recent.add(tenant, number, entries)
-        return [known[one] for one in takewhile(known.__contains__, wanted)]
-
-
 class _Recent:
     """Entries by tenant and revision, in blocks; those that were asked for longest ago make room."""
 
@@ -135,24 +100,21 @@ class _Recent:
         self._blocks: OrderedDict[tuple[Tenant, int], dict[int, Entry]] = OrderedDict()
         self._bytes = 0
 
-    def block(self, tenant: Tenant, number: int) -> Mapping[int, Entry]:
+    def block(self, tenant: Tenant, number: int) -> dict[int, Entry]:
         """Return a block as far as it has been read: what several watchers needed of it, perhaps with gaps."""
-        return self._block((tenant, number))
+        block = self._blocks.setdefault((tenant, number), {})
+        self._blocks.move_to_end((tenant, number))
+        return block
 
-    def add(self, tenant: Tenant, number: int, read: Mapping[int, Entry]) -> Mapping[int, Entry]:
+    def add(self, tenant: Tenant, number: int, read: Mapping[int, Entry]) -> dict[int, Entry]:
         """Add to a block what has been read of it; return it."""
-        block = self._block((tenant, number))
+        block = self.block(tenant, number)
         new = {revision: entry for revision, entry in read.items() if revision not in block}
         block.update(new)
         self._bytes += _size(new)
         while self._bytes > _CACHE_BYTES and len(self._blocks) > 1:
             _, oldest = self._blocks.popitem(last=False)
             self._bytes -= _size(oldest)
-        return block
-
-    def _block(self, key: tuple[Tenant, int]) -> dict[int, Entry]:
-        block = self._blocks.setdefault(key, {})
-        self._blocks.move_to_end(key)
         return block
 
 
@@ -230,13 +192,19 @@ class JobFeed(Reading):
 
 
 class FeedWatches:
-    """All watches of all jobs of a tenant that one door serves."""
+    """All watches of all jobs of a tenant that one door serves, and the changes that any of them read lately."""
 
-    def __init__(self, watchers: Watchers, feeds: JobFeeds, now: Callable[[], datetime]) -> None:
-        self._watchers = watchers
-        self._feeds = feeds
-        self._encoder = feeds.encoder
-        self._now = now
+    def __init__(
+        self,
+        watchers: Watchers,
+        changes: Changes,
+        wakeups: Wakeups,
+        encoder: FeedEncoder,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._watchers, self._changes, self._encoder, self._now = watchers, changes, encoder, now
+        self._feeds = Readings[Tenant, JobFeed](lambda tenant: JobFeed(changes, wakeups, encoder, tenant))
+        self._recent = _Recent()
 
     async def serve(self, tenant: Tenant, options: FeedOptions, write: Write) -> None:
         """Write to one watcher, until it goes.
@@ -262,7 +230,7 @@ class FeedWatches:
 
         It is read piece by piece. What has changed meanwhile is told anew, until nothing has.
         """
-        page = await self._feeds.changes.list(tenant, wanted, 0, _MOST_CHANGES)
+        page = await self._changes.list(tenant, wanted, 0, _MOST_CHANGES)
         revision = page.revision
         while True:
             for _, parts in _fitting((0, self._encoder.listed(view)) for view in page.views):
@@ -270,10 +238,10 @@ class FeedWatches:
             self._watchers.check_goes_on()
             if not page.has_more:
                 break
-            page = await self._feeds.changes.list(tenant, wanted, page.views[-1].job.id, _MOST_CHANGES)
+            page = await self._changes.list(tenant, wanted, page.views[-1].job.id, _MOST_CHANGES)
         while True:
             self._watchers.check_goes_on()
-            revision, now = await self._feeds.changes.changed_since(tenant, wanted, revision, _MOST_CHANGES)
+            revision, now = await self._changes.changed_since(tenant, wanted, revision, _MOST_CHANGES)
             changed = [self._encoder.listed(view) for view in now.views]
             changed += [self._encoder.removed(job_id) for job_id in now.removed]
             for _, parts in _fitting((0, change) for change in changed):
@@ -298,7 +266,7 @@ class FeedWatches:
             self._watchers.check_goes_on()
             progresses = _newer(feed.progresses, told, options.wanted)
             if revision < feed.revision:
-                entries = await self._feeds.after(tenant, revision, feed.revision)
+                entries = await self._after(tenant, revision, feed.revision)
                 revision = entries[-1].number
                 for bookmark, parts in _fitting(
                     (one.number, one.encoded) for one in entries if one.passes(options.wanted)
@@ -315,6 +283,22 @@ class FeedWatches:
                 pacing.wrote()
             else:
                 await pacing.pause(flag, progress_waits=bool(progresses))
+
+    async def _after(self, tenant: Tenant, revision: int, newest: int) -> Sequence[Entry]:
+        """Return the changes that follow a revision, some of those there are up to the newest; at least one.
+
+        Raises:
+            PastEndError: They are not kept any more.
+        """
+        number = revision // _MOST_CHANGES
+        last = min(newest, (number + 1) * _MOST_CHANGES)
+        wanted = range(revision + 1, last + 1)
+        known = self._recent.block(tenant, number)
+        if not all(one in known for one in wanted):
+            read = await self._changes.between(tenant, revision, last)
+            entries = {change.revision: _entry(self._encoder, change) for change in read}
+            known = self._recent.add(tenant, number, entries)
+        return [known[one] for one in takewhile(known.__contains__, wanted)]
 
     def _message(self, parts: Sequence[bytes], revision: int, *, list_complete: bool = False) -> bytes:
         return self._encoder.message(parts, revision, self._now(), list_complete=list_complete)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from profile_export.application.watch.reading import Reading, Readings
-from profile_export.application.watch.watchers import Intervals, Pacing, Watchers, Write
+from profile_export.application.watch.watchers import Intervals, Pacing, Reading, Readings, Watchers, Write
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.job import JobView, Progress, Transition
 from profile_export.store.db.wakeups import Wakeups
@@ -141,9 +140,18 @@ class JobLog(Reading):
 class JobWatches:
     """All watches of single jobs that one door serves."""
 
-    def __init__(self, watchers: Watchers, logs: Readings[tuple[Tenant, int], JobLog]) -> None:
+    def __init__(
+        self,
+        watchers: Watchers,
+        jobs: Jobs,
+        wakeups: Wakeups,
+        encoder: JobEncoder,
+        now: Callable[[], datetime],
+    ) -> None:
         self._watchers = watchers
-        self._logs = logs
+        self._logs = Readings[tuple[Tenant, int], JobLog](
+            lambda tenant_and_job: JobLog(jobs, wakeups, encoder, now, *tenant_and_job)
+        )
 
     async def serve(self, tenant: Tenant, options: WatchOptions, write: Write) -> None:
         """Write to one watcher until the job is final.

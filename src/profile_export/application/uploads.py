@@ -11,8 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from profile_export.application.uploads.keyed import Interest
-from profile_export.application.uploads.loading import Loading
+from profile_export.application.loading import Interest, Loading
 from profile_export.domain.catalog.batches import Batch, RowError, UploadStart, UploadState
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import (

@@ -1,1 +1,0 @@
-"""Uploads: bytes arrive, and become a batch that counts, or nothing at all."""
