@@ -19,7 +19,7 @@ from profile_export.domain.catalog.datasets import (
 )
 from profile_export.domain.schemas.types import EMPTY, ObjectType, union_objects
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.rejected import REJECTED_FILE, RowsRefusedError, read_rejected
+from profile_export.ingest.output import REJECTED_FILE, RowsRefusedError, read_rejected
 from profile_export.ingest.task import IngestResult, IngestTask
 
 CRM = IdentityField(("crmId",), "CRM", primary=True)

@@ -14,8 +14,13 @@ from profile_export.domain.schemas.learning import ValueRefusedError, check_reco
 from profile_export.domain.schemas.types import TEXT, ObjectType, TypeConflictError, leaves, type_at
 from profile_export.domain.schemas.xdm import XdmSchema
 from profile_export.domain.schemas.xdm_places import SchemaInvalidError, data_form
-from profile_export.ingest.rows.rules import Rules
-from profile_export.ingest.schema_documents import DRAFT, MAX_DOCUMENT_BYTES, parse_document, read_documents
+from profile_export.ingest.schema_documents import (
+    DRAFT,
+    MAX_DOCUMENT_BYTES,
+    Rules,
+    parse_document,
+    read_documents,
+)
 from tests.service.harness import shared_folder
 
 PROFILE = "https://ns.adobe.com/xdm/context/profile"

@@ -16,9 +16,9 @@ import pytest
 import pytest_asyncio
 
 from profile_export.domain.catalog.batches import RowError
-from profile_export.ingest import ingestion, writer
+from profile_export.ingest import ingestion, output
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.rejected import RowsRefusedError
+from profile_export.ingest.output import RowsRefusedError
 from profile_export.ingest.rows import rows
 from profile_export.ingest.task import Expense, IngestTask
 from profile_export.processes.messages import ChildDiedError, TooExpensiveError
@@ -87,7 +87,7 @@ def test_what_our_own_disk_raises_stays_what_it_is(
     if place == "reading":
         monkeypatch.setitem(vars(ingestion)["_FORMATS"], "json_lines", raising(error))
     else:
-        monkeypatch.setattr(writer, "write_data_file", raising(error))
+        monkeypatch.setattr(output, "write_data_file", raising(error))
 
     with pytest.raises(OSError, match=os.strerror(number)) as raised:
         uploader.ingest([{"crmId": "1"}], CRM)
@@ -101,7 +101,7 @@ def test_what_our_own_disk_raises_stays_what_it_is(
 def test_an_error_of_writing_is_never_the_files(
     uploader: Uploader, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    monkeypatch.setattr(writer, "write_data_file", raising(error))
+    monkeypatch.setattr(output, "write_data_file", raising(error))
 
     with pytest.raises(OSError, match=r"no number|too large"):
         uploader.ingest([{"crmId": "1"}], CRM)

@@ -156,7 +156,7 @@ from profile_export.domain.schemas.types import EMPTY
 from profile_export.ingest.formats.csv import read_csv
 from profile_export.ingest.formats.json import read_json_array
 from profile_export.ingest.formats.json import read_json_lines
-from profile_export.ingest.rejected import FileRefusedError
+from profile_export.ingest.output import FileRefusedError
 from profile_export.ingest.task import IngestTask
 
 source, upload_format = Path(sys.argv[1]), sys.argv[2]

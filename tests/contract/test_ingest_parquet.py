@@ -29,7 +29,7 @@ from profile_export.domain.schemas.types import (
 )
 from profile_export.ingest.formats import parquet
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.rejected import RowsRefusedError
+from profile_export.ingest.output import RowsRefusedError
 from profile_export.ingest.rows.identities import NO_PRIMARY
 from tests.contract.ingesting import CRM, Uploader
 

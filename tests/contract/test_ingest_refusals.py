@@ -11,9 +11,9 @@ from profile_export.domain.catalog.allowances import TooManyError
 from profile_export.domain.catalog.batches import RejectedRow, RowError
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.schemas.types import TEXT, ArrayType, DecimalType, ObjectType
-from profile_export.ingest import rejected
+from profile_export.ingest import output
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.rejected import RowsRefusedError, kept_text, read_rejected
+from profile_export.ingest.output import RowsRefusedError, kept_text, read_rejected
 from profile_export.ingest.rows import rows as sent_rows
 from tests.contract import ingesting
 from tests.contract.ingesting import CRM, Uploader
@@ -333,7 +333,7 @@ def test_a_rejected_row_teaches_neither_fields_nor_namespaces(uploader: Uploader
 def test_rejected_rows_are_read_page_by_page(
     uploader: Uploader, upload_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rejected, "_ROWS_PER_GROUP", 3)
+    monkeypatch.setattr(output, "_ROWS_PER_GROUP", 3)
     send = as_lines if upload_format == "json_lines" else as_table
     uploader.ingest(send(*[GOOD, NOBODY] * 10), CRM, upload_format=upload_format, max_bad_records=10)
 

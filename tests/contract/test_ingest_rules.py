@@ -18,7 +18,7 @@ from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.schemas.types import DATE, DOUBLE, LONG, TEXT, TIMESTAMP, ArrayType, ObjectType
 from profile_export.domain.schemas.xdm import read_document
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.rejected import REJECTED_FILE, read_rejected
+from profile_export.ingest.output import REJECTED_FILE, read_rejected
 from tests.contract.ingesting import CRM, Uploader
 
 DOCUMENT: dict[str, Any] = {

@@ -24,7 +24,7 @@ from profile_export.domain.catalog.batches import RowError
 from profile_export.domain.errors import DomainError, FailedPreconditionError, InvalidArgumentError
 from profile_export.domain.schemas.xdm_places import SchemaInvalidError
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.rejected import RowsRefusedError
+from profile_export.ingest.output import RowsRefusedError
 from profile_export.processes.messages import ChildDiedError, Limits, TooExpensiveError, WorkFailedError
 from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.processes.turns import FairTurns

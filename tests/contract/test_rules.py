@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from profile_export.domain.schemas.learning import ValueRefusedError
 from profile_export.domain.schemas.xdm import read_document
 from profile_export.domain.schemas.xdm_places import data_form
-from profile_export.ingest.rows.rules import Rules
+from profile_export.ingest.schema_documents import Rules
 
 
 def rules_of(schema: Mapping[str, Any]) -> Rules:

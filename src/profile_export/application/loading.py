@@ -27,7 +27,7 @@ from profile_export.domain.errors import (
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.schemas.types import ObjectType, TypeConflictError, type_at, union_objects
 from profile_export.ingest.ingestion import ingest
-from profile_export.ingest.rejected import REJECTED_FILE, RowsRefusedError, read_rejected
+from profile_export.ingest.output import REJECTED_FILE, RowsRefusedError, read_rejected
 from profile_export.ingest.task import Expense, IngestResult, IngestTask, NamespacesSent
 from profile_export.processes.messages import ChildDiedError, TooExpensiveError
 from profile_export.processes.supervisor import Pool

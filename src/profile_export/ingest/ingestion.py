@@ -12,10 +12,15 @@ from profile_export.domain.errors import DomainError, Reason
 from profile_export.ingest.formats.csv import read_csv
 from profile_export.ingest.formats.json import read_json_array, read_json_lines
 from profile_export.ingest.formats.parquet import ingest_parquet
-from profile_export.ingest.rejected import FileRefusedError, Refusals, RowsRefusedError
+from profile_export.ingest.output import (
+    BatchWriter,
+    FileRefusedError,
+    OutputFailedError,
+    Refusals,
+    RowsRefusedError,
+)
 from profile_export.ingest.rows.rows import ingest_rows
 from profile_export.ingest.task import IngestResult, IngestTask
-from profile_export.ingest.writer import BatchWriter, OutputFailedError
 
 _FORMATS: dict[str, Callable[[IngestTask, BatchWriter, Refusals], IngestResult]] = {
     "json_lines": partial(ingest_rows, read_json_lines),

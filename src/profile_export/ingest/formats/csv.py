@@ -33,7 +33,7 @@ from profile_export.domain.schemas.types import (
     type_at,
 )
 from profile_export.ingest.formats.json import BYTE_ORDER_MARK, exact_number, json_decoder, json_refusal
-from profile_export.ingest.rejected import MAX_TEXT_BYTES, FileRefusedError
+from profile_export.ingest.output import MAX_TEXT_BYTES, FileRefusedError
 from profile_export.ingest.rows.rows import SentRow, too_large
 from profile_export.ingest.task import IngestTask
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 from profile_export.domain.errors import Reason
 from profile_export.domain.schemas.learning import MAX_DEPTH, ValueRefusedError
 from profile_export.domain.schemas.types import ArrayType, DecimalType, FieldType, MapType, ObjectType
-from profile_export.ingest.rejected import MAX_TEXT_BYTES, FileRefusedError
+from profile_export.ingest.output import MAX_TEXT_BYTES, FileRefusedError
 from profile_export.ingest.rows.rows import SentRow, too_large
 from profile_export.ingest.task import IngestTask
 

@@ -31,7 +31,7 @@ from profile_export.domain.schemas.types import (
     type_at,
     union_objects,
 )
-from profile_export.ingest.rejected import FileRefusedError, Refusals, RowsRefusedError, row_error
+from profile_export.ingest.output import BatchWriter, FileRefusedError, Refusals, RowsRefusedError, row_error
 from profile_export.ingest.rows.conform import (
     Place,
     Refused,
@@ -48,16 +48,17 @@ from profile_export.ingest.rows.conform import (
 )
 from profile_export.ingest.rows.identities import (
     EMPTY_ID,
+    DeclaredColumn,
+    Identified,
     Mention,
     check_identity_map,
     claim_of,
+    identify,
     resolve,
     segment_namespace_refused,
 )
-from profile_export.ingest.rows.identity_columns import DeclaredColumn, Identified, identify
 from profile_export.ingest.rows.rows import Accepted, SystemColumns, missing_in_event, numbered, too_large
 from profile_export.ingest.task import IngestResult, IngestTask
-from profile_export.ingest.writer import BatchWriter
 from profile_export.lake.data_files import ROWS_PER_GROUP, arrow_type, file_schema
 
 MOST_FOOTER_BYTES = 32 * 2**20

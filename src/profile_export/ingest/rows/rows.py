@@ -30,7 +30,7 @@ from profile_export.domain.schemas.types import (
     TypeConflictError,
     type_at,
 )
-from profile_export.ingest.rejected import Refusals
+from profile_export.ingest.output import BatchWriter, Refusals
 from profile_export.ingest.rows.identities import (
     Mention,
     NamespaceTally,
@@ -42,9 +42,8 @@ from profile_export.ingest.rows.identities import (
     identity_text,
     resolve,
 )
-from profile_export.ingest.rows.rules import Rules
+from profile_export.ingest.schema_documents import Rules
 from profile_export.ingest.task import IngestResult, IngestTask
-from profile_export.ingest.writer import BatchWriter
 from profile_export.lake.data_files import SYSTEM_FIELDS, arrow_type, file_schema
 
 
