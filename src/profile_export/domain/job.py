@@ -400,12 +400,8 @@ class Timeout:
 def timed_out(job: Job, now: datetime, silent_since: datetime | None = None) -> Timeout | None:
     """Say what the time that is over does to a job; None if it may go on.
 
-    A cancel that was asked for before the run time was used up goes on to its own end.
-
-    Args:
-        job: Of any state.
-        now: The present.
-        silent_since: The last sign of life of the worker that holds the job, if its lease is over; else None.
+    A cancel that was asked for before the run time was used up goes on to its own end. `silent_since` is the last sign
+    of life of the worker that holds the job, if its lease is over; else None.
     """
     late = job.deadline is not None and job.deadline <= now
     match job.state:

@@ -34,14 +34,9 @@ DEFAULT_QUOTAS = Quotas()
 def quota_exceeded(
     quota: str, limit: int, used: int, way_out: str, retry_after: timedelta | None = None
 ) -> ExhaustedError:
-    """Return the refusal of what would be more than a tenant's share.
+    """Return the refusal of what would be more than a tenant's share; `quota` is a name in `Quotas`.
 
-    Args:
-        quota: What is shared out, as in `Quotas`.
-        limit: How much the tenant may have.
-        used: How much it has.
-        way_out: A sentence that says what makes room.
-        retry_after: When there may be room again without anything being done; None: never.
+    `way_out` is a sentence that says what makes room, and after `retry_after` there may be room by itself; None: never.
     """
     what = quota.replace("_", " ")
     return ExhaustedError(

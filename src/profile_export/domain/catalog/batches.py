@@ -331,31 +331,19 @@ class Segment:
 
 
 def next_merge(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Choose what to merge into one file next.
+    """Choose two or more segments to merge into one file next; none if everything lies well as it is.
 
-    Args:
-        segments: Segments that were written with the same fields, none without rows, in the order to merge them in.
-
-    Returns:
-        Two or more segments that one file can hold; none if everything lies well as it is.
+    `segments` were written with the same fields, none is without rows, and they stand in the order to merge them in.
     """
     tiers: dict[int, list[Segment]] = defaultdict(list)
     for segment in segments:
         if not segment.is_full:
-            tiers[_tier(segment)].append(segment)
+            tiers[len(str(segment.rows))].append(segment)
     waiting = [tier for tier, found in tiers.items() if len(found) >= MERGED_FROM]
-    return _fitting(tiers[min(waiting)]) if waiting else ()
-
-
-def _tier(segment: Segment) -> int:
-    return len(str(segment.rows))
-
-
-def _fitting(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Return as many of the first segments as fit into one file; any two do, since none is full."""
     rows = size = 0
     chosen: list[Segment] = []
-    for segment in segments[:MOST_MERGED]:
+    # As many of the first as one file can hold: any two fit, since none is full.
+    for segment in tiers[min(waiting)][:MOST_MERGED] if waiting else ():
         rows, size = rows + segment.rows, size + segment.bytes
         if rows > MOST_ROWS or size > MOST_BYTES:
             break

@@ -25,11 +25,13 @@ from profile_export.domain.lists import (
 )
 from profile_export.domain.merging.identity import MAX_IDENTITIES, Identity, fold_namespace
 from profile_export.domain.merging.merge import (
+    EventKey,
     Person,
     Place,
     Profile,
     Row,
     SourceRow,
+    event_key,
     people_in,
     written_event,
     written_profile,
@@ -60,7 +62,7 @@ class FoundProfile:
 
 
 def plan_profile(policy: MergePolicy, snapshot: Snapshot, paths: Sequence[str]) -> ExportPlan:
-    """Make the plan that a profile is merged by: an export of it alone. No path keeps every field.
+    """Make the plan that a profile is merged by, an export of it alone, with all fields if no path is named.
 
     Raises:
         InvalidArgumentError: A path is unknown.
@@ -71,11 +73,7 @@ def plan_profile(policy: MergePolicy, snapshot: Snapshot, paths: Sequence[str]) 
 
 
 def plan_events(policy: MergePolicy, snapshot: Snapshot, paths: Sequence[str]) -> ExportPlan:
-    """Make the plan that events are listed by: an export of them alone. No path keeps every field.
-
-    Raises:
-        InvalidArgumentError: A path is unknown.
-    """
+    """Make the plan that events are listed by, an export of them alone; fields and errors as `plan_profile`."""
     plan = plan_export(BoundRequest(ExportRequest(_NOWHERE, event_list=EventList()), policy), snapshot, "")
     kept = select_fields(plan.event_fields, paths, _FIELDS, snapshot.spellings)
     events = EventSelection(kept.fields, kept.identities, None, None)
@@ -142,7 +140,6 @@ def _shown(identity: Identity) -> str:
 
 
 _TIME_ORDER = "event_time"
-_EventKey = tuple[datetime, str, str, Place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,41 +196,31 @@ def events_of(
 ) -> Page[FoundEvent]:
     """List a page of the events of one profile, in the order of S17 or the reverse, each `_id` once (S16).
 
-    Args:
-        plan: As `plan_events` makes it.
-        rows: As `person_of`.
-        identity: As `person_of`.
-        listing: Which of them.
-        request: Which page.
-
-    Raises:
-        NotFoundError: As `person_of`.
-        FailedPreconditionError: As `person_of`.
-        InvalidArgumentError: The page token was made up.
+    `plan`, `rows`, `identity` and errors are as with `person_of`; InvalidArgumentError if the page token was made up.
     """
     after = _read_cursor(request) if request.cursor else None
     latest_first = listing.order.descending
     listed = sorted(
         (event for event in person_of(plan, rows, identity).events if listing.lists(event)),
-        key=_key,
+        key=event_key,
         reverse=latest_first,
     )
     if after:
-        listed = [event for event in listed if (_key(event) < after if latest_first else _key(event) > after)]
+        listed = [
+            event
+            for event in listed
+            if (event_key(event) < after if latest_first else event_key(event) > after)
+        ]
     page = cut_page(listed[: request.size + 1], request, _cursor)
     return page.turned(lambda event: _found(plan, event))
 
 
-def _key(event: Row) -> _EventKey:
-    return event.value[EVENT_TIME], event.value[EVENT_ID], event.dataset_id, event.place
-
-
 def _cursor(event: Row) -> str:
-    happened, *rest = _key(event)
+    happened, *rest = event_key(event)
     return json.dumps([happened.isoformat(), *rest])
 
 
-def _read_cursor(request: PageRequest) -> _EventKey:
+def _read_cursor(request: PageRequest) -> EventKey:
     try:
         happened, event_id, dataset_id, (number, row) = json.loads(request.cursor)
         return instant(happened), str(event_id), str(dataset_id), Place(int(number), int(row))

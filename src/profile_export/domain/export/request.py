@@ -142,15 +142,10 @@ def bind(
     event_fields: ObjectType,
     engines: Sequence[str],
 ) -> BoundRequest:
-    """Check a request against what it names.
+    """Check a request against the destination and the policy that it names, or the default policy.
 
-    Args:
-        request: As sent.
-        destination: The dataset it names.
-        policy: The policy it names, or the default.
-        record_fields: The union schema of the tenant's record sources.
-        event_fields: The same of its event sources.
-        engines: The names of those there are; the first is taken where the request names none.
+    `record_fields` and `event_fields` are the union schemas of the tenant's sources. Of `engines`, the names of those
+    there are, the first is taken where the request names none.
 
     Raises:
         InvalidArgumentError: The engine or a field path is unknown, or the destination is not a union dataset or of

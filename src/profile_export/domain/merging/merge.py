@@ -251,6 +251,7 @@ def _root(parents: dict[Identity, Identity], identity: Identity) -> Identity:
     return root
 
 
+EventKey = tuple[datetime, str, str, Place]
 Profile = dict[str, Any]
 _DECIMALS = Context(prec=MAX_DECIMAL_DIGITS)
 
@@ -320,15 +321,14 @@ def _read(plan: ExportPlan, rows: Iterable[SourceRow]) -> tuple[list[Row], list[
     return current, happened, people(plan.graph, current, happened, found)
 
 
-def _fragments(plan: ExportPlan, records: Iterable[Row]) -> list[Row]:
+def _fragments(plan: ExportPlan, records: Sequence[Row]) -> list[Row]:
     """Make the records of each identity in a dataset one: the newest of them, or what they patch together (S9)."""
     upserting = {source.dataset_id for source in plan.sources if source.upserts}
-    apart: dict[bool, list[Row]] = {True: [], False: []}
-    for record in records:
-        apart[record.dataset_id in upserting].append(record)
+    replacing = [record for record in records if record.dataset_id not in upserting]
+    patching = [record for record in records if record.dataset_id in upserting]
     return [
-        *newest(apart[False], lambda record: (record.dataset_id, record.primary)),
-        *patched(apart[True], lambda values: _merged_record(plan, values)),
+        *newest(replacing, lambda record: (record.dataset_id, record.primary)),
+        *patched(patching, lambda values: _merged_record(plan, values)),
     ]
 
 
@@ -486,10 +486,12 @@ def _time_series(plan: ExportPlan, selection: EventSelection, events: Iterable[R
         for event in events
         if (after is None or after < event.ingest_time) and (up_to is None or event.ingest_time <= up_to)
     ]
-    kept.sort(
-        key=lambda event: (event.value[EVENT_TIME], event.value[EVENT_ID], event.dataset_id, event.place)
-    )
-    return [written_event(plan, selection, event) for event in kept]
+    return [written_event(plan, selection, event) for event in sorted(kept, key=event_key)]
+
+
+def event_key(event: Row) -> EventKey:
+    """Return what events are ordered by (S17)."""
+    return event.value[EVENT_TIME], event.value[EVENT_ID], event.dataset_id, event.place
 
 
 def written_event(plan: ExportPlan, selection: EventSelection, event: Row) -> Profile | None:

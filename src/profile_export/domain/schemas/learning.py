@@ -97,20 +97,10 @@ def check_record(
 def check_value(
     value: Any, known: FieldType | None, path: FieldPath, untyped: set[FieldPath]
 ) -> tuple[Any, FieldType | None]:
-    """Bring one JSON value into its stored form and learn its type.
+    """Bring one JSON value at a path into its stored form and learn its type; `untyped` and errors as `check_record`.
 
-    Args:
-        value: What a JSON parser made of it; numbers with a fraction may be `Decimal`, which keeps all their digits.
-        known: The type that is known for it, None if there is none.
-        path: Where it stands, for messages and `untyped`.
-        untyped: As `check_record`.
-
-    Returns:
-        The value, None where it is absent (S13), and its type: `known` itself if it taught nothing.
-
-    Raises:
-        ValueRefusedError: As `check_record`.
-        TypeConflictError: As `check_record`.
+    Numbers with a fraction may be `Decimal`, which keeps all their digits. Return the value, None where it is absent
+    (S13), and its type: `known` itself if it taught nothing, which is None if no type is known.
     """
     if value is None:
         return None, known
@@ -126,13 +116,9 @@ def check_value(
 
 
 def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath, folded: dict[str, str]) -> None:
-    """Refuse a new name for a field.
+    """Refuse a new name for a field in the object at a path, which is empty for the record itself.
 
-    Args:
-        name: The name; those beside it are others.
-        known: Those beside it.
-        path: The object that it stands in, empty for the record itself.
-        folded: Gets those of `known` by how they are folded, for the next call.
+    `known` are the names beside it, which are others; `folded` gets them by their folded form, for the next call.
 
     Raises:
         ValueRefusedError: It is empty, has a dot or NUL, is not Unicode, is reserved, or is one too many.

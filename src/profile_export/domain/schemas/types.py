@@ -366,13 +366,12 @@ def all_within(kind: FieldType) -> Iterator[FieldType]:
     while waiting:
         within = waiting.pop()
         yield within
-        match within:
-            case Scalar():
-                continue  # by far the most frequent: it goes past the other cases
-            case ObjectType(fields):
-                waiting += fields.values()
-            case ArrayType(inner) | MapType(inner):
-                waiting.append(inner)
+        if isinstance(within, ObjectType):
+            waiting += within.fields.values()
+        elif isinstance(within, ArrayType):
+            waiting.append(within.item)
+        elif isinstance(within, MapType):
+            waiting.append(within.value)
 
 
 WIDE = 500
