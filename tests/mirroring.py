@@ -24,8 +24,8 @@ from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.folders import DroppedFolders, Named
-from profile_export.store.files.mirrors import LEASE_TTL, Mirrors, MirrorStatuses
-from profile_export.store.files.uploads import LoadingBatches, Uploads
+from profile_export.store.files.mirrors import LEASE_TTL, Mirrors
+from profile_export.store.files.uploads import Uploads
 from profile_export.store.jobs.expiries import Expiries
 from tests.databases import Place
 
@@ -92,7 +92,7 @@ class World:
             found = [DataFile("0.parquet", f"{folder}/0.parquet", len(rows), place.stat().st_size, "")]
         nobody = NamespaceUse()
         facts = IngestedFile(folder, tuple(found), 0, len(rows), EMPTY, nobody, nobody, (), batch_id, 0)
-        await LoadingBatches(self.database).commit_batch(TENANT, batch_id, {"1": facts})
+        await Uploads(self.database).commit_batch(TENANT, batch_id, {"1": facts})
 
     async def revert(self, batch_id: str) -> None:
         await Batches(self.database).revert(TENANT, batch_id, "")
@@ -106,7 +106,7 @@ class World:
         await Expiries(self.database).expire_batches()
 
     async def status(self, dataset_id: str) -> MirrorStatus:
-        return (await MirrorStatuses(self.database).of([dataset_id]))[dataset_id]
+        return (await Mirrors(self.database).of([dataset_id]))[dataset_id]
 
     async def folders(self) -> list[str]:
         """The folders of batches that may not leave the disk, without the dataset's."""

@@ -30,7 +30,7 @@ from profile_export.store.db.database import Database
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
 from profile_export.store.files.folders import DroppedFolders
 from profile_export.store.files.snapshots import Compactions, Snapshots
-from profile_export.store.files.uploads import LoadingBatches, Uploads
+from profile_export.store.files.uploads import Uploads
 from profile_export.store.jobs.attempts import Attempts
 from profile_export.store.jobs.jobs import Jobs
 from tests.builders import read_export
@@ -63,7 +63,7 @@ class House:
         self.when_named: Callable[[], None] = lambda: None
         self.catalog = Catalog(self.database)
         self.uploads = Uploads(self.database)
-        self.loading = LoadingBatches(self.database)
+        self.loading = Uploads(self.database)
         self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
         self.snapshots = Snapshots(self.database)
         self.compactions, self.dropped = Compactions(self.database), DroppedFolders(self.database)

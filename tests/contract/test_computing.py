@@ -33,7 +33,7 @@ from profile_export.domain.schemas.types import (
 from profile_export.processes import turns
 from profile_export.processes.turns import Computing, compute_for, compute_if
 from profile_export.store.db.columns import digest_of, read_type, write_type
-from profile_export.store.db.database import Database, fetch_all, fetch_first
+from profile_export.store.db.database import Database
 from profile_export.store.db.tables import datasets, field_sets
 from tests.contract.test_store import Store
 from tests.databases import Place
@@ -207,8 +207,8 @@ async def test_types_of_any_width_come_back_from_the_database(database: Database
     query = select(field_sets.c.fields)
 
     async with database.read() as connection:
-        [first] = await fetch_all(connection, query)
-        again = await fetch_first(connection, query)
+        [first] = await connection.all(query)
+        again = await connection.first(query)
         at_once = (await connection.execute(query)).scalar_one()
 
     assert first.fields == at_once == kind

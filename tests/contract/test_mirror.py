@@ -22,7 +22,7 @@ from profile_export.runner.chores import keep_at
 from profile_export.runner.mirror import Mirror
 from profile_export.store.db.database import migrate
 from profile_export.store.db.tables import datasets, mirrors
-from profile_export.store.files.mirrors import MirrorLostError, Mirrors, MirrorStatuses, ask_drop
+from profile_export.store.files.mirrors import MirrorLostError, Mirrors, ask_drop
 from tests.databases import Place, engine_of, make_former_tables
 from tests.mirroring import HOUR, Threads, World
 
@@ -165,7 +165,7 @@ async def test_a_dataset_that_was_never_mirrored_has_no_status(world: World) -> 
     await world.batch("d1", "b1")
     await world.follow()
 
-    assert await MirrorStatuses(world.database).of(["d1"]) == {}
+    assert await Mirrors(world.database).of(["d1"]) == {}
 
 
 async def test_types_that_grow_wider_are_followed(world: World) -> None:

@@ -23,7 +23,7 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import batches, uploads
 from profile_export.store.files.batches import Batches
-from profile_export.store.files.uploads import FIRST_BYTES, LoadingBatches, OpenUpload, Uploads
+from profile_export.store.files.uploads import FIRST_BYTES, OpenUpload, Uploads
 from profile_export.store.jobs.attempts import Attempts
 from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.jobs import Jobs, NewJob
@@ -46,7 +46,7 @@ class Store:
         self.jobs = Jobs(self.database, None, shares)
         self.attempts = Attempts(self.database, shares)
         self.uploads = Uploads(self.database, shares)
-        self.loading = LoadingBatches(self.database, shares)
+        self.loading = Uploads(self.database, shares)
         self.batches, self.expiries = Batches(self.database), Expiries(self.database)
 
     async def dataset(self, tenant: Tenant, schema: SchemaRef = RECORD, request_id: str = "") -> str:

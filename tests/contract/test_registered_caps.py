@@ -44,7 +44,7 @@ from profile_export.store.db.tables import (
     namespaces,
     tenants,
 )
-from profile_export.store.files.uploads import LoadingBatches, Uploads
+from profile_export.store.files.uploads import Uploads
 from tests.databases import Place
 
 NUMBERS = count()
@@ -56,7 +56,7 @@ class Store:
     def __init__(self, place: Place) -> None:
         self.database = Database(place)
         self.catalog, self.schemas = Catalog(self.database), Schemas(self.database)
-        self.uploads, self.loading = Uploads(self.database), LoadingBatches(self.database)
+        self.uploads, self.loading = Uploads(self.database), Uploads(self.database)
 
     async def dataset(self, schema: str = CLASS, declared: tuple[FieldDeclaration, ...] = ()) -> str:
         new = NewDataset("d", "", SchemaRef(schema), {}, (), declared)

@@ -21,7 +21,8 @@ from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.job import JobState
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.domain.schemas.types import TEXT, ObjectType
-from profile_export.store.db.wakeups import ChangedJob, Notices, Wakeups
+from profile_export.store.db.transactions import ChangedJob
+from profile_export.store.db.wakeups import Notices, Wakeups
 from profile_export.store.jobs.attempts import Claim, RangeDone
 from profile_export.store.jobs.changes import Changes
 from profile_export.store.jobs.jobs import NewJob

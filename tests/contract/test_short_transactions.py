@@ -37,7 +37,7 @@ from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches, datasets
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.snapshots import Snapshots
-from profile_export.store.files.uploads import LoadingBatches, Uploads
+from profile_export.store.files.uploads import Uploads
 from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
 from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.jobs import Jobs, NewJob
@@ -57,7 +57,7 @@ class Store:
         self.tenant = Tenant()
         self.database = Database(place)
         self.catalog, self.schemas = Catalog(self.database), Schemas(self.database)
-        self.uploads, self.loading = Uploads(self.database), LoadingBatches(self.database)
+        self.uploads, self.loading = Uploads(self.database), Uploads(self.database)
         self.batches, self.expiries = Batches(self.database), Expiries(self.database)
         self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
 

@@ -23,13 +23,13 @@ from profile_export.domain.job import FIRST_BACK_OFF, JobError, JobState, Phase,
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.domain.schemas.types import TEXT, ArrayType, ObjectType
 from profile_export.store.catalog.datasets import Catalog
-from profile_export.store.db.access import CannotOpenError
 from profile_export.store.db.database import Database, database_time, migrate
 from profile_export.store.db.tables import IngestedFile, NamespaceUse, jobs, metadata
+from profile_export.store.db.transactions import CannotOpenError
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.folders import DroppedFolders
 from profile_export.store.files.snapshots import Snapshots
-from profile_export.store.files.uploads import FieldsGrewError, LoadingBatches, Uploads
+from profile_export.store.files.uploads import FieldsGrewError, Uploads
 from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
 from profile_export.store.jobs.jobs import Jobs, NewJob
 from profile_export.store.jobs.leases import LeaseLostError
@@ -72,7 +72,7 @@ class Store:
         self.database = Database(place)
         self.catalog = Catalog(self.database)
         self.uploads, self.batches = Uploads(self.database), Batches(self.database)
-        self.loading = LoadingBatches(self.database)
+        self.loading = Uploads(self.database)
         self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
         self.snapshots = Snapshots(self.database)
 

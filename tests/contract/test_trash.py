@@ -50,9 +50,7 @@ class Keeper:
     @property
     def leftovers(self) -> Leftovers:
         house, database = self.house, self.house.database
-        rooms = LoadingRooms(
-            house.catalog, Schemas(database), house.uploads, house.loading, house.lake, house.children
-        )
+        rooms = LoadingRooms(house.catalog, Schemas(database), house.uploads, house.lake, house.children)
         loading = Loading(rooms, RowLimits(100_000, 10_000), Expense(), house.new_id)
         both = StoreAndLake(
             Instances(database), Named(database), house.compactions, house.dropped, house.lake

@@ -12,8 +12,8 @@ import pytest_asyncio
 
 from profile_export.domain.errors import UnavailableError
 from profile_export.processes.turns import FairTurns, Whose, compute, computed_for, present_whose
-from profile_export.store.db.access import WriterTurns
 from profile_export.store.db.database import Database, database_time
+from profile_export.store.db.transactions import WriterTurns
 from tests.databases import Place
 
 MANY = 30

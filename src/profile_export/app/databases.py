@@ -8,8 +8,8 @@ from profile_export.app.processes import StartError, starting
 from profile_export.config import StoreSettings
 from profile_export.lake.local import LocalLake
 from profile_export.runner.leftovers import Findings, StoreAndLake, check_up
-from profile_export.store.db.access import CannotOpenError
 from profile_export.store.db.database import Database, Instances, newest_revision
+from profile_export.store.db.transactions import CannotOpenError
 from profile_export.store.files.folders import DroppedFolders, Named
 from profile_export.store.files.snapshots import Compactions
 

@@ -25,10 +25,10 @@ from profile_export.runner.belonging import (
 from profile_export.runner.chores import TimeoutSweeper, keep_at
 from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.worker import Places, ReceiptWriter, Worker
-from profile_export.store.db.access import CannotOpenError, StoreMissingError
 from profile_export.store.db.columns import make_codecs
 from profile_export.store.db.database import Database, Instance, Instances
 from profile_export.store.db.tables import metadata
+from profile_export.store.db.transactions import CannotOpenError, StoreMissingError
 from profile_export.store.db.wakeups import Notices
 from profile_export.store.files.batches import Receipts
 from profile_export.store.files.folders import Named

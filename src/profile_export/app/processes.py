@@ -18,7 +18,7 @@ from structlog.typing import Processor
 
 from profile_export.domain.errors import DomainError
 from profile_export.processes.plain_file import NotPlainFileError
-from profile_export.store.db.access import explained
+from profile_export.store.db.transactions import explained
 
 _OF_GRPC = "grpc._cython.cygrpc"
 

@@ -50,9 +50,9 @@ from profile_export.store.catalog.policies import Policies
 from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.folders import DroppedFolders, Named
-from profile_export.store.files.mirrors import Mirrors, MirrorStatuses
+from profile_export.store.files.mirrors import Mirrors
 from profile_export.store.files.snapshots import Compactions
-from profile_export.store.files.uploads import LoadingBatches, Uploads
+from profile_export.store.files.uploads import Uploads
 from profile_export.store.jobs.changes import Changes
 from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.jobs import Jobs
@@ -112,12 +112,11 @@ class Application:
         batches = Batches(self._database)
         catalog, policies = Catalog(self._database, settings.quotas), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database, settings.quotas)
-        opened = LoadingBatches(self._database, settings.quotas)
         jobs = Jobs(self._database, settings.job_retention, settings.quotas)
         changes = Changes(self._database, settings.job_retention)
         self._watchers = Watchers(settings.quotas.watches)
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
-        rooms = LoadingRooms(catalog, schemas, uploads, opened, self._lake, self._ingesting)
+        rooms = LoadingRooms(catalog, schemas, uploads, self._lake, self._ingesting)
         expense = Expense(
             settings.ingest_cpu_seconds, settings.ingest_cpu_seconds_per_mib, settings.child_memory_mb
         )
@@ -127,12 +126,12 @@ class Application:
         mappings = Mappings(next(iter(engines.values())), self._lake, new_id)
         lookups = ProfileUseCases(snapshots, policies, mappings, self._lake)
         pages = Pages(self._jobs.instances.token_key)
-        datasets = DatasetUseCases(catalog, MirrorStatuses(self._database), batches, self._lake, new_id)
+        datasets = DatasetUseCases(catalog, Mirrors(self._database), batches, self._lake, new_id)
         transfers = Streams("transfers", settings.quotas.transfers, "Wait until some have ended.")
         self._services = contract(
             datasets=DatasetService(
                 datasets,
-                BatchUseCases(batches, opened, receipts, sessions, loading, self._lake, new_id),
+                BatchUseCases(batches, uploads, receipts, sessions, loading, self._lake, new_id),
                 transfers,
                 pages,
                 timedelta(minutes=settings.upload_idle_minutes),

@@ -22,7 +22,7 @@ from profile_export.domain.errors import InvalidArgumentError, PastEndError
 from profile_export.domain.export.receipt import StoredReceipt
 from profile_export.domain.lists import Page, PageRequest
 from profile_export.store.files.batches import Batches, Receipts
-from profile_export.store.files.uploads import LoadingBatches
+from profile_export.store.files.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class BatchUseCases:
     def __init__(
         self,
         batches: Batches,
-        opened: LoadingBatches,
+        opened: Uploads,
         receipts: Receipts,
         sessions: UploadSessions,
         loading: Loading,

@@ -24,7 +24,7 @@ from profile_export.lake.rows import first_rows
 from profile_export.processes.turns import compute, compute_if
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.files.batches import Batches
-from profile_export.store.files.mirrors import MirrorStatuses
+from profile_export.store.files.mirrors import Mirrors
 
 _Answer = TypeVar("_Answer")
 
@@ -48,7 +48,7 @@ class DatasetUseCases:
     def __init__(
         self,
         catalog: Catalog,
-        mirrors: MirrorStatuses,
+        mirrors: Mirrors,
         batches: Batches,
         lake: Lake,
         new_id: Callable[[], str],

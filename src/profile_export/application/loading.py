@@ -37,7 +37,6 @@ from profile_export.store.db.tables import IngestedFile, NamespaceUse
 from profile_export.store.files.uploads import (
     BatchChangedError,
     FieldsGrewError,
-    LoadingBatches,
     OpenBatch,
     OpenUpload,
     Uploads,
@@ -163,7 +162,6 @@ class LoadingRooms:
     catalog: Catalog
     schemas: Schemas
     uploads: Uploads
-    batches: LoadingBatches
     lake: Lake
     children: Pool
 
@@ -175,8 +173,7 @@ class Loading:
         self, rooms: LoadingRooms, limits: RowLimits, expense: Expense, new_id: Callable[[], str]
     ) -> None:
         self._catalog, self._schemas = rooms.catalog, rooms.schemas
-        self._uploads, self._batches = rooms.uploads, rooms.batches
-        self._lake, self._children = rooms.lake, rooms.children
+        self._uploads, self._lake, self._children = rooms.uploads, rooms.lake, rooms.children
         self._limits, self._expense = limits, expense
         self._new_id = new_id
         self._completing = Turns()
@@ -242,11 +239,11 @@ class Loading:
         )
 
     async def _complete(self, tenant: Tenant, batch_id: str, interest: Interest) -> Batch | None:
-        while (opened := await self._batches.loading_batch(tenant, batch_id)) is not None:
+        while (opened := await self._uploads.loading_batch(tenant, batch_id)) is not None:
             sent: dict[str, IngestedFile] = {}
             try:
                 await self._settle(tenant, opened, sent, interest)
-                batch = await self._batches.commit_batch(tenant, batch_id, sent)
+                batch = await self._uploads.commit_batch(tenant, batch_id, sent)
             except (BatchChangedError, FieldsGrewError):
                 await self._drop(sent, opened.uploads)
             except TypeConflictError as conflict:
@@ -274,9 +271,9 @@ class Loading:
         """Give a batch up and remove what was received.
 
         Raises:
-            DomainError: As `LoadingBatches.abort_batch`.
+            DomainError: As `Uploads.abort_batch`.
         """
-        batch, folder, staged = await self._batches.abort_batch(tenant, batch_id, reason)
+        batch, folder, staged = await self._uploads.abort_batch(tenant, batch_id, reason)
         await self._remove(folder)
         await self.clear_away(staged)
         return batch
@@ -347,7 +344,7 @@ class Loading:
             ingested = await self._ingested(tenant, dataset, sent, (dataset.fields, 0), interest)
             try:
                 committed = {sent.upload.file_name: ingested}
-                return await self._batches.commit_batch(tenant, sent.batch_id, committed)
+                return await self._uploads.commit_batch(tenant, sent.batch_id, committed)
             except FieldsGrewError:
                 await self._remove(ingested.folder)
             except DomainError:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Select, insert, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas, check_dataset_fields
 from profile_export.domain.catalog.datasets import (
@@ -42,8 +41,9 @@ from profile_export.store.catalog.schemas import (
     still_holds,
 )
 from profile_export.store.catalog.tenants import (
+    DATASETS,
     IDENTITY,
-    check_datasets,
+    check_one_more,
     dataset_from,
     dataset_of,
     ensure_tenant,
@@ -56,34 +56,22 @@ from profile_export.store.catalog.tenants import (
 from profile_export.store.db.columns import columns_of, digest_of, write_ahead
 from profile_export.store.db.database import (
     Database,
-    KeptUnions,
     Store,
-    characters,
     database_time,
-    fetch_all,
-    page_rows,
     uninterruptible,
 )
-from profile_export.store.db.tables import datasets, jobs
+from profile_export.store.db.tables import NamespaceUse, datasets, jobs
+from profile_export.store.db.transactions import Transaction, characters, page_rows
 from profile_export.store.files.folders import drop
 from profile_export.store.files.mirrors import ask_drop
 from profile_export.store.files.snapshots import drop_compactions
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedNew:
-    """A new dataset that may be: `values` are those of its row that are known before it is written."""
+class Judged:
+    """A new dataset or a change that may be: `values` are the new ones of its row, none if nothing changes.
 
-    outlook: Outlook
-    values: dict[str, Any]
-    identities: tuple[IdentityField, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedChange:
-    """A change that may be: `values` are the new ones of its row, none if nothing changes.
-
-    `is_felt` says whether the dataset knows more, or begins or ceases to be a source; `shrinks`, that it ceases.
+    `is_felt` says whether the sources come to know more, or are others; `shrinks`, that the dataset ceases to be one.
     """
 
     outlook: Outlook
@@ -92,9 +80,7 @@ class JudgedChange:
     shrinks: bool = False
 
 
-async def judge_new(
-    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, new: NewDataset, dataset_id: str
-) -> JudgedNew:
+async def _judge_new(connection: Transaction, tenant_id: Any, new: NewDataset, dataset_id: str) -> Judged:
     """Judge a new dataset.
 
     Raises:
@@ -128,7 +114,7 @@ async def judge_new(
         iceberg=kind is DatasetKind.UNION if new.iceberg is None else new.iceberg,
         batch_retention=new.batch_retention,
     )
-    outlook = await look_ahead(connection, kept, tenant_id, [dataset])
+    outlook = await look_ahead(connection, tenant_id, [dataset])
     values = columns_of(dataset, datasets) | {
         "schema_id": new.schema.id,
         "content_type": new.schema.content_type,
@@ -136,16 +122,16 @@ async def judge_new(
         "declared_fields": await write_ahead(datasets.c.declared_fields, new.declared_fields),
         "fields": await write_ahead(datasets.c.fields, fields),
     }
-    return JudgedNew(outlook, values, identities)
+    return Judged(outlook, values, is_felt=outlook.grows)
 
 
 _GIVEN = ("name", "description", "tags", "iceberg", "batch_retention")
 """What a change may give anew; the declared fields of a dataset only grow."""
 
 
-async def judge_change(
-    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, dataset: Dataset, change: DatasetChange
-) -> JudgedChange:
+async def _judge_change(
+    connection: Transaction, tenant_id: Any, dataset: Dataset, change: DatasetChange
+) -> Judged:
     """Judge the change of a dataset.
 
     Raises:
@@ -170,14 +156,14 @@ async def judge_change(
     if knows_more:
         await compute_if(wide, check_dataset_fields, changed.fields)
     newcomers = [changed] if knows_more or turns else []
-    outlook = await look_ahead(connection, kept, tenant_id, newcomers)
+    outlook = await look_ahead(connection, tenant_id, newcomers)
     if changed == dataset:
-        return JudgedChange(outlook, {})
+        return Judged(outlook, {})
     values = {name: getattr(changed, name) for name in _GIVEN} | {
         "declared_fields": await write_ahead(datasets.c.declared_fields, changed.declared_fields),
         "fields": await write_ahead(datasets.c.fields, changed.fields),
     }
-    return JudgedChange(outlook, values, is_felt=knows_more or turns, shrinks=dataset.is_source and turns)
+    return Judged(outlook, values, is_felt=knows_more or turns, shrinks=dataset.is_source and turns)
 
 
 def _with_those_of_the_schema(
@@ -231,20 +217,19 @@ class Catalog(Store):
             TooManyError: More fields or namespaces would be known than may be.
         """
         digest = await compute_if(len(new.declared_fields) > WIDE, digest_of, new)
-        unions = self.database.unions
         async with self.database.read() as connection:
             found = await made_before(connection, select(datasets), id_of(tenant), request_id, digest)
             if found:
                 return dataset_from(found), True
-            made = await judge_new(connection, unions, id_of(tenant), new, dataset_id)
+            made = await _judge_new(connection, id_of(tenant), new, dataset_id)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             found = await made_before(connection, select(datasets), tenant_id, request_id, digest)
             if found:
                 return dataset_from(found), True
-            await check_datasets(connection, tenant_id, self._most_datasets)
+            await check_one_more(connection, DATASETS, tenant_id, self._most_datasets)
             if not await still_holds(connection, tenant_id, made.outlook):
-                made = await judge_new(connection, unions, tenant_id, new, dataset_id)
+                made = await _judge_new(connection, tenant_id, new, dataset_id)
             now = await database_time(connection)
             row = made.values | {
                 "tenant_id": tenant_id,
@@ -253,14 +238,15 @@ class Catalog(Store):
                 "request_id": request_id or None,
                 "request_digest": digest,
             }
-            [inserted] = await fetch_all(connection, insert(datasets).values(row).returning(datasets))
-            if made.outlook.grows:
+            dataset = dataset_from(await connection.one(insert(datasets).values(row).returning(datasets)))
+            if made.is_felt:
                 await sources_changed(connection, tenant_id)
-            declared = [field.namespace for field in made.identities]
-            await register_namespaces(connection, tenant_id, IDENTITY, declared, declared)
-        if made.outlook.grows:
-            keep_unions(unions, tenant_id, made.outlook)
-        return dataset_from(inserted), False
+            declared = tuple(field.namespace for field in dataset.identity_fields)
+            use = NamespaceUse(declared, frozenset(declared))
+            await register_namespaces(connection, tenant_id, IDENTITY, use)
+        if made.is_felt:
+            keep_unions(self.database.unions, tenant_id, made.outlook)
+        return dataset, False
 
     @uninterruptible
     async def get_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
@@ -302,24 +288,23 @@ class Catalog(Store):
             raise conflict.as_precondition() from None
 
     async def _updated(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:
-        unions = self.database.unions
         async with self.database.read() as connection:
             before = await dataset_of(connection, id_of(tenant), dataset_id)
-            planned = await judge_change(connection, unions, id_of(tenant), before, change)
+            planned = await _judge_change(connection, id_of(tenant), before, change)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             dataset = await dataset_of(connection, tenant_id, dataset_id)
             if dataset != before or not await still_holds(connection, tenant_id, planned.outlook):
-                planned = await judge_change(connection, unions, tenant_id, dataset, change)
+                planned = await _judge_change(connection, tenant_id, dataset, change)
             if not planned.values:
                 return dataset
             values = planned.values | {"update_time": await database_time(connection)}
             query = update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
-            [updated] = await fetch_all(connection, query)
+            updated = await connection.one(query)
             if planned.is_felt:
                 await sources_changed(connection, tenant_id)
         if planned.is_felt and not planned.shrinks:
-            keep_unions(unions, tenant_id, planned.outlook)
+            keep_unions(self.database.unions, tenant_id, planned.outlook)
         return dataset_from(updated)
 
     @uninterruptible
@@ -366,7 +351,7 @@ class Catalog(Store):
 
 
 async def _plans_with(
-    connection: AsyncConnection, tenant_id: Any, dataset_id: str, but_for: Collection[int] = ()
+    connection: Transaction, tenant_id: Any, dataset_id: str, but_for: Collection[int] = ()
 ) -> Mapping[int, bool]:
     """Say of the unfinished jobs that are planned, by their ids, whether they have pinned a dataset."""
     planned = _unfinished(tenant_id, jobs.c.id, jobs.c.plan).where(jobs.c.plan.is_not(None))
@@ -374,19 +359,19 @@ async def _plans_with(
         planned = planned.where(jobs.c.id.not_in(but_for))
     return {
         job.id: any(source.dataset_id == dataset_id for source in job.plan.sources)
-        for job in await fetch_all(connection, planned)
+        for job in await connection.all(planned)
     }
 
 
 async def _unfinished_jobs(
-    connection: AsyncConnection, tenant_id: Any, dataset: Dataset, looked_at: Mapping[int, bool]
+    connection: Transaction, tenant_id: Any, dataset: Dataset, looked_at: Mapping[int, bool]
 ) -> list[int]:
     """Return the jobs that write to a dataset, have pinned it, or will read it when they are planned.
 
     Plans never change: of those `looked_at` before, none is read once more.
     """
     columns = (jobs.c.id, jobs.c.destination_id, jobs.c.plan.is_not(None).label("planned"))
-    found = (await connection.execute(_unfinished(tenant_id, *columns).order_by(jobs.c.id))).all()
+    found = await connection.all(_unfinished(tenant_id, *columns).order_by(jobs.c.id))
     pinning = dict(looked_at)
     if any(job.planned and job.id not in pinning for job in found):
         pinning |= await _plans_with(connection, tenant_id, dataset.id, but_for=pinning)

@@ -8,10 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, delete, insert, literal, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.datasets import Tenant, is_source
-from profile_export.domain.errors import NotFoundError
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.merging.policy import (
     BUILT_IN_POLICY,
@@ -22,8 +20,9 @@ from profile_export.domain.merging.policy import (
 )
 from profile_export.store.catalog.tenants import ensure_tenant, id_of
 from profile_export.store.db.columns import columns_of, to_micros, value_of
-from profile_export.store.db.database import Store, characters, database_time, page_rows, uninterruptible
+from profile_export.store.db.database import Store, database_time, uninterruptible
 from profile_export.store.db.tables import datasets, merge_policies, merge_policy_versions
+from profile_export.store.db.transactions import Transaction, characters, page_rows
 
 _CHARACTERS = characters(merge_policy_versions.c.name, merge_policy_versions.c.order)
 
@@ -133,7 +132,7 @@ class Policies(Store):
             await connection.execute(delete(merge_policies).where(merge_policies.c.id == policy_id))
 
 
-async def _check_order(connection: AsyncConnection, tenant_id: int, policy: MergePolicy) -> None:
+async def _check_order(connection: Transaction, tenant_id: int, policy: MergePolicy) -> None:
     known: Mapping[str, bool] = {}
     if policy.order:
         query = select(datasets.c.id, datasets.c.kind, datasets.c.tags).where(
@@ -144,12 +143,12 @@ async def _check_order(connection: AsyncConnection, tenant_id: int, policy: Merg
     check_order(policy.attribute_merge, policy.order, known)
 
 
-async def _insert_version(connection: AsyncConnection, policy: MergePolicy, now: datetime) -> None:
+async def _insert_version(connection: Transaction, policy: MergePolicy, now: datetime) -> None:
     row = columns_of(policy, merge_policy_versions) | {"policy_id": policy.id, "update_time": now}
     await connection.execute(insert(merge_policy_versions).values(row))
 
 
-async def _make_default(connection: AsyncConnection, tenant_id: int, policy: MergePolicy) -> None:
+async def _make_default(connection: Transaction, tenant_id: int, policy: MergePolicy) -> None:
     """Make a policy the default of its class, and no other."""
     others = update(merge_policies).where(
         merge_policies.c.tenant_id == tenant_id, merge_policies.c.schema_name == policy.schema_name
@@ -158,12 +157,12 @@ async def _make_default(connection: AsyncConnection, tenant_id: int, policy: Mer
     await _set(connection, policy.id, is_default=True)
 
 
-async def _set(connection: AsyncConnection, policy_id: str, **values: Any) -> None:
+async def _set(connection: Transaction, policy_id: str, **values: Any) -> None:
     await connection.execute(update(merge_policies).where(merge_policies.c.id == policy_id).values(**values))
 
 
 async def _own_policy(
-    connection: AsyncConnection, tenant_id: Any, policy_id: str, version: int | None = None
+    connection: Transaction, tenant_id: Any, policy_id: str, version: int | None = None
 ) -> MergePolicy:
     """Return a policy that is not built in.
 
@@ -175,22 +174,21 @@ async def _own_policy(
         if version is None
         else _versions(tenant_id, merge_policy_versions.c.version == version)
     )
-    row = (await connection.execute(query.where(merge_policies.c.id == policy_id))).first()
-    if row is None:
-        raise NotFoundError.of("merge policy", policy_id if version is None else f"{policy_id}@{version}")
-    return value_of(MergePolicy, row)
+    named = policy_id if version is None else f"{policy_id}@{version}"
+    query = query.where(merge_policies.c.id == policy_id)
+    return value_of(MergePolicy, await connection.existing(query, "merge policy", named))
 
 
-async def _default_policy(connection: AsyncConnection, tenant_id: Any) -> MergePolicy:
+async def _default_policy(connection: Transaction, tenant_id: Any) -> MergePolicy:
     """Return the policy of requests that name none."""
     query = _newest(tenant_id).where(
         merge_policies.c.is_default, merge_policies.c.schema_name == BUILT_IN_POLICY.schema_name
     )
-    row = (await connection.execute(query)).first()
+    row = await connection.first(query)
     return replace(BUILT_IN_POLICY, is_default=True) if row is None else value_of(MergePolicy, row)
 
 
-async def _built_in(connection: AsyncConnection, tenant_id: Any) -> MergePolicy:
+async def _built_in(connection: Transaction, tenant_id: Any) -> MergePolicy:
     """Return the built-in policy, which is the default of a tenant that has set none."""
     default = await _default_policy(connection, tenant_id)
     return replace(BUILT_IN_POLICY, is_default=default.id == BUILT_IN_POLICY.id)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Select, bindparam, func, insert, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import check_class_fields, check_dataset_fields
 from profile_export.domain.catalog.datasets import (
@@ -30,17 +29,12 @@ from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.tenants import dataset_from, ensure_tenant, id_of, source_datasets, union_of
 from profile_export.store.db.columns import columns_of, value_of, write_ahead
 from profile_export.store.db.database import (
-    KeptUnions,
     Store,
-    Unions,
-    characters,
     database_time,
-    fetch_all,
-    fetch_first,
-    page_rows,
     uninterruptible,
 )
 from profile_export.store.db.tables import datasets, schemas, tenants
+from profile_export.store.db.transactions import KeptUnions, Transaction, Unions, characters, page_rows
 
 _LISTED = [column for column in schemas.c if column.name not in {"document", "rules", "fields"}]
 _CHARACTERS = characters(schemas.c.title, schemas.c.class_id, schemas.c.identity_fields)
@@ -67,19 +61,16 @@ class Schemas(Store):
             AlreadyExistsError: One has the id of a schema that cannot be extended.
             TooManyError: One, a dataset that follows it, or their class would know more fields than may be.
         """
-        kept = self.database.unions
         async with self.database.read() as connection:
-            judged = await _judge(connection, kept, id_of(tenant), read)
+            judged = await _judge(connection, id_of(tenant), read)
             if not judged.added:
                 return judged.stored, True
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
-            followers = (
-                await connection.execute(_following(tenant_id, judged.added, datasets.c.id))
-            ).scalars()
+            followers = await connection.values(_following(tenant_id, judged.added, datasets.c.id))
             same = set(followers) == set(judged.growth.fields)
             if not same or not await still_holds(connection, tenant_id, judged.growth.outlook):
-                judged = await _judge(connection, kept, tenant_id, read)
+                judged = await _judge(connection, tenant_id, read)
             if not judged.added:
                 return judged.stored, True
             now = await database_time(connection)
@@ -89,7 +80,7 @@ class Schemas(Store):
             if not judged.growth.changed:
                 # Whoever is about to make a dataset that follows an older version looks again.
                 await sources_changed(connection, tenant_id)
-        keep_unions(kept, tenant_id, judged.growth.outlook)
+        keep_unions(self.database.unions, tenant_id, judged.growth.outlook)
         if judged.replayed:
             return judged.stored, True
         return replace(judged.stored, create_time=now), False
@@ -110,10 +101,7 @@ class Schemas(Store):
             query = select(schemas).where(
                 schemas.c.tenant_id == id_of(tenant), schemas.c.id == schema_id, schemas.c.version == version
             )
-            row = await fetch_first(connection, query)
-        if row is None:
-            raise NotFoundError.of("schema", f"{schema_id}@{version}")
-        return value_of(Schema, row)
+            return value_of(Schema, await connection.existing(query, "schema", f"{schema_id}@{version}"))
 
     @uninterruptible
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[Schema]:
@@ -147,30 +135,26 @@ class Schemas(Store):
         return cut_page([*built_in, *listed], request, lambda last: last.id, has_more=more)
 
 
-async def newest_schema(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema:
+async def newest_schema(connection: Transaction, tenant_id: Any, schema_id: str) -> Schema:
     """Return the newest version of a schema, within a transaction.
 
     Raises:
         NotFoundError: The tenant has none of that id.
     """
-    found = await _newest_or_none(connection, tenant_id, schema_id)
+    found = (await _newest_of(connection, tenant_id, {schema_id})).get(schema_id)
     if found is None:
         raise NotFoundError.of("schema", schema_id)
     return found
 
 
-async def _newest_or_none(connection: AsyncConnection, tenant_id: Any, schema_id: str) -> Schema | None:
-    return (await _newest_of(connection, tenant_id, {schema_id})).get(schema_id)
-
-
 async def _newest_of(
-    connection: AsyncConnection, tenant_id: Any, schema_ids: Collection[str]
+    connection: Transaction, tenant_id: Any, schema_ids: Collection[str]
 ) -> dict[str, Schema]:
     """Return the newest versions of these schemas by their ids, as far as there are any."""
     found = {
         schema_id: BUILT_IN_SCHEMAS[schema_id] for schema_id in schema_ids if schema_id in BUILT_IN_SCHEMAS
     }
-    rows = await fetch_all(connection, _newest(tenant_id).where(schemas.c.id.in_(list(schema_ids))))
+    rows = await connection.all(_newest(tenant_id).where(schemas.c.id.in_(list(schema_ids))))
     return found | {row.id: value_of(Schema, row) for row in rows}
 
 
@@ -202,9 +186,7 @@ class _Judged:
     growth: Growth
 
 
-async def _judge(
-    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, read: Sequence[Schema]
-) -> _Judged:
+async def _judge(connection: Transaction, tenant_id: Any, read: Sequence[Schema]) -> _Judged:
     newest = await _newest_of(connection, tenant_id, {schema.id for schema in read})
     stored, replayed = read[-1], True
     added: list[Schema] = []
@@ -220,11 +202,11 @@ async def _judge(
         await compute_if(wide, check_dataset_fields, newer.fields, f"The schema '{newer.id}'")
         added.append(newer)
     usable = {schema.id: schema for schema in added if schema.kind is not None}
-    following = map(dataset_from, await fetch_all(connection, _following(tenant_id, added)))
+    following = map(dataset_from, await connection.all(_following(tenant_id, added)))
     growing = [(dataset, usable[dataset.schema.id].fields) for dataset in following]
-    growth = await foresee_growth(connection, kept, tenant_id, growing)
+    growth = await foresee_growth(connection, tenant_id, growing)
     for schema in usable.values():
-        await _check_beside(connection, kept, tenant_id, growth, schema)
+        await _check_beside(connection, tenant_id, growth, schema)
     return _Judged(stored, replayed, added, [await _row(schema) for schema in added], growth)
 
 
@@ -238,16 +220,14 @@ def _following(tenant_id: Any, added: Sequence[Schema], *columns: Any) -> Select
     )
 
 
-async def _check_beside(
-    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, growth: Growth, schema: Schema
-) -> None:
+async def _check_beside(connection: Transaction, tenant_id: Any, growth: Growth, schema: Schema) -> None:
     """Refuse a schema whose datasets could not stand beside the sources, also where there is none yet.
 
     Raises:
         TypeConflictError: It contradicts one of them, which is named.
     """
     try:
-        unions = growth.outlook.unions or await known_unions(connection, kept, tenant_id)
+        unions = growth.outlook.unions or await known_unions(connection, tenant_id)
         known = unions.get(schema.kind, EMPTY) if schema.kind else EMPTY
         await compute_if(is_wide([known, schema.fields]), union_objects, known, schema.fields)
     except TypeConflictError:
@@ -277,9 +257,7 @@ class Outlook:
     grows: bool = False
 
 
-async def look_ahead(
-    connection: AsyncConnection, kept: KeptUnions, tenant_id: Any, newcomers: Sequence[Dataset]
-) -> Outlook:
+async def look_ahead(connection: Transaction, tenant_id: Any, newcomers: Sequence[Dataset]) -> Outlook:
     """Judge datasets, as they will be, beside the other sources of their tenant.
 
     Raises:
@@ -287,12 +265,12 @@ async def look_ahead(
         TooManyError: They would know more fields together than a class may.
     """
     key, revision = await _revision(connection, tenant_id)
-    unions = kept.at(key, revision)
+    unions = connection.unions.at(key, revision)
     coming = [dataset for dataset in newcomers if dataset.is_source]
     if not coming:
         return Outlook(revision, unions)
     try:
-        unions = unions or await known_unions(connection, kept, tenant_id)
+        unions = unions or await known_unions(connection, tenant_id)
         wide = is_wide([*unions.values(), *(dataset.fields for dataset in coming)])
         joined = await compute_if(wide, _joined, unions, coming)
     except TypeConflictError:
@@ -307,20 +285,20 @@ async def look_ahead(
     return Outlook(revision, joined, grows=bool(grown))
 
 
-async def known_unions(connection: AsyncConnection, kept: KeptUnions, tenant_id: Any) -> Unions:
+async def known_unions(connection: Transaction, tenant_id: Any) -> Unions:
     """Return what the sources of a tenant know together; raises as `union_of`."""
     key, revision = await _revision(connection, tenant_id)
-    unions = kept.at(key, revision)
+    unions = connection.unions.at(key, revision)
     if unions is None:
         unions = await union_of(await source_datasets(connection, tenant_id))
-        kept.keep(key, revision, unions)
+        connection.unions.keep(key, revision, unions)
     return unions
 
 
-async def _revision(connection: AsyncConnection, tenant_id: Any) -> tuple[int, int]:
+async def _revision(connection: Transaction, tenant_id: Any) -> tuple[int, int]:
     """Return the tenant's key and the revision of what its sources know; zeros before there is such a tenant."""
     query = select(tenants.c.id, tenants.c.schema_revision).where(tenants.c.id == tenant_id)
-    row = (await connection.execute(query)).first()
+    row = await connection.first(query)
     return (row.id, row.schema_revision) if row else (0, 0)
 
 
@@ -341,8 +319,7 @@ class Growth:
 
 
 async def foresee_growth(
-    connection: AsyncConnection,
-    kept: KeptUnions,
+    connection: Transaction,
     tenant_id: Any,
     growing: Iterable[tuple[Dataset, ObjectType]],
 ) -> Growth:
@@ -360,12 +337,12 @@ async def foresee_growth(
         if known is not dataset.fields:
             await compute_if(wide, check_dataset_fields, known)
             grown.append(replace(dataset, fields=known))
-    outlook = await look_ahead(connection, kept, tenant_id, grown)
+    outlook = await look_ahead(connection, tenant_id, grown)
     changed = {dataset.id: await write_ahead(datasets.c.fields, dataset.fields) for dataset in grown}
     return Growth(outlook, fields, changed)
 
 
-async def grow(connection: AsyncConnection, tenant_id: int, growth: Growth) -> None:
+async def grow(connection: Transaction, tenant_id: int, growth: Growth) -> None:
     """Make known what was foreseen and still holds; the `update_time` of the datasets stays as it was."""
     if growth.changed:
         rows = [{"of_dataset": dataset_id, "grown": fields} for dataset_id, fields in growth.changed.items()]
@@ -374,14 +351,14 @@ async def grow(connection: AsyncConnection, tenant_id: int, growth: Growth) -> N
         await sources_changed(connection, tenant_id)
 
 
-async def still_holds(connection: AsyncConnection, tenant_id: int, outlook: Outlook) -> bool:
+async def still_holds(connection: Transaction, tenant_id: int, outlook: Outlook) -> bool:
     """Say whether sources and schemas are those that were looked at, within the writing transaction."""
     query = select(tenants.c.schema_revision).where(tenants.c.id == tenant_id)
-    revision: int = (await connection.execute(query)).scalar_one()
+    revision: int = await connection.value(query)
     return revision == outlook.revision
 
 
-async def sources_changed(connection: AsyncConnection, tenant_id: Any) -> None:
+async def sources_changed(connection: Transaction, tenant_id: Any) -> None:
     """Note that what was judged before does not hold any more, in the transaction that changes it."""
     query = update(tenants).where(tenants.c.id == tenant_id)
     await connection.execute(query.values(schema_revision=tenants.c.schema_revision + 1))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -14,30 +14,26 @@ from sqlalchemy import (
     Row,
     ScalarSelect,
     Select,
+    TextClause,
     bindparam,
     cast,
     func,
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import check_tenant_namespaces, quota_exceeded
 from profile_export.domain.catalog.datasets import Dataset, DatasetKind, SchemaRef, Tenant, union_by_kind
-from profile_export.domain.errors import AlreadyExistsError, NotFoundError
+from profile_export.domain.errors import AlreadyExistsError
 from profile_export.domain.job import JobState
 from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.schemas.types import ObjectType, is_wide
 from profile_export.processes.turns import compute_if
 from profile_export.store.db.columns import value_of
-from profile_export.store.db.database import (
-    database_time,
-    fetch_all,
-    fetch_first,
-    insert_new,
-)
+from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import (
     LOADING,
+    NamespaceUse,
     batches,
     datasets,
     field_sets,
@@ -47,6 +43,7 @@ from profile_export.store.db.tables import (
     tenants,
     uploads,
 )
+from profile_export.store.db.transactions import Transaction
 
 IDENTITY = "identity"
 SEGMENT = "segment"
@@ -71,10 +68,10 @@ def id_by_name() -> ScalarSelect[Any]:
     )
 
 
-async def ensure_tenant(connection: AsyncConnection, tenant: Tenant) -> int:
+async def ensure_tenant(connection: Transaction, tenant: Tenant) -> int:
     """Return the tenant's key, making its row at the first write."""
-    await connection.execute(insert_new(connection, tenants).values(org=tenant.org, sandbox=tenant.sandbox))
-    tenant_id: int = (await connection.execute(select(id_of(tenant)))).scalar_one()
+    await connection.insert_new(tenants, {"org": tenant.org, "sandbox": tenant.sandbox})
+    tenant_id: int = await connection.value(select(id_of(tenant)))
     return tenant_id
 
 
@@ -86,14 +83,12 @@ class BatchPlace:
     ingest_time: datetime
 
 
-async def next_places(connection: AsyncConnection, tenant_id: int, count: int = 1) -> Sequence[BatchPlace]:
+async def next_places(connection: Transaction, tenant_id: int, count: int = 1) -> Sequence[BatchPlace]:
     """Give out the tenant's next batch numbers and ingest times; both grow, whatever the clock does."""
     now = await database_time(connection)
-    row = (
-        await connection.execute(
-            select(tenants.c.last_batch_number, tenants.c.last_ingest_time).where(tenants.c.id == tenant_id)
-        )
-    ).one()
+    row = await connection.one(
+        select(tenants.c.last_batch_number, tenants.c.last_ingest_time).where(tenants.c.id == tenant_id)
+    )
     microsecond = timedelta(microseconds=1)
     if row.last_ingest_time:
         now = max(now, row.last_ingest_time + microsecond)
@@ -106,61 +101,50 @@ async def next_places(connection: AsyncConnection, tenant_id: int, count: int = 
     return places
 
 
-async def next_job_revision(connection: AsyncConnection, tenant_id: int, changes: int = 1) -> int:
+async def next_job_revision(connection: Transaction, tenant_id: int, changes: int = 1) -> int:
     """Give out the numbers of the next changes of the tenant's jobs, one unless told otherwise; return the last.
 
     It holds the tenant's row until the transaction ends, so that no number is seen before those below it.
     """
     revision = tenants.c.job_revision + changes
     query = update(tenants).where(tenants.c.id == tenant_id).values(job_revision=revision)
-    given: int = (await connection.execute(query.returning(tenants.c.job_revision))).scalar_one()
+    given: int = await connection.value(query.returning(tenants.c.job_revision))
     return given
 
 
-async def forget_job_revisions(connection: AsyncConnection, tenant_id: int, up_to: int) -> None:
+async def forget_job_revisions(connection: Transaction, tenant_id: int, up_to: int) -> None:
     """Note that the changes of the tenant's jobs up to this one are not kept any more."""
     later = (tenants.c.id == tenant_id) & (tenants.c.forgotten_job_revision < up_to)
     await connection.execute(update(tenants).where(later).values(forgotten_job_revision=up_to))
 
 
-async def register_namespaces(
-    connection: AsyncConnection,
-    tenant_id: int,
-    kind: str,
-    first_spellings: Iterable[str],
-    all_spellings: Iterable[str],
-) -> None:
-    """Register namespaces on first use, and remember how they were spelled (S2).
+async def register_namespaces(connection: Transaction, tenant_id: int, kind: str, use: NamespaceUse) -> None:
+    """Register namespaces on first use in the spelling of their first place, and remember how they were spelled (S2).
 
-    Args:
-        connection: A writing transaction.
-        tenant_id: The tenant's key.
-        kind: `IDENTITY` or `SEGMENT`.
-        first_spellings: Of each namespace the spelling of the first place; registered if the namespace is new.
-        all_spellings: Every spelling that was used, the first ones included.
+    `kind` is `IDENTITY` or `SEGMENT`.
 
     Raises:
         TooManyError: The tenant would have more than it may have.
     """
     named = [
         {"tenant_id": tenant_id, "kind": kind, "folded": fold_namespace(spelling), "registered": spelling}
-        for spelling in first_spellings
+        for spelling in use.first_spellings
     ]
     spelled = [
         {"tenant_id": tenant_id, "kind": kind, "spelling": spelling, "folded": fold_namespace(spelling)}
-        for spelling in all_spellings
+        for spelling in use.all_spellings
     ]
     if not spelled:
         return
     counts = []
     for table, rows in ((namespaces, named), (namespace_spellings, spelled)):
-        await connection.execute(insert_new(connection, table), rows)
+        await connection.insert_new(table, rows)
         of_tenant = select(func.count()).where(table.c.tenant_id == tenant_id, table.c.kind == kind)
-        counts.append((await connection.execute(of_tenant)).scalar_one())
+        counts.append(await connection.value(of_tenant))
     check_tenant_namespaces(kind, *counts)
 
 
-async def registered_namespaces(connection: AsyncConnection, tenant_id: Any, kind: str) -> Mapping[str, str]:
+async def registered_namespaces(connection: Transaction, tenant_id: Any, kind: str) -> Mapping[str, str]:
     """Return the registered spelling of every namespace by its folded name."""
     rows = await connection.execute(
         select(namespaces.c.folded, namespaces.c.registered).where(
@@ -170,7 +154,7 @@ async def registered_namespaces(connection: AsyncConnection, tenant_id: Any, kin
     return {row.folded: row.registered for row in rows}
 
 
-async def renamed_namespaces(connection: AsyncConnection, tenant_id: Any, kind: str) -> Mapping[str, str]:
+async def renamed_namespaces(connection: Transaction, tenant_id: Any, kind: str) -> Mapping[str, str]:
     """Return the registered spelling of every spelling that was sent and differs from it."""
     rows = await connection.execute(
         select(namespace_spellings.c.spelling, namespaces.c.registered)
@@ -189,57 +173,57 @@ async def renamed_namespaces(connection: AsyncConnection, tenant_id: Any, kind: 
     return {row.spelling: row.registered for row in rows}
 
 
-# Jobs leave the queue by themselves.
-_A_JOB_LATER = timedelta(seconds=5)
+class CountedQuota(NamedTuple):
+    """A quota for rows: its name in `Quotas`, which rows of a tenant it counts, and how to make room for others.
 
-
-async def check_waiting_jobs(connection: AsyncConnection, tenant_id: int, most: int | None) -> None:
-    """Refuse one job more than may wait.
-
-    Raises:
-        ExhaustedError: As many wait.
+    `retry_after` is when there may be room without anything being done; None: never.
     """
-    waiting = select(func.count()).where(jobs.c.state == JobState.NEW, jobs.c.tenant_id == tenant_id)
-    way_out = "Wait until some have run, or cancel some."
-    await _check_one_more(connection, "waiting_jobs", waiting, most, way_out, _A_JOB_LATER)
+
+    name: str
+    tenant_id: ColumnElement[int]
+    which: ColumnElement[bool] | TextClause
+    way_out: str
+    retry_after: timedelta | None = None
 
 
-async def check_datasets(connection: AsyncConnection, tenant_id: int, most: int | None) -> None:
-    """Refuse one dataset more than a tenant may have.
+WAITING_JOBS = CountedQuota(
+    "waiting_jobs",
+    jobs.c.tenant_id,
+    jobs.c.state == JobState.NEW,
+    "Wait until some have run, or cancel some.",
+    timedelta(seconds=5),
+)
+DATASETS = CountedQuota(
+    "datasets",
+    datasets.c.tenant_id,
+    datasets.c.delete_time.is_(None),
+    "Delete some that are not needed any more.",
+)
+LOADING_BATCHES = CountedQuota(
+    "loading_batches",
+    batches.c.tenant_id,
+    LOADING,
+    "Complete some, or abort those that are given up.",
+)
+
+
+async def check_one_more(
+    connection: Transaction, quota: CountedQuota, tenant_id: int, most: int | None
+) -> None:
+    """Refuse one row more than a tenant may have; None: any number.
 
     Raises:
         ExhaustedError: It has as many.
     """
-    there = select(func.count()).where(datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None))
-    way_out = "Delete some that are not needed any more."
-    await _check_one_more(connection, "datasets", there, most, way_out)
-
-
-async def check_loading_batches(connection: AsyncConnection, tenant_id: int, most: int | None) -> None:
-    """Refuse one batch more than a tenant may be uploading.
-
-    Raises:
-        ExhaustedError: It is uploading as many.
-    """
-    loading = select(func.count()).select_from(batches).where(batches.c.tenant_id == tenant_id, LOADING)
-    way_out = "Complete some, or abort those that are given up."
-    await _check_one_more(connection, "loading_batches", loading, most, way_out)
-
-
-async def _check_one_more(
-    connection: AsyncConnection,
-    quota: str,
-    count: Select[Any],
-    most: int | None,
-    way_out: str,
-    retry_after: timedelta | None = None,
-) -> None:
-    if most is not None and (used := (await connection.execute(count)).scalar_one()) >= most:
-        raise quota_exceeded(quota, most, used, way_out, retry_after)
+    if most is None:
+        return
+    used = await connection.value(select(func.count()).where(quota.tenant_id == tenant_id, quota.which))
+    if used >= most:
+        raise quota_exceeded(quota.name, most, used, quota.way_out, quota.retry_after)
 
 
 async def room_for_bytes(
-    connection: AsyncConnection, tenant_id: int, most: int | None, least: int, wanted: int
+    connection: Transaction, tenant_id: int, most: int | None, least: int, wanted: int
 ) -> int:
     """Return how many bytes more of uploads may be kept, at least and at most so many.
 
@@ -249,14 +233,14 @@ async def room_for_bytes(
     if most is None:
         return wanted
     staged = select(total(batches.c.staged_bytes)).where(batches.c.tenant_id == tenant_id, LOADING)
-    used: int = (await connection.execute(staged)).scalar_one()
+    used: int = await connection.value(staged)
     if used + least > most:
         way_out = "Complete batches, or abort those that are given up; then go on at received_bytes."
         raise quota_exceeded("staged_bytes", most, used, way_out)
     return min(wanted, most - used)
 
 
-async def note_activity(connection: AsyncConnection, batch_key: int) -> None:
+async def note_activity(connection: Transaction, batch_key: int) -> None:
     """Note a sign of life of a batch, and what its files have come to keep."""
     staged = select(total(uploads.c.staged_bytes)).where(uploads.c.batch_key == batch_key)
     values = {"staged_bytes": staged.scalar_subquery(), "active_time": await database_time(connection)}
@@ -269,7 +253,7 @@ def total(column: ColumnElement[int]) -> ColumnElement[int]:
 
 
 async def made_before(
-    connection: AsyncConnection, query: Select[Any], tenant_id: Any, request_id: str, digest: str
+    connection: Transaction, query: Select[Any], tenant_id: Any, request_id: str, digest: str
 ) -> Row[Any] | None:
     """Return the row that a request id made, of a query over a table of such rows; None if the id is new or empty.
 
@@ -280,7 +264,7 @@ async def made_before(
         return None
     columns = query.selected_columns
     query = query.where(columns.tenant_id == tenant_id, columns.request_id == request_id)
-    row = await fetch_first(connection, query)
+    row = await connection.first(query)
     if row is not None and row.request_digest != digest:
         raise AlreadyExistsError(
             "REQUEST_ID_REUSED",
@@ -290,7 +274,7 @@ async def made_before(
     return row
 
 
-async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: str) -> Dataset:
+async def dataset_of(connection: Transaction, tenant_id: Any, dataset_id: str) -> Dataset:
     """Return a dataset, within a transaction.
 
     Raises:
@@ -299,16 +283,13 @@ async def dataset_of(connection: AsyncConnection, tenant_id: Any, dataset_id: st
     query = select(datasets).where(
         datasets.c.id == dataset_id, datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None)
     )
-    row = await fetch_first(connection, query)
-    if row is None:
-        raise NotFoundError.of("dataset", dataset_id)
-    return dataset_from(row)
+    return dataset_from(await connection.existing(query, "dataset", dataset_id))
 
 
-async def source_datasets(connection: AsyncConnection, tenant_id: Any) -> list[Dataset]:
+async def source_datasets(connection: Transaction, tenant_id: Any) -> list[Dataset]:
     """Return the datasets that exports read (S11), oldest first."""
     query = select(datasets).where(datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None))
-    rows = await fetch_all(connection, query.order_by(datasets.c.create_time, datasets.c.id))
+    rows = await connection.all(query.order_by(datasets.c.create_time, datasets.c.id))
     return [dataset for dataset in map(dataset_from, rows) if dataset.is_source]
 
 
@@ -324,7 +305,7 @@ def dataset_from(row: Row[Any]) -> Dataset:
 
 
 async def field_sets_of(
-    connection: AsyncConnection, dataset_id: str, different: Mapping[str, Any]
+    connection: Transaction, dataset_id: str, different: Mapping[str, Any]
 ) -> Mapping[str, int]:
     """Return the keys of the fields that files of a dataset were written with, each different set kept once.
 
@@ -333,7 +314,7 @@ async def field_sets_of(
     rows = [
         {"dataset_id": dataset_id, "digest": digest, "fields": fields} for digest, fields in different.items()
     ]
-    await connection.execute(insert_new(connection, field_sets), rows)
+    await connection.insert_new(field_sets, rows)
     query = select(field_sets.c.digest, field_sets.c.id).where(
         field_sets.c.dataset_id == dataset_id, field_sets.c.digest.in_(different)
     )

@@ -123,53 +123,49 @@ def to_micros(instant: datetime) -> int:
     return (instant - _EPOCH) // _MICROSECOND
 
 
-class Instant(TypeDecorator[datetime]):
+class _Plainer(TypeDecorator[Any]):
+    """A value that the database keeps as something plainer; NULL is None."""
+
+    write: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+
+    def process_bind_param(self, value: Any | None, dialect: Dialect) -> Any | None:  # noqa: ARG002 - its signature
+        """To the database."""
+        return None if value is None else self.write(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Any | None:  # noqa: ARG002 - its signature
+        """From the database."""
+        return None if value is None else self.read(value)
+
+
+class Instant(_Plainer):
     """An aware datetime, kept as microseconds since 1970: SQLite would give back a naive one."""
 
     impl = BigInteger
     cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002 - its signature
-        """To the database."""
-        return None if value is None else to_micros(value)
-
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - its signature
-        """From the database."""
-        return None if value is None else from_micros(value)
+    write = staticmethod(to_micros)
+    read = staticmethod(from_micros)
 
 
-class Span(TypeDecorator[timedelta]):
+class Span(_Plainer):
     """A length of time, kept as microseconds."""
 
     impl = BigInteger
     cache_ok = True
-
-    def process_bind_param(self, value: timedelta | None, dialect: Dialect) -> int | None:  # noqa: ARG002 - its signature
-        """To the database."""
-        return None if value is None else value // _MICROSECOND
-
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> timedelta | None:  # noqa: ARG002 - its signature
-        """From the database."""
-        return None if value is None else value * _MICROSECOND
+    write = staticmethod(lambda span: span // _MICROSECOND)
+    read = staticmethod(lambda micros: micros * _MICROSECOND)
 
 
-class Word(TypeDecorator[StrEnum]):
+class Word(_Plainer):
     """One of the words of an enumeration."""
 
     impl = Text
     cache_ok = True
+    write = staticmethod(str)
 
     def __init__(self, kind: type[StrEnum]) -> None:
         super().__init__()
-        self.kind = kind
-
-    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - its signature
-        """To the database."""
-        return None if value is None else str(value)
-
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> StrEnum | None:  # noqa: ARG002 - its signature
-        """From the database."""
-        return None if value is None else self.kind(value)
+        self.kind = self.read = kind
 
 
 def value_of(kind: Callable[..., _Value], row: Row[Any], **others: Any) -> _Value:

@@ -3,88 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, wraps
-from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from sqlite3 import Error as DriverError
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from cachetools import LRUCache
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Engine,
-    Executable,
-    Row,
-    Select,
-    Table,
-    func,
     insert,
     select,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError, TimeoutError  # noqa: A004 - of waiting for a connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from profile_export.domain.catalog.allowances import field_count
-from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.errors import UnavailableError
-from profile_export.domain.lists import MAX_PAGE_BYTES
-from profile_export.domain.schemas.types import ObjectType
-from profile_export.store.db.access import CannotOpenError, StoreMissingError, WriterTurns, database_busy
 from profile_export.store.db.columns import from_micros
 from profile_export.store.db.postgresql import PostgresDatabase
 from profile_export.store.db.sqlite import SqliteFile
 from profile_export.store.db.tables import instance
-from profile_export.store.db.wakeups import Transaction, Wakeups
-
-Unions: TypeAlias = Mapping[DatasetKind, ObjectType]
-_MOST_FIELDS = 200_000
-
-
-class KeptUnions:
-    """Unions by tenant, each at one revision of what the tenant's sources know: those used last."""
-
-    def __init__(self, most_fields: int = _MOST_FIELDS) -> None:
-        """Keep those of so many fields together."""
-        self._kept: LRUCache[int, tuple[int, Unions, int]] = LRUCache(most_fields, getsizeof=itemgetter(2))
-
-    def at(self, tenant_id: int, revision: int) -> Unions | None:
-        """Return the unions at a revision; None if others are kept, or none."""
-        kept_at, unions, _ = self._kept.get(tenant_id, (None, None, 0))
-        return unions if kept_at == revision else None
-
-    def keep(self, tenant_id: int, revision: int, unions: Unions) -> None:
-        """Keep the unions at a revision that is committed, instead of those at another one."""
-        _, before, fields = self._kept.pop(tenant_id, (None, None, 0))
-        if before is None or any(before[kind] is not union for kind, union in unions.items()):
-            # One more for each, so that empty ones count, too.
-            fields = sum(field_count(union) + 1 for union in unions.values())
-        if fields <= self._kept.maxsize:
-            self._kept[tenant_id] = revision, unions, fields
-
+from profile_export.store.db.transactions import (
+    CannotOpenError,
+    KeptUnions,
+    StoreMissingError,
+    Transaction,
+    WriterTurns,
+    database_busy,
+)
+from profile_export.store.db.wakeups import Wakeups
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # `now()` would be when the transaction began, which may be long before it got the lock.
 _POSTGRESQL_TIME = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)")
 
 
-# PostgreSQL's protocol counts them in 15 bits, and a statement may have a few of its own.
-_MOST_PARAMETERS = 30_000
 MOST_AT_ONCE = 500
 """How many rows a chore writes in one transaction: whoever comes after it need not wait for all."""
 _Result = TypeVar("_Result")
-_Value = TypeVar("_Value")
 _Parameters = ParamSpec("_Parameters")
 _Store = TypeVar("_Store", bound="Store")
 
@@ -118,10 +82,7 @@ class Database:
         return self._place.renewer
 
     async def open(self, *, may_make: bool = True) -> None:
-        """Keep others out unless it is shared, and bring the schema up to date.
-
-        Args:
-            may_make: Whether a store is made where there is none.
+        """Keep others out unless it is shared, and bring the schema up to date; `may_make` allows to make a store.
 
         Raises:
             CannotOpenError: Another process has it, or it cannot be reached.
@@ -204,14 +165,14 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self) -> AsyncIterator[Transaction]:
         """Open a reading transaction: everything in it sees one moment."""
         async with self._transaction(self._place.reader) as connection:
             yield connection
 
     @asynccontextmanager
     async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[Transaction]:
-        transaction = Transaction(engine)
+        transaction = Transaction(engine, self.unions)
         try:
             async with transaction, transaction.begin():
                 yield transaction
@@ -239,13 +200,6 @@ def uninterruptible(
     return run
 
 
-def slices(values: Iterable[_Value], most: int = _MOST_PARAMETERS) -> Iterator[Sequence[_Value]]:
-    """Cut values of which there may be any number into what one statement takes as parameters, or fewer."""
-    rest = iter(values)
-    while part := tuple(islice(rest, most)):
-        yield part
-
-
 def database_time_within(connection: Connection) -> datetime:
     """Return the database's present time: every instant that is written comes from here."""
     if connection.dialect.name == "sqlite":
@@ -257,72 +211,6 @@ def database_time_within(connection: Connection) -> datetime:
 async def database_time(connection: AsyncConnection) -> datetime:
     """Return what `database_time_within` does."""
     return await connection.run_sync(database_time_within)
-
-
-async def fetch_all(connection: AsyncConnection, query: Executable) -> Sequence[Row[Any]]:
-    """Return the rows of a query whose columns may hold long JSON, which is read beside the loop then."""
-    return await connection.run_sync(lambda within: within.execute(query).all())
-
-
-async def fetch_first(connection: AsyncConnection, query: Executable) -> Row[Any] | None:
-    """Return the first of such rows; None if there is none."""
-    return await connection.run_sync(lambda within: within.execute(query).first())
-
-
-FEW = 8
-"""So many are read without asking first how large they are."""
-
-
-async def page_rows(
-    connection: AsyncConnection,
-    query: Select[Any],
-    size: int,
-    stored: ColumnElement[int],
-    room: int = MAX_PAGE_BYTES,
-) -> tuple[Sequence[Row[Any]], bool]:
-    """Read up to `size` rows of a sorted query, but stop behind those that fill the room; say whether others follow.
-
-    Args:
-        connection: Within a transaction.
-        query: Sorted, without a limit.
-        size: How many rows are wanted.
-        stored: What a row holds in characters, about, but for what is always short.
-        room: How many of these there may be.
-    """
-    if size < FEW:
-        rows = await fetch_all(connection, query.limit(size + 1))
-        return rows[:size], len(rows) > size
-    measured = query.with_only_columns(stored, maintain_column_froms=True).limit(size + 1)
-    sizes = (await connection.scalars(measured)).all()
-    count = min(size, fitting_count(sizes, room))
-    rows = await fetch_all(connection, query.limit(count)) if count else ()
-    return rows, count < len(sizes)
-
-
-def characters(*columns: ColumnElement[Any]) -> ColumnElement[int]:
-    """Return how many characters some columns of a row have together."""
-    lengths = [func.coalesce(func.length(column), 0) for column in columns]
-    total: ColumnElement[int] = lengths[0]
-    for length in lengths[1:]:
-        total = total + length
-    return total
-
-
-def fitting_count(sizes: Iterable[int], room: int) -> int:
-    """Return how many of the first rows fit into so much room; at least one, if there is one."""
-    count = 0
-    for size in sizes:
-        room -= size
-        if count and room < 0:
-            break
-        count += 1
-    return count
-
-
-def insert_new(connection: AsyncConnection, table: Table) -> Any:
-    """Insert rows, but for those whose key or other unique value is there already."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    return insert(table).on_conflict_do_nothing()
 
 
 async def revision(engine: AsyncEngine) -> str | None:
@@ -345,7 +233,7 @@ def _upgrade(connection: Connection) -> None:
     there = _revision(connection)
     if there == newest_revision():
         return
-    if there is not None and there not in _known_revisions():
+    if there is not None and there not in {script.revision for script in _scripts().walk_revisions()}:
         message = (
             f"The database is of a newer version ({there}) than this program, which knows up to {newest_revision()}: "
             "install the newer one again, or restore a backup that was made before it."
@@ -363,16 +251,14 @@ def _migrations() -> Config:
 
 
 @cache
-def newest_revision() -> str | None:
-    """Return the version of the tables that this program makes."""
-    return ScriptDirectory.from_config(_migrations()).get_current_head()
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_migrations())
 
 
 @cache
-def _known_revisions() -> frozenset[str]:
-    return frozenset(
-        script.revision for script in ScriptDirectory.from_config(_migrations()).walk_revisions()
-    )
+def newest_revision() -> str | None:
+    """Return the version of the tables that this program makes."""
+    return _scripts().get_current_head()
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +304,6 @@ class Instances(Store):
         return proposed
 
 
-async def _found(connection: AsyncConnection) -> Instance | None:
-    row = (await connection.execute(select(instance.c.id, instance.c.token_key))).one_or_none()
+async def _found(connection: Transaction) -> Instance | None:
+    row = await connection.first(select(instance.c.id, instance.c.token_key))
     return Instance(row.id, row.token_key) if row else None

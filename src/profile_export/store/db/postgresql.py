@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from sqlalchemy import Engine, ExceptionContext, NullPool, create_engine, event
+from sqlalchemy import Engine, ExceptionContext, NullPool, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from profile_export.domain.errors import InvalidArgumentError, UnavailableError
 from profile_export.processes.plain_file import check_plain
-from profile_export.store.db.access import WAIT_SECONDS, CannotOpenError
+from profile_export.store.db.transactions import WAIT_SECONDS, CannotOpenError, begin_with, renewing_engine
 
 _OPTIONS = {"sslrootcert", "sslcert", "sslkey", "sslcrl"}
 _OF_THE_SYSTEM = "system"
@@ -140,7 +140,15 @@ class PostgresDatabase:
             **pool,
         )
         event.listen(engine.sync_engine, "handle_error", _tell_the_caller)
-        return _at_begin(engine, begin) if begin else engine
+        if begin:
+            begin_with(engine.sync_engine, begin)
+        return engine
+
+    async def _opened(self) -> Any:
+        try:
+            return await self._connect()
+        except UnavailableError as error:
+            raise CannotOpenError(_why(error.__cause__)) from error
 
     async def take(self) -> None:
         """See that it is there. There is nothing to lock: others may have it open.
@@ -148,10 +156,7 @@ class PostgresDatabase:
         Raises:
             CannotOpenError: It is not.
         """
-        try:
-            connection = await self._connect()
-        except UnavailableError as error:
-            raise CannotOpenError(_why(error.__cause__)) from error
+        connection = await self._opened()
         try:
             version = connection.get_server_version().major
             encoding = await connection.fetchval("SHOW server_encoding")
@@ -172,10 +177,7 @@ class PostgresDatabase:
 
     async def in_use(self) -> bool:
         """Say whether another process is connected, by its name."""
-        try:
-            connection = await self._connect()
-        except UnavailableError as error:
-            raise CannotOpenError(_why(error.__cause__)) from error
+        connection = await self._opened()
         try:
             return bool(await connection.fetchval(_OTHERS, _NAME))
         finally:
@@ -200,13 +202,7 @@ def _renewer(url: str) -> Engine:
         return psycopg.connect(url, connect_timeout=_RENEWAL_SECONDS, options=_RENEWAL_OPTIONS)
 
     # As other heartbeats, it writes beside what is no end of an attempt.
-    engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
-
-    @event.listens_for(engine, "begin")
-    def lock(connection: Any) -> None:
-        connection.exec_driver_sql(_BESIDE)
-
-    return engine
+    return renewing_engine("postgresql+psycopg://", connect, _BESIDE)
 
 
 def _why(error: BaseException | None) -> str:
@@ -242,24 +238,12 @@ def _pool(size: int) -> dict[str, Any]:
     return {"pool_size": size, "max_overflow": 0, "pool_timeout": WAIT_SECONDS}
 
 
-def _unavailable() -> UnavailableError:
-    return UnavailableError(*_UNAVAILABLE, retry_after=_RETRY_AFTER)
-
-
 def _tell_the_caller(context: ExceptionContext) -> None:
     """Turn errors that a caller can do something about into ours."""
     if context.is_pre_ping:
         return  # the pool makes another connection, and nobody need be told
     if context.is_disconnect:
-        raise _unavailable()
+        raise UnavailableError(*_UNAVAILABLE, retry_after=_RETRY_AFTER)
     if getattr(context.original_exception, "sqlstate", None) == _NO_CHARACTER:
         message = "No text may contain a NUL character."
         raise InvalidArgumentError("TEXT_INVALID", message)
-
-
-def _at_begin(engine: AsyncEngine, statement: str) -> AsyncEngine:
-    @event.listens_for(engine.sync_engine, "begin")
-    def lock(connection: Any) -> None:
-        connection.exec_driver_sql(statement)
-
-    return engine

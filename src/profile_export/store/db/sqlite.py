@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeAlias
 
 import aiosqlite
-from sqlalchemy import Engine, ExceptionContext, NullPool, create_engine, event
+from sqlalchemy import Engine, ExceptionContext, NullPool, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from profile_export.domain.errors import UnavailableError
 from profile_export.processes.plain_file import NotPlainFileError, check_plain, open_plain
-from profile_export.store.db.access import WAIT_SECONDS, CannotOpenError
+from profile_export.store.db.transactions import WAIT_SECONDS, CannotOpenError, renewing_engine
 
 _Rows: TypeAlias = Sequence[tuple[Any, ...]]
 _CHUNK_ROWS = 64  # aiosqlite wants to know, though nothing here reads rows in chunks
@@ -294,13 +294,7 @@ def _renewer(path: Path) -> Engine:
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(path, timeout=_WAIT_FOR_RENEWAL_SECONDS, isolation_level=None)
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
-
-    @event.listens_for(engine, "begin")
-    def begin_as_said(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
+    return renewing_engine("sqlite://", connect, "BEGIN IMMEDIATE")
 
 
 def _tell_the_caller(context: ExceptionContext) -> None:

@@ -6,43 +6,13 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from profile_export.domain.errors import UnavailableError
 from profile_export.store.db.postgresql import connector
-
-
-class ChangedJob(NamedTuple):
-    """A job that has changed, and whose it is, by their keys; and whether a worker may find one to take since."""
-
-    job_id: int
-    tenant_id: int
-    one_may_be_due: bool = False
-
-
-class Transaction(AsyncConnection):
-    """A transaction that collects what it changes. `Database` wakes those who wait for that after the commit.
-
-    Each of `changes` is a job, or None for batches.
-    """
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(engine)
-        self.changes: list[ChangedJob | None] = []
-
-    def job_changed(self, job_id: int, tenant_id: int, *, one_may_be_due: bool = False) -> None:
-        """Say that the transaction changes a job.
-
-        A job may be due once one is new or one that ran does so no longer, since a tenant runs only so many.
-        """
-        self.changes.append(ChangedJob(job_id, tenant_id, one_may_be_due))
-
-    def batches_changed(self) -> None:
-        """Say that the transaction makes batches count, or cease to."""
-        self.changes.append(None)
+from profile_export.store.db.transactions import ChangedJob
 
 
 class Wakeups:

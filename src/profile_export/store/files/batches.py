@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, Select, Text, bindparam, func, insert, select, type_coerce, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import (
     MOST_ERRORS,
@@ -22,25 +21,15 @@ from profile_export.domain.catalog.batches import (
     not_succeeded,
 )
 from profile_export.domain.catalog.datasets import Tenant
-from profile_export.domain.errors import NotFoundError
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.export.receipt import RECEIPT_FILE, FilledBatch, StoredReceipt, receipt_of
 from profile_export.domain.job import Job, PhaseTime
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of, is_seen
 from profile_export.store.db.columns import columns_of, value_of
-from profile_export.store.db.database import (
-    MOST_AT_ONCE,
-    Store,
-    characters,
-    database_time,
-    fetch_first,
-    page_rows,
-    slices,
-    uninterruptible,
-)
+from profile_export.store.db.database import MOST_AT_ONCE, Store, database_time, uninterruptible
 from profile_export.store.db.tables import batches, datasets, files, receipts, uploads
-from profile_export.store.db.wakeups import Transaction
+from profile_export.store.db.transactions import Transaction, characters, page_rows, slices
 from profile_export.store.files.folders import drop
 
 _ERRORS_TEXT = type_coerce(uploads.c.errors, Text)
@@ -48,7 +37,7 @@ _PLACE = func.row_number().over(partition_by=uploads.c.batch_key, order_by=uploa
 
 
 async def first_errors(
-    connection: AsyncConnection, batch_keys: Sequence[int]
+    connection: Transaction, batch_keys: Sequence[int]
 ) -> Mapping[tuple[int, str], tuple[RowError, ...]]:
     """Return errors of the first files that have some, by batch and file name; of each batch `MOST_ERRORS` at most."""
     if not batch_keys:
@@ -129,8 +118,8 @@ class Batches(Store):
             query = select(files).where(files.c.batch_key == batch.key)
             if request.cursor:
                 query = query.where(files.c.name > request.cursor)
-            rows = (await connection.execute(query.order_by(files.c.name).limit(request.size + 1))).all()
-        return cut_page([file_from(row) for row in rows], request, lambda last: last.name)
+            rows = await connection.all(query.order_by(files.c.name).limit(request.size + 1))
+        return cut_page([value_of(DataFile, row) for row in rows], request, lambda last: last.name)
 
     @uninterruptible
     async def get_file(self, tenant: Tenant, batch_id: str, name: str) -> DataFile:
@@ -143,10 +132,7 @@ class Batches(Store):
         async with self.database.read() as connection:
             batch = await _succeeded(connection, tenant, batch_id)
             query = select(files).where(files.c.batch_key == batch.key, files.c.name == name)
-            row = (await connection.execute(query)).first()
-        if row is None:
-            raise NotFoundError.of("file", name)
-        return file_from(row)
+            return value_of(DataFile, await connection.existing(query, "file", name))
 
     @uninterruptible
     async def newest_files(self, tenant: Tenant, dataset_id: str, rows: int) -> Sequence[DataFile]:
@@ -166,7 +152,7 @@ class Batches(Store):
             await dataset_of(connection, id_of(tenant), dataset_id)
             # Every file has at least one row.
             for row in await connection.execute(query.limit(rows)):
-                found.append(file_from(row))
+                found.append(value_of(DataFile, row))
                 rows -= row.rows
                 if rows <= 0:
                     break
@@ -192,13 +178,13 @@ class Batches(Store):
             return batch
 
 
-async def batch_from(connection: AsyncConnection, row: Row[Any]) -> Batch:
+async def batch_from(connection: Transaction, row: Row[Any]) -> Batch:
     """Make a batch of its row and those of its uploads."""
     [batch] = await _batches_from(connection, [row])
     return batch
 
 
-async def _batches_from(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[Batch]:
+async def _batches_from(connection: Transaction, rows: Sequence[Row[Any]]) -> list[Batch]:
     sent: dict[int, list[Upload]] = defaultdict(list)
     keys = [row.key for row in rows if row.job_id is None]
     query = select(*_SHOWN).where(uploads.c.batch_key.in_(keys)).order_by(uploads.c.file_name)
@@ -218,7 +204,7 @@ async def _batches_from(connection: AsyncConnection, rows: Sequence[Row[Any]]) -
     ]
 
 
-async def _retentions(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> dict[int, timedelta]:
+async def _retentions(connection: Transaction, rows: Sequence[Row[Any]]) -> dict[int, timedelta]:
     """Return how long their datasets keep batches that count; without those that are kept for ever."""
     counting = {row.key: row.dataset_id for row in rows if row.state == BatchState.SUCCEEDED}
     query = select(datasets.c.id, datasets.c.batch_retention).where(
@@ -236,7 +222,7 @@ class AddedFile(NamedTuple):
     field_set_id: int | None
 
 
-async def add_files(connection: AsyncConnection, added: Sequence[AddedFile]) -> None:
+async def add_files(connection: Transaction, added: Sequence[AddedFile]) -> None:
     """Write down files of batches; they count when these do."""
     if added:
         rows = [
@@ -273,7 +259,7 @@ async def succeed_batches(connection: Transaction, counted: Sequence[CountedBatc
     connection.batches_changed()
 
 
-async def end_batch(connection: AsyncConnection, row: Row[Any], state: BatchState, reason: str = "") -> Batch:
+async def end_batch(connection: Transaction, row: Row[Any], state: BatchState, reason: str = "") -> Batch:
     """End a batch without effect, or one that had an effect; its `end_time` is that of its first end."""
     values: Mapping[str, Any] = {
         "state": state,
@@ -281,13 +267,13 @@ async def end_batch(connection: AsyncConnection, row: Row[Any], state: BatchStat
         "end_time": row.end_time or await database_time(connection),
     }
     query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
-    return await batch_from(connection, (await connection.execute(query)).one())
+    return await batch_from(connection, await connection.one(query))
 
 
-async def files_of(connection: AsyncConnection, batch_key: int) -> list[DataFile]:
+async def files_of(connection: Transaction, batch_key: int) -> list[DataFile]:
     """Return the recorded files of a batch, whether it counts or not."""
     query = select(files).where(files.c.batch_key == batch_key).order_by(files.c.name)
-    return [file_from(row) for row in await connection.execute(query)]
+    return [value_of(DataFile, row) for row in await connection.execute(query)]
 
 
 def batch_by_id(tenant_id: Any, batch_id: str) -> Select[Any]:
@@ -295,29 +281,20 @@ def batch_by_id(tenant_id: Any, batch_id: str) -> Select[Any]:
     return select(batches).where(batches.c.tenant_id == tenant_id, batches.c.id == batch_id)
 
 
-async def existing_batch(connection: AsyncConnection, tenant_id: Any, batch_id: str) -> Row[Any]:
+async def existing_batch(connection: Transaction, tenant_id: Any, batch_id: str) -> Row[Any]:
     """Return the row of a batch of any state, within a transaction.
 
     Raises:
         NotFoundError: The tenant has none of that id, or its dataset is deleted.
     """
-    query = batch_by_id(tenant_id, batch_id).where(is_seen())
-    row: Row[Any] | None = (await connection.execute(query)).first()
-    if row is None:
-        raise NotFoundError.of("batch", batch_id)
-    return row
+    return await connection.existing(batch_by_id(tenant_id, batch_id).where(is_seen()), "batch", batch_id)
 
 
-async def _succeeded(connection: AsyncConnection, tenant: Tenant, batch_id: str) -> Row[Any]:
+async def _succeeded(connection: Transaction, tenant: Tenant, batch_id: str) -> Row[Any]:
     row = await existing_batch(connection, id_of(tenant), batch_id)
     if row.state != BatchState.SUCCEEDED:
         raise not_succeeded(batch_id, row.state)
     return row
-
-
-def file_from(row: Row[Any]) -> DataFile:
-    """Make a data file of its row."""
-    return value_of(DataFile, row)
 
 
 _TAKEN_BACK = {BatchState.REVERTED, BatchState.EXPIRED}
@@ -348,9 +325,7 @@ class Receipts(Store):
         async with self.database.read() as connection:
             batch = await existing_batch(connection, id_of(tenant), batch_id)
             query = select(receipts.c.receipt, _DOCUMENT).where(receipts.c.batch_key == batch.key)
-            row = await fetch_first(connection, query)
-        if row is None:
-            raise NotFoundError.of("receipt", batch_id)
+            row = await connection.existing(query, "receipt", batch_id)
         if batch.state in _TAKEN_BACK:
             raise not_succeeded(batch_id, batch.state)
         return StoredReceipt(row.receipt, row.document.encode(), batch.folder)
@@ -365,7 +340,7 @@ class Receipts(Store):
             .order_by(receipts.c.batch_key)
         )
         async with self.database.read() as connection:
-            rows = (await connection.execute(query)).all()
+            rows = await connection.all(query)
         return [
             UnwrittenReceipt(row.batch_key, f"{row.folder}/{RECEIPT_FILE}", row.document.encode())
             for row in rows
@@ -381,7 +356,7 @@ class Receipts(Store):
 
 
 async def add_receipts(
-    connection: AsyncConnection,
+    connection: Transaction,
     job: Job,
     phases: Sequence[PhaseTime],
     plan: ExportPlan,

@@ -9,21 +9,12 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 
 from sqlalchemy import ColumnElement, delete, exists, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.job import FINAL_STATES, LEASE_TTL
 from profile_export.store.catalog.tenants import is_seen
-from profile_export.store.db.database import (
-    MOST_AT_ONCE,
-    Database,
-    Store,
-    database_time,
-    insert_new,
-    slices,
-    uninterruptible,
-)
+from profile_export.store.db.database import MOST_AT_ONCE, Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import (
     batches,
     compactions,
@@ -34,6 +25,7 @@ from profile_export.store.db.tables import (
     mirrored_batches,
     uploads,
 )
+from profile_export.store.db.transactions import Transaction, slices
 from profile_export.store.files.mirrors import named_by_mirror
 
 
@@ -66,19 +58,19 @@ class DroppedFolders(Store):
                 dropped_folders.c.drop_time <= before,
                 ~_named_by_mirror(),
             )
-            folders = (await connection.scalars(query.order_by(dropped_folders.c.drop_time))).all()
+            folders = await connection.values(query.order_by(dropped_folders.c.drop_time))
             pinned = await self._pinned_folders(connection) if folders else set()
         return [folder for folder in folders if folder not in pinned]
 
-    async def _pinned_folders(self, connection: AsyncConnection) -> set[str]:
+    async def _pinned_folders(self, connection: Transaction) -> set[str]:
         """Return every folder that has a file of an unfinished job's plan in it, however deep."""
         final = [state.value for state in FINAL_STATES]
         planned = select(jobs.c.id).where(jobs.c.state.not_in(final), jobs.c.plan.is_not(None))
-        ids = (await connection.scalars(planned)).all()
+        ids = await connection.values(planned)
         self._pinned = {job_id: self._pinned[job_id] for job_id in ids if job_id in self._pinned}
         for job_id in ids:
             if job_id not in self._pinned:
-                plan = (await connection.execute(select(jobs.c.plan).where(jobs.c.id == job_id))).scalar_one()
+                plan = await connection.value(select(jobs.c.plan).where(jobs.c.id == job_id))
                 self._pinned[job_id] = _folders_of(plan)
         return set().union(*self._pinned.values())
 
@@ -93,13 +85,11 @@ class DroppedFolders(Store):
             query = select(dropped_folders).where(
                 dropped_folders.c.batch_key.is_not(None), dropped_folders.c.drop_time <= before
             )
-            due = (await connection.execute(query.order_by(dropped_folders.c.drop_time))).all()
+            due = await connection.all(query.order_by(dropped_folders.c.drop_time))
             return [
                 LeftBehind(
                     row.folder,
-                    (await connection.execute(select(files.c.path).where(files.c.batch_key == row.batch_key)))
-                    .scalars()
-                    .all(),
+                    await connection.values(select(files.c.path).where(files.c.batch_key == row.batch_key)),
                 )
                 for row in due
             ]
@@ -109,7 +99,7 @@ class DroppedFolders(Store):
         """Return all folders that have been dropped, that may still be there, and that somebody may be reading."""
         async with self.database.read() as connection:
             query = select(dropped_folders.c.folder).where(dropped_folders.c.batch_key.is_(None))
-            return (await connection.scalars(query)).all()
+            return await connection.values(query)
 
     @uninterruptible
     async def forget(self, folders: Collection[str]) -> None:
@@ -119,29 +109,23 @@ class DroppedFolders(Store):
                 await connection.execute(delete(dropped_folders).where(dropped_folders.c.folder.in_(some)))
 
 
-async def drop(connection: AsyncConnection, folders: Collection[str]) -> None:
+async def drop(connection: Transaction, folders: Collection[str]) -> None:
     """Give folders up, in the transaction after which nothing new can come to need them.
 
-    Args:
-        connection: A writing transaction.
-        folders: Of batches, of compacted files, or of whole datasets; relative to the lake's root, never used again.
+    They are those of batches, compacted files or whole datasets, relative to the lake's root, and never used again.
     """
-    await _drop(connection, dict.fromkeys(folders))
+    await drop_written(connection, dict.fromkeys(folders))
 
 
-async def drop_written(connection: AsyncConnection, folders: Mapping[str, int]) -> None:
+async def drop_written(connection: Transaction, folders: Mapping[str, int | None]) -> None:
     """Give up folders that attempts at exports wrote in, each with the key of its batch, whose files alone are read."""
-    await _drop(connection, folders)
-
-
-async def _drop(connection: AsyncConnection, folders: Mapping[str, int | None]) -> None:
     if folders:
         now = await database_time(connection)
         rows = [
             {"folder": folder, "drop_time": now, "batch_key": batch_key}
             for folder, batch_key in folders.items()
         ]
-        await connection.execute(insert_new(connection, dropped_folders), rows)
+        await connection.insert_new(dropped_folders, rows)
 
 
 def _named_by_mirror() -> ColumnElement[bool]:
@@ -195,8 +179,7 @@ class Named(Store):
             (batches.c.state == BatchState.FAILED) & batches.c.key.in_(refused)
         )
         async with self.database.read() as connection:
-            found = await connection.execute(select(batches.c.folder).where(needed, is_seen()))
-            return list(found.scalars())
+            return await connection.values(select(batches.c.folder).where(needed, is_seen()))
 
     @uninterruptible
     async def kept_uploads(self) -> Sequence[str]:
@@ -207,7 +190,7 @@ class Named(Store):
             .where(batches.c.state == BatchState.LOADING, is_seen())
         )
         async with self.database.read() as connection:
-            return list(await connection.scalars(query))
+            return await connection.values(query)
 
     async def folders(self, among: Collection[str]) -> set[str]:
         """Return which of some folders are those of batches, whatever has become of these."""
@@ -223,17 +206,14 @@ class Named(Store):
 
     @uninterruptible
     async def _known(self, column: ColumnElement[str], among: Collection[str]) -> set[str]:
-        found: set[str] = set()
         async with self.database.read() as connection:
-            for some in slices(among):
-                found.update(await connection.scalars(select(column).where(column.in_(some))))
-        return found
+            return {row[0] for row in await connection.among(select(column), column, among)}
 
     @uninterruptible
     async def names_files(self) -> bool:
         """Say whether there is any file that somebody may come to read."""
         async with self.database.read() as connection:
-            return (await connection.execute(_COUNTING.limit(1))).first() is not None
+            return await connection.first(_COUNTING.limit(1)) is not None
 
     @uninterruptible
     async def open_folders(self) -> Sequence[OpenFolder]:
@@ -246,7 +226,7 @@ class Named(Store):
         written = select(files.c.batch_key, files.c.path).join(batches, batches.c.key == files.c.batch_key)
         named: dict[int, set[str]] = defaultdict(set)
         async with self.database.read() as connection:
-            rows = (await connection.execute(query)).all()
+            rows = await connection.all(query)
             for names in (sent, written):
                 for key, name in await connection.execute(names.where(loading)):
                     named[key].add(name)
@@ -257,6 +237,6 @@ class Named(Store):
         """Return the files of all batches that count, and those that their rows were merged into."""
         merged = select(compactions.c.path, compactions.c.bytes)
         async with self.database.read() as connection:
-            found = (await connection.execute(_COUNTING)).all()
-            found = [*found, *(await connection.execute(merged)).all()]
+            found = await connection.all(_COUNTING)
+            found = [*found, *await connection.all(merged)]
         return [NamedFile(row.path, row.bytes) for row in found]

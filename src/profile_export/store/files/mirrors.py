@@ -8,11 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import BatchState, MirroredBatch, MirrorStatus, TableState
-from profile_export.store.db.database import Database, Store, database_time, insert_new, uninterruptible
+from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import batches, datasets, files, mirrored_batches, mirrors
+from profile_export.store.db.transactions import Transaction
 
 LEASE_TTL = timedelta(seconds=60)
 MAX_BACK_OFF = timedelta(minutes=5)
@@ -70,16 +70,14 @@ class Mirrors(Store):
             dataset_id = await _due(connection)
             if dataset_id is None:
                 return None
-            await connection.execute(insert_new(connection, mirrors).values(dataset_id=dataset_id))
+            await connection.insert_new(mirrors, {"dataset_id": dataset_id})
             now = await database_time(connection)
-            row = (
-                await connection.execute(
-                    update(mirrors)
-                    .where(mirrors.c.dataset_id == dataset_id)
-                    .values(holder=holder, expire_time=now + self._lease)
-                    .returning(mirrors)
-                )
-            ).one()
+            row = await connection.one(
+                update(mirrors)
+                .where(mirrors.c.dataset_id == dataset_id)
+                .values(holder=holder, expire_time=now + self._lease)
+                .returning(mirrors)
+            )
             if row.drop_asked:
                 return MirrorWork(dataset_id, holder, drop=True)
             check = row.check_time is not None and row.check_time <= now
@@ -112,10 +110,7 @@ class Mirrors(Store):
     async def done(self, work: MirrorWork, state: TableState | None, check_in: timedelta) -> None:
         """Write down that the work is done and give the lease back.
 
-        Args:
-            work: As claimed, or as `everything` made it.
-            state: Where the table stands now; None if there is none.
-            check_in: When to look at it again at the latest.
+        `state` is where the table stands now, None if there is none; `check_in`, when to look again at the latest.
 
         Raises:
             MirrorLostError: The lease was taken over.
@@ -188,136 +183,6 @@ class Mirrors(Store):
             now = await database_time(connection)
             await connection.execute(update(mirrors).values(holder=None, not_before=None, check_time=now))
 
-
-def named_by_mirror() -> ColumnElement[bool]:
-    """Say, in a query over batches, that a kept snapshot of a table may name the batch's files: they have to stay."""
-    return exists().where(mirrored_batches.c.batch_key == batches.c.key)
-
-
-async def ask_drop(connection: AsyncConnection, dataset_id: str) -> None:
-    """Have a dataset mirrored no longer and its table dropped soon, within the transaction that deletes it."""
-    await connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(iceberg=False))
-    await connection.execute(
-        update(mirrors).where(mirrors.c.dataset_id == dataset_id).values(drop_asked=True)
-    )
-
-
-async def _due(connection: AsyncConnection) -> str | None:
-    """Return the dataset to look after next: of those that are due, the one that has waited longest."""
-    now = await database_time(connection)
-    to_be_changed = exists().where(_to_add()) | exists().where(*to_take_out())
-    lacks = datasets.c.iceberg & (to_be_changed | (mirrors.c.check_time <= now))
-    query = (
-        select(datasets.c.id)
-        .select_from(datasets.outerjoin(mirrors))
-        .where(
-            mirrors.c.holder.is_(None) | (mirrors.c.expire_time <= now),
-            mirrors.c.not_before.is_(None) | (mirrors.c.not_before <= now),
-            lacks | mirrors.c.drop_asked,
-        )
-        .order_by(mirrors.c.mirror_time.nulls_first(), datasets.c.id)
-        .limit(1)
-    )
-    dataset_id: str | None = (await connection.execute(query)).scalar()
-    return dataset_id
-
-
-def _to_add() -> ColumnElement[bool]:
-    """Say, in a query over datasets, which batches a table lacks."""
-    return (batches.c.dataset_id == datasets.c.id) & (batches.c.number > _NUMBER) & _COUNTS
-
-
-def to_take_out() -> tuple[ColumnElement[bool], ...]:
-    """Say, in a query over datasets, which batches a table holds that count no longer."""
-    return (
-        batches.c.dataset_id == datasets.c.id,
-        batches.c.state.in_((BatchState.REVERTED, BatchState.EXPIRED)),
-        mirrored_batches.c.batch_key == batches.c.key,
-        mirrored_batches.c.removed_at.is_(None),
-    )
-
-
-async def _filled(connection: AsyncConnection, work: MirrorWork, after: int, most: int | None) -> MirrorWork:
-    """Return the work with what is to be added (batches behind a number) and taken out, and write the first down."""
-    to_add = (
-        select(batches.c.key, batches.c.id, batches.c.number)
-        .where(batches.c.dataset_id == work.dataset_id, batches.c.number > after, _COUNTS)
-        .order_by(batches.c.number)
-        .limit(most)
-        .subquery()
-    )
-    rows = await connection.execute(
-        select(to_add, files.c.path)
-        .join_from(to_add, files, files.c.batch_key == to_add.c.key, isouter=True)
-        .order_by(to_add.c.number, files.c.name)
-    )
-    added: dict[int, tuple[str, list[str]]] = {}
-    number = after
-    for row in rows:
-        number = row.number
-        _, paths = added.setdefault(row.key, (row.id, []))
-        if row.path is not None:
-            paths.append(row.path)
-    if added:
-        intents = [{"batch_key": key, "dataset_id": work.dataset_id} for key in added]
-        await connection.execute(insert_new(connection, mirrored_batches), intents)
-    removed = (
-        await connection.execute(
-            select(batches.c.key, batches.c.id)
-            .select_from(datasets)
-            .where(datasets.c.id == work.dataset_id, *to_take_out())
-        )
-    ).all()
-    return replace(
-        work,
-        add=tuple(MirroredBatch(batch_id, tuple(paths)) for batch_id, paths in added.values()),
-        remove=tuple(row.id for row in removed),
-        removed_keys=tuple(row.key for row in removed),
-        number=number,
-    )
-
-
-async def _take_out(
-    connection: AsyncConnection, work: MirrorWork, state: TableState | None, former_uuid: str | None
-) -> None:
-    """Remember which snapshots may name batches that were taken out, and forget those that none names any more."""
-    of_dataset = mirrored_batches.c.dataset_id == work.dataset_id
-    if state is None or state.uuid != former_uuid:
-        # Snapshots of a table that is no more.
-        await connection.execute(
-            delete(mirrored_batches).where(of_dataset, mirrored_batches.c.removed_at.is_not(None))
-        )
-    if work.removed_keys:
-        number = state.sequence_number if state else 0
-        await connection.execute(
-            update(mirrored_batches)
-            .where(mirrored_batches.c.batch_key == bindparam("key"))
-            .values(removed_at=number),
-            [{"key": key} for key in work.removed_keys],
-        )
-    oldest = state.oldest_sequence_number if state else 0
-    await connection.execute(
-        delete(mirrored_batches).where(of_dataset, mirrored_batches.c.removed_at <= oldest)
-    )
-
-
-async def _held(connection: AsyncConnection, work: MirrorWork) -> Row[Any]:
-    query = select(mirrors).where(mirrors.c.dataset_id == work.dataset_id, mirrors.c.holder == work.holder)
-    row: Row[Any] | None = (await connection.execute(query)).first()
-    if row is None:
-        message = f"the mirror of {work.dataset_id} is no longer {work.holder}'s"
-        raise MirrorLostError(message)
-    return row
-
-
-async def _write(connection: AsyncConnection, work: MirrorWork, **values: Any) -> None:
-    held = update(mirrors).where(mirrors.c.dataset_id == work.dataset_id, mirrors.c.holder == work.holder)
-    await connection.execute(held.values(values))
-
-
-class MirrorStatuses(Store):
-    """How far the mirrors of all tenants' datasets are."""
-
     @uninterruptible
     async def of(self, dataset_ids: Collection[str]) -> Mapping[str, MirrorStatus]:
         """Return how far the mirrors of these datasets are; those that are not mirrored and never were are left out."""
@@ -342,6 +207,130 @@ class MirrorStatuses(Store):
         )
         async with self.database.read() as connection:
             return {row.id: _status(row) for row in await connection.execute(query)}
+
+
+def named_by_mirror() -> ColumnElement[bool]:
+    """Say, in a query over batches, that a kept snapshot of a table may name the batch's files: they have to stay."""
+    return exists().where(mirrored_batches.c.batch_key == batches.c.key)
+
+
+async def ask_drop(connection: Transaction, dataset_id: str) -> None:
+    """Have a dataset mirrored no longer and its table dropped soon, within the transaction that deletes it."""
+    await connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(iceberg=False))
+    await connection.execute(
+        update(mirrors).where(mirrors.c.dataset_id == dataset_id).values(drop_asked=True)
+    )
+
+
+async def _due(connection: Transaction) -> str | None:
+    """Return the dataset to look after next: of those that are due, the one that has waited longest."""
+    now = await database_time(connection)
+    to_be_changed = exists().where(_to_add()) | exists().where(*to_take_out())
+    lacks = datasets.c.iceberg & (to_be_changed | (mirrors.c.check_time <= now))
+    query = (
+        select(datasets.c.id)
+        .select_from(datasets.outerjoin(mirrors))
+        .where(
+            mirrors.c.holder.is_(None) | (mirrors.c.expire_time <= now),
+            mirrors.c.not_before.is_(None) | (mirrors.c.not_before <= now),
+            lacks | mirrors.c.drop_asked,
+        )
+        .order_by(mirrors.c.mirror_time.nulls_first(), datasets.c.id)
+        .limit(1)
+    )
+    dataset_id: str | None = await connection.scalar(query)
+    return dataset_id
+
+
+def _to_add() -> ColumnElement[bool]:
+    """Say, in a query over datasets, which batches a table lacks."""
+    return (batches.c.dataset_id == datasets.c.id) & (batches.c.number > _NUMBER) & _COUNTS
+
+
+def to_take_out() -> tuple[ColumnElement[bool], ...]:
+    """Say, in a query over datasets, which batches a table holds that count no longer."""
+    return (
+        batches.c.dataset_id == datasets.c.id,
+        batches.c.state.in_((BatchState.REVERTED, BatchState.EXPIRED)),
+        mirrored_batches.c.batch_key == batches.c.key,
+        mirrored_batches.c.removed_at.is_(None),
+    )
+
+
+async def _filled(connection: Transaction, work: MirrorWork, after: int, most: int | None) -> MirrorWork:
+    """Return the work with what is to be added (batches behind a number) and taken out, and write the first down."""
+    to_add = (
+        select(batches.c.key, batches.c.id, batches.c.number)
+        .where(batches.c.dataset_id == work.dataset_id, batches.c.number > after, _COUNTS)
+        .order_by(batches.c.number)
+        .limit(most)
+        .subquery()
+    )
+    rows = await connection.execute(
+        select(to_add, files.c.path)
+        .join_from(to_add, files, files.c.batch_key == to_add.c.key, isouter=True)
+        .order_by(to_add.c.number, files.c.name)
+    )
+    added: dict[int, tuple[str, list[str]]] = {}
+    number = after
+    for row in rows:
+        number = row.number
+        _, paths = added.setdefault(row.key, (row.id, []))
+        if row.path is not None:
+            paths.append(row.path)
+    if added:
+        intents = [{"batch_key": key, "dataset_id": work.dataset_id} for key in added]
+        await connection.insert_new(mirrored_batches, intents)
+    removed = await connection.all(
+        select(batches.c.key, batches.c.id)
+        .select_from(datasets)
+        .where(datasets.c.id == work.dataset_id, *to_take_out())
+    )
+    return replace(
+        work,
+        add=tuple(MirroredBatch(batch_id, tuple(paths)) for batch_id, paths in added.values()),
+        remove=tuple(row.id for row in removed),
+        removed_keys=tuple(row.key for row in removed),
+        number=number,
+    )
+
+
+async def _take_out(
+    connection: Transaction, work: MirrorWork, state: TableState | None, former_uuid: str | None
+) -> None:
+    """Remember which snapshots may name batches that were taken out, and forget those that none names any more."""
+    of_dataset = mirrored_batches.c.dataset_id == work.dataset_id
+    if state is None or state.uuid != former_uuid:
+        # Snapshots of a table that is no more.
+        await connection.execute(
+            delete(mirrored_batches).where(of_dataset, mirrored_batches.c.removed_at.is_not(None))
+        )
+    if work.removed_keys:
+        number = state.sequence_number if state else 0
+        await connection.execute(
+            update(mirrored_batches)
+            .where(mirrored_batches.c.batch_key == bindparam("key"))
+            .values(removed_at=number),
+            [{"key": key} for key in work.removed_keys],
+        )
+    oldest = state.oldest_sequence_number if state else 0
+    await connection.execute(
+        delete(mirrored_batches).where(of_dataset, mirrored_batches.c.removed_at <= oldest)
+    )
+
+
+async def _held(connection: Transaction, work: MirrorWork) -> Row[Any]:
+    query = select(mirrors).where(mirrors.c.dataset_id == work.dataset_id, mirrors.c.holder == work.holder)
+    row = await connection.first(query)
+    if row is None:
+        message = f"the mirror of {work.dataset_id} is no longer {work.holder}'s"
+        raise MirrorLostError(message)
+    return row
+
+
+async def _write(connection: Transaction, work: MirrorWork, **values: Any) -> None:
+    held = update(mirrors).where(mirrors.c.dataset_id == work.dataset_id, mirrors.c.holder == work.holder)
+    await connection.execute(held.values(values))
 
 
 def _status(row: Row[Any]) -> MirrorStatus:

@@ -21,7 +21,6 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import (
     FULL_BYTES,
@@ -41,7 +40,7 @@ from profile_export.domain.export.plan import (
     SourcePart,
     WrittenFile,
 )
-from profile_export.domain.schemas.types import IDENTITY_MAP, SEGMENT_MEMBERSHIP, ObjectType
+from profile_export.domain.schemas.types import IDENTITY_MAP, SEGMENT_MEMBERSHIP
 from profile_export.store.catalog.tenants import (
     IDENTITY,
     SEGMENT,
@@ -51,16 +50,10 @@ from profile_export.store.catalog.tenants import (
     source_datasets,
     union_of,
 )
-from profile_export.store.db.database import (
-    MOST_AT_ONCE,
-    Store,
-    database_time,
-    fetch_all,
-    slices,
-    uninterruptible,
-)
+from profile_export.store.db.database import MOST_AT_ONCE, Store, database_time, uninterruptible
 from profile_export.store.db.tables import batches, compactions, datasets, field_sets, files, merges
 from profile_export.store.db.tables import datasets as datasets_of_all
+from profile_export.store.db.transactions import Transaction, slices
 from profile_export.store.files.folders import drop
 
 _PINNED = select(
@@ -83,20 +76,19 @@ class Snapshots(Store):
         counts = (batches.c.tenant_id == tenant_id) & (batches.c.state == BatchState.SUCCEEDED)
         async with self.database.read() as connection:
             datasets = {dataset.id: dataset for dataset in await source_datasets(connection, tenant_id)}
-            pinned = (await connection.execute(_PINNED.where(counts))).all()
+            pinned = await connection.all(_PINNED.where(counts))
             of_tenant = select(datasets_of_all.c.id).where(datasets_of_all.c.tenant_id == tenant_id)
             merged = select(compactions).where(compactions.c.dataset_id.in_(of_tenant), counting())
-            compacted = (await connection.execute(merged.order_by(compactions.c.key))).all()
+            compacted = await connection.all(merged.order_by(compactions.c.key))
             held = batches.c.compaction_key.in_(merged.with_only_columns(compactions.c.key))
             outside = or_(batches.c.compaction_key.is_(None), ~held)
-            alone = (await connection.execute(_PINNED_FILES.where(counts, outside))).all()
+            alone = await connection.all(_PINNED_FILES.where(counts, outside))
             rows = [*compacted, *alone]
-            fields_of: dict[int, ObjectType] = {}
-            for some in slices({row.field_set_id for row in rows}):
-                sets = await fetch_all(connection, select(field_sets).where(field_sets.c.id.in_(some)))
-                fields_of |= {row.id: row.fields for row in sets}
+            named = {row.field_set_id for row in rows}
+            sets = await connection.among(select(field_sets), field_sets.c.id, named)
+            fields_of = {row.id: row.fields for row in sets}
             # A generated id, since a tenant's names never form a path; batch ids are unique in a tenant only.
-            tenant_key = (await connection.execute(select(tenant_id))).scalar_one_or_none()
+            tenant_key = await connection.scalar(select(tenant_id))
             namespaces = await renamed_namespaces(connection, tenant_id, IDENTITY)
             segment_namespaces = await renamed_namespaces(connection, tenant_id, SEGMENT)
             spellings = {
@@ -180,7 +172,7 @@ class Compactions(Store):
         async with self.database.read() as connection:
             before = await database_time(connection) - least
             query = select(merges.c.folder).where(merges.c.start_time <= before)
-            return (await connection.scalars(query)).all()
+            return await connection.values(query)
 
     @uninterruptible
     async def give_up(self, folders: Collection[str]) -> None:
@@ -204,9 +196,9 @@ class Compactions(Store):
                 batches.c.compaction_key.is_(None),
             )
             still = select(func.count()).where(compactions.c.key.in_(superseded), counting())
-            if (await connection.execute(unchanged)).scalar_one() != len(alone):
+            if await connection.value(unchanged) != len(alone):
                 return False
-            if (await connection.execute(still)).scalar_one() != len(superseded):
+            if await connection.value(still) != len(superseded):
                 return False
             row = {
                 "dataset_id": merge.dataset_id,
@@ -230,7 +222,7 @@ class Compactions(Store):
     async def dissolve(self) -> None:
         """Forget the compacted files of which a batch does not count any more; the others' own files are there."""
         async with self.database.read() as connection:
-            stale = (await connection.scalars(select(compactions.c.key).where(~counting()))).all()
+            stale = await connection.values(select(compactions.c.key).where(~counting()))
         for some in slices(stale, MOST_AT_ONCE):
             async with self.database.write() as connection:
                 held = update(batches).where(batches.c.compaction_key.in_(some))
@@ -241,7 +233,7 @@ class Compactions(Store):
     async def folders(self) -> Sequence[str]:
         """Return the folders of all compacted files."""
         async with self.database.read() as connection:
-            return (await connection.scalars(select(compactions.c.folder))).all()
+            return await connection.values(select(compactions.c.folder))
 
 
 def counting() -> ColumnElement[bool]:
@@ -254,7 +246,7 @@ def counting() -> ColumnElement[bool]:
     )
 
 
-async def drop_compactions(connection: AsyncConnection, dataset_id: str) -> None:
+async def drop_compactions(connection: Transaction, dataset_id: str) -> None:
     """Forget all compacted files of a dataset whose batches go as well."""
     await _drop(connection, compactions.c.dataset_id == dataset_id)
 
@@ -284,7 +276,7 @@ def _small(*columns: ColumnElement[Any]) -> Select[Any]:
     )
 
 
-async def _segments(connection: AsyncConnection, dataset_id: str) -> dict[int, list[Segment]]:
+async def _segments(connection: Transaction, dataset_id: str) -> dict[int, list[Segment]]:
     """Return what is worth merging in a dataset, by the fields it was written with, the oldest first."""
     alone = _batches_alone(batches.c.key, batches.c.rows, batches.c.bytes, files.c.path, files.c.field_set_id)
     alone = alone.join(files, files.c.batch_key == batches.c.key).where(batches.c.dataset_id == dataset_id)
@@ -306,6 +298,6 @@ async def _segments(connection: AsyncConnection, dataset_id: str) -> dict[int, l
     return found
 
 
-async def _drop(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
+async def _drop(connection: Transaction, which: ColumnElement[bool]) -> None:
     gone = await connection.execute(delete(compactions).where(which).returning(compactions.c.folder))
     await drop(connection, gone.scalars().all())

@@ -8,7 +8,6 @@ from functools import reduce
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas, check_batch_namespaces
 from profile_export.domain.catalog.batches import (
@@ -31,8 +30,9 @@ from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.schemas import Growth, foresee_growth, grow, keep_unions, still_holds
 from profile_export.store.catalog.tenants import (
     IDENTITY,
+    LOADING_BATCHES,
     SEGMENT,
-    check_loading_batches,
+    check_one_more,
     dataset_of,
     ensure_tenant,
     field_sets_of,
@@ -45,8 +45,9 @@ from profile_export.store.catalog.tenants import (
     total,
 )
 from profile_export.store.db.columns import digest_of, value_of, write_ahead
-from profile_export.store.db.database import Database, Store, database_time, fetch_all, uninterruptible
+from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import IngestedFile, accepted, batches, field_sets, uploads, used_together
+from profile_export.store.db.transactions import Transaction
 from profile_export.store.files.batches import (
     AddedFile,
     CountedBatch,
@@ -91,8 +92,26 @@ class Beside:
     fields: Sequence[ObjectType]
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A batch that is ready to be completed: `uploads` are its files, by name, with what ingestion made of them."""
+
+    batch: Batch
+    dataset: Dataset
+    folder: str
+    uploads: Mapping[Upload, IngestedFile]
+
+
+class FieldsGrewError(Exception):
+    """A field became known that these files left out for want of a type: write them again."""
+
+
+class BatchChangedError(Exception):
+    """The batch has other files than those that were to be committed: look at it again."""
+
+
 class Uploads(Store):
-    """Uploads of all tenants."""
+    """Uploads of all tenants: files, and the batches that they fill until these count."""
 
     def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
         super().__init__(database)
@@ -104,11 +123,7 @@ class Uploads(Store):
     ) -> OpenUpload:
         """Give a file, and its batch, a row before the first byte; what was refused may be uploaded again.
 
-        Args:
-            tenant: Whose.
-            start: What the caller says of the file.
-            folder: Where the batch's files would go, if it begins now.
-            staged_as: The name for the bytes as sent, if the upload begins now.
+        A batch that begins now has its files in `folder`; the bytes of an upload that begins now are `staged_as`.
 
         Raises:
             NotFoundError: There is no such dataset.
@@ -119,12 +134,12 @@ class Uploads(Store):
         """
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
-            dataset = await writable_dataset(connection, tenant_id, start.dataset_id)
-            row = (await connection.execute(batch_by_id(tenant_id, start.batch_id))).first()
+            dataset = await _writable_dataset(connection, tenant_id, start.dataset_id)
+            row = await connection.first(batch_by_id(tenant_id, start.batch_id))
             if row is None or row.state == BatchState.FAILED:
-                await check_loading_batches(connection, tenant_id, self._quotas.loading_batches)
+                await check_one_more(connection, LOADING_BATCHES, tenant_id, self._quotas.loading_batches)
             if row is None:
-                row = await insert_batch(connection, tenant_id, dataset.id, start.batch_id, folder)
+                row = await _insert_batch(connection, tenant_id, dataset.id, start.batch_id, folder)
             else:
                 check_takes_file(await batch_from(connection, row), dataset.id, start.file_name)
                 if row.state == BatchState.FAILED:
@@ -140,11 +155,7 @@ class Uploads(Store):
     async def reserve(self, tenant: Tenant, opened: OpenUpload, least: int, wanted: int) -> int:
         """Say that bytes arrive, and make room for them; return how many the file may have by now.
 
-        Args:
-            tenant: Whose.
-            opened: The file.
-            least: How many it has, with those that have just come.
-            wanted: How many it may have if there is room.
+        With those that have just come the file has `least`; it may have `wanted` if there is room.
 
         Raises:
             NotFoundError: There is no such batch any more.
@@ -153,14 +164,14 @@ class Uploads(Store):
         """
         async with self.database.write() as connection:
             row = await existing_batch(connection, id_of(tenant), opened.batch.id)
-            check_still_loading(row)
+            _check_still_loading(row)
             return await self._reserve(connection, row, opened.upload, least, wanted)
 
     async def _reserve(
-        self, connection: AsyncConnection, row: Row[Any], upload: Upload, least: int, wanted: int
+        self, connection: Transaction, row: Row[Any], upload: Upload, least: int, wanted: int
     ) -> int:
         of_file = (uploads.c.batch_key == row.key, uploads.c.file_name == upload.file_name)
-        known: int = (await connection.execute(select(uploads.c.staged_bytes).where(*of_file))).scalar_one()
+        known: int = await connection.value(select(uploads.c.staged_bytes).where(*of_file))
         if least > known:
             most = self._quotas.staged_bytes
             known += await room_for_bytes(connection, row.tenant_id, most, least - known, wanted - known)
@@ -187,7 +198,7 @@ class Uploads(Store):
                 "folder": folder,
                 "staged_bytes": 0,
             }
-            await connection.execute(upload_of(row, opened.upload.file_name).values(values))
+            await connection.execute(_upload_of(row, opened.upload.file_name).values(values))
             await note_activity(connection, row.key)
             if not row.several_files:
                 await end_batch(connection, row, BatchState.FAILED)
@@ -204,14 +215,14 @@ class Uploads(Store):
         fields_written = await write_ahead(field_sets.c.fields, ingested.fields)
         async with self.database.write() as connection:
             row = await existing_batch(connection, id_of(tenant), opened.batch.id)
-            check_still_loading(row)
+            _check_still_loading(row)
             ids = await field_sets_of(connection, row.dataset_id, {digest: fields_written})
             values = accepted(ingested) | {
                 "facts": ingested_written,
                 "rows": ingested.rows,
                 "field_set_id": ids[digest],
             }
-            await connection.execute(upload_of(row, opened.upload.file_name).values(values))
+            await connection.execute(_upload_of(row, opened.upload.file_name).values(values))
             await note_activity(connection, row.key)
             return await batch_from(connection, row)
 
@@ -224,7 +235,7 @@ class Uploads(Store):
             FailedPreconditionError: It has ended.
         """
         async with self.database.read() as connection:
-            check_still_loading(await existing_batch(connection, id_of(tenant), batch_id))
+            _check_still_loading(await existing_batch(connection, id_of(tenant), batch_id))
 
     @uninterruptible
     async def beside(self, tenant: Tenant, batch_id: str, file_name: str) -> Beside:
@@ -240,8 +251,8 @@ class Uploads(Store):
             field_sets.c.id.in_(select(uploads.c.field_set_id).where(*complete))
         )
         async with self.database.read() as connection:
-            first_row = (await connection.execute(before)).scalar_one()
-            rows = await fetch_all(connection, known.order_by(field_sets.c.id))
+            first_row = await connection.value(before)
+            rows = await connection.all(known.order_by(field_sets.c.id))
             return Beside(first_row, [row.fields for row in rows])
 
     @uninterruptible
@@ -260,129 +271,8 @@ class Uploads(Store):
                         if sent.rejected_rows
                     ],
                 )
-                for row in (await connection.execute(query)).all()
+                for row in await connection.all(query)
             ]
-
-
-# --- Rows ---
-
-
-async def writable_dataset(connection: AsyncConnection, tenant_id: int, dataset_id: str) -> Dataset:
-    """Return a dataset that takes uploads.
-
-    Raises:
-        NotFoundError: There is no such dataset.
-        FailedPreconditionError: It is a union dataset.
-    """
-    dataset = await dataset_of(connection, tenant_id, dataset_id)
-    if dataset.kind is DatasetKind.UNION:
-        raise FailedPreconditionError(
-            "SOURCE_READ_ONLY",
-            f"The dataset '{dataset_id}' holds exported profiles; only export jobs write to it.",
-            metadata={"dataset_id": dataset_id},
-        )
-    return dataset
-
-
-async def insert_batch(
-    connection: AsyncConnection, tenant_id: int, dataset_id: str, batch_id: str, folder: str, **values: Any
-) -> Row[Any]:
-    """Make a LOADING batch and return its row."""
-    now = await database_time(connection)
-    row = {
-        "tenant_id": tenant_id,
-        "id": batch_id,
-        "dataset_id": dataset_id,
-        "state": BatchState.LOADING,
-        "create_time": now,
-        "active_time": now,
-        "folder": folder,
-        **values,
-    }
-    inserted: Row[Any] = (await connection.execute(insert(batches).values(row).returning(batches))).one()
-    return inserted
-
-
-async def _reopen(connection: AsyncConnection, row: Row[Any], folder: str) -> Row[Any]:
-    await connection.execute(delete(uploads).where(uploads.c.batch_key == row.key))
-    await drop(connection, [row.folder])
-    values = {"state": BatchState.LOADING, "state_reason": "", "end_time": None, "folder": folder}
-    query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
-    reopened: Row[Any] = (await connection.execute(query)).one()
-    return reopened
-
-
-async def _opened(connection: AsyncConnection, batch: Row[Any], start: UploadStart, staged_as: str) -> Upload:
-    """Return the upload of a file, made or made ready for bytes; one that is COMPLETE as it is."""
-    query = select(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == start.file_name)
-    row = (await connection.execute(query)).first()
-    values = {
-        "format": start.format,
-        "max_bad_records": start.max_bad_records,
-        "state": UploadState.OPEN,
-        "folder": "",
-        "rejected_rows": 0,
-        "errors": (),
-    }
-    if row is None:
-        await _check_file_count(connection, batch)
-        new = {"batch_key": batch.key, "file_name": start.file_name, "staged_as": staged_as, **values}
-        row = (await connection.execute(insert(uploads).values(new).returning(uploads))).one()
-    elif row.state != UploadState.COMPLETE:
-        row = (
-            await connection.execute(upload_of(batch, start.file_name).values(values).returning(uploads))
-        ).one()
-    return value_of(Upload, row)
-
-
-async def _check_file_count(connection: AsyncConnection, batch: Row[Any]) -> None:
-    count = select(func.count()).select_from(uploads).where(uploads.c.batch_key == batch.key)
-    check_file_count(batch.id, (await connection.execute(count)).scalar_one() + 1)
-
-
-def upload_of(batch: Row[Any], file_name: str) -> Any:
-    """Update the row of a file."""
-    return update(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == file_name)
-
-
-def check_still_loading(row: Row[Any]) -> None:
-    """Refuse to go on with a batch that has ended meanwhile.
-
-    Raises:
-        FailedPreconditionError: It has.
-    """
-    if row.state != BatchState.LOADING:
-        raise FailedPreconditionError(
-            "BATCH_ABORTED",
-            f"The batch '{row.id}' has become {row.state.upper()} meanwhile; upload under another batch_id.",
-            metadata={"batch_id": row.id, "state": row.state.upper()},
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBatch:
-    """A batch that is ready to be completed: `uploads` are its files, by name, with what ingestion made of them."""
-
-    batch: Batch
-    dataset: Dataset
-    folder: str
-    uploads: Mapping[Upload, IngestedFile]
-
-
-class FieldsGrewError(Exception):
-    """A field became known that these files left out for want of a type: write them again."""
-
-
-class BatchChangedError(Exception):
-    """The batch has other files than those that were to be committed: look at it again."""
-
-
-class LoadingBatches(Store):
-    """Batches of uploads of all tenants, until they count."""
-
-    def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
-        super().__init__(database)
-        self._most_loading = quotas.loading_batches
 
     @uninterruptible
     async def create_batch(
@@ -390,12 +280,8 @@ class LoadingBatches(Store):
     ) -> tuple[Batch, bool]:
         """Open a batch for several files, or find the one that was opened before; True says it was found.
 
-        Args:
-            tenant: Whose.
-            dataset_id: A record or event dataset.
-            batch_id: Unique in the tenant.
-            request_id: Makes the call safe to repeat, whatever the batch id; may be empty.
-            folder: Where its files go, if it gets a row now.
+        A request id, which may be empty, makes the call safe to repeat, whatever the batch id. The files of a batch
+        that gets a row now go into `folder`.
 
         Raises:
             NotFoundError: There is no such dataset.
@@ -406,19 +292,19 @@ class LoadingBatches(Store):
         digest = digest_of(dataset_id)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
-            await writable_dataset(connection, tenant_id, dataset_id)
+            await _writable_dataset(connection, tenant_id, dataset_id)
             found = await made_before(connection, select(batches), tenant_id, request_id, digest)
             if found:
                 return await batch_from(connection, found), True
-            row = (await connection.execute(batch_by_id(tenant_id, batch_id))).first()
+            row = await connection.first(batch_by_id(tenant_id, batch_id))
             if row is None:
-                await check_loading_batches(connection, tenant_id, self._most_loading)
+                await check_one_more(connection, LOADING_BATCHES, tenant_id, self._quotas.loading_batches)
                 values = {
                     "several_files": True,
                     "request_id": request_id or None,
                     "request_digest": digest,
                 }
-                row = await insert_batch(connection, tenant_id, dataset_id, batch_id, folder, **values)
+                row = await _insert_batch(connection, tenant_id, dataset_id, batch_id, folder, **values)
                 return await batch_from(connection, row), False
             batch = await batch_from(connection, row)
             same = batch.several_files and batch.dataset_id == dataset_id and not request_id
@@ -448,7 +334,7 @@ class LoadingBatches(Store):
             complete = select(uploads).where(
                 uploads.c.batch_key == row.key, uploads.c.state == UploadState.COMPLETE
             )
-            found = await fetch_all(connection, complete.order_by(uploads.c.file_name))
+            found = await connection.all(complete.order_by(uploads.c.file_name))
             return OpenBatch(
                 batch,
                 await dataset_of(connection, row.tenant_id, row.dataset_id),
@@ -460,10 +346,7 @@ class LoadingBatches(Store):
     async def commit_batch(self, tenant: Tenant, batch_id: str, sent: Mapping[str, IngestedFile]) -> Batch:
         """Make a batch count: number, ingest time, files, fields and namespaces, in one transaction.
 
-        Args:
-            tenant: Whose.
-            batch_id: A LOADING batch.
-            sent: What its files hold, by file name in the order in which their rows count on.
+        `sent` is what its files hold, by file name in the order in which their rows count on.
 
         Raises:
             TypeConflictError: Its fields contradict each other, the dataset's or the union of its class.
@@ -492,7 +375,7 @@ class LoadingBatches(Store):
             row = await existing_batch(connection, tenant_id, batch_id)
             if row.several_files and row.state == BatchState.SUCCEEDED:
                 raise BatchChangedError  # another call has completed it
-            check_still_loading(row)
+            _check_still_loading(row)
             if row.several_files:
                 await _check_same_files(connection, row, sent)
             if not await still_holds(connection, tenant_id, growth.outlook):
@@ -502,7 +385,7 @@ class LoadingBatches(Store):
             if any(type_at(fields, path) for ingested in sent.values() for path in ingested.untyped):
                 raise FieldsGrewError
             for kind, use in used.items():
-                await register_namespaces(connection, tenant_id, kind, use.first_spellings, use.all_spellings)
+                await register_namespaces(connection, tenant_id, kind, use)
             [place] = await next_places(connection, tenant_id)
             field_set_ids = await field_sets_of(connection, row.dataset_id, different)
             counted: list[DataFile] = []
@@ -526,11 +409,11 @@ class LoadingBatches(Store):
             return await self._growth(connection, id_of(tenant), row.dataset_id, sent)
 
     async def _growth(
-        self, connection: AsyncConnection, tenant_id: Any, dataset_id: str, sent: Mapping[str, IngestedFile]
+        self, connection: Transaction, tenant_id: Any, dataset_id: str, sent: Mapping[str, IngestedFile]
     ) -> Growth:
         dataset = await dataset_of(connection, tenant_id, dataset_id)
         fields = await _fields_with(dataset, sent)
-        return await foresee_growth(connection, self.database.unions, tenant_id, [(dataset, fields)])
+        return await foresee_growth(connection, tenant_id, [(dataset, fields)])
 
     @uninterruptible
     async def abort_batch(
@@ -556,6 +439,97 @@ class LoadingBatches(Store):
             return await end_batch(connection, row, BatchState.ABORTED, reason), row.folder, staged
 
 
+# --- Rows ---
+
+
+async def _writable_dataset(connection: Transaction, tenant_id: int, dataset_id: str) -> Dataset:
+    """Return a dataset that takes uploads.
+
+    Raises:
+        NotFoundError: There is no such dataset.
+        FailedPreconditionError: It is a union dataset.
+    """
+    dataset = await dataset_of(connection, tenant_id, dataset_id)
+    if dataset.kind is DatasetKind.UNION:
+        raise FailedPreconditionError(
+            "SOURCE_READ_ONLY",
+            f"The dataset '{dataset_id}' holds exported profiles; only export jobs write to it.",
+            metadata={"dataset_id": dataset_id},
+        )
+    return dataset
+
+
+async def _insert_batch(
+    connection: Transaction, tenant_id: int, dataset_id: str, batch_id: str, folder: str, **values: Any
+) -> Row[Any]:
+    """Make a LOADING batch and return its row."""
+    now = await database_time(connection)
+    row = {
+        "tenant_id": tenant_id,
+        "id": batch_id,
+        "dataset_id": dataset_id,
+        "state": BatchState.LOADING,
+        "create_time": now,
+        "active_time": now,
+        "folder": folder,
+        **values,
+    }
+    return await connection.one(insert(batches).values(row).returning(batches))
+
+
+async def _reopen(connection: Transaction, row: Row[Any], folder: str) -> Row[Any]:
+    await connection.execute(delete(uploads).where(uploads.c.batch_key == row.key))
+    await drop(connection, [row.folder])
+    values = {"state": BatchState.LOADING, "state_reason": "", "end_time": None, "folder": folder}
+    query = update(batches).where(batches.c.key == row.key).values(values).returning(batches)
+    return await connection.one(query)
+
+
+async def _opened(connection: Transaction, batch: Row[Any], start: UploadStart, staged_as: str) -> Upload:
+    """Return the upload of a file, made or made ready for bytes; one that is COMPLETE as it is."""
+    query = select(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == start.file_name)
+    row = await connection.first(query)
+    values = {
+        "format": start.format,
+        "max_bad_records": start.max_bad_records,
+        "state": UploadState.OPEN,
+        "folder": "",
+        "rejected_rows": 0,
+        "errors": (),
+    }
+    if row is None:
+        await _check_file_count(connection, batch)
+        new = {"batch_key": batch.key, "file_name": start.file_name, "staged_as": staged_as, **values}
+        row = await connection.one(insert(uploads).values(new).returning(uploads))
+    elif row.state != UploadState.COMPLETE:
+        row = await connection.one(_upload_of(batch, start.file_name).values(values).returning(uploads))
+    return value_of(Upload, row)
+
+
+async def _check_file_count(connection: Transaction, batch: Row[Any]) -> None:
+    count = select(func.count()).select_from(uploads).where(uploads.c.batch_key == batch.key)
+    check_file_count(batch.id, await connection.value(count) + 1)
+
+
+def _upload_of(batch: Row[Any], file_name: str) -> Any:
+    """Update the row of a file."""
+    return update(uploads).where(uploads.c.batch_key == batch.key, uploads.c.file_name == file_name)
+
+
+def _check_still_loading(row: Row[Any]) -> None:
+    """Refuse to go on with a batch that has ended meanwhile.
+
+    Raises:
+        FailedPreconditionError: It has.
+    """
+    if row.state != BatchState.LOADING:
+        raise FailedPreconditionError(
+            "BATCH_ABORTED",
+            f"The batch '{row.id}' has become {row.state.upper()} meanwhile; upload under another batch_id.",
+            metadata={"batch_id": row.id, "state": row.state.upper()},
+        )
+
+
 async def _fields_with(dataset: Dataset, sent: Mapping[str, IngestedFile]) -> ObjectType:
     """Return what a dataset knows with the fields of files.
 
@@ -567,7 +541,7 @@ async def _fields_with(dataset: Dataset, sent: Mapping[str, IngestedFile]) -> Ob
 
 
 async def _check_same_files(
-    connection: AsyncConnection, batch: Row[Any], sent: Mapping[str, IngestedFile]
+    connection: Transaction, batch: Row[Any], sent: Mapping[str, IngestedFile]
 ) -> None:
     """Refuse a commit that does not name exactly the complete files, or while another is open."""
     query = select(uploads.c.file_name, uploads.c.sha256).where(
@@ -578,9 +552,7 @@ async def _check_same_files(
         raise BatchChangedError
 
 
-async def _note_accepted(
-    connection: AsyncConnection, batch_key: int, sent: Mapping[str, IngestedFile]
-) -> None:
+async def _note_accepted(connection: Transaction, batch_key: int, sent: Mapping[str, IngestedFile]) -> None:
     """Note that files, by name, are complete, and that it need not be known any more what they hold."""
     rows = [
         {"of_file": file_name} | accepted(ingested) | {"facts": None} for file_name, ingested in sent.items()

@@ -22,7 +22,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.catalog.batches import DataFile
@@ -49,7 +48,7 @@ from profile_export.store.catalog.tenants import dataset_of, next_places
 from profile_export.store.db.columns import Instant
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import datasets, job_ranges, jobs, leases, tenants
-from profile_export.store.db.wakeups import Transaction
+from profile_export.store.db.transactions import Transaction
 from profile_export.store.files.batches import (
     AddedFile,
     CountedBatch,
@@ -81,34 +80,32 @@ _DUE = (
 )
 
 
-async def _may_be_due(connection: AsyncConnection, most_running: int | None) -> bool:
+async def _may_be_due(connection: Transaction, most_running: int | None) -> bool:
     """Tell whether any job can be taken; it asks less than to take one."""
     asked = await _asked(connection, most_running)
-    return (await connection.execute(_TURN, asked)).first() is not None
+    return await connection.first(_TURN, asked) is not None
 
 
-async def _next_job(connection: AsyncConnection, most_running: int | None) -> Row[Any] | None:
+async def _next_job(connection: Transaction, most_running: int | None) -> Row[Any] | None:
     """Lock and return the job to be taken next, and put its tenant behind all others; None if none is due.
 
-    Args:
-        connection: A transaction of the kind of `write_beside`.
-        most_running: How many jobs of one tenant may run; None: any number.
+    The transaction is one of `write_beside`; `most_running` jobs of a tenant may run, for None any number.
     """
     asked = await _asked(connection, most_running)
     while True:
         # A tenant whose turn another worker is taking has just been served: it is waited for only where no other waits.
-        tenant_id = (await connection.execute(_TURN_OF_THE_OTHERS, asked)).scalar_one_or_none()
+        tenant_id = await connection.scalar(_TURN_OF_THE_OTHERS, asked)
         if tenant_id is None:
-            if (await connection.execute(_TURN_OF_ANY, asked)).first() is None:
+            if await connection.first(_TURN_OF_ANY, asked) is None:
                 return None
             continue
-        row: Row[Any] | None = (await connection.execute(_OLDEST, asked | {"of_tenant": tenant_id})).first()
+        row = await connection.first(_OLDEST, asked | {"of_tenant": tenant_id})
         if row is not None:
             await connection.execute(_SERVED, {"of_tenant": tenant_id})
             return row
 
 
-async def _asked(connection: AsyncConnection, most_running: int | None) -> dict[str, Any]:
+async def _asked(connection: Transaction, most_running: int | None) -> dict[str, Any]:
     return {
         "now": await database_time(connection),
         "most_running": _ANY_NUMBER if most_running is None else most_running,
@@ -207,9 +204,7 @@ class Attempts(Store):
     async def claim(self, worker: str, *, newcomers_only: bool = False) -> Claim | None:
         """Take a job that is due, tenants by turns and of each the oldest first; None if there is none.
 
-        Args:
-            worker: Who asks.
-            newcomers_only: Take none of a tenant that already runs one.
+        With `newcomers_only` it takes none of a tenant that already runs one.
         """
         most_running = 1 if newcomers_only else self._most_running
         # Most often there is none, and then nothing is written.
@@ -396,7 +391,7 @@ async def _end(connection: Transaction, fence: Fence, row: Row[Any], move: Move,
     return moved
 
 
-async def _list_fields(connection: AsyncConnection, row: Row[Any], plan: ExportPlan) -> None:
+async def _list_fields(connection: Transaction, row: Row[Any], plan: ExportPlan) -> None:
     """Add to the fields of a job's destination those that the job exported."""
     dataset = await dataset_of(connection, row.tenant_id, row.destination_id)
     # Exports may have other types than those before them; then the list stays, since no job fails for it.
@@ -406,9 +401,9 @@ async def _list_fields(connection: AsyncConnection, row: Row[Any], plan: ExportP
         await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(fields=fields))
 
 
-async def _claim(connection: AsyncConnection, fence: Fence, row: Row[Any], begun: float) -> Claim:
+async def _claim(connection: Transaction, fence: Fence, row: Row[Any], begun: float) -> Claim:
     query = select(tenants.c.org, tenants.c.sandbox).where(tenants.c.id == row.tenant_id)
-    tenant = (await connection.execute(query)).one()
+    tenant = await connection.one(query)
     filled = await batches_of_job(connection, row.id)
     recorded = await connection.execute(select(job_ranges.c.range_index).where(job_ranges.c.job_id == row.id))
     return Claim(

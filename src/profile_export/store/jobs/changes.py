@@ -8,24 +8,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, Select, Table, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import PastEndError
 from profile_export.domain.job import JobFilter, JobState, JobView, Progress, Transition
 from profile_export.store.catalog.tenants import forget_job_revisions, id_of
 from profile_export.store.db.columns import value_of
-from profile_export.store.db.database import (
-    FEW,
-    Database,
-    Store,
-    characters,
-    database_time,
-    fitting_count,
-    page_rows,
-    uninterruptible,
-)
+from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import expired_jobs, job_transitions, jobs, leases, tenants
+from profile_export.store.db.transactions import FEW, Transaction, characters, fitting_count, page_rows
 from profile_export.store.jobs.jobs import JOB_CHARACTERS, JOB_COLUMNS, views_of
 
 _ROOM = 256 * 1024
@@ -120,14 +111,14 @@ class Changes(Store):
             return await self._changes(connection, tenant, after, up_to)
 
     async def _changes(
-        self, connection: AsyncConnection, tenant: Tenant, after: int, up_to: int
+        self, connection: Transaction, tenant: Tenant, after: int, up_to: int
     ) -> Sequence[Change]:
         gone = await connection.execute(_within(select(expired_jobs), expired_jobs, tenant, after, up_to))
         changes = [_removal(row) for row in gone]
-        moved = (
-            await connection.execute(_within(select(job_transitions), job_transitions, tenant, after, up_to))
-        ).all()
-        views = await self._views(connection, {row.job_id for row in moved})
+        moved = await connection.all(_within(select(job_transitions), job_transitions, tenant, after, up_to))
+        of_jobs = select(*JOB_COLUMNS).where(jobs.c.id.in_({row.job_id for row in moved}))
+        found = await views_of(connection, await connection.all(of_jobs), self._kept_for)
+        views = {view.job.id: view for view in found}
         for row in moved:
             view, transition = views[row.job_id], value_of(Transition, row)
             job = view.job
@@ -144,10 +135,6 @@ class Changes(Store):
                 )
             )
         return sorted(changes, key=lambda change: change.revision)
-
-    async def _views(self, connection: AsyncConnection, ids: set[int]) -> dict[int, JobView]:
-        rows = (await connection.execute(select(*JOB_COLUMNS).where(jobs.c.id.in_(ids)))).all()
-        return {view.job.id: view for view in await views_of(connection, rows, self._kept_for)}
 
     @uninterruptible
     async def list(self, tenant: Tenant, wanted: JobFilter, after_id: int, limit: int) -> Listed:
@@ -200,17 +187,16 @@ class Changes(Store):
     async def _remembered(self) -> Sequence[int]:
         async with self.database.read() as connection:
             some = tenants.c.job_revision > tenants.c.forgotten_job_revision
-            return (await connection.scalars(select(tenants.c.id).where(some))).all()
+            return await connection.values(select(tenants.c.id).where(some))
 
     @uninterruptible
     async def _forget(self, tenant_id: int, kept_for: timedelta) -> bool:
         async with self.database.read() as connection:
             before = await database_time(connection) - kept_for
-            columns = (tenants.c.job_revision, tenants.c.forgotten_job_revision)
-            now, forgotten = (
-                await connection.execute(select(*columns).where(tenants.c.id == tenant_id))
-            ).one()
-            first_kept = now + 1
+            query = select(tenants.c.job_revision, tenants.c.forgotten_job_revision)
+            known = await connection.one(query.where(tenants.c.id == tenant_id))
+            forgotten = known.forgotten_job_revision
+            first_kept = known.job_revision + 1
             for table, time in (
                 (job_transitions, job_transitions.c.time),
                 (expired_jobs, expired_jobs.c.expire_time),
@@ -221,9 +207,7 @@ class Changes(Store):
                     .order_by(table.c.tenant_revision)
                     .limit(1)
                 )
-                first_kept = min(
-                    first_kept, (await connection.execute(kept)).scalar_one_or_none() or first_kept
-                )
+                first_kept = min(first_kept, await connection.scalar(kept) or first_kept)
         if first_kept - 1 <= forgotten:
             return False
         async with self.database.write() as connection:
@@ -251,11 +235,11 @@ def check_kept(after: int, newest: int, forgotten: int) -> None:
         )
 
 
-async def _revisions(connection: AsyncConnection, tenant: Tenant) -> tuple[int | None, int, int]:
+async def _revisions(connection: Transaction, tenant: Tenant) -> tuple[int | None, int, int]:
     query = select(tenants.c.id, tenants.c.job_revision, tenants.c.forgotten_job_revision).where(
         tenants.c.org == tenant.org, tenants.c.sandbox == tenant.sandbox
     )
-    row = (await connection.execute(query)).first()
+    row = await connection.first(query)
     return (row.id, row.job_revision, row.forgotten_job_revision) if row else (None, 0, 0)
 
 
@@ -265,16 +249,16 @@ def _within(query: Select[Any], table: Table, tenant: Tenant, after: int, up_to:
     return query.where(table.c.tenant_id == id_of(tenant), number > after, number <= up_to).order_by(number)
 
 
-async def _within_reach(connection: AsyncConnection, tenant: Tenant, after: int, up_to: int) -> int:
+async def _within_reach(connection: Transaction, tenant: Tenant, after: int, up_to: int) -> int:
     """Return up to which revision the changes, with their jobs, are not more than an answer has room for."""
     if up_to - after <= FEW:
         return up_to
     of_job = JOB_CHARACTERS + characters(job_transitions.c.metrics)
-    moved = select(job_transitions.c.tenant_revision, of_job).join(
+    moved = select(job_transitions.c.tenant_revision, of_job.label("size")).join(
         jobs, jobs.c.id == job_transitions.c.job_id
     )
-    rows = (await connection.execute(_within(moved, job_transitions, tenant, after, up_to))).all()
-    count = fitting_count((row[1] for row in rows), _ROOM)
+    rows = await connection.all(_within(moved, job_transitions, tenant, after, up_to))
+    count = fitting_count((row.size for row in rows), _ROOM)
     return up_to if count == len(rows) else rows[count].tenant_revision - 1
 
 

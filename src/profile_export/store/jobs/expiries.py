@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import BatchState, UploadState
 from profile_export.domain.catalog.datasets import (
@@ -30,7 +29,7 @@ from profile_export.store.db.tables import (
     jobs,
     uploads,
 )
-from profile_export.store.db.wakeups import Transaction
+from profile_export.store.db.transactions import Transaction
 from profile_export.store.files.folders import drop
 
 # As many end in one transaction; whoever comes after it need not wait for all.
@@ -94,7 +93,7 @@ class Expiries(Store):
                 "staged_bytes": 0,
             }
             query = update(batches).where(batches.c.key.in_(keys)).values(ended).returning(batches.c.id)
-            ids = (await connection.scalars(query)).all()
+            ids = await connection.values(query)
             # Their rows say by which names the bytes are to be found, until the batch is uploaded again.
             lost = {
                 "state": UploadState.OPEN,
@@ -105,7 +104,7 @@ class Expiries(Store):
             }
             sent = uploads.c.batch_key.in_(keys) & (uploads.c.state != UploadState.REFUSED)
             gone = update(uploads).where(sent).values(lost).returning(uploads.c.staged_as)
-            return GivenUp(ids, (await connection.scalars(gone)).all())
+            return GivenUp(ids, await connection.values(gone))
 
     @uninterruptible
     async def expire_jobs(self, kept_for: timedelta) -> Sequence[int]:
@@ -131,7 +130,7 @@ class Expiries(Store):
             before = await database_time(connection) - REMEMBERED
             query = select(expired_jobs.c.job_id).where(expired_jobs.c.expire_time <= before)
             query = query.order_by(expired_jobs.c.expire_time).limit(MOST_AT_ONCE)
-            ids = (await connection.scalars(query)).all()
+            ids = await connection.values(query)
         if ids:
             async with self.database.write() as connection:
                 await connection.execute(delete(expired_jobs).where(expired_jobs.c.job_id.in_(ids)))
@@ -139,7 +138,7 @@ class Expiries(Store):
 
 
 async def _remember(
-    connection: Transaction, tenant_id: int, expiring: Sequence[Row[*tuple[Any, ...]]], now: datetime
+    connection: Transaction, tenant_id: int, expiring: Sequence[Row[Any]], now: datetime
 ) -> None:
     """Note that jobs of a tenant are removed; what happened up to their ends cannot be told from then on."""
     last = await next_job_revision(connection, tenant_id, len(expiring))
@@ -163,18 +162,18 @@ async def _remember(
         connection.job_changed(row.id, tenant_id)
 
 
-def _tenant_and_end(row: Row[*tuple[Any, ...]]) -> tuple[int, datetime]:
+def _tenant_and_end(row: Row[Any]) -> tuple[int, datetime]:
     return row.tenant_id, row.end_time
 
 
-async def _due_batches(connection: AsyncConnection, now: datetime) -> Sequence[int]:
+async def _due_batches(connection: Transaction, now: datetime) -> Sequence[int]:
     """Return the keys of batches that are due, the oldest of each dataset first."""
     keeping = select(datasets.c.id, datasets.c.batch_retention).where(
         datasets.c.batch_retention.is_not(None), datasets.c.delete_time.is_(None)
     )
     due: list[int] = []
     # One by one: joined, SQLite reads all batches there are to find those of the few datasets.
-    for dataset in (await connection.execute(keeping.order_by(datasets.c.id))).all():
+    for dataset in await connection.all(keeping.order_by(datasets.c.id)):
         query = select(batches.c.key).where(
             batches.c.dataset_id == dataset.id,
             batches.c.state == BatchState.SUCCEEDED,
@@ -187,19 +186,12 @@ async def _due_batches(connection: AsyncConnection, now: datetime) -> Sequence[i
     return due
 
 
-async def _still_due(
-    connection: AsyncConnection, keys: Sequence[int], now: datetime
-) -> Sequence[Row[*tuple[Any, ...]]]:
+async def _still_due(connection: Transaction, keys: Sequence[int], now: datetime) -> Sequence[Row[Any]]:
     """Return batches that were due and still are, with how long their datasets keep them."""
-    columns = (
-        batches.c.key,
-        batches.c.id,
-        batches.c.folder,
-        batches.c.ingest_time,
-        datasets.c.batch_retention,
-    )
     query = (
-        select(*columns)
+        select(
+            batches.c.key, batches.c.id, batches.c.folder, batches.c.ingest_time, datasets.c.batch_retention
+        )
         .join(datasets, datasets.c.id == batches.c.dataset_id)
         .where(
             batches.c.key.in_(keys),
@@ -208,17 +200,17 @@ async def _still_due(
             datasets.c.delete_time.is_(None),
         )
     )
-    rows = (await connection.execute(query.order_by(batches.c.key))).all()
+    rows = await connection.all(query.order_by(batches.c.key))
     return [row for row in rows if row.ingest_time + row.batch_retention <= now]
 
 
-async def _due_uploads(connection: AsyncConnection, before: datetime) -> Sequence[int]:
+async def _due_uploads(connection: Transaction, before: datetime) -> Sequence[int]:
     """Return the keys of batches that nothing was sent of since, the longest silent first."""
     query = select(batches.c.key).where(LOADING, batches.c.active_time <= before)
-    return (await connection.scalars(query.order_by(batches.c.active_time).limit(MOST_AT_ONCE))).all()
+    return await connection.values(query.order_by(batches.c.active_time).limit(MOST_AT_ONCE))
 
 
-async def _due_jobs(connection: AsyncConnection, before: datetime) -> Sequence[Row[*tuple[Any, ...]]]:
+async def _due_jobs(connection: Transaction, before: datetime) -> Sequence[Row[Any]]:
     # Only a job that has ended has an end time.
     columns = (
         jobs.c.id,
@@ -229,4 +221,4 @@ async def _due_jobs(connection: AsyncConnection, before: datetime) -> Sequence[R
         jobs.c.end_time,
     )
     query = select(*columns).where(jobs.c.end_time <= before)
-    return (await connection.execute(query.order_by(jobs.c.end_time).limit(MOST_AT_ONCE))).all()
+    return await connection.all(query.order_by(jobs.c.end_time).limit(MOST_AT_ONCE))

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.catalog.batches import BatchState, DataFile
@@ -27,7 +26,6 @@ from profile_export.domain.job import (
     Phase,
     PhaseTime,
     Pinned,
-    Progress,
     Resolved,
     Stamp,
     Transition,
@@ -37,7 +35,8 @@ from profile_export.domain.job import (
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.tenants import (
-    check_waiting_jobs,
+    WAITING_JOBS,
+    check_one_more,
     ensure_tenant,
     id_by_name,
     id_of,
@@ -45,17 +44,7 @@ from profile_export.store.catalog.tenants import (
     next_job_revision,
 )
 from profile_export.store.db.columns import columns_of, digest_of, value_of
-from profile_export.store.db.database import (
-    Database,
-    Store,
-    characters,
-    database_time,
-    fetch_all,
-    fetch_first,
-    page_rows,
-    slices,
-    uninterruptible,
-)
+from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import (
     batches,
     expired_jobs,
@@ -66,8 +55,7 @@ from profile_export.store.db.tables import (
     jobs,
     leases,
 )
-from profile_export.store.db.wakeups import Transaction
-from profile_export.store.files.batches import file_from
+from profile_export.store.db.transactions import Transaction, characters, page_rows, slices
 from profile_export.store.files.folders import drop_written
 
 JOB_COLUMNS = tuple(column for column in jobs.c if column.name not in {"plan", "resolved"})
@@ -82,20 +70,20 @@ _JOBS = select(*JOB_COLUMNS)
 _JOB = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"), jobs.c.tenant_id == id_by_name())
 
 
-async def existing_job(connection: AsyncConnection, tenant: Tenant, job_id: int) -> Row[Any]:
+async def existing_job(connection: Transaction, tenant: Tenant, job_id: int) -> Row[Any]:
     """Return the row of a job, within a transaction.
 
     Raises:
         NotFoundError: It has expired, or the tenant never had one of that id.
     """
     named = {"job_id": job_id, "org": tenant.org, "sandbox": tenant.sandbox}
-    row: Row[Any] | None = (await connection.execute(_JOB, named)).first()
+    row = await connection.first(_JOB, named)
     if row:
         return row
     remembered = select(expired_jobs.c.expire_time).where(
         expired_jobs.c.job_id == job_id, expired_jobs.c.tenant_id == id_of(tenant)
     )
-    expire_time = (await connection.execute(remembered)).scalar_one_or_none()
+    expire_time = await connection.scalar(remembered)
     raise expired_job(job_id, expire_time) if expire_time else NotFoundError.of("job", job_id)
 
 
@@ -104,26 +92,22 @@ def job_from(row: Row[Any]) -> Job:
     return value_of(Job, row, request_id=row.request_id or "")
 
 
-async def plan_of(connection: AsyncConnection, job_id: int) -> ExportPlan | None:
+async def plan_of(connection: Transaction, job_id: int) -> ExportPlan | None:
     """Return the plan of a job; None if no attempt has made it yet."""
-    row = await fetch_first(connection, select(jobs.c.plan).where(jobs.c.id == job_id))
+    row = await connection.first(select(jobs.c.plan).where(jobs.c.id == job_id))
     return row and row.plan
 
 
 async def views_of(
-    connection: AsyncConnection, rows: Sequence[Row[Any]], kept_for: timedelta | None
+    connection: Transaction, rows: Sequence[Row[Any]], kept_for: timedelta | None
 ) -> Sequence[JobView]:
     """Return jobs as callers see them, in the order of their rows.
 
     `kept_for` is how long jobs are kept after their end; None: for ever.
     """
     running = [row.id for row in rows if row.state == JobState.PROCESSING]
-    progress: dict[int, Progress] = {}
-    for some in slices(running):
-        found = await connection.execute(
-            select(leases.c.job_id, leases.c.progress).where(leases.c.job_id.in_(some))
-        )
-        progress.update({lease.job_id: lease.progress for lease in found})
+    held = await connection.among(select(leases.c.job_id, leases.c.progress), leases.c.job_id, running)
+    progress = {lease.job_id: lease.progress for lease in held}
     of = [job_from(row) for row in rows]
     phases = await phases_of(connection, of)
     # What has ended needs no clock: one statement less.
@@ -140,7 +124,7 @@ async def views_of(
     ]
 
 
-async def view_of(connection: AsyncConnection, row: Row[Any], kept_for: timedelta | None) -> JobView:
+async def view_of(connection: Transaction, row: Row[Any], kept_for: timedelta | None) -> JobView:
     """Return one job as callers see it."""
     (view,) = await views_of(connection, [row], kept_for)
     return view
@@ -154,7 +138,7 @@ _STAMPS = (
 )
 
 
-async def phases_of(connection: AsyncConnection, of: Sequence[Job]) -> Mapping[int, tuple[PhaseTime, ...]]:
+async def phases_of(connection: Transaction, of: Sequence[Job]) -> Mapping[int, tuple[PhaseTime, ...]]:
     """Return where the time of jobs went so far, by their ids."""
     stamps: dict[int, list[Stamp]] = defaultdict(list)
     for some in slices([job.id for job in of]):
@@ -163,24 +147,22 @@ async def phases_of(connection: AsyncConnection, of: Sequence[Job]) -> Mapping[i
     return {job.id: tuple(phase_times(stamps[job.id], job.end_time)) for job in of}
 
 
-async def batches_of_job(connection: AsyncConnection, job_id: int) -> Sequence[Row[Any]]:
+async def batches_of_job(connection: Transaction, job_id: int) -> Sequence[Row[Any]]:
     """Return the batches that a job fills, in the order of its segments if each has one."""
     query = select(batches).where(batches.c.job_id == job_id).order_by(batches.c.key)
-    return (await connection.execute(query)).all()
+    return await connection.all(query)
 
 
-async def files_of_job(connection: AsyncConnection, job_id: int) -> Mapping[int, Sequence[DataFile]]:
+async def files_of_job(connection: Transaction, job_id: int) -> Mapping[int, Sequence[DataFile]]:
     """Return the recorded files of the batches that a job fills, by the batches' keys."""
     query = select(files).join(batches, batches.c.key == files.c.batch_key).where(batches.c.job_id == job_id)
     found: dict[int, list[DataFile]] = defaultdict(list)
     for row in await connection.execute(query.order_by(files.c.batch_key, files.c.name)):
-        found[row.batch_key].append(file_from(row))
+        found[row.batch_key].append(value_of(DataFile, row))
     return found
 
 
-async def drop_batches_of_job(
-    connection: AsyncConnection, job_id: int, state: BatchState, now: datetime
-) -> None:
+async def drop_batches_of_job(connection: Transaction, job_id: int, state: BatchState, now: datetime) -> None:
     """End the batches that a job fills without effect, and give their files up."""
     rows = await batches_of_job(connection, job_id)
     keys = select(batches.c.key).where(batches.c.job_id == job_id)
@@ -194,12 +176,12 @@ async def drop_batches_of_job(
 _MANY = 20
 
 
-async def metrics_of(connection: AsyncConnection, row: Row[Any]) -> JobMetrics:
+async def metrics_of(connection: Transaction, row: Row[Any]) -> JobMetrics:
     """Add up what the job has recorded, over all its attempts."""
     by_batch = await files_of_job(connection, row.id)
     files = [file for of_batch in by_batch.values() for file in of_batch]
-    ranges = await fetch_all(connection, select(job_ranges).where(job_ranges.c.job_id == row.id))
-    [brought] = await fetch_all(connection, select(jobs.c.plan, jobs.c.resolved).where(jobs.c.id == row.id))
+    ranges = await connection.all(select(job_ranges).where(job_ranges.c.job_id == row.id))
+    brought = await connection.one(select(jobs.c.plan, jobs.c.resolved).where(jobs.c.id == row.id))
     sources = brought.plan.sources if brought.plan else ()
     return JobMetrics(
         counts=await compute_if(len(ranges) > _MANY, ExportCounts.total, [found.counts for found in ranges]),
@@ -242,7 +224,7 @@ async def move_job(connection: Transaction, row: Row[Any], move: Move, **changes
     job, transition = move.apply(job_from(row), now, **changes)
     query = update(jobs).where(jobs.c.id == job.id, jobs.c.revision == row.revision)
     values = {name: getattr(job, name) for name in _MOVED}
-    moved: Row[Any] = (await connection.execute(query.values(values).returning(*JOB_COLUMNS))).one()
+    moved = await connection.one(query.values(values).returning(*JOB_COLUMNS))
     await log(connection, row.tenant_id, job.id, transition)
     phase = _PHASE_OF.get(job.state)
     if phase:
@@ -259,7 +241,7 @@ _PHASE_OF = {JobState.NEW: Phase.QUEUE, JobState.PROCESSING: Phase.PLAN, JobStat
 _BATCH_ENDS = {JobState.CANCELLED: BatchState.ABORTED, JobState.FAILED: BatchState.FAILED}
 
 
-async def stamp(connection: AsyncConnection, job_id: int, attempt: int, phase: Phase, now: datetime) -> None:
+async def stamp(connection: Transaction, job_id: int, attempt: int, phase: Phase, now: datetime) -> None:
     """Note that a phase begins."""
     row = {"job_id": job_id, "attempt": attempt, "phase": phase, "time": now}
     await connection.execute(insert(job_stamps).values(row))
@@ -316,7 +298,7 @@ class Jobs(Store):
             found = await made_before(connection, _JOBS, tenant_id, new.request_id, digest)
             if found:
                 return await view_of(connection, found, self._kept_for), True
-            await check_waiting_jobs(connection, tenant_id, self._most_waiting)
+            await check_one_more(connection, WAITING_JOBS, tenant_id, self._most_waiting)
             now = await database_time(connection)
             row = await _insert_job(connection, tenant_id, new, digest, now)
             first = Transition(1, None, JobState.NEW, now, 0, "created", JobMetrics())
@@ -400,7 +382,7 @@ class Jobs(Store):
 
 
 async def _insert_job(
-    connection: AsyncConnection, tenant_id: int, new: NewJob, digest: str, now: datetime
+    connection: Transaction, tenant_id: int, new: NewJob, digest: str, now: datetime
 ) -> Row[Any]:
     request = new.bound.request
     values = {
@@ -421,7 +403,7 @@ async def _insert_job(
         "metrics": JobMetrics(),
         "notes": (),
     }
-    row: Row[Any] = (await connection.execute(insert(jobs).values(values).returning(*JOB_COLUMNS))).one()
+    row = await connection.one(insert(jobs).values(values).returning(*JOB_COLUMNS))
     loading = [
         {
             "tenant_id": tenant_id,

@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, delete, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from profile_export.domain.catalog.batches import attempt_folder
 from profile_export.domain.job import (
@@ -30,7 +29,7 @@ from profile_export.store.db.database import (
     uninterruptible,
 )
 from profile_export.store.db.tables import job_stamps, jobs, leases
-from profile_export.store.db.wakeups import Transaction
+from profile_export.store.db.transactions import Transaction
 from profile_export.store.files.folders import drop_written
 from profile_export.store.jobs.jobs import JOB_COLUMNS, batches_of_job, job_from, metrics_of, move_job, stamp
 
@@ -56,14 +55,14 @@ def _of(fence: Fence) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-async def held(connection: AsyncConnection, fence: Fence) -> Row[Any]:
+async def held(connection: Transaction, fence: Fence) -> Row[Any]:
     """Return the row of the job that a fence holds.
 
     Raises:
         LeaseLostError: It does not hold.
     """
     query = select(*JOB_COLUMNS).join(leases, leases.c.job_id == jobs.c.id).where(*_of(fence))
-    row: Row[Any] | None = (await connection.execute(query)).first()
+    row = await connection.first(query)
     if row is None:
         message = f"attempt {fence.attempt} of job {fence.job_id} is no longer {fence.worker}'s"
         raise LeaseLostError(message)
@@ -83,13 +82,13 @@ async def carry(
     connection.job_changed(job.id, job.tenant_id)
 
 
-async def end_attempt(connection: AsyncConnection, fence: Fence) -> None:
+async def end_attempt(connection: Transaction, fence: Fence) -> None:
     """Take the lease of an attempt away, after the move that ends it, and have the sweeper look where it wrote."""
     await connection.execute(delete(leases).where(leases.c.job_id == fence.job_id))
     await drop_attempt(connection, fence)
 
 
-async def drop_attempt(connection: AsyncConnection, fence: Fence) -> None:
+async def drop_attempt(connection: Transaction, fence: Fence) -> None:
     """Have the sweeper look where an attempt wrote."""
     filled = await batches_of_job(connection, fence.job_id)
     await drop_written(
@@ -157,13 +156,13 @@ class Timeouts(Store):
             # Each tenant's first one goes before any tenant's second.
             turn = func.row_number().over(partition_by=over.c.tenant_id, order_by=over.c.id)
             query = select(over.c.id).order_by(turn, over.c.id).limit(MOST_AT_ONCE)
-            return (await connection.scalars(query)).all()
+            return await connection.values(query)
 
     @uninterruptible
     async def _led(self) -> Sequence[int]:
         async with self.database.read() as connection:
             query = select(leases.c.job_id).order_by(leases.c.job_id)
-            return (await connection.scalars(query)).all()
+            return await connection.values(query)
 
     @uninterruptible
     async def _end(self, job_id: int, is_kept: Callable[[Fence], bool] | None = None) -> Job | None:
@@ -172,10 +171,8 @@ class Timeouts(Store):
         Without `is_kept`, the worker that holds the job is known to be dead, however long its lease.
         """
         async with self.database.write() as connection:
-            row = (
-                await connection.execute(select(*JOB_COLUMNS).where(jobs.c.id == job_id).with_for_update())
-            ).one()
-            lease = (await connection.execute(select(leases).where(leases.c.job_id == job_id))).first()
+            row = await connection.one(select(*JOB_COLUMNS).where(jobs.c.id == job_id).with_for_update())
+            lease = await connection.first(select(leases).where(leases.c.job_id == job_id))
             now = await database_time(connection)
             silent_since = None
             if lease and (is_kept is None or (lease.expire_time <= now and not is_kept(_fence_of(lease)))):
@@ -202,8 +199,8 @@ def _fence_of(lease: Row[Any]) -> Fence:
     return Fence(lease.job_id, lease.attempt, lease.worker)
 
 
-async def _stamp_lost(connection: AsyncConnection, row: Row[Any], silent_since: datetime) -> None:
+async def _stamp_lost(connection: Transaction, row: Row[Any], silent_since: datetime) -> None:
     """Note since when a dead attempt's time is lost: phases begin without a heartbeat, and none begins before it."""
     query = select(func.max(job_stamps.c.time)).where(job_stamps.c.job_id == row.id)
-    last: datetime = (await connection.execute(query)).scalar_one()
+    last: datetime = await connection.value(query)
     await stamp(connection, row.id, row.attempt, Phase.LOST, max(last, silent_since))
