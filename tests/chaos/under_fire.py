@@ -27,9 +27,9 @@ from profile_export.lake.local import LocalLake
 from profile_export.store.db.database import Database, uninterruptible
 from profile_export.store.files.batches import Receipts
 from profile_export.store.files.folders import DroppedFolders
-from profile_export.store.jobs.attempts import Attempts
+from profile_export.store.jobs.attempts import Attempts, Fence
+from profile_export.store.jobs.expiries import Timeouts
 from profile_export.store.jobs.jobs import Jobs
-from profile_export.store.jobs.leases import Fence, Timeouts
 from tests.chaos.points import Fuse, How, Needs
 
 VALUES_PER_RANGE = 1_500

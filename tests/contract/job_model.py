@@ -11,7 +11,7 @@ from typing import Any
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError
 from profile_export.domain.job import JobState, Phase
-from profile_export.store.jobs.leases import Fence, LeaseLostError
+from profile_export.store.jobs.attempts import Fence, LeaseLostError
 
 NEW, PROCESSING, CANCELLING = JobState.NEW, JobState.PROCESSING, JobState.CANCELLING
 SUCCEEDED, FAILED, CANCELLED = JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED

@@ -22,8 +22,8 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import job_stamps, jobs
 from profile_export.store.jobs.attempts import Attempts, Claim
+from profile_export.store.jobs.expiries import MOST_AT_ONCE, Timeouts
 from profile_export.store.jobs.jobs import Jobs, NewJob
-from profile_export.store.jobs.leases import MOST_AT_ONCE, Timeouts
 from tests.databases import Place
 
 NUMBERS = count()

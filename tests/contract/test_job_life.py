@@ -39,10 +39,10 @@ from profile_export.store.db.tables import (
     receipts,
 )
 from profile_export.store.jobs import attempts as attempts_of_store
-from profile_export.store.jobs import leases as timeouts_of_store
-from profile_export.store.jobs.attempts import Claim, RangeDone
+from profile_export.store.jobs import expiries as timeouts_of_store
+from profile_export.store.jobs.attempts import Claim, Fence, LeaseLostError, RangeDone
+from profile_export.store.jobs.expiries import Timeouts
 from profile_export.store.jobs.jobs import NewJob
-from profile_export.store.jobs.leases import Fence, LeaseLostError, Timeouts
 from tests.contract.job_model import Model
 from tests.contract.test_store import TENANT, UNION, Store
 from tests.databases import Place

@@ -17,7 +17,8 @@ from profile_export.runner.chores import TimeoutSweeper
 from profile_export.runner.keeper import LATE_SECONDS, MOST_SECONDS, Held, LeaseKeeper
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import leases
-from profile_export.store.jobs.leases import LeaseLostError, Renewals, Timeouts
+from profile_export.store.jobs.attempts import LeaseLostError, Renewals
+from profile_export.store.jobs.expiries import Timeouts
 from tests.contract.test_store import RUNNING, TENANT, Store
 from tests.databases import Place
 

@@ -15,9 +15,9 @@ from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.job import LEASE_TTL, MAX_ATTEMPTS, Job, JobError, JobState, Phase
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.store.db.tables import job_ranges, job_stamps, jobs, leases
-from profile_export.store.jobs.attempts import Claim
+from profile_export.store.jobs.attempts import Claim, LeaseLostError
+from profile_export.store.jobs.expiries import Timeouts
 from profile_export.store.jobs.jobs import NewJob
-from profile_export.store.jobs.leases import LeaseLostError, Timeouts
 from tests.contract.test_store import (
     FILE,
     RUNNING,

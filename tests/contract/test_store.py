@@ -30,9 +30,8 @@ from profile_export.store.files.batches import Batches
 from profile_export.store.files.folders import DroppedFolders
 from profile_export.store.files.snapshots import Snapshots
 from profile_export.store.files.uploads import FieldsGrewError, Uploads
-from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
+from profile_export.store.jobs.attempts import Attempts, Claim, LeaseLostError, RangeDone
 from profile_export.store.jobs.jobs import Jobs, NewJob
-from profile_export.store.jobs.leases import LeaseLostError
 from tests.databases import Place, engine_of, make_former_tables
 from tests.pages import page_of
 

@@ -33,8 +33,8 @@ from profile_export.store.db.wakeups import Notices
 from profile_export.store.files.batches import Receipts
 from profile_export.store.files.folders import Named
 from profile_export.store.files.snapshots import Snapshots
-from profile_export.store.jobs.attempts import Attempts
-from profile_export.store.jobs.leases import Renewals, Timeouts
+from profile_export.store.jobs.attempts import Attempts, Renewals
+from profile_export.store.jobs.expiries import Timeouts
 
 _KEY_BYTES = 32
 

@@ -24,8 +24,7 @@ from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.folders import DroppedFolders
 from profile_export.store.files.snapshots import Compactions, Merge
 from profile_export.store.jobs.changes import Changes
-from profile_export.store.jobs.expiries import Expiries
-from profile_export.store.jobs.leases import Timeouts
+from profile_export.store.jobs.expiries import Expiries, Timeouts
 
 _LEAST_SECONDS = 1.0
 """How long changes gather before they are looked at: a hundred in a second are one look, and jobs go first."""

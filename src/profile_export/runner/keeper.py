@@ -12,7 +12,7 @@ from threading import Condition, Thread
 import structlog
 
 from profile_export.domain.job import LEASE_MARGIN, LEASE_TTL
-from profile_export.store.jobs.leases import Fence, Renewals
+from profile_export.store.jobs.attempts import Fence, Renewals
 
 TRUSTED_SECONDS = (LEASE_TTL - LEASE_MARGIN).total_seconds()
 LATE_SECONDS = 3.0

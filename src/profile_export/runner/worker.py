@@ -32,8 +32,7 @@ from profile_export.runner.keeper import TRUSTED_SECONDS, LeaseKeeper
 from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.files.batches import Receipts
 from profile_export.store.files.snapshots import Snapshots
-from profile_export.store.jobs.attempts import Attempts, Claim, RangeDone
-from profile_export.store.jobs.leases import LeaseLostError
+from profile_export.store.jobs.attempts import Attempts, Claim, LeaseLostError, RangeDone
 
 _log = structlog.get_logger(__name__)
 

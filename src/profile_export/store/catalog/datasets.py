@@ -34,7 +34,6 @@ from profile_export.domain.schemas.types import WIDE, ObjectType, TypeConflictEr
 from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.schemas import (
     Outlook,
-    keep_unions,
     look_ahead,
     newest_schema,
     sources_changed,
@@ -71,24 +70,16 @@ from profile_export.store.files.snapshots import drop_compactions
 class Judged:
     """A new dataset or a change that may be: `values` are the new ones of its row, none if nothing changes.
 
-    `is_felt` says whether the sources come to know more, or are others; `shrinks`, that the dataset ceases to be one.
+    `is_felt` says whether the sources come to know more, or are others.
     """
 
     outlook: Outlook
     values: dict[str, Any]
     is_felt: bool = False
-    shrinks: bool = False
 
 
 async def _judge_new(connection: Transaction, tenant_id: Any, new: NewDataset, dataset_id: str) -> Judged:
-    """Judge a new dataset.
-
-    Raises:
-        NotFoundError: There is no such schema.
-        InvalidArgumentError: Its identity fields, declared fields or tags cannot work.
-        TypeConflictError: A type contradicts the schema, or the union of the class.
-        TooManyError: More fields would be known than may be.
-    """
+    """Judge a new dataset; what it may not be is raised as `Catalog.create_dataset` says."""
     schema = await newest_schema(connection, tenant_id, new.schema.id)
     kind = usable_kind(schema)
     identities = _with_those_of_the_schema(new.identity_fields, schema.identity_fields)
@@ -132,13 +123,7 @@ _GIVEN = ("name", "description", "tags", "iceberg", "batch_retention")
 async def _judge_change(
     connection: Transaction, tenant_id: Any, dataset: Dataset, change: DatasetChange
 ) -> Judged:
-    """Judge the change of a dataset.
-
-    Raises:
-        InvalidArgumentError: The declared fields or tags cannot work.
-        TypeConflictError: A declared type narrows what is known, or the union of the class has another one.
-        TooManyError: More fields would be known than may be.
-    """
+    """Judge the change of a dataset; raises also `TypeConflictError` for a declared type that the union contradicts."""
     added = change.declared_fields
     wide = len(added) > WIDE or is_wide([dataset.fields])
     await compute_if(wide, check_declared_fields, dataset.kind, added, "add_declared_fields")
@@ -163,7 +148,9 @@ async def _judge_change(
         "declared_fields": await write_ahead(datasets.c.declared_fields, changed.declared_fields),
         "fields": await write_ahead(datasets.c.fields, changed.fields),
     }
-    return Judged(outlook, values, is_felt=knows_more or turns, shrinks=dataset.is_source and turns)
+    if dataset.is_source and turns:
+        outlook = replace(outlook, unions=None)  # nobody looked at what the others know without it
+    return Judged(outlook, values, is_felt=knows_more or turns)
 
 
 def _with_those_of_the_schema(
@@ -240,13 +227,11 @@ class Catalog(Store):
             }
             dataset = dataset_from(await connection.one(insert(datasets).values(row).returning(datasets)))
             if made.is_felt:
-                await sources_changed(connection, tenant_id)
+                await sources_changed(connection, tenant_id, made.outlook)
             declared = tuple(field.namespace for field in dataset.identity_fields)
             use = NamespaceUse(declared, frozenset(declared))
             await register_namespaces(connection, tenant_id, IDENTITY, use)
-        if made.is_felt:
-            keep_unions(self.database.unions, tenant_id, made.outlook)
-        return dataset, False
+            return dataset, False
 
     @uninterruptible
     async def get_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
@@ -302,9 +287,7 @@ class Catalog(Store):
             query = update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
             updated = await connection.one(query)
             if planned.is_felt:
-                await sources_changed(connection, tenant_id)
-        if planned.is_felt and not planned.shrinks:
-            keep_unions(self.database.unions, tenant_id, planned.outlook)
+                await sources_changed(connection, tenant_id, planned.outlook)
         return dataset_from(updated)
 
     @uninterruptible

@@ -164,11 +164,7 @@ async def _set(connection: Transaction, policy_id: str, **values: Any) -> None:
 async def _own_policy(
     connection: Transaction, tenant_id: Any, policy_id: str, version: int | None = None
 ) -> MergePolicy:
-    """Return a policy that is not built in.
-
-    Raises:
-        NotFoundError: The tenant has no such policy, or not that version.
-    """
+    """Return a policy that is not built in, in a version or the newest."""
     query = (
         _newest(tenant_id)
         if version is None

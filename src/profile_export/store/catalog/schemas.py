@@ -34,7 +34,7 @@ from profile_export.store.db.database import (
     uninterruptible,
 )
 from profile_export.store.db.tables import datasets, schemas, tenants
-from profile_export.store.db.transactions import KeptUnions, Transaction, Unions, characters, page_rows
+from profile_export.store.db.transactions import Transaction, Unions, characters, page_rows
 
 _LISTED = [column for column in schemas.c if column.name not in {"document", "rules", "fields"}]
 _CHARACTERS = characters(schemas.c.title, schemas.c.class_id, schemas.c.identity_fields)
@@ -79,8 +79,7 @@ class Schemas(Store):
             await grow(connection, tenant_id, judged.growth)
             if not judged.growth.changed:
                 # Whoever is about to make a dataset that follows an older version looks again.
-                await sources_changed(connection, tenant_id)
-        keep_unions(self.database.unions, tenant_id, judged.growth.outlook)
+                await sources_changed(connection, tenant_id, judged.growth.outlook)
         if judged.replayed:
             return judged.stored, True
         return replace(judged.stored, create_time=now), False
@@ -221,11 +220,7 @@ def _following(tenant_id: Any, added: Sequence[Schema], *columns: Any) -> Select
 
 
 async def _check_beside(connection: Transaction, tenant_id: Any, growth: Growth, schema: Schema) -> None:
-    """Refuse a schema whose datasets could not stand beside the sources, also where there is none yet.
-
-    Raises:
-        TypeConflictError: It contradicts one of them, which is named.
-    """
+    """Refuse a schema whose datasets could not stand beside the sources, also where it has none yet."""
     try:
         unions = growth.outlook.unions or await known_unions(connection, tenant_id)
         known = unions.get(schema.kind, EMPTY) if schema.kind else EMPTY
@@ -348,7 +343,7 @@ async def grow(connection: Transaction, tenant_id: int, growth: Growth) -> None:
         rows = [{"of_dataset": dataset_id, "grown": fields} for dataset_id, fields in growth.changed.items()]
         query = update(datasets).where(datasets.c.id == bindparam("of_dataset"))
         await connection.execute(query.values(fields=bindparam("grown")), rows)
-        await sources_changed(connection, tenant_id)
+        await sources_changed(connection, tenant_id, growth.outlook)
 
 
 async def still_holds(connection: Transaction, tenant_id: int, outlook: Outlook) -> bool:
@@ -358,13 +353,12 @@ async def still_holds(connection: Transaction, tenant_id: int, outlook: Outlook)
     return revision == outlook.revision
 
 
-async def sources_changed(connection: Transaction, tenant_id: Any) -> None:
-    """Note that what was judged before does not hold any more, in the transaction that changes it."""
+async def sources_changed(connection: Transaction, tenant_id: Any, outlook: Outlook | None = None) -> None:
+    """Note that what was judged before does not hold any more, in the transaction that changes it.
+
+    If the sources know then what an outlook has foreseen, that is kept after the commit.
+    """
     query = update(tenants).where(tenants.c.id == tenant_id)
     await connection.execute(query.values(schema_revision=tenants.c.schema_revision + 1))
-
-
-def keep_unions(kept: KeptUnions, tenant_id: int, outlook: Outlook) -> None:
-    """Keep what the sources know now that what was foreseen is committed, as the one change since."""
-    if outlook.unions is not None:
-        kept.keep(tenant_id, outlook.revision + 1, outlook.unions)
+    if outlook and outlook.unions is not None:
+        connection.new_unions = (tenant_id, outlook.revision + 1, outlook.unions)

@@ -60,7 +60,7 @@ def id_of(tenant: Tenant) -> ScalarSelect[Any]:
 
 
 def id_by_name() -> ScalarSelect[Any]:
-    """Return the same for a statement that is made once, with the parameters `org` and `sandbox`."""
+    """Return what `id_of` does, for a statement that is made once, with the parameters `org` and `sandbox`."""
     return (
         select(tenants.c.id)
         .where(tenants.c.org == bindparam("org"), tenants.c.sandbox == bindparam("sandbox"))

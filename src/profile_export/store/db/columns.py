@@ -1,7 +1,7 @@
 """Column types of our own: instants, lengths of time, and domain values as JSON.
 
-pydantic reads and writes what the store keeps as JSON, a whole text in one go, in which nothing else runs in the
-process. Where that takes long is where there are very many fields, so types are read and written by functions of ours.
+pydantic reads or writes a JSON text in one go, and nothing else runs in the process meanwhile. That takes long only
+where there are very many fields, so functions of ours read and write their types.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from profile_export.domain.schemas.types import (
 )
 from profile_export.processes.turns import compute
 
-# One of each, so that types which are the same can be told by looking whether they are one.
+# Scalar types that are equal are one object, so that comparing types need not look into them.
 _SCALARS = {kind: Scalar(kind) for kind in ScalarKind}
 
 
@@ -98,7 +98,7 @@ def teach_pydantic() -> None:
         schema = core_schema.no_info_plain_validator_function(
             read, serialization=core_schema.plain_serializer_function_ser_schema(write)
         )
-        # Its way in for classes that should know nothing of it.
+        # pydantic calls this hook of a class; the classes of the domain should know nothing of pydantic.
         hook = classmethod(lambda _cls, _source, _handler, known=schema: known)
         setattr(kind, "__get_pydantic_core_schema__", hook)  # noqa: B010 - no attribute that the class declares
 
@@ -106,7 +106,7 @@ def teach_pydantic() -> None:
 _Value = TypeVar("_Value")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-# In characters of JSON: to read fewer takes less than to change threads for it.
+# To read fewer characters of JSON takes less time than a change of threads.
 _LONG = 16 * 1024
 _MOST_KEPT = 32 * 1024 * 1024
 _MANY = 500

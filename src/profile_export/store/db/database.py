@@ -78,7 +78,7 @@ class Database:
 
     @property
     def renewer(self) -> Engine:
-        """What renews leases from a thread, each time with a connection of its own; its transactions block."""
+        """The engine that renews leases from a thread; its transactions block."""
         return self._place.renewer
 
     async def open(self, *, may_make: bool = True) -> None:
@@ -93,7 +93,7 @@ class Database:
             if not may_make and (self._place.is_empty() or await revision(self._place.migrator) is None):
                 raise StoreMissingError
             await migrate(self._place.migrator)
-            # What is the matter with it is to be heard of now.
+            # A transaction of each kind shows now what would fail later.
             async with self.write() as connection:
                 await database_time(connection)
             async with self.read() as connection:
@@ -143,7 +143,7 @@ class Database:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            task.exception()  # asked for, or the loop complains when the caller is gone
+            task.exception()  # the loop complains of an exception that nobody has asked for
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Transaction]:
@@ -178,6 +178,8 @@ class Database:
                 yield transaction
         except TimeoutError as error:
             raise database_busy() from error
+        if transaction.new_unions:
+            self.unions.keep(*transaction.new_unions)
         self.wakeups.fire(transaction.changes)
 
 

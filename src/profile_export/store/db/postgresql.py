@@ -123,11 +123,11 @@ class PostgresDatabase:
 
     def __init__(self, url: str) -> None:
         self._connect = connector(url)
-        # One, since a second one would only wait for it.
+        # One connection, since a second one would only wait for the lock of the first.
         self.writer = self._engine("READ COMMITTED", _ALONE, **_pool(1))
         self.writer_beside = self._engine("READ COMMITTED", _BESIDE, **_pool(_WRITERS_BESIDE))
         self.reader = self._engine("REPEATABLE READ", None, **_pool(_READERS))
-        # It writes alone as well: servers that start together wait for the one that migrates.
+        # The migrator writes alone as well: servers that start together wait for the one that migrates.
         self.migrator = self._engine("READ COMMITTED", _ALONE, poolclass=NullPool)
         self.renewer = _renewer(url)
 
@@ -172,7 +172,7 @@ class PostgresDatabase:
             raise CannotOpenError(message)
 
     def is_empty(self) -> bool:
-        """No more than its tables tell."""
+        """Return False: only its tables tell whether it is empty."""
         return False
 
     async def in_use(self) -> bool:
@@ -192,7 +192,7 @@ class PostgresDatabase:
         return f"PostgreSQL refuses: {_text(getattr(error, 'orig', error))}."
 
     def let_go(self) -> None:
-        """Nothing to unlock."""
+        """Do nothing: there is nothing to unlock."""
 
 
 def _renewer(url: str) -> Engine:
@@ -201,7 +201,7 @@ def _renewer(url: str) -> Engine:
 
         return psycopg.connect(url, connect_timeout=_RENEWAL_SECONDS, options=_RENEWAL_OPTIONS)
 
-    # As other heartbeats, it writes beside what is no end of an attempt.
+    # A renewal writes beside others, as heartbeats do: what ends an attempt writes alone.
     return renewing_engine("postgresql+psycopg://", connect, _BESIDE)
 
 
@@ -220,7 +220,7 @@ def _why(error: BaseException | None) -> str:
         return (
             f"PostgreSQL cannot be reached: {_text(error)}. See to it, or name another with --database-url."
         )
-    # What is wrong with the URL may be said with a part of it, which may be the password.
+    # The error may quote a part of the URL, which may be the password.
     return (
         "PostgreSQL cannot be reached: --database-url cannot be read. Give postgresql://USER@HOST:PORT/DATABASE, with "
         "%XX for what is special in it."

@@ -1,7 +1,7 @@
 """A store in a SQLite file: opened by one process, one writer and many readers.
 
-aiosqlite does so for every step: a cursor, the execution, the rows, the end. Each is two changes of thread, which are
-most of what a small statement costs.
+aiosqlite hands each step of a statement to its thread: a cursor, the execution, the rows, the end. Each step takes two
+changes of thread, which are most of what a small statement costs, so a connection here runs a statement in one step.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SqliteConnection(aiosqlite.Connection):
             await end()
 
     def leave_at_exit(self) -> None:
-        """Keep nobody from ending the process."""
+        """Let the process end while the connection is open."""
         self._thread.daemon = True
 
     def cursor(self) -> SqliteCursor:  # type: ignore[override]  # no coroutine: nothing to wait for
@@ -176,12 +176,12 @@ class SqliteFile:
         self._data_dir = data_dir
         self._lock: BinaryIO | None = None
         self._path = path = data_dir / "store.sqlite"
-        # It takes the write lock at once: a transaction that reads first and writes later can fail with "database is
-        # locked" whatever the busy timeout.
+        # The writer takes the write lock at once: a transaction that reads first and writes later can fail with
+        # "database is locked" whatever the busy timeout.
         self.writer = _engine(path, "BEGIN IMMEDIATE", pool_size=1)
         self.writer_beside = self.writer
         self.reader = _engine(path, "BEGIN", pool_size=_READERS)
-        # Without the settings of the others: where a migration makes a table anew, foreign keys have to wait.
+        # The migrator goes without the settings of the others: foreign keys must not hold while a table is made anew.
         self.migrator = create_async_engine(_url(path), poolclass=NullPool)
 
         self.renewer = _renewer(path)
@@ -268,7 +268,7 @@ def _url(path: Path) -> str:
 def _engine(path: Path, begin: str, pool_size: int) -> AsyncEngine:
     engine = create_async_engine(
         _url(path),
-        # Its transactions begin as said below, not as the driver guesses.
+        # Transactions begin with the statement `begin`, and not where the driver guesses.
         async_creator=lambda: connect(path),
         pool_size=pool_size,
         max_overflow=0,

@@ -88,7 +88,7 @@ class WriterTurns:
 
     def __init__(self, wait_seconds: float = WAIT_SECONDS) -> None:
         self._wait_seconds = wait_seconds
-        # The tenant whose turn it is takes turns with nobody.
+        # A tenant waits for its turn among the tenants, then takes turns with what is for nobody in particular.
         self._tenants = FairTurns(1)
         self._writer = FairTurns(1)
 
@@ -109,7 +109,7 @@ class WriterTurns:
                     self._tenants.taken(whose, self._wait_seconds),
                     self._writer.taken(_TENANTS, self._wait_seconds),
                 ):
-                    # Everybody waits for what is computed now: it stands in no queue of its tenant.
+                    # Everybody waits for what the writer computes: it does not queue behind what its tenant computes.
                     with computed_for(_WRITER):
                         yield
         except WaitedTooLongError:
@@ -153,7 +153,7 @@ class KeptUnions:
         """Keep the unions at a revision that is committed, instead of those at another one."""
         _, before, fields = self._kept.pop(tenant_id, (None, None, 0))
         if before is None or any(before[kind] is not union for kind, union in unions.items()):
-            # One more for each, so that empty ones count, too.
+            # Each union counts as one field more, so that empty ones count, too.
             fields = sum(field_count(union) + 1 for union in unions.values())
         if fields <= self._kept.maxsize:
             self._kept[tenant_id] = revision, unions, fields
@@ -163,12 +163,13 @@ class Transaction(AsyncConnection):
     """A transaction that collects what it changes. `Database` wakes those who wait for that after the commit.
 
     Each of `changes` is a job, or None for batches. The methods that return rows read long JSON beside the loop.
-    `unions` are those that the database keeps.
+    `unions` are those that the database keeps; it keeps `new_unions` after the commit.
     """
 
     def __init__(self, engine: AsyncEngine, unions: KeptUnions) -> None:
         super().__init__(engine)
         self.unions = unions
+        self.new_unions: tuple[int, int, Unions] | None = None
         self.changes: list[ChangedJob | None] = []
 
     def job_changed(self, job_id: int, tenant_id: int, *, one_may_be_due: bool = False) -> None:
@@ -226,7 +227,7 @@ class Transaction(AsyncConnection):
 
 
 FEW = 8
-"""So many are read without asking first how large they are."""
+"""Fewer rows than these are read without asking first how large they are."""
 
 
 async def page_rows(

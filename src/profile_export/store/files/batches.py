@@ -47,7 +47,7 @@ async def first_errors(
         .where(uploads.c.batch_key.in_(batch_keys), _ERRORS_TEXT != "[]")
         .subquery()
     )
-    # Each of these has one at least.
+    # Each of these files has at least one error, so there is no need of more files than errors.
     query = select(having).where(having.c.place <= MOST_ERRORS).order_by(having.c.batch_key, having.c.place)
     kind: Any = uploads.c.errors.type
     shown: dict[tuple[int, str], tuple[RowError, ...]] = {}
@@ -61,7 +61,7 @@ async def first_errors(
 
 
 _SHOWN = [column for column in uploads.c if column.name not in {"facts", "errors"}]
-# What is long of a batch are its uploads: their errors, or that they are many.
+# Only the uploads of a batch can take much room: by their errors, or because they are many.
 _CHARACTERS = func.coalesce(
     select(func.sum(characters(uploads.c.file_name, uploads.c.errors, uploads.c.folder)))
     .where(uploads.c.batch_key == batches.c.key)

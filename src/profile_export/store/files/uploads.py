@@ -27,7 +27,7 @@ from profile_export.domain.catalog.datasets import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError
 from profile_export.domain.schemas.types import ObjectType, is_wide, type_at, union_objects
 from profile_export.processes.turns import compute_if
-from profile_export.store.catalog.schemas import Growth, foresee_growth, grow, keep_unions, still_holds
+from profile_export.store.catalog.schemas import Growth, foresee_growth, grow, still_holds
 from profile_export.store.catalog.tenants import (
     IDENTITY,
     LOADING_BATCHES,
@@ -398,10 +398,7 @@ class Uploads(Store):
             await add_files(connection, added)
             await _note_accepted(connection, row.key, sent)
             await succeed_batches(connection, [CountedBatch(row.key, place, counted)])
-            batch = await batch_from(connection, await existing_batch(connection, tenant_id, batch_id))
-        if growth.changed:
-            keep_unions(self.database.unions, tenant_id, growth.outlook)
-        return batch
+            return await batch_from(connection, await existing_batch(connection, tenant_id, batch_id))
 
     async def _foreseen(self, tenant: Tenant, batch_id: str, sent: Mapping[str, IngestedFile]) -> Growth:
         async with self.database.read() as connection:
@@ -439,16 +436,8 @@ class Uploads(Store):
             return await end_batch(connection, row, BatchState.ABORTED, reason), row.folder, staged
 
 
-# --- Rows ---
-
-
 async def _writable_dataset(connection: Transaction, tenant_id: int, dataset_id: str) -> Dataset:
-    """Return a dataset that takes uploads.
-
-    Raises:
-        NotFoundError: There is no such dataset.
-        FailedPreconditionError: It is a union dataset.
-    """
+    """Return a dataset that takes uploads; refuse a union dataset."""
     dataset = await dataset_of(connection, tenant_id, dataset_id)
     if dataset.kind is DatasetKind.UNION:
         raise FailedPreconditionError(
@@ -517,11 +506,7 @@ def _upload_of(batch: Row[Any], file_name: str) -> Any:
 
 
 def _check_still_loading(row: Row[Any]) -> None:
-    """Refuse to go on with a batch that has ended meanwhile.
-
-    Raises:
-        FailedPreconditionError: It has.
-    """
+    """Refuse to go on with a batch that has ended meanwhile."""
     if row.state != BatchState.LOADING:
         raise FailedPreconditionError(
             "BATCH_ABORTED",
@@ -531,11 +516,7 @@ def _check_still_loading(row: Row[Any]) -> None:
 
 
 async def _fields_with(dataset: Dataset, sent: Mapping[str, IngestedFile]) -> ObjectType:
-    """Return what a dataset knows with the fields of files.
-
-    Raises:
-        TypeConflictError: They contradict it, or each other.
-    """
+    """Return what a dataset knows with the fields of files, unless these contradict it or each other."""
     found = [ingested.fields for ingested in sent.values()]
     return await compute_if(is_wide(found), lambda: reduce(union_objects, found, dataset.fields))
 

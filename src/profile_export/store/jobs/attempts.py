@@ -1,11 +1,13 @@
-"""What a worker writes while it holds a job: every write carries its fence, and a former holder's is refused."""
+"""Claims, leases, and what a worker writes while it holds a job: a former holder's fence is refused."""
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import (
@@ -16,15 +18,17 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     bindparam,
+    delete,
     exists,
     func,
     insert,
     select,
     update,
 )
+from sqlalchemy.exc import SQLAlchemyError
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
-from profile_export.domain.catalog.batches import DataFile
+from profile_export.domain.catalog.batches import DataFile, attempt_folder
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.export.plan import ExportCounts, ExportPlan, notes_of
 from profile_export.domain.export.receipt import FilledBatch
@@ -46,7 +50,13 @@ from profile_export.domain.schemas.types import TypeConflictError, is_wide, unio
 from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.tenants import dataset_of, next_places
 from profile_export.store.db.columns import Instant
-from profile_export.store.db.database import Database, Store, database_time, uninterruptible
+from profile_export.store.db.database import (
+    Database,
+    Store,
+    database_time,
+    database_time_within,
+    uninterruptible,
+)
 from profile_export.store.db.tables import datasets, job_ranges, jobs, leases, tenants
 from profile_export.store.db.transactions import Transaction
 from profile_export.store.files.batches import (
@@ -56,18 +66,104 @@ from profile_export.store.files.batches import (
     add_receipts,
     succeed_batches,
 )
+from profile_export.store.files.folders import drop_written
 from profile_export.store.jobs.jobs import (
     JOB_COLUMNS,
     batches_of_job,
-    files_of_job,
     job_from,
-    metrics_of,
     move_job,
     phases_of,
     plan_of,
+    recorded_of,
     stamp,
 )
-from profile_export.store.jobs.leases import Fence, carry, drop_attempt, end_attempt, held
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Who may write to a job: this worker, for this attempt."""
+
+    job_id: int
+    attempt: int
+    worker: str
+
+
+class LeaseLostError(Exception):
+    """The job is not this attempt's any more: whatever it wanted to write is void."""
+
+
+def _of(fence: Fence) -> tuple[ColumnElement[bool], ...]:
+    return (
+        leases.c.job_id == fence.job_id,
+        leases.c.attempt == fence.attempt,
+        leases.c.worker == fence.worker,
+    )
+
+
+async def _held(connection: Transaction, fence: Fence) -> Row[Any]:
+    """Return the row of the job that a fence holds.
+
+    Raises:
+        LeaseLostError: It does not hold.
+    """
+    query = select(*JOB_COLUMNS).join(leases, leases.c.job_id == jobs.c.id).where(*_of(fence))
+    row = await connection.first(query)
+    if row is None:
+        message = f"attempt {fence.attempt} of job {fence.job_id} is no longer {fence.worker}'s"
+        raise LeaseLostError(message)
+    return row
+
+
+async def _carry(
+    connection: Transaction, job: Row[Any], progress: Progress, expire_time: datetime | None = None
+) -> None:
+    """Write the progress of a held job down, and perhaps until when its lease holds now."""
+    its_lease = update(leases).where(leases.c.job_id == job.id)
+    if expire_time:
+        await connection.execute(its_lease.values(expire_time=expire_time))
+    # A heartbeat that was under way may come after the range that was done meanwhile, and knows less.
+    newer = its_lease.where(leases.c.progress_rank <= progress.rank)
+    await connection.execute(newer.values(progress=progress, progress_rank=progress.rank))
+    connection.job_changed(job.id, job.tenant_id)
+
+
+async def end_attempt(connection: Transaction, fence: Fence) -> None:
+    """Take the lease of an attempt away, after the move that ends it, and have the sweeper look where it wrote."""
+    await connection.execute(delete(leases).where(leases.c.job_id == fence.job_id))
+    await _drop_attempt(connection, fence)
+
+
+async def _drop_attempt(connection: Transaction, fence: Fence) -> None:
+    """Have the sweeper look where an attempt wrote."""
+    filled = await batches_of_job(connection, fence.job_id)
+    await drop_written(
+        connection, {attempt_folder(batch.folder, fence.attempt): batch.key for batch in filled}
+    )
+
+
+class Renewals:
+    """Renewals of the leases of all jobs. Calls block."""
+
+    def __init__(self, database: Database) -> None:
+        self._engine = database.renewer
+
+    def renew(self, fence: Fence) -> bool:
+        """Renew a lease; False where the attempt has it no longer, or the database does not answer.
+
+        One that is over, but that nobody has ended, is renewed as by a heartbeat: it may have run out while a
+        transaction of this process kept out all that would have renewed it. What the attempt had reached stays as its
+        heartbeat has told it.
+        """
+        try:
+            with self._engine.begin() as connection:
+                now = database_time_within(connection)
+                renewal = update(leases).where(*_of(fence)).values(expire_time=now + LEASE_TTL)
+                return connection.execute(renewal).rowcount == 1
+        except SQLAlchemyError as error:
+            # A transaction of this process is under way, and no other process could take the job over.
+            cause = getattr(error, "orig", None)
+            return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
 
 _ANY_NUMBER = 2**62
 _HELD = (JobState.PROCESSING, JobState.CANCELLING)
@@ -244,7 +340,7 @@ class Attempts(Store):
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write_beside() as connection:
-            row = await held(connection, fence)
+            row = await _held(connection, fence)
             values: dict[str, Any] = {"plan": plan, "notes": plan.notes} if plan else {}
             if resolved:
                 values["resolved"] = resolved
@@ -253,7 +349,7 @@ class Attempts(Store):
             if row.state != JobState.CANCELLING:
                 now = await database_time(connection)
                 await stamp(connection, fence.job_id, fence.attempt, progress.phase, now)
-            await carry(connection, row, progress)
+            await _carry(connection, row, progress)
 
     @uninterruptible
     async def heartbeat(self, fence: Fence, progress: Progress) -> JobState:
@@ -263,9 +359,9 @@ class Attempts(Store):
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write_beside() as connection:
-            row = await held(connection, fence)
+            row = await _held(connection, fence)
             expire_time = await database_time(connection) + LEASE_TTL
-            await carry(connection, row, progress, expire_time)
+            await _carry(connection, row, progress, expire_time)
         return cast("JobState", row.state)
 
     @uninterruptible
@@ -276,7 +372,7 @@ class Attempts(Store):
             LeaseLostError: The fence does not hold.
         """
         async with self.database.read() as connection:
-            return cast("JobState", (await held(connection, fence)).state)
+            return cast("JobState", (await _held(connection, fence)).state)
 
     @uninterruptible
     async def record_range(self, fence: Fence, done: RangeDone, progress: Progress) -> None:
@@ -286,7 +382,7 @@ class Attempts(Store):
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write_beside() as connection:
-            row = await held(connection, fence)
+            row = await _held(connection, fence)
             values = {
                 "job_id": fence.job_id,
                 "range_index": done.index,
@@ -301,7 +397,7 @@ class Attempts(Store):
                 for file in done.files.get(batch.id, ())
             ]
             await add_files(connection, added)
-            await carry(connection, row, progress)
+            await _carry(connection, row, progress)
 
     @uninterruptible
     async def commit(self, fence: Fence) -> Sequence[DataFile]:
@@ -314,24 +410,23 @@ class Attempts(Store):
             FailedPreconditionError: A cancel came first; it wins.
         """
         async with self.database.write() as connection:
-            row = await held(connection, fence)
-            metrics = await metrics_of(connection, row)
-            moved = await move_job(connection, row, SUCCEED, metrics=metrics)
+            row = await _held(connection, fence)
+            recorded = await recorded_of(connection, row.id)
+            moved = await move_job(connection, row, SUCCEED, metrics=recorded.metrics)
             files: list[DataFile] = []
             filled: list[tuple[Row[Any], FilledBatch]] = []
             succeeding: list[CountedBatch] = []
-            by_batch = await files_of_job(connection, row.id)
             batches = await batches_of_job(connection, row.id)
             places = await next_places(connection, row.tenant_id, len(batches))
             for batch, place in zip(batches, places, strict=True):
-                counted = by_batch.get(batch.key, ())
+                counted = recorded.files.get(batch.key, ())
                 succeeding.append(CountedBatch(batch.key, place, counted))
                 filled.append((batch, FilledBatch(batch.id, batch.folder, place.ingest_time, counted)))
                 files += counted
             await succeed_batches(connection, succeeding)
-            plan = await plan_of(connection, row.id)
+            plan = recorded.plan
             if plan is not None:
-                notes = notes_of(plan, metrics.counts)
+                notes = notes_of(plan, recorded.metrics.counts)
                 await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))
                 job = replace(job_from(moved), notes=notes)
                 phases = (await phases_of(connection, [job]))[job.id]
@@ -350,7 +445,7 @@ class Attempts(Store):
             FailedPreconditionError: A cancel came first; let go instead.
         """
         async with self.database.write() as connection:
-            row = await held(connection, fence)
+            row = await _held(connection, fence)
             move, not_before = after_error(job_from(row), error, await database_time(connection))
             return job_from(await _end(connection, fence, row, move, error=error, not_before=not_before))
 
@@ -362,7 +457,7 @@ class Attempts(Store):
             LeaseLostError: The fence does not hold.
         """
         async with self.database.write() as connection:
-            await _end(connection, fence, await held(connection, fence), LET_GO)
+            await _end(connection, fence, await _held(connection, fence), LET_GO)
 
     @uninterruptible
     async def release(self, fence: Fence) -> None:
@@ -373,7 +468,7 @@ class Attempts(Store):
             FailedPreconditionError: A cancel came first; let go instead.
         """
         async with self.database.write() as connection:
-            await _end(connection, fence, await held(connection, fence), RELEASE)
+            await _end(connection, fence, await _held(connection, fence), RELEASE)
 
     @uninterruptible
     async def leave(self, fence: Fence) -> None:
@@ -382,11 +477,12 @@ class Attempts(Store):
         The worker may have lived on after the last look, and written until it noticed.
         """
         async with self.database.write() as connection:
-            await drop_attempt(connection, fence)
+            await _drop_attempt(connection, fence)
 
 
 async def _end(connection: Transaction, fence: Fence, row: Row[Any], move: Move, **changes: Any) -> Row[Any]:
-    moved = await move_job(connection, row, move, metrics=await metrics_of(connection, row), **changes)
+    recorded = await recorded_of(connection, row.id)
+    moved = await move_job(connection, row, move, metrics=recorded.metrics, **changes)
     await end_attempt(connection, fence)
     return moved
 

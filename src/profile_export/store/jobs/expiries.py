@@ -1,8 +1,8 @@
-"""What retention ends: batches that their dataset keeps no longer, and finished jobs, remembered for a while."""
+"""What time ends: batches and jobs kept long enough, uploads that fell silent, jobs whose lease or deadline is over."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -16,6 +16,14 @@ from profile_export.domain.catalog.datasets import (
     batch_expiry_reason,
     upload_expiry_reason,
 )
+from profile_export.domain.job import (
+    FINAL_STATES,
+    LEASE_TTL,
+    Job,
+    JobState,
+    Phase,
+    timed_out,
+)
 from profile_export.store.catalog.tenants import forget_job_revisions, next_job_revision
 from profile_export.store.db.database import Store, database_time, uninterruptible
 from profile_export.store.db.tables import (
@@ -27,12 +35,15 @@ from profile_export.store.db.tables import (
     job_stamps,
     job_transitions,
     jobs,
+    leases,
     uploads,
 )
 from profile_export.store.db.transactions import Transaction
 from profile_export.store.files.folders import drop
+from profile_export.store.jobs.attempts import Fence, end_attempt
+from profile_export.store.jobs.jobs import JOB_COLUMNS, job_from, move_job, recorded_of, stamp
 
-# As many end in one transaction; whoever comes after it need not wait for all.
+# As many end before others have their turn: in one transaction of retention, or in one look for timeouts.
 MOST_AT_ONCE = 100
 
 
@@ -48,7 +59,7 @@ class Expiries(Store):
     """Expiries of all tenants. Every server may look for them, as often as it likes.
 
     Each method ends what is due, but no more than goes into one short transaction, and says what: nothing means that
-    nothing was due. Who looks first reads, so that the one writing transaction is not held up for nothing.
+    nothing was due. A reading transaction looks first, so that the one writing transaction is not held up for nothing.
     """
 
     @uninterruptible
@@ -222,3 +233,86 @@ async def _due_jobs(connection: Transaction, before: datetime) -> Sequence[Row[A
     )
     query = select(*columns).where(jobs.c.end_time <= before)
     return await connection.all(query.order_by(jobs.c.end_time).limit(MOST_AT_ONCE))
+
+
+class Timeouts(Store):
+    """Timeouts of the jobs of all tenants. Every server and worker may look for them, as often as it likes."""
+
+    async def end(self, is_kept: Callable[[Fence], bool] = lambda _fence: False) -> Sequence[Job]:
+        """End what time has ended, or a part of it that is fair to all tenants; return the jobs as they are then.
+
+        `is_kept` says which leases are known to be held, however late their heartbeat is.
+        """
+        return [job for job_id in await self._due() if (job := await self._end(job_id, is_kept))]
+
+    async def lose_all(self) -> Sequence[Job]:
+        """End the attempts of a former process; only one that has just locked the data directory may say so.
+
+        Returns the jobs as they are then.
+        """
+        return [job for job_id in await self._led() if (job := await self._end(job_id))]
+
+    @uninterruptible
+    async def _due(self) -> Sequence[int]:
+        # Named one by one, so that an index finds the few among all that have ended: this is asked every second.
+        unfinished = [state.value for state in JobState if state not in FINAL_STATES]
+        async with self.database.read() as connection:
+            now = await database_time(connection)
+            silent = select(leases.c.job_id).where(leases.c.expire_time <= now)
+            over = (
+                select(jobs.c.id, jobs.c.tenant_id)
+                .where(jobs.c.state.in_(unfinished), (jobs.c.deadline <= now) | jobs.c.id.in_(silent))
+                .subquery()
+            )
+            # Each tenant's first one goes before any tenant's second.
+            turn = func.row_number().over(partition_by=over.c.tenant_id, order_by=over.c.id)
+            query = select(over.c.id).order_by(turn, over.c.id).limit(MOST_AT_ONCE)
+            return await connection.values(query)
+
+    @uninterruptible
+    async def _led(self) -> Sequence[int]:
+        async with self.database.read() as connection:
+            query = select(leases.c.job_id).order_by(leases.c.job_id)
+            return await connection.values(query)
+
+    @uninterruptible
+    async def _end(self, job_id: int, is_kept: Callable[[Fence], bool] | None = None) -> Job | None:
+        """Make the move that is due, if it still is: whoever was faster has made another one.
+
+        Without `is_kept`, the worker that holds the job is known to be dead, however long its lease.
+        """
+        async with self.database.write() as connection:
+            row = await connection.one(select(*JOB_COLUMNS).where(jobs.c.id == job_id).with_for_update())
+            lease = await connection.first(select(leases).where(leases.c.job_id == job_id))
+            now = await database_time(connection)
+            silent_since = None
+            if lease and (is_kept is None or (lease.expire_time <= now and not is_kept(_fence_of(lease)))):
+                silent_since = lease.expire_time - LEASE_TTL
+            timeout = timed_out(job_from(row), now, silent_since)
+            if timeout is None:
+                return None
+            if silent_since and row.state == JobState.PROCESSING:
+                await _stamp_lost(connection, row, silent_since)
+            recorded = await recorded_of(connection, row.id)
+            row = await move_job(
+                connection,
+                row,
+                timeout.move,
+                error=timeout.error,
+                not_before=timeout.not_before,
+                metrics=recorded.metrics,
+            )
+            if lease:
+                await end_attempt(connection, _fence_of(lease))
+            return job_from(row)
+
+
+def _fence_of(lease: Row[Any]) -> Fence:
+    return Fence(lease.job_id, lease.attempt, lease.worker)
+
+
+async def _stamp_lost(connection: Transaction, row: Row[Any], silent_since: datetime) -> None:
+    """Note since when a dead attempt's time is lost: phases begin without a heartbeat, and none begins before it."""
+    query = select(func.max(job_stamps.c.time)).where(job_stamps.c.job_id == row.id)
+    last: datetime = await connection.value(query)
+    await stamp(connection, row.id, row.attempt, Phase.LOST, max(last, silent_since))

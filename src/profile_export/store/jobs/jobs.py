@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, bindparam, delete, insert, select, update
 
@@ -59,9 +59,9 @@ from profile_export.store.db.transactions import Transaction, characters, page_r
 from profile_export.store.files.folders import drop_written
 
 JOB_COLUMNS = tuple(column for column in jobs.c if column.name not in {"plan", "resolved"})
-"""What a job is to its callers; its plan may name any number of files."""
+"""The columns that callers see; without the plan, which may name any number of files."""
 JOB_CHARACTERS = characters(jobs.c.bound, jobs.c.segment_batches, jobs.c.errors, jobs.c.metrics, jobs.c.notes)
-"""How much of a row that is, about."""
+"""About how many characters these columns of a row hold."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -110,7 +110,7 @@ async def views_of(
     progress = {lease.job_id: lease.progress for lease in held}
     of = [job_from(row) for row in rows]
     phases = await phases_of(connection, of)
-    # What has ended needs no clock: one statement less.
+    # Jobs that have ended need no clock, which saves a statement.
     now = await database_time(connection) if any(job.end_time is None for job in of) else _NEVER
     return [
         JobView(
@@ -153,15 +153,6 @@ async def batches_of_job(connection: Transaction, job_id: int) -> Sequence[Row[A
     return await connection.all(query)
 
 
-async def files_of_job(connection: Transaction, job_id: int) -> Mapping[int, Sequence[DataFile]]:
-    """Return the recorded files of the batches that a job fills, by the batches' keys."""
-    query = select(files).join(batches, batches.c.key == files.c.batch_key).where(batches.c.job_id == job_id)
-    found: dict[int, list[DataFile]] = defaultdict(list)
-    for row in await connection.execute(query.order_by(files.c.batch_key, files.c.name)):
-        found[row.batch_key].append(value_of(DataFile, row))
-    return found
-
-
 async def drop_batches_of_job(connection: Transaction, job_id: int, state: BatchState, now: datetime) -> None:
     """End the batches that a job fills without effect, and give their files up."""
     rows = await batches_of_job(connection, job_id)
@@ -172,22 +163,33 @@ async def drop_batches_of_job(connection: Transaction, job_id: int, state: Batch
     await connection.execute(update(batches).where(batches.c.job_id == job_id).values(values))
 
 
-# Each range may count thousands of namespaces.
+# Each range may count thousands of namespaces: counts of more ranges than these are added up beside the loop.
 _MANY = 20
 
 
-async def metrics_of(connection: Transaction, row: Row[Any]) -> JobMetrics:
-    """Add up what the job has recorded, over all its attempts."""
-    by_batch = await files_of_job(connection, row.id)
-    files = [file for of_batch in by_batch.values() for file in of_batch]
-    ranges = await connection.all(select(job_ranges).where(job_ranges.c.job_id == row.id))
-    brought = await connection.one(select(jobs.c.plan, jobs.c.resolved).where(jobs.c.id == row.id))
+class Recorded(NamedTuple):
+    """What a job has recorded over all its attempts: the files of its batches by their keys, its plan, its metrics."""
+
+    files: Mapping[int, Sequence[DataFile]]
+    plan: ExportPlan | None
+    metrics: JobMetrics
+
+
+async def recorded_of(connection: Transaction, job_id: int) -> Recorded:
+    """Return what a job has recorded, with its metrics added up."""
+    query = select(files).join(batches, batches.c.key == files.c.batch_key).where(batches.c.job_id == job_id)
+    by_batch: dict[int, list[DataFile]] = defaultdict(list)
+    for row in await connection.all(query.order_by(files.c.batch_key, files.c.name)):
+        by_batch[row.batch_key].append(value_of(DataFile, row))
+    written = [file for of_batch in by_batch.values() for file in of_batch]
+    ranges = await connection.all(select(job_ranges).where(job_ranges.c.job_id == job_id))
+    brought = await connection.one(select(jobs.c.plan, jobs.c.resolved).where(jobs.c.id == job_id))
     sources = brought.plan.sources if brought.plan else ()
-    return JobMetrics(
+    metrics = JobMetrics(
         counts=await compute_if(len(ranges) > _MANY, ExportCounts.total, [found.counts for found in ranges]),
-        rows_written=sum(file.rows for file in files),
-        bytes_written=sum(file.bytes for file in files),
-        files_written=len(files),
+        rows_written=sum(file.rows for file in written),
+        bytes_written=sum(file.bytes for file in written),
+        files_written=len(written),
         peak_memory_bytes=max((found.peak_memory_bytes for found in ranges), default=0),
         pinned=Pinned(
             sum(source.rows for source in sources),
@@ -196,6 +198,7 @@ async def metrics_of(connection: Transaction, row: Row[Any]) -> JobMetrics:
         ),
         resolved=brought.resolved or Resolved(),
     )
+    return Recorded(by_batch, brought.plan, metrics)
 
 
 _MOVED = (

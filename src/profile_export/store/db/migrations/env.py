@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that `store.database.migrate` hands over."""
+"""Runs migrations on the connection that `store.db.database.migrate` hands over."""
 
 from __future__ import annotations
 
