@@ -106,7 +106,7 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 def test_rows_that_break_a_rule_are_rejected_by_their_field(
     tmp_path: Path, upload_format: str, written: Any
 ) -> None:
-    rules = json.dumps(read_document(DOCUMENT, {}).rules)
+    rules = read_document(DOCUMENT, {}).rules
     task = Uploader(tmp_path).task(written(ROWS), CRM, kind=DatasetKind.RECORD, known=KNOWN)
     task = replace(task, format=upload_format, rules=rules, max_bad_records=len(BROKEN))
 

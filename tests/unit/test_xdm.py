@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind
+from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind, Schema
 from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
@@ -22,7 +22,7 @@ from profile_export.domain.schemas.types import (
     Scalar,
     type_at,
 )
-from profile_export.domain.schemas.xdm import XdmSchema, read_document
+from profile_export.domain.schemas.xdm import read_document
 from profile_export.domain.schemas.xdm_places import SchemaInvalidError
 
 PROFILE = "https://ns.adobe.com/xdm/context/profile"
@@ -33,7 +33,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def read(document: Mapping[str, Any], **known: Mapping[str, Any]) -> XdmSchema:
+def read(document: Mapping[str, Any], **known: Mapping[str, Any]) -> Schema:
     """Read a document with the id `it`; `known` are documents by their ids."""
     others = {name: {"$id": name, **other} for name, other in known.items()}
     return read_document({"$id": "it", **document}, {**KNOWN, **others})
@@ -72,7 +72,7 @@ def test_a_schema_as_a_registry_keeps_it_is_of_the_class_that_it_names() -> None
         },
     )
 
-    assert schema == XdmSchema(
+    assert schema == Schema(
         id="https://ns.adobe.com/acme/schemas/1",
         title="Customers",
         class_id=PROFILE,
@@ -84,7 +84,7 @@ def test_a_schema_as_a_registry_keeps_it_is_of_the_class_that_it_names() -> None
                 "loyalty": ObjectType({"points": LONG}),
             }
         ),
-        rules=None,
+        rules="",
     )
 
 

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jsonschema_rs
@@ -19,7 +19,7 @@ from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, IdentityFie
 from profile_export.domain.errors import DomainError
 from profile_export.domain.schemas.learning import ValueRefusedError
 from profile_export.domain.schemas.types import FieldPath, dotted_path
-from profile_export.domain.schemas.xdm import XdmSchema, read_document
+from profile_export.domain.schemas.xdm import read_document
 from profile_export.domain.schemas.xdm_places import SchemaInvalidError, schema_id
 
 MAX_DOCUMENT_BYTES = 2**20
@@ -30,7 +30,7 @@ _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 DRAFT = "http://json-schema.org/draft-06/schema#"
 
 
-def read_documents(texts: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> tuple[XdmSchema, ...]:
+def read_documents(texts: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> tuple[Schema, ...]:
     """Read documents that may refer to one another.
 
     Args:
@@ -54,9 +54,9 @@ def read_documents(texts: Sequence[str], known: Mapping[str, Mapping[str, Any]])
     return schemas
 
 
-def _check_rules(schema: XdmSchema) -> None:
+def _check_rules(schema: Schema) -> None:
     try:
-        Rules(json.dumps(schema.rules or {}))
+        Rules(schema.rules or "{}")
     except SchemaInvalidError as error:
         raise error.of(schema.id) from None
 
@@ -199,8 +199,8 @@ def read_schemas(task: SchemasTask) -> list[Schema]:
         for schema in found:
             # More would only be refused where it holds others up.
             check_dataset_fields(schema.fields, f"The schema '{schema.id}'")
-        schemas = [_schema(read, text) for read, text in zip(found[:-1], task.texts[:-1], strict=True)]
-        return [*schemas, _schema(found[-1], task.texts[-1], task.identity_fields)]
+        *others, last = (replace(read, document=text) for read, text in zip(found, task.texts, strict=True))
+        return [*others, replace(last, identity_fields=task.identity_fields)]
 
 
 @contextmanager
@@ -239,19 +239,6 @@ def _named_ids(document: Any) -> Iterator[str]:
                 waiting.append(member)
 
 
-def _schema(read: XdmSchema, text: str, identity_fields: tuple[IdentityField, ...] = ()) -> Schema:
-    return Schema(
-        id=read.id,
-        kind=read.kind,
-        fields=read.fields,
-        class_id=read.class_id,
-        title=read.title,
-        document=text,
-        rules=json.dumps(read.rules) if read.rules else "",
-        identity_fields=identity_fields,
-    )
-
-
 _MOST_SHOWN = 200
 _MOST_LOOKED_AROUND = 1_000
 """Characters of a text that is held to a pattern with a lookaround or a reference back."""
@@ -263,7 +250,7 @@ _FORBIDDEN = "may not be there, since the schema allows no such field (additiona
 
 
 class Rules:
-    """The rules that `XdmSchema.rules` holds, ready to check rows.
+    """The rules that `Schema.rules` holds, ready to check rows.
 
     Raises:
         SchemaInvalidError: A pattern among them cannot be compiled.

@@ -15,11 +15,11 @@ about which nothing else is said, an array without `items`, what only a branch o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind
+from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind, Schema
 from profile_export.domain.schemas.learning import ValueRefusedError
 from profile_export.domain.schemas.types import (
     BOOLEAN,
@@ -173,29 +173,8 @@ _INSTANTS: dict[str, Scalar] = {"date": DATE, "date-time": TIMESTAMP}
 _SCALARS = {"integer": LONG, "number": DOUBLE, "boolean": BOOLEAN}
 
 
-@dataclass(frozen=True, slots=True)
-class XdmSchema:
-    """What a document describes.
-
-    Attributes:
-        id: Its `$id`.
-        title: Empty if it has none.
-        class_id: The class that its rows belong to; empty for a component, which other documents build upon.
-        kind: What a dataset of it holds; None for a component.
-        fields: The fields with a type, names as in data.
-        rules: What rows must satisfy beyond the types, a JSON Schema (see `xdm_rules`); None if there is nothing.
-    """
-
-    id: str
-    title: str
-    class_id: str
-    kind: DatasetKind | None
-    fields: ObjectType
-    rules: Mapping[str, Any] | None
-
-
-def read_document(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]) -> XdmSchema:
-    """Read an XDM document.
+def read_document(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]) -> Schema:
+    """Read an XDM document; what comes with its registration is left out of the answer.
 
     Args:
         document: A JSON Schema of draft-06, checked against its meta schema.
@@ -212,7 +191,7 @@ def read_document(document: Mapping[str, Any], documents: Mapping[str, Mapping[s
         raise error.of(own_id) from None
 
 
-def _read(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]) -> XdmSchema:
+def _read(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]) -> Schema:
     class_id = _class_of(document, documents)
     root = read_place(document, documents)
     described = _type_of(root)
@@ -223,8 +202,15 @@ def _read(document: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]
             raise SchemaInvalidError("", "type", "rows are objects.")
         _union(_CLASSES[class_id].fields, fields, root)
         kind = _CLASSES[class_id].kind
-    title = str(document.get("title", ""))
-    return XdmSchema(schema_id(document), title, class_id, kind, fields, row_rules(root))
+    rules = row_rules(root)
+    return Schema(
+        schema_id(document),
+        kind,
+        fields,
+        class_id,
+        title=str(document.get("title", "")),
+        rules=json.dumps(rules) if rules else "",
+    )
 
 
 # --- Classes ---
