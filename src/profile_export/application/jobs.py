@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from profile_export.application.ports import Engine, Lake
-from profile_export.application.profiles import ignore_progress, suggesting, telling_engine_errors
+from profile_export.application.profiles import passing_attempt, suggesting, telling_engine_errors
 from profile_export.domain.catalog.datasets import DatasetKind, Tenant
 from profile_export.domain.errors import ExhaustedError
 from profile_export.domain.export.plan import (
@@ -87,25 +86,18 @@ class Estimates:
             try:
                 async with asyncio.timeout(MOST_SECONDS):
                     with telling_engine_errors("ESTIMATE_FAILED"):
-                        return await self._counted(engine, plan, self._lake.staging(folder), sample_rows)
+                        return await self._counted(engine, plan, folder, sample_rows)
             except TimeoutError:
                 raise _too_expensive() from None
-            finally:
-                await asyncio.to_thread(self._lake.remove, folder)
 
-    async def _counted(self, engine: Engine, plan: ExportPlan, folder: Path, sample_rows: int) -> Estimated:
-        sample = sample_of(plan)
-        of_segments = {batch_id: folder / batch_id for batch_id in plan.segment_batches}
-        async with (
-            self._lake.readable(plan.paths),
-            engine.attempt(
-                plan, self._lake.root, folder, ignore_progress, tuple(of_segments.values())
-            ) as attempt,
-        ):
+    async def _counted(self, engine: Engine, plan: ExportPlan, folder: str, sample_rows: int) -> Estimated:
+        sample, place = sample_of(plan), self._lake.staging(folder)
+        of_segments = {batch_id: place / batch_id for batch_id in plan.segment_batches}
+        async with passing_attempt(engine, self._lake, plan, folder, tuple(of_segments.values())) as attempt:
             await attempt.resolve()
             result = await attempt.run(sample)
-        paths = [of_segments.get(file.batch_id, folder) / file.name for file in result.files]
-        rows = await asyncio.to_thread(lambda: list(islice(first_rows(paths), sample_rows)))
+            paths = [of_segments.get(file.batch_id, place) / file.name for file in result.files]
+            rows = await asyncio.to_thread(lambda: list(islice(first_rows(paths), sample_rows)))
         return Estimated(estimate(plan, sample, result), _notes(plan, sample, result.counts), rows)
 
 

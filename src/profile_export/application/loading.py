@@ -244,22 +244,19 @@ class Loading:
             try:
                 await self._settle(tenant, opened, sent, interest)
                 batch = await self._uploads.commit_batch(tenant, batch_id, sent)
-            except (BatchChangedError, FieldsGrewError):
+            except Exception as error:
                 await self._drop(sent, opened.uploads)
-            except TypeConflictError as conflict:
-                await self._drop(sent, opened.uploads)
-                raise conflict.as_precondition() from None
-            except _FileRefusedError as refused:
-                await self._drop(sent, opened.uploads)
-                await self._remove(refused.folder)
-                raise rows_rejected(refused.rows) from None
-            except FileNotFoundError:
-                # The bytes leave with a batch that is given up.
-                await self._drop(sent, opened.uploads)
-                await self._uploads.check_loading(tenant, batch_id)
-                raise
-            except Exception:
-                await self._drop(sent, opened.uploads)
+                match error:
+                    case BatchChangedError() | FieldsGrewError():
+                        continue
+                    case TypeConflictError():
+                        raise error.as_precondition() from None
+                    case _FileRefusedError():
+                        await self._remove(error.folder)
+                        raise rows_rejected(error.rows) from None
+                    case FileNotFoundError():
+                        # The bytes leave with a batch that is given up.
+                        await self._uploads.check_loading(tenant, batch_id)
                 raise
             else:
                 await self._drop(opened.uploads, sent)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import extractOne
 
-from profile_export.application.ports import Engine, Lake
+from profile_export.application.ports import Engine, EngineAttempt, Lake
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import FailedPreconditionError, UnavailableError
 from profile_export.domain.export.lookup import (
@@ -144,19 +145,29 @@ def telling_engine_errors(died: str) -> Iterator[None]:
         raise FailedPreconditionError(error.code, str(error)) from error
 
 
-def ignore_progress(_progress: EngineProgress) -> None:
-    """Take the progress of an attempt that nobody follows."""
+@asynccontextmanager
+async def passing_attempt(
+    engine: Engine, lake: Lake, plan: ExportPlan, folder: str, segment_folders: Sequence[Path] = ()
+) -> AsyncIterator[EngineAttempt]:
+    """Begin an attempt that nobody follows. Its folder is removed when the block ends."""
+    try:
+        async with (
+            lake.readable(plan.paths),
+            engine.attempt(plan, lake.root, lake.staging(folder), _ignore, segment_folders) as attempt,
+        ):
+            yield attempt
+    finally:
+        await asyncio.to_thread(lake.remove, folder)
+
+
+def _ignore(_progress: EngineProgress) -> None:
+    pass
 
 
 class Mappings:
     """Mappings of identities to profiles, each kept while it is among those asked for last.
 
     They are made for the tenants by turns, one at a time of each. Who keeps the most loses one first.
-
-    Args:
-        engine: Resolves identities, in a process of its own.
-        lake: Where the rows are, and where files lie while they are made.
-        new_id: Makes names of folders.
     """
 
     def __init__(self, engine: Engine, lake: Lake, new_id: Callable[[], str]) -> None:
@@ -199,17 +210,9 @@ class Mappings:
         folder = f"{MAPPINGS}/{self._new_id()}"
         # No value of the rows is needed, only whose they are.
         bare = replace(plan, fields=EMPTY, events=None)
-        try:
-            async with (
-                self._lake.readable(plan.paths),
-                self._engine.attempt(
-                    bare, self._lake.root, self._lake.staging(folder), ignore_progress
-                ) as attempt,
-            ):
-                mapping = await attempt.mapping()
-                return await asyncio.to_thread(OpenMapping, mapping) if mapping else None
-        finally:
-            await asyncio.to_thread(self._lake.remove, folder)
+        async with passing_attempt(self._engine, self._lake, bare, folder) as attempt:
+            mapping = await attempt.mapping()
+            return await asyncio.to_thread(OpenMapping, mapping) if mapping else None
 
 
 @dataclass(frozen=True, slots=True)

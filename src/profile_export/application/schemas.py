@@ -39,13 +39,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SchemaUseCases:
-    """Registers schemas, for all tenants.
-
-    Args:
-        schemas: Where they are kept.
-        children: Where documents are read.
-        expense: What that may take.
-    """
+    """Registers schemas, for all tenants; `children` read documents, within `expense`."""
 
     def __init__(self, schemas: Schemas, children: Pool, expense: Expense) -> None:
         self._schemas, self._children, self._expense = schemas, children, expense
@@ -62,11 +56,7 @@ class SchemaUseCases:
         A schema is what its documents said together when it was registered: register it again where one that it names
         has a newer version.
 
-        Args:
-            tenant: Whose.
-            document: XDM JSON Schema as text.
-            referenced_documents: Others that it names, registered with it.
-            identity_fields: Fields that hold identities in every dataset of the schema.
+        Documents are XDM JSON Schema as text. `identity_fields` hold identities in every dataset of the schema.
 
         Raises:
             InvalidArgumentError: A document is none, or the identity fields cannot work.

@@ -36,7 +36,7 @@ def ingest(task: IngestTask) -> IngestResult:
     """Check an upload and write its data files.
 
     The files stand in `task.folder`, named `<nnnnn>.parquet`, each sorted by identity key. An upload that is refused
-    or fails leaves none. Rejected rows are in `rejected.parquet` there (see `rejected`), also those of an upload that
+    or fails leaves none. Rejected rows are in `rejected.parquet` there (see `output`), also those of an upload that
     was refused because of them. Repeating a task writes the same rows again.
 
     Args:

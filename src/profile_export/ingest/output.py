@@ -188,12 +188,7 @@ class Refusals:
         self.count = 0
 
     def add(self, row: int, error: ValueRefusedError | TypeConflictError, text: str | bytes) -> None:
-        """Note a rejected row.
-
-        Args:
-            row: Its number from 1, greater than all before.
-            error: Why.
-            text: The row as sent.
+        """Note a rejected row, of a number from 1 that is greater than all before; `text` is the row as sent.
 
         Raises:
             RowsRefusedError: There are so many of them that reading on is of no use.

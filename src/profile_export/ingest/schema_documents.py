@@ -1,4 +1,7 @@
-"""XDM schema documents as callers send them, read in a process of its own: anything can come of them."""
+"""XDM schema documents as callers send them, and the rules in them that rows are held to.
+
+Both are read in a process of their own: anything can come of them.
+"""
 
 from __future__ import annotations
 
@@ -50,15 +53,11 @@ def read_documents(texts: Sequence[str], known: Mapping[str, Mapping[str, Any]])
             raise SchemaInvalidError("/$id", "$id", f"two of the documents are '{schema_id(document)}'.")
     schemas = tuple(read_document(document, {**known, **documents}) for document in documents.values())
     for schema in schemas:
-        _check_rules(schema)
+        try:
+            Rules(schema.rules or "{}")
+        except SchemaInvalidError as error:
+            raise error.of(schema.id) from None
     return schemas
-
-
-def _check_rules(schema: Schema) -> None:
-    try:
-        Rules(schema.rules or "{}")
-    except SchemaInvalidError as error:
-        raise error.of(schema.id) from None
 
 
 def parse_document(text: str) -> dict[str, Any]:

@@ -53,7 +53,6 @@ class Guest(Protocol):
 
     def answer(self, request: Any) -> Any:
         """Do what is asked and return what comes of it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import KW_ONLY, dataclass
 
 import structlog
 
@@ -26,23 +27,20 @@ class LakeInUseError(Exception):
     """A process of another database uses the lake. Nothing has been changed in it."""
 
 
+@dataclass(frozen=True, slots=True)
 class Belonging:
-    """Brings a store and a lake together that have one id, or of which one has nothing in it yet.
+    """Brings a store and a lake together that have one id, or of which one has nothing in it yet."""
 
-    Args:
-        instances: The store's id.
-        named: What the store knows of the lake.
-        lake: The lake.
-        adopt: Whether the lake becomes the store's, whatever it says, holds and lacks.
-    """
-
-    def __init__(self, instances: Instances, named: Named, lake: Lake, *, adopt: bool) -> None:
-        self._instances, self._named, self._lake = instances, named, lake
-        self._adopt = adopt
+    instances: Instances
+    named: Named
+    lake: Lake
+    _: KW_ONLY
+    adopt: bool
+    """Whether the lake becomes the store's, whatever it says, holds and lacks."""
 
     async def may_make_store(self) -> bool:
         """Say whether a store may be made for the lake: one that holds data had a store before."""
-        return self._adopt or not await asyncio.to_thread(self._holds_data)
+        return self.adopt or not await asyncio.to_thread(self._holds_data)
 
     async def settle(self, proposed: Instance) -> Instance:
         """Return the one instance that store and lake are of, which both say from here on.
@@ -57,40 +55,40 @@ class Belonging:
             LakeMissingError: The lake has nothing of what the store names, and nobody has said that it need not.
             LakeInUseError: Somebody has said so, but another's process uses it.
         """
-        await asyncio.to_thread(self._lake.take)
-        there = await self._instances.get()
-        former = await asyncio.to_thread(self._lake.instance)
+        await asyncio.to_thread(self.lake.take)
+        there = await self.instances.get()
+        former = await asyncio.to_thread(self.lake.instance)
         same = there is not None and there.id == former
-        if not same and not self._adopt and await asyncio.to_thread(self._holds_data):
+        if not same and not self.adopt and await asyncio.to_thread(self._holds_data):
             # A store that has no id, or a lake that has none, is of an older version, or of a backup that one made.
             if (there is not None and former is not None) or not await self._knows_lake():
                 raise ForeignLakeError
             if there is None and former is not None:
                 proposed = Instance(former, proposed.token_key)
-        if not same and not self._adopt and await self._lacks_all():
+        if not same and not self.adopt and await self._lacks_all():
             raise LakeMissingError
-        instance = await self._instances.settle(proposed)
+        instance = await self.instances.settle(proposed)
         if instance.id != former:
-            if self._adopt:
+            if self.adopt:
                 # Others of the same store hold a lake that says so already.
-                if former is not None and not await asyncio.to_thread(self._lake.take_alone):
+                if former is not None and not await asyncio.to_thread(self.lake.take_alone):
                     raise LakeInUseError
                 _log.warning("lake_adopted", instance=instance.id, former=former)
                 # Graphs are told by the keys of tenants, which are others in another store.
-                await asyncio.to_thread(self._lake.set_aside, [GRAPHS])
-            await asyncio.to_thread(self._lake.become, instance.id)
-            await asyncio.to_thread(self._lake.take)
+                await asyncio.to_thread(self.lake.set_aside, [GRAPHS])
+            await asyncio.to_thread(self.lake.become, instance.id)
+            await asyncio.to_thread(self.lake.take)
         return instance
 
     def _holds_data(self) -> bool:
-        return bool(self._lake.datasets() or self._lake.staged())
+        return bool(self.lake.datasets() or self.lake.staged())
 
     async def _lacks_all(self) -> bool:
         """Say whether the lake is not the one that holds what the store names, such as a folder that is not mounted."""
-        if not await self._named.names_files():
+        if not await self.named.names_files():
             return False
-        return not await self._named.knows_any(await asyncio.to_thread(self._lake.datasets), ())
+        return not await self.named.knows_any(await asyncio.to_thread(self.lake.datasets), ())
 
     async def _knows_lake(self) -> bool:
-        datasets = await asyncio.to_thread(self._lake.datasets)
-        return await self._named.knows_any(datasets, await asyncio.to_thread(self._lake.staged))
+        datasets = await asyncio.to_thread(self.lake.datasets)
+        return await self.named.knows_any(datasets, await asyncio.to_thread(self.lake.staged))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple, Protocol
 
@@ -52,7 +53,6 @@ class Chore(Protocol):
 
     async def step(self) -> bool:
         """Do some of it; say whether more is waiting."""
-        ...
 
 
 async def keep_at(
@@ -97,112 +97,96 @@ async def repeat(
             await first_of(stop.wait(), seconds=_LEAST_SECONDS)
 
 
+@dataclass(frozen=True, slots=True)
 class TimeoutSweeper:
     """Looks for timeouts; every server has one, whether or not it runs jobs."""
 
     poll_seconds = 1.0
 
-    def __init__(self, timeouts: Timeouts, keeper: LeaseKeeper) -> None:
-        self._timeouts, self._keeper = timeouts, keeper
+    timeouts: Timeouts
+    keeper: LeaseKeeper
 
     async def step(self) -> bool:
         """End what is over. A worker that still runs such an attempt learns of it as of every change, and stops."""
-        ended = await self._timeouts.end(self._keeper.keeps)
+        ended = await self.timeouts.end(self.keeper.keeps)
         for job in ended:
             _log.warning("lapsed", job_id=job.id, attempt=job.attempt, state=job.state.value)
         return bool(ended)
 
 
+@dataclass(frozen=True, slots=True)
 class ExpirySweeper:
-    """Looks for what has become old enough; every server has one, whether or not it runs jobs.
-
-    Args:
-        expiries: What retention ends.
-        changes: What watches of all jobs can go back to.
-        job_retention: How long finished jobs are kept. None: for ever.
-        watch_history: How far back watches can go.
-    """
+    """Looks for what has become old enough; every server has one, whether or not it runs jobs."""
 
     poll_seconds = 60.0
 
-    def __init__(
-        self, expiries: Expiries, changes: Changes, job_retention: timedelta | None, watch_history: timedelta
-    ) -> None:
-        self._expiries = expiries
-        self._changes = changes
-        self._job_retention = job_retention
-        self._watch_history = watch_history
+    expiries: Expiries
+    changes: Changes
+    job_retention: timedelta | None
+    """How long finished jobs are kept. None: for ever."""
+    watch_history: timedelta
+    """How far back watches of all jobs can go."""
 
     async def step(self) -> bool:
         """Let go of some of what is due; the disk is the sweeper's, which finds there what a crash left for it."""
-        batches = await self._expiries.expire_batches()
-        jobs = await self._expiries.expire_jobs(self._job_retention) if self._job_retention else ()
-        forgotten = await self._expiries.forget_jobs()
-        await self._changes.forget(self._watch_history)
+        batches = await self.expiries.expire_batches()
+        jobs = await self.expiries.expire_jobs(self.job_retention) if self.job_retention else ()
+        forgotten = await self.expiries.forget_jobs()
+        await self.changes.forget(self.watch_history)
         if batches or jobs:
             _log.info("expired", batches=batches, jobs=jobs)
         return bool(batches or jobs or forgotten)
 
 
+@dataclass(frozen=True, slots=True)
 class StaleUploadSweeper:
-    """Looks for batches that have been silent for too long; every server has one.
-
-    Args:
-        expiries: What time ends.
-        loading: What takes back what was uploaded.
-        kept_for: How long a batch that is not complete may be silent.
-    """
+    """Looks for batches that have been silent for too long; every server has one."""
 
     poll_seconds = 60.0
 
-    def __init__(self, expiries: Expiries, loading: Loading, kept_for: timedelta) -> None:
-        self._expiries = expiries
-        self._loading = loading
-        self._kept_for = kept_for
+    expiries: Expiries
+    loading: Loading
+    kept_for: timedelta
+    """How long a batch that is not complete may be silent."""
 
     async def step(self) -> bool:
         """Give up some of what is due. What a crash leaves on the disk is found as left over, under the same names."""
-        given_up = await self._expiries.expire_uploads(self._kept_for)
-        await self._loading.clear_away(given_up.staged)
+        given_up = await self.expiries.expire_uploads(self.kept_for)
+        await self.loading.clear_away(given_up.staged)
         if given_up.batches:
             _log.info("uploads_given_up", batches=given_up.batches)
         return bool(given_up.batches)
 
 
+@dataclass(frozen=True, slots=True)
 class Sweeper:
-    """Removes what has been dropped.
-
-    Args:
-        dropped: The folders that have been dropped.
-        lake: Where files live.
-        grace: How long a download may take that began before the drop.
-    """
+    """Removes what has been dropped."""
 
     poll_seconds = 5.0
 
-    def __init__(self, dropped: DroppedFolders, lake: Lake, grace: timedelta) -> None:
-        self._dropped = dropped
-        self._lake = lake
-        self._grace = grace
+    dropped: DroppedFolders
+    lake: Lake
+    grace: timedelta
+    """How long a download may take that began before the drop."""
 
     async def step(self) -> bool:
         """Remove what is due; a folder is forgotten after it is gone, so a crash between the two does no harm."""
         gone = []
-        for folder in await self._dropped.due(self._grace):
-            await asyncio.to_thread(self._lake.remove, folder)
-            if await asyncio.to_thread(self._lake.exists, folder):
+        for folder in await self.dropped.due(self.grace):
+            await asyncio.to_thread(self.lake.remove, folder)
+            if await asyncio.to_thread(self.lake.exists, folder):
                 _log.warning("not_removed", folder=folder)
             else:
                 gone.append(folder)
-        for left in await self._dropped.left_behind():
+        for left in await self.dropped.left_behind():
             try:
-                await asyncio.to_thread(self._lake.keep_only, left.folder, left.kept)
+                await asyncio.to_thread(self.lake.keep_only, left.folder, left.kept)
             except OSError:
                 _log.warning("not_removed", folder=left.folder, exc_info=True)
             else:
                 gone.append(left.folder)
         if gone:
-            await self._dropped.forget(gone)
+            await self.dropped.forget(gone)
             _log.info("swept", folders=len(gone))
         return False
 
@@ -212,37 +196,30 @@ class _Rest(NamedTuple):
     until: float
 
 
+@dataclass(frozen=True, slots=True)
 class Compactor:
-    """Merges small batches' files behind their rows, one merge at a time. What is cut off is begun anew by the next.
-
-    Args:
-        compactions: What is compacted, and what should be.
-        lake: Where files live.
-        merge_files: Merges files into one, elsewhere.
-        new_id: Makes names of folders.
-    """
+    """Merges small batches' files behind their rows, one merge at a time. What is cut off is begun anew by the next."""
 
     poll_seconds = 60.0
 
-    def __init__(
-        self, compactions: Compactions, lake: Lake, merge_files: MergeFiles, new_id: Callable[[], str]
-    ) -> None:
-        self._compactions, self._lake = compactions, lake
-        self._merge_files, self._new_id = merge_files, new_id
-        # Datasets whose last merges failed, so that others get their turn.
-        self._resting: dict[str, _Rest] = {}
+    compactions: Compactions
+    lake: Lake
+    merge_files: MergeFiles
+    new_id: Callable[[], str]
+    resting: dict[str, _Rest] = field(default_factory=dict, init=False)
+    """Datasets whose last merges failed, so that others get their turn."""
 
     async def step(self) -> bool:
         """Make the next merge; False if there was none to make."""
-        await self._compactions.dissolve()
+        await self.compactions.dissolve()
         now = asyncio.get_running_loop().time()
-        merge = await self._compactions.next_merge(
-            [dataset_id for dataset_id, rest in self._resting.items() if rest.until > now]
+        merge = await self.compactions.next_merge(
+            [dataset_id for dataset_id, rest in self.resting.items() if rest.until > now]
         )
         if merge is None:
             return False
         try:
-            await self._carry_out(merge, f"{merge.dataset_id}/{self._new_id()}")
+            await self._carry_out(merge, f"{merge.dataset_id}/{self.new_id()}")
         except TooExpensiveError as error:
             seconds = self._rest(merge.dataset_id)
             _log.warning(
@@ -255,18 +232,18 @@ class Compactor:
             self._rest(merge.dataset_id)
             raise
         else:
-            self._resting.pop(merge.dataset_id, None)
+            self.resting.pop(merge.dataset_id, None)
         return True
 
     def _rest(self, dataset_id: str) -> float:
         """Leave a dataset alone for a while, each time for longer; return for how many seconds."""
-        rest = self._resting.get(dataset_id)
+        rest = self.resting.get(dataset_id)
         seconds = min(2 * rest.seconds, _MOST_REST_SECONDS) if rest else _REST_SECONDS
-        self._resting[dataset_id] = _Rest(seconds, asyncio.get_running_loop().time() + seconds)
+        self.resting[dataset_id] = _Rest(seconds, asyncio.get_running_loop().time() + seconds)
         return seconds
 
     async def _carry_out(self, merge: Merge, folder: str) -> None:
-        await self._compactions.begin(folder)
+        await self.compactions.begin(folder)
         try:
             file = await self._merged(merge, folder)
         except Exception:
@@ -274,19 +251,19 @@ class Compactor:
             raise
         # A commit that is cancelled goes on to its end, so from here on only its answer says whose the folder is. What
         # has only begun then is cleared up at the next start.
-        if await self._compactions.commit(merge, folder, file):
+        if await self.compactions.commit(merge, folder, file):
             _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.segments), rows=file.rows)
         else:
             await self._give_up(folder)
 
     async def _give_up(self, folder: str) -> None:
-        await asyncio.to_thread(self._lake.remove, folder)
-        await self._compactions.give_up([folder])
+        await asyncio.to_thread(self.lake.remove, folder)
+        await self.compactions.give_up([folder])
 
     async def _merged(self, merge: Merge, folder: str) -> WrittenFile:
         paths = [path for segment in merge.segments for path in segment.paths]
-        async with self._lake.readable(paths):
-            sources = tuple(self._lake.root / path for path in paths)
-            file = await self._merge_files(sources, self._lake.staging(folder) / _MERGED_FILE)
-        await asyncio.to_thread(self._lake.publish, [f"{folder}/{_MERGED_FILE}"])
+        async with self.lake.readable(paths):
+            sources = tuple(self.lake.root / path for path in paths)
+            file = await self.merge_files(sources, self.lake.staging(folder) / _MERGED_FILE)
+        await asyncio.to_thread(self.lake.publish, [f"{folder}/{_MERGED_FILE}"])
         return file

@@ -45,13 +45,7 @@ class StoreAndLake:
 
 
 class Leftovers:
-    """Clears up left-over folders of batches, and bytes of uploads.
-
-    Args:
-        both: Where it looks.
-        loading: What takes back what was uploaded.
-        keep_trash: How long the trash keeps what it gets.
-    """
+    """Clears up left-over folders of batches, and bytes of uploads; empties the trash after `keep_trash`."""
 
     poll_seconds = 1800.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -26,43 +27,28 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
+@dataclass(frozen=True, slots=True)
 class Mirror:
     """Changes one table after the other until it is told to stop."""
 
     poll_seconds = 5.0
     """Polling also finds tables whose back-off is over or that are to be checked."""
 
-    def __init__(
-        self,
-        name: str,
-        mirrors: Mirrors,
-        tables: MirrorTables,
-        elsewhere: Elsewhere,
-        lake: Lake,
-        check_every: timedelta,
-    ) -> None:
-        """Make a mirror.
-
-        Args:
-            name: Unlike that of any other.
-            mirrors: What is to be done.
-            tables: What it is done to.
-            elsewhere: Where it is done: a commit is a second of Python that would hold up whoever shares it.
-            lake: Where the files are.
-            check_every: How often to look at a table that nothing is to be done to, and to expire its snapshots.
-        """
-        self._name = name
-        self._mirrors = mirrors
-        self._tables = tables
-        self._elsewhere = elsewhere
-        self._lake = lake
-        self._check_every = check_every
-        self.stopping = asyncio.Event()
-        """Once it is set, nothing more is begun."""
+    name: str
+    """Unlike that of any other mirror."""
+    mirrors: Mirrors
+    tables: MirrorTables
+    elsewhere: Elsewhere
+    """Where tables are changed: a commit is a second of Python that would hold up whoever shares it."""
+    lake: Lake
+    check_every: timedelta
+    """How often to look at a table that nothing is to be done to, and to expire its snapshots."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    """Once it is set, nothing more is begun."""
 
     async def step(self) -> bool:
         """Do what is due to one table; False if none was due."""
-        work = await self._mirrors.claim(self._name)
+        work = await self.mirrors.claim(self.name)
         if work is None:
             return False
         log = _log.bind(dataset_id=work.dataset_id)
@@ -71,21 +57,21 @@ class Mirror:
             while not doing.done():
                 await asyncio.wait([doing], timeout=LEASE_TTL.total_seconds() / 3)
                 if not doing.done():
-                    await self._mirrors.renew(work)
+                    await self.mirrors.renew(work)
             await doing
         except MirrorLostError:
             await asyncio.gather(doing, return_exceptions=True)
             log.warning("mirror_lost")
         except MirrorConflictError:
             log.warning("mirror_conflict")
-            await self._mirrors.release(work)
+            await self.mirrors.release(work)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is written down and tried again
             await self._give_up(work, error)
         return True
 
     async def _give_up(self, work: MirrorWork, error: Exception) -> None:
         if self.stopping.is_set():
-            await self._mirrors.release(work)
+            await self.mirrors.release(work)
             return
         unexpected = None
         if isinstance(error, TooExpensiveError):
@@ -97,45 +83,45 @@ class Mirror:
             unexpected = error
         _log.error("mirror_failed", dataset_id=work.dataset_id, reason=message, exc_info=unexpected)
         try:
-            await self._mirrors.failed(work, message)
+            await self.mirrors.failed(work, message)
         except MirrorLostError:
             _log.warning("mirror_lost", dataset_id=work.dataset_id)
 
     async def _carry_out(self, work: MirrorWork) -> None:
         if work.drop:
-            await self._do(self._tables.drop, work.dataset_id)
-            await self._mirrors.dropped(work)
+            await self._do(self.tables.drop, work.dataset_id)
+            await self.mirrors.dropped(work)
             return
         # The table first and the store second: what is decided then is at least as new as what the table holds.
-        state = await self._do(self._tables.look, work.dataset_id)
+        state = await self._do(self.tables.look, work.dataset_id)
         if state is None or state.snapshot_id != work.snapshot_id:
             await self._rebuild(work, state)
             return
         try:
             if work.add or work.remove:
-                async with self._lake.readable(_paths(work.add)):
-                    state = await self._do(self._tables.sync, work.dataset_id, state, work.add, work.remove)
+                async with self.lake.readable(_paths(work.add)):
+                    state = await self._do(self.tables.sync, work.dataset_id, state, work.add, work.remove)
         except TypesChangedError:
             await self._rebuild(work, state)
             return
         if work.check:
-            state = await self._do(self._tables.clean, work.dataset_id)
+            state = await self._do(self.tables.clean, work.dataset_id)
         await self._end(work, state)
 
     async def _rebuild(self, work: MirrorWork, state: TableState | None) -> None:
         """Make the table hold all that counts: it is gone, or stands elsewhere, or needs other types."""
-        work = await self._mirrors.everything(work)
-        async with self._lake.readable(_paths(work.add)):
-            state = await self._do(self._tables.rebuild, work.dataset_id, state, work.add)
+        work = await self.mirrors.everything(work)
+        async with self.lake.readable(_paths(work.add)):
+            state = await self._do(self.tables.rebuild, work.dataset_id, state, work.add)
         await self._end(work, state)
 
     async def _do(
         self, work: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
     ) -> _Result:
-        return await self._elsewhere.run(_call, partial(work, *args, **kwargs))
+        return await self.elsewhere.run(_call, partial(work, *args, **kwargs))
 
     async def _end(self, work: MirrorWork, state: TableState | None) -> None:
-        await self._mirrors.done(work, state, self._check_every)
+        await self.mirrors.done(work, state, self.check_every)
         _log.info("mirrored", dataset_id=work.dataset_id, added=len(work.add), removed=len(work.remove))
 
 

@@ -313,7 +313,7 @@ class Identified(NamedTuple):
 
 
 class _Mentions(NamedTuple):
-    """The `identities.Mention`s of several rows as columns; `stated` is a `LINK`, `digests` are its keys as bytes."""
+    """The `Mention`s of several rows as columns; `stated` is a `LINK`, `digests` are its keys as bytes."""
 
     rows: pa.Array
     stated: pa.StructArray
@@ -322,7 +322,10 @@ class _Mentions(NamedTuple):
 
 
 def identify(sent: pa.Array | None, declared: Sequence[DeclaredColumn], count: int) -> Identified | None:
-    """Find what `identities.resolve` finds, for all rows of a batch.
+    """Find what `resolve` finds, for all rows of a Parquet batch at once.
+
+    Only batches in which nothing is amiss are understood. Any other is left to be looked at row by row, which knows the
+    rows and the words of every refusal.
 
     Args:
         sent: The column `identityMap` of the file, None if it has none.
