@@ -176,6 +176,38 @@ class Dataset:
         return _UPSERTS in self.tags.get(PROFILE_TAG, ())
 
 
+@dataclass(frozen=True, slots=True)
+class NewDataset:
+    """What a caller says of a dataset; `schema` is built in or registered, `iceberg` None means as its kind has it.
+
+    `batch_retention` None means for ever.
+    """
+
+    name: str
+    description: str
+    schema: SchemaRef
+    tags: Mapping[str, tuple[str, ...]]
+    identity_fields: tuple[IdentityField, ...]
+    declared_fields: tuple[FieldDeclaration, ...] = ()
+    iceberg: bool | None = None
+    batch_retention: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetChange:
+    """What a caller changes of a dataset; None stays as it is, declared fields come on top of those it has.
+
+    A `batch_retention` of zero means for ever.
+    """
+
+    name: str | None = None
+    description: str | None = None
+    tags: Mapping[str, tuple[str, ...]] | None = None
+    declared_fields: tuple[FieldDeclaration, ...] = ()
+    iceberg: bool | None = None
+    batch_retention: timedelta | None = None
+
+
 def is_source(kind: DatasetKind, tags: Mapping[str, tuple[str, ...]]) -> bool:
     """Say whether exports read a dataset of that kind and those tags (S11)."""
     return kind is not DatasetKind.UNION and "enabled:false" not in tags.get(PROFILE_TAG, ())
@@ -312,6 +344,8 @@ def _check_name(name: str, path: FieldPath, field: str) -> None:
         raise InvalidArgumentError.of_field(field, refused.reason) from None
 
 
+# --- Retention ---
+
 REMEMBERED = timedelta(days=30)
 """How long an expired job is told from one that never was."""
 LEAST_RETENTION = timedelta(hours=1)
@@ -354,36 +388,7 @@ def _in_words(time: timedelta) -> str:
     return f"{time.total_seconds():,.0f} seconds"
 
 
-@dataclass(frozen=True, slots=True)
-class NewDataset:
-    """What a caller says of a dataset; `schema` is built in or registered, `iceberg` None means as its kind has it.
-
-    `batch_retention` None means for ever.
-    """
-
-    name: str
-    description: str
-    schema: SchemaRef
-    tags: Mapping[str, tuple[str, ...]]
-    identity_fields: tuple[IdentityField, ...]
-    declared_fields: tuple[FieldDeclaration, ...] = ()
-    iceberg: bool | None = None
-    batch_retention: timedelta | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetChange:
-    """What a caller changes of a dataset; None stays as it is, declared fields come on top of those it has.
-
-    A `batch_retention` of zero means for ever.
-    """
-
-    name: str | None = None
-    description: str | None = None
-    tags: Mapping[str, tuple[str, ...]] | None = None
-    declared_fields: tuple[FieldDeclaration, ...] = ()
-    iceberg: bool | None = None
-    batch_retention: timedelta | None = None
+# --- Union schemas, and versions of a schema ---
 
 
 def union_by_kind(sources: Sequence[Dataset]) -> Mapping[DatasetKind, ObjectType]:

@@ -232,6 +232,9 @@ def with_identities(identities: IdentitySelection, fields: ObjectType) -> Object
     return ObjectType({**column, **fields.fields})
 
 
+# --- What an engine reports ---
+
+
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
     """A file that was written. `name` is that in its folder; `sha256` is in hex.
@@ -361,6 +364,9 @@ class EngineFailedError(Exception):
         self.code, self.retryable = code, retryable
 
 
+# --- Making a plan ---
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The batches of all source datasets that count at one moment, and what else a plan is made of.
@@ -468,6 +474,9 @@ class _Precedence:
         if self._datasets[dataset_id] is DatasetKind.EVENT:
             return 0
         return self._strengths.get(dataset_id, 0)
+
+
+# --- Estimating a job ---
 
 
 @dataclass(frozen=True, slots=True)

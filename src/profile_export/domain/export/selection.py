@@ -290,6 +290,8 @@ def _walk(member: FieldType, prefix: str) -> Iterator[str]:
                 yield from _walk(field, f"{prefix}{name}.")
 
 
+# --- Segments: which memberships let a profile in (S21) ---
+
 DEFAULT_NAMESPACE = "ups"
 
 

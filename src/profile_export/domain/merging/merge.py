@@ -137,15 +137,8 @@ def newest(rows: Iterable[Row], same: Callable[[Row], Hashable]) -> list[Row]:
     return list({same(row): row for row in sorted(rows, key=lambda row: row.place)}.values())
 
 
-def patched(
-    records: Iterable[Row], merged: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
-) -> list[Row]:
-    """Make one fragment of all records of an identity in a dataset, in the place of the newest (S9).
-
-    Args:
-        records: The records of datasets that upsert.
-        merged: Merges values, the newest first.
-    """
+def patched(plan: ExportPlan, records: Iterable[Row]) -> list[Row]:
+    """Make one fragment of all records of an identity in a dataset that upserts, in the place of the newest (S9)."""
     fragments: dict[Hashable, list[Row]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.place, reverse=True):
         fragments[record.dataset_id, record.primary].append(record)
@@ -153,7 +146,7 @@ def patched(
         replace(
             found[0],
             states=_states((identity for record in found for identity in record.states), found),
-            value=merged([record.value for record in found]),
+            value=_merged_record(plan, [record.value for record in found]),
         )
         for found in fragments.values()
     ]
@@ -174,13 +167,8 @@ def people(
 
     With graph `none` every primary identity is a profile of its own (S5), whose identities are those of its current
     records and its events. With `pdg` a profile is a component of the identities that occur together on any row,
-    replaced or not, of a dataset that takes part or not (S4), and has all of them (S6).
-
-    Args:
-        graph: Which identities are one person.
-        records: The fragments of datasets that take part.
-        events: The events that count, of datasets that take part.
-        found: All rows.
+    replaced or not, of a dataset that takes part or not (S4), and has all of them (S6). `records` are the fragments and
+    `events` the events that count, both of datasets that take part; `found` are all rows.
     """
     linking = [*found.records, *found.events, *found.others] if graph is IdentityGraph.PDG else ()
     firsts = resolve(row.states for row in linking)
@@ -328,7 +316,7 @@ def _fragments(plan: ExportPlan, records: Sequence[Row]) -> list[Row]:
     patching = [record for record in records if record.dataset_id in upserting]
     return [
         *newest(replacing, lambda record: (record.dataset_id, record.primary)),
-        *patched(patching, lambda values: _merged_record(plan, values)),
+        *patched(plan, patching),
     ]
 
 

@@ -24,9 +24,9 @@ class AttributeMerge(StrEnum):
     """Which value wins."""
 
     TIMESTAMP_ORDERED = "timestampOrdered"
-    """The one of the later place (S10)."""
+    """That of the later place (S10)."""
     DATASET_PRECEDENCE = "dataSetPrecedence"
-    """The one of the dataset named first (S10)."""
+    """That of the dataset named first (S10)."""
 
 
 @dataclass(frozen=True, slots=True)
