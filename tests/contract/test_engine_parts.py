@@ -25,7 +25,7 @@ from profile_export.domain.schemas.types import (
 )
 from profile_export.engines.duckdb import session as duckdb_session
 from profile_export.engines.expression.expression import export_expression
-from profile_export.engines.expression.shape import EventShape, Shape
+from profile_export.engines.expression.tables import EventShape, Shape
 from tests.builders import at, events, plan_of, read_export, records, row, rows_of
 
 ITEM = ObjectType({"sku": TEXT, "price": DOUBLE})

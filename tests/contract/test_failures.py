@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from profile_export.engines.duckdb.hosted import EngineError, failed
+from profile_export.engines.duckdb.session import EngineError, failed
 
 SOURCE = "crm/b/0.parquet"
 FULL = Path("/dev/full")

@@ -25,9 +25,7 @@ from profile_export.domain.merging.identity import Identity, IdentityKey, identi
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.engines.duckdb import session as duckdb_session
 from profile_export.engines.duckdb.session import DuckDbSession
-from profile_export.engines.identity.components import KEY
-from profile_export.engines.identity.graph import MappingWriter, mapping_facts
-from profile_export.engines.identity.kept import KeptGraphs
+from profile_export.engines.identity.graph import KEY, KeptGraphs, MappingWriter, mapping_facts
 from profile_export.processes.supervisor import Pool, Supervisor
 from tests.builders import Part, plan_of, records, row
 from tests.contract.house import House

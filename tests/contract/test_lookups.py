@@ -27,8 +27,7 @@ from profile_export.domain.export.lookup import FoundProfile
 from profile_export.domain.merging.identity import Identity
 from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.engines.duckdb.engine import DuckDbEngine
-from profile_export.engines.identity.components import Keys, key_records
-from profile_export.engines.identity.graph import MappingWriter, OpenMapping
+from profile_export.engines.identity.graph import Keys, MappingWriter, OpenMapping, key_records
 from profile_export.lake import rows as source_rows
 from profile_export.store.catalog.policies import Policies
 from tests.contract.house import TENANT, House, children, house, pinned

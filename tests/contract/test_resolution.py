@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.engines.identity.components import KEY, Keys
-from profile_export.engines.identity.graph import MappingFacts, Pairs, Space, mapping_facts, resolve
-from profile_export.engines.identity.kept import extend
+from profile_export.engines.identity.graph import KEY, Keys, MappingFacts, mapping_facts
+from profile_export.engines.identity.links import Pairs
+from profile_export.engines.identity.resolution import Space, extend, resolve
 
 Key = tuple[int, int]
 Pair = tuple[Key, Key]

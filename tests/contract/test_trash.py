@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from profile_export.application.loading import Loading, LoadingRooms, RowLimits
 from profile_export.domain.catalog.batches import MERGED_FROM, BatchState
 from profile_export.ingest.task import Expense
-from profile_export.lake.trash import Trash
+from profile_export.lake.local import Trash
 from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.belonging import Belonging
 from profile_export.runner.leftovers import Leftovers, StoreAndLake

@@ -62,7 +62,7 @@ def test_every_code_and_event_of_the_tables_is_one_that_the_product_writes() -> 
 
 
 def test_every_error_that_ends_an_attempt_is_in_the_table() -> None:
-    failures = (ROOT / "src/profile_export/engines/duckdb/hosted.py").read_text()
+    failures = (ROOT / "src/profile_export/engines/duckdb/session.py").read_text()
     worker = (ROOT / "src/profile_export/runner/worker.py").read_text()
     codes = set(re.findall(r'Failed\(\s*"([A-Z_]+)"', failures)) | set(
         re.findall(r'"([A-Z]+_?[A-Z]+)"', worker)

@@ -16,7 +16,7 @@ from profile_export.app.processes import StartError, configure_logs
 from profile_export.app.server import Application, run_server
 from profile_export.config import Options, SettingsError, StoreSettings, load, load_store, load_worker
 from profile_export.domain.export.receipt import Verification
-from profile_export.lake import verification
+from profile_export.lake.data_files import verify as verify_receipt
 from profile_export.runner.leftovers import Findings
 
 __all__ = ["Application", "StartError", "db_check", "db_status", "db_upgrade", "serve", "verify", "work"]
@@ -80,8 +80,8 @@ def db_check(options: Options) -> Findings:
 
 
 def verify(receipt: Path) -> Verification:
-    """Check a receipt against the files beside it, as `lake.verification` does; no server is needed."""
-    return verification.verify(receipt)
+    """Check a receipt against the files beside it, as `lake.data_files` does; no server is needed."""
+    return verify_receipt(receipt)
 
 
 def _settings(read: Callable[[Options, Mapping[str, str]], _Settings], options: Options) -> _Settings:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import structlog
 
 from profile_export.domain.export.plan import (
+    VALUES_PER_RANGE,
     EngineDiedError,
     EngineFailedError,
     EngineProgress,
@@ -21,8 +24,6 @@ from profile_export.domain.export.plan import (
     RangeResult,
     ResolutionFacts,
 )
-from profile_export.engines.duckdb import memory
-from profile_export.engines.protocol import Close, Failed, FindMapping, MappingFound, Open, Resolve, Run
 from profile_export.processes.messages import (
     NO_LIMITS,
     Ask,
@@ -43,7 +44,63 @@ _CLOSE_SECONDS = 1.0
 _MEGABYTE = 1_000_000
 _OVER_LIMIT = 1.25
 """DuckDB keeps to its own limit, within a tenth of that of the process; what is this far above it does not."""
+_BESIDE_DUCKDB = 300 * _MEGABYTE
+"""DuckDB's own limit covers its buffers, hash tables and sorts, beyond which it spills to the disk.
+
+Beside those the process holds the interpreter and its libraries (170 MB once the sources are bound), the compiled
+query, pages that the Parquet writer compresses and what the allocator has not given back: 225 to 290 MB in all, with 9
+and 31 fields and with texts of 10 KB, with and without a graph, whatever the limit.
+"""
+_LEAST_FOR_DUCKDB = 16 * _MEGABYTE
+_PER_THREAD = 100 * _MEGABYTE
+"""Less than this for each thread, and a merge fails for the buffers of its operators alone."""
+_PER_VALUE = 128
+"""Bytes: a value takes 60 to 90 where profiles are not linked and 210 where they are, half of which may be spilled."""
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Asks a child to begin an attempt."""
+
+    plan: ExportPlan
+    lake_root: Path
+    folder: Path
+    settings: Mapping[str, str | int]
+    """Of the database."""
+    segment_folders: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Asks to resolve identities; answered by `ResolutionFacts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindMapping:
+    """Asks which identities have a profile of another key than theirs; answered by a path, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Asks to export a range; answered by `RangeResult`."""
+
+    key_range: KeyRange
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Asks to end the attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Answers any request that failed. `died`: memory ran out or the engine broke, and the child is of no more use."""
+
+    code: str
+    message: str
+    retryable: bool
+    died: bool = False
 
 
 class EngineAttempt:
@@ -55,16 +112,16 @@ class EngineAttempt:
         self._ask = ask
 
     async def mapping(self) -> Path | None:
-        """Return the file that says which identities have a profile of another key than theirs, see `engines.mapping`.
+        """Return the file of the identity graph (`engines.identity.graph`), which lies in the attempt's folder.
 
-        It lies in the attempt's folder. None where every identity is a profile of its own.
+        None where every identity is a profile of its own.
 
         Raises:
             EngineDiedError: As `resolve`.
             EngineFailedError: As `resolve`.
         """
-        found: MappingFound = await self._ask(FindMapping())
-        return found.path
+        path: Path | None = await self._ask(FindMapping())
+        return path
 
     async def resolve(self) -> ResolutionFacts:
         """Find out which identities are one person, and bring together what is theirs; once, before `run`.
@@ -93,8 +150,8 @@ class DuckDbEngine:
     """Runs plans with DuckDB, in child processes of which some are kept warm.
 
     Args:
-        memory_limit_mb: How much memory a child's process may hold, see `memory`; None leaves it to DuckDB, whose
-            database then takes up to 80 % of the machine's.
+        memory_limit_mb: How much memory a child's process may hold at most (peak RSS), as `ExportJob.metrics` reports
+            it; None leaves it to DuckDB, whose database then takes up to 80 % of the machine's.
         threads: How many threads it uses, fewer where the limit feeds no more; None means one per core.
         warm: How many children wait for work when nothing is to be done, at most.
         supervisor: Where children come from; None: one of the engine's own.
@@ -115,7 +172,8 @@ class DuckDbEngine:
             if memory_limit_mb is None
             else Limits(memory_bytes=int(memory_limit_mb * _MEGABYTE * _OVER_LIMIT))
         )
-        self._memory_limit_mb, self._threads, self._warm_children = memory_limit_mb, threads, warm
+        self._settings = _settings(memory_limit_mb, threads)
+        self._memory_limit_mb, self._warm_children = memory_limit_mb, warm
         self._idle: list[Child] = []
         self._children: set[Child] = set()
         self._warming: asyncio.Task[None] | None = None
@@ -124,7 +182,9 @@ class DuckDbEngine:
     @property
     def values_per_range(self) -> int:
         """How plans are to be cut so that a range fits into the memory limit."""
-        return memory.values_per_range(self._memory_limit_mb)
+        if self._memory_limit_mb is None:
+            return VALUES_PER_RANGE
+        return min(VALUES_PER_RANGE, _duckdb_bytes(self._memory_limit_mb) // _PER_VALUE)
 
     @property
     def children(self) -> tuple[int, ...]:
@@ -170,10 +230,8 @@ class DuckDbEngine:
         child = await self._taken()
         asyncio.get_running_loop().call_later(_RESERVE_AFTER_SECONDS, self._reserve)
         try:
-            limits = (self._memory_limit_mb, self._threads)
-            request = Open(plan, lake_root, folder, *limits, segment_folders=tuple(segment_folders))
             ask = partial(self._ask, child, on_progress)
-            await ask(request)
+            await ask(Open(plan, lake_root, folder, self._settings, tuple(segment_folders)))
             yield EngineAttempt(child.process_id, ask)
         finally:
             await asyncio.shield(self._given_back(child))
@@ -193,7 +251,7 @@ class DuckDbEngine:
         if not child.busy:
             with suppress(EngineDiedError, EngineFailedError, TimeoutError):
                 async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._ask(child, _ignore, Close())
+                    await self._ask(child, lambda _progress: None, Close())
                 if len(self._idle) < self._warm_children and not self._closed:
                     self._idle.append(child)
                     return
@@ -273,8 +331,17 @@ def _crashed(died: ChildDiedError) -> EngineDiedError:
     return EngineDiedError("ENGINE_CRASHED", f"The engine's process {how}.")
 
 
-def _ignore(_progress: EngineProgress) -> None:
-    pass
+def _settings(memory_limit_mb: int | None, threads: int | None) -> dict[str, str | int]:
+    """Return the settings of a database so that its process stays within a limit."""
+    if memory_limit_mb is None:
+        return {} if threads is None else {"threads": threads}
+    memory = _duckdb_bytes(memory_limit_mb)
+    wanted = threads or os.cpu_count() or 1
+    return {"memory_limit": f"{memory}B", "threads": max(1, min(wanted, memory // _PER_THREAD))}
+
+
+def _duckdb_bytes(limit_mb: int) -> int:
+    return max(_LEAST_FOR_DUCKDB, limit_mb * _MEGABYTE - _BESIDE_DUCKDB)
 
 
 def _hosted(task: object, say: Say) -> Guest:
@@ -282,6 +349,6 @@ def _hosted(task: object, say: Say) -> Guest:
 
     It is loaded there alone: its libraries take as long to load as all the rest of a server, which never calls them.
     """
-    from profile_export.engines.duckdb.hosted import HostedEngine  # noqa: PLC0415 - as said
+    from profile_export.engines.duckdb.session import HostedEngine  # noqa: PLC0415 - as said
 
     return HostedEngine(task, say)

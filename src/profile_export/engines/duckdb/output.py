@@ -17,11 +17,9 @@ from ibis.backends.sql.compilers.duckdb import DuckDBCompiler
 
 from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import LEFT_OUT_REASONS, ExportCounts, ExportPlan, WrittenFile
-from profile_export.engines.duckdb.memory import memory_of
 from profile_export.engines.duckdb.sources import name, text
 from profile_export.engines.expression.expression import export_expression, output_columns
-from profile_export.engines.expression.shape import Shape
-from profile_export.engines.expression.tables import WIDE
+from profile_export.engines.expression.tables import WIDE, Shape
 
 _REMEMBERED = 64
 _texts: OrderedDict[str, str] = OrderedDict()
@@ -99,6 +97,7 @@ class Output:
         plan: What is exported.
         folder: For the files of the plan's `batch_id`.
         segment_folders: Instead, one for each of its `segment_batches`.
+        memory: How many bytes the database may use.
     """
 
     def __init__(
@@ -107,10 +106,11 @@ class Output:
         plan: ExportPlan,
         folder: Path,
         segment_folders: Sequence[Path],
+        memory: int,
     ) -> None:
         self._connection, self._plan = connection, plan
         self._folder, self._segment_folders = folder, segment_folders
-        self._bytes_per_row_group = min(_MOST_BYTES_PER_ROW_GROUP, memory_of(connection) // _OF_MEMORY)
+        self._bytes_per_row_group = min(_MOST_BYTES_PER_ROW_GROUP, memory // _OF_MEMORY)
 
     def count(self) -> ExportCounts:
         """Count the profiles."""

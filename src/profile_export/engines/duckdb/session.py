@@ -1,44 +1,52 @@
-"""One attempt at a plan, run by DuckDB in this process, and how far it is."""
+"""The engine within a child process: one attempt after the other, run by DuckDB, and how its errors are told.
+
+A process of its own, so that running out of memory or crashing ends an attempt and not the server.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import errno
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
+from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import (
     HIGHEST_KEY,
     LOWEST_KEY,
+    EngineProgress,
     ExportPlan,
     KeyRange,
     RangeResult,
     ResolutionFacts,
 )
 from profile_export.domain.merging.policy import IdentityGraph
-from profile_export.engines.duckdb.graphs import (
-    Links,
-    MovedRows,
-    half_of_memory,
-    links_in_files,
-    links_in_tables,
-    mapping_of,
-)
+from profile_export.engines.duckdb.engine import Close, Failed, FindMapping, Open, Resolve, Run
 from profile_export.engines.duckdb.output import Output, compiled
 from profile_export.engines.duckdb.sources import (
     Binding,
+    MovedRows,
     in_place,
     in_range,
     range_statements,
     scan,
 )
 from profile_export.engines.expression import tables
-from profile_export.engines.expression.shape import Shape, shape_of
-from profile_export.engines.identity.graph import MappingFacts, Space
+from profile_export.engines.expression.tables import Shape, shape_of
+from profile_export.engines.identity.graph import MappingFacts
+from profile_export.engines.identity.links import DamagedFileError, LinkedRows, Links, links_in_files
+from profile_export.engines.identity.resolution import Space, mapping_of
 
 _POLL_SECONDS = 0.2
 
@@ -60,10 +68,10 @@ class ProgressMeter:
         self._done = self._reported = 0
 
     @contextmanager
-    def measuring(self, rows: int) -> Iterator[None]:
-        """Report while the body runs queries, which do about the work of so many rows."""
+    def measuring(self, rows: int, share: Callable[[], float] | None = None) -> Iterator[None]:
+        """Report while the body does about the work of so many rows; `share` says how far it is where no query runs."""
         finished = Event()
-        watcher = Thread(target=self._watch, args=(rows, finished), daemon=True)
+        watcher = Thread(target=self._watch, args=(rows, share or self._share, finished), daemon=True)
         watcher.start()
         try:
             yield
@@ -73,11 +81,13 @@ class ProgressMeter:
         self._done = min(self._rows, self._done + rows)
         self._reach(self._done)
 
-    def _watch(self, rows: int, finished: Event) -> None:
+    def _watch(self, rows: int, share: Callable[[], float], finished: Event) -> None:
         while not finished.wait(_POLL_SECONDS):
-            # -1 until the query has begun.
-            reached = round(max(0.0, self._connection.query_progress()) / 100 * rows)
-            self._reach(min(self._rows, self._done + reached))
+            self._reach(min(self._rows, self._done + round(share() * rows)))
+
+    def _share(self) -> float:
+        # -1 until the query has begun.
+        return max(0.0, self._connection.query_progress()) / 100
 
     def _reach(self, done: int) -> None:
         """Report what is more than before: a query may have been given up and done again in parts."""
@@ -89,6 +99,13 @@ class ProgressMeter:
 _ROWS_READ_AT_ONCE = 100_000
 _FEW_ROWS, _FEWEST_ROWS = 4_096, 16
 """A slice of a few rows takes its memory for what each thread reads at once; one of the fewest cannot be halved."""
+_LINKED_ROWS_AT_ONCE = 25_000
+_LINKED = {
+    "key_high": columns.KEY_HIGH,
+    "key_low": columns.KEY_LOW,
+    "batch_id": columns.BATCH_ID,
+    "links": columns.LINKS,
+}
 _ALL = "all_{}"
 _MAPPING = "mapping"
 
@@ -101,7 +118,7 @@ class DuckDbSession:
         plan: ExportPlan,
         lake_root: Path,
         folder: Path,
-        settings: dict[str, str | int],
+        settings: Mapping[str, str | int],
         report: Callable[[int, int], None],
         segment_folders: Sequence[Path] = (),
     ) -> None:
@@ -118,7 +135,8 @@ class DuckDbSession:
             },
         )
         self._connection.execute("SET parquet_metadata_cache = true")
-        self._output = Output(self._connection, plan, folder, segment_folders)
+        self._memory = _memory_of(self._connection)
+        self._output = Output(self._connection, plan, folder, segment_folders, self._memory)
         self._meter = ProgressMeter(self._connection, plan.rows, report)
         ((self._threads,),) = self._connection.execute("SELECT current_setting('threads')").fetchall()
         self._widest = HIGHEST_KEY - LOWEST_KEY + 1
@@ -139,8 +157,9 @@ class DuckDbSession:
         if self._mapping is None and self._plan.graph is IdentityGraph.PDG and self._links.at_most():
             folder = self._folder / "resolution"
             folder.mkdir()
-            with half_of_memory(self._connection) as half:
-                self._mapping = mapping_of(self._plan, self._links, self._root, Space(half, folder))
+            # The database holds no more than what small plans read at once, and does nothing meanwhile.
+            space = Space(self._memory // 2, folder)
+            self._mapping = mapping_of(self._plan, self._links, self._root, space)
         return self._mapping and self._mapping[0]
 
     def resolve(self) -> ResolutionFacts:
@@ -148,14 +167,14 @@ class DuckDbSession:
 
         Leaves `resolution/` in the folder: the mapping, and the rows that move for it.
         """
-        facts = ResolutionFacts()
-        with self._meter.measuring(self._plan.rows // 2):
+        facts, links = ResolutionFacts(), self._links
+        with self._meter.measuring(self._plan.rows // 2, lambda: links.share_read):
             self.mapping()
         if self._mapping is not None:
             mapping, found = self._mapping
             moved = self._move(mapping)
             facts = ResolutionFacts(found.identities, found.components, found.moved, moved)
-        self._bind(shape_of(self._plan, linked=self._links.at_most() > 0))
+        self._bind(shape_of(self._plan, linked=links.at_most() > 0))
         self._meter.begin()
         return facts
 
@@ -252,11 +271,21 @@ class DuckDbSession:
     def _links(self) -> Links:
         """The links of all rows that say who is one person."""
         by_graph = self._plan.graph is IdentityGraph.PDG
-        if self._is_small:
-            linking = [table for table in self._flattened if by_graph or table != tables.OTHERS]
-            return links_in_tables(self._connection, [_ALL.format(table) for table in linking])
-        sources = [source for source in self._plan.sources if by_graph or source.takes_part]
-        return links_in_files(self._connection, sources, self._root)
+        if not self._is_small:
+            sources = (source for source in self._plan.sources if by_graph or source.takes_part)
+            return links_in_files(sources, self._root)
+        held = [_ALL.format(table) for table in self._flattened if by_graph or table != tables.OTHERS]
+        return Links(LinkedRows(self._links_in(table), partial(self._linked_rows, table)) for table in held)
+
+    def _links_in(self, table: str) -> int:
+        ((links,),) = self._connection.execute(f"SELECT coalesce(sum(len(links)), 0) FROM {table}").fetchall()
+        return int(links)
+
+    def _linked_rows(self, table: str, _names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        named = ", ".join(f"{ours} AS {column}" for ours, column in _LINKED.items())
+        # As a relation: what a statement gives would be held as a whole first.
+        rows = self._connection.sql(f"SELECT {named} FROM {table} WHERE links IS NOT NULL")
+        yield from rows.to_arrow_reader(_LINKED_ROWS_AT_ONCE)
 
     def _bind(self, shape: Shape) -> None:
         plan = self._plan
@@ -302,3 +331,140 @@ class DuckDbSession:
         if held:
             marks = ", ".join("unnest(?)" for _ in held)
             self._connection.execute(f"INSERT INTO {table} SELECT {marks}", held)
+
+
+EngineError = duckdb.Error | DamagedFileError | OSError | MemoryError
+_NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+_WRAPPED = '{"exception_type"'
+"""What a thread of DuckDB's hands to another is an error in JSON, within the text of an error."""
+_SPILL_LIMIT = "max_temp_directory_size"
+"""DuckDB takes no more of the disk than was free at the start, and calls it memory when that is used up."""
+
+
+def failed(error: EngineError, sources: Collection[str]) -> Failed:
+    """Say what an error is.
+
+    Args:
+        error: Of DuckDB, of a data file, of the system, or of Python's memory.
+        sources: The files that the plan reads, as it names them.
+    """
+    first, _, more = str(error).partition("\n")
+    sentence = _unwrapped(first).rstrip(".") + "."
+    died = isinstance(error, MemoryError | duckdb.OutOfMemoryException)
+    if any(said in sentence for said in _NO_SPACE) or _SPILL_LIMIT in more:
+        return Failed(
+            "DISK_FULL",
+            f"The disk is full: {sentence} Free some of it, then export again.",
+            retryable=True,
+            died=died,
+        )
+    if died:
+        return Failed(
+            "OUT_OF_MEMORY",
+            f"The engine ran out of memory: {sentence} Give it more, or let fewer jobs run at once.",
+            retryable=True,
+            died=True,
+        )
+    if isinstance(error, duckdb.InternalException | duckdb.FatalException):
+        return Failed("ENGINE_CRASHED", f"The engine broke: {sentence}", retryable=True, died=True)
+    of_files = isinstance(error, duckdb.IOException | OSError)
+    if any(path in sentence for path in sources):
+        return Failed(
+            "SOURCE_UNREADABLE",
+            f"A source file cannot be read: {sentence} Restore it, or revert its batch and upload that again.",
+            retryable=of_files,
+        )
+    if of_files:
+        return Failed(
+            "ENGINE_IO",
+            f"A file could not be read or written: {sentence} See to the disk, and to who may write there; then export "
+            "again.",
+            retryable=True,
+        )
+    return Failed("ENGINE_QUERY", f"A query failed: {sentence}", retryable=False)
+
+
+def _unwrapped(sentence: str) -> str:
+    kind, wrapped, inner = sentence.partition(_WRAPPED)
+    if not wrapped:
+        return sentence
+    kind, _, _ = kind.partition(": ")
+    return f"{kind}: {json.loads(wrapped + inner)['exception_message']}"
+
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_RESET_PEAK = "5"
+
+
+class HostedEngine:
+    """The guest of a child (`processes.messages.Guest`) that carries attempts out."""
+
+    def __init__(self, _task: object, say: Callable[[object], None]) -> None:
+        """Begin; `say` takes an `EngineProgress` now and then."""
+        self._say = say
+        self._session: DuckDbSession | None = None
+        self._sources: frozenset[str] = frozenset()
+
+    def answer(self, request: Any) -> Any:
+        """Answer a request of `engine`, with `Failed` where that fails."""
+        try:
+            return self._answer(request)
+        except (duckdb.Error, DamagedFileError, OSError, MemoryError) as error:
+            return failed(error, self._sources)
+
+    def close(self) -> None:
+        """End the attempt, if there is one."""
+        if self._session is not None:
+            self._session.close()
+        self._session = None
+
+    def _answer(self, request: Any) -> Any:
+        session = self._session
+        match request:
+            case Open():
+                _reset_peak_memory()
+                self._sources = frozenset(request.plan.paths)
+                self._session = DuckDbSession(
+                    request.plan,
+                    request.lake_root,
+                    request.folder,
+                    request.settings,
+                    lambda done, estimated: self._say(EngineProgress(done, estimated)),
+                    request.segment_folders,
+                )
+                return None
+            case Resolve() if session is not None:
+                return replace(session.resolve(), peak_memory_bytes=_peak_memory())
+            case FindMapping() if session is not None:
+                return session.mapping()
+            case Run(key_range) if session is not None:
+                return replace(session.run(key_range), peak_memory_bytes=_peak_memory())
+            case Close():
+                return self.close()
+        message = f"unexpected request: {request!r}"
+        raise RuntimeError(message)
+
+
+def _memory_of(connection: duckdb.DuckDBPyConnection) -> int:
+    """Return how many bytes a database may use."""
+    ((limit,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    number, unit = limit.split(" ")
+    return int(float(number) * 1024 ** _UNITS.index(unit))
+
+
+def _peak_memory() -> int:
+    """Return the most memory this process has held since the attempt began, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _reset_peak_memory() -> None:
+    """Forget the peak of earlier attempts, where the system can."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists() and os.access(reset, os.W_OK):
+        reset.write_text(_RESET_PEAK)

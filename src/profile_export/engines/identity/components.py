@@ -8,18 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-Keys = npt.NDArray[Any]
-"""Records of the type `KEY`."""
-KEY = np.dtype([("high", np.int64), ("low", np.int64)])
+from profile_export.engines.identity.graph import Keys, key_records
+
 Places = npt.NDArray[np.int64]
-
-
-def key_records(high: npt.NDArray[np.int64], low: npt.NDArray[np.int64]) -> Keys:
-    """Put the halves of keys together."""
-    keys = np.empty(len(high), KEY)
-    keys["high"], keys["low"] = high, low
-    return keys
 
 
 def swapped(keys: Keys) -> Keys:
@@ -92,10 +86,6 @@ class Components:
 
     def join(self, edges: Numbers) -> None:
         """Connect the two vertices in each row of `edges`."""
-        # Loaded where it is used, which is in the engine's children: a server reads mappings alone.
-        from scipy.sparse import coo_array  # noqa: PLC0415 - as said
-        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415 - as said
-
         roots = self.labels[edges]
         roots = roots[roots[:, 0] != roots[:, 1]]
         if not len(roots):

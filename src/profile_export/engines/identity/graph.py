@@ -1,22 +1,21 @@
-"""The identity graph: resolved for `pdg` (S4), and kept as a file of the keys whose profile has another.
+"""The identity graph as a file of the keys whose profile has another (S4), and the graphs that a tenant keeps.
 
 Columns `key_high`, `key_low`, `profile_high`, `profile_low`, sorted by identity key, which are compared as two signed
 integers, the high half first. A profile's key is that of its identities whose low half is the smallest. The file's
 key-value metadata says from which batches it was made and how many profiles have several identities.
 
-A step before the expression, which cannot iterate. Exact at any size within little memory: identities are numbered in
-parts, cut by key; components come of chunks of pairs; what does not fit waits on disk. Beside one part or one chunk,
-memory holds two small numbers for each identity.
-
-Work is cut into ranges by the high half of profiles' keys, so what chooses among the keys of a profile is the low half,
-which knows nothing of the other: the smallest by the high half would crowd profiles where keys are small.
+Servers read such files, too: this module must not load scipy.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,18 +27,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from profile_export.domain.merging.identity import IdentityKey
-from profile_export.engines.identity.components import (
-    BYTES_PER_EDGE,
-    KEY,
-    Buckets,
-    Components,
-    Keys,
-    in_order,
-    key_records,
-    number_type,
-    numbered,
-    swapped,
-)
+
+Keys = npt.NDArray[Any]
+"""Records of the type `KEY`."""
+KEY = np.dtype([("high", np.int64), ("low", np.int64)])
+
+
+def key_records(high: npt.NDArray[np.int64], low: npt.NDArray[np.int64]) -> Keys:
+    """Put the halves of keys together."""
+    keys = np.empty(len(high), KEY)
+    keys["high"], keys["low"] = high, low
+    return keys
+
 
 _COLUMNS = ("key_high", "key_low", "profile_high", "profile_low")
 _SCHEMA = pa.schema([pa.field(column, pa.int64(), nullable=False) for column in _COLUMNS])
@@ -126,158 +125,6 @@ def mapping_rows(path: Path) -> Iterator[tuple[Keys, Keys]]:
             yield key_records(key_high, key_low), key_records(high, low)
 
 
-Pairs = tuple[Keys, Keys]
-_END = np.dtype([("key", KEY), ("place", np.int64)])
-_BYTES_PER_END = 100
-"""What numbering needs for each end of a pair in a part: its record, its order, its number, and copies of them."""
-_MOST_PARTS = 256
-_ENDS_PER_PART = 2**18
-_EDGES_PER_CHUNK = 2**20
-"""More would take more memory, and more time: a part's keys and a chunk's vertices should fit in a cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """How many bytes of memory resolution may take, and an empty folder for what does not fit."""
-
-    bytes: int
-    folder: Path
-
-
-def resolve(
-    pairs: Iterable[Pairs], at_most: int, batches: Mapping[str, int], space: Space, mapping: Path
-) -> MappingFacts:
-    """Find the connected components of pairs of identities and write their mapping.
-
-    A profile's key is the one of its component with the smallest low half (of equals, with the smallest high half).
-    Whoever has only one identity stays where they are.
-
-    Args:
-        pairs: Identities that occur together, in chunks.
-        at_most: How many pairs there are at most.
-        batches: What they come from, as `MappingFacts` has it.
-        space: What it may use.
-        mapping: The file to write.
-    """
-    numbering = _Numbering(at_most, space)
-    for ones, others in pairs:
-        numbering.add(swapped(ones), swapped(others))
-    edges = numbering.number()
-    components = Components(numbering.size)
-    for chunk in range(edges.count):
-        components.join(edges.take(chunk))
-    with MappingWriter(mapping) as writer:
-        profiles = _write(numbering, components, writer)
-        return writer.finish(profiles, batches)
-
-
-class _Edges:
-    """Pairs of numbers, in chunks: what the numbering of one part after the other puts together."""
-
-    def __init__(self, ends: int, chunk: int, kind: npt.DTypeLike, folder: Path | None) -> None:
-        self._ends, self._chunk = ends, chunk
-        self.count = -(-ends // chunk)
-        self._kind = np.dtype([("place", np.int64), ("number", kind)])
-        self._numbers = Buckets("edges", self._kind, self.count, folder)
-
-    def put(self, places: npt.NDArray[np.int64], numbers: npt.NDArray[Any]) -> None:
-        """Add the numbers at some places, which grow."""
-        records = np.empty(len(places), self._kind)
-        records["place"], records["number"] = places, numbers
-        self._numbers.put_cut(records, np.searchsorted(places, np.arange(self.count + 1) * self._chunk))
-
-    def take(self, chunk: int) -> npt.NDArray[Any]:
-        """Return the pairs of a chunk, one in each row."""
-        records = self._numbers.take(chunk)
-        numbers = np.empty(len(records), self._kind["number"])
-        numbers[records["place"] - chunk * self._chunk] = records["number"]
-        return numbers.reshape(-1, 2)
-
-
-class _Numbering:
-    """Numbers identities without gaps, in the order of their keys."""
-
-    def __init__(self, at_most: int, space: Space) -> None:
-        ends, half = 2 * at_most, space.bytes // 2
-        self.folder = None if ends * _END.itemsize <= half else space.folder
-        per_part = max(1, min(_ENDS_PER_PART, half // _BYTES_PER_END))
-        self.parts = min(_MOST_PARTS, max(1, -(-ends // per_part)))
-        self.starts = np.zeros(self.parts + 1, np.int64)
-        self.keys = Buckets("keys", KEY, self.parts, self.folder)
-        self._half = half
-        self._ends, self._count = Buckets("ends", _END, self.parts, self.folder), 0
-
-    @property
-    def size(self) -> int:
-        """How many identities there are."""
-        return int(self.starts[-1])
-
-    def add(self, ones: Keys, others: Keys) -> None:
-        """Take pairs of identities."""
-        ends = np.empty(2 * len(ones), _END)
-        ends["key"][0::2], ends["key"][1::2] = ones, others
-        ends["place"] = np.arange(self._count, self._count + len(ends))
-        self._count += len(ends)
-        self._ends.put_each(ends, _part_by_key(ends["key"], self.parts))
-
-    def number(self) -> _Edges:
-        """Number all identities; return the pairs as numbers."""
-        kind = number_type(self._count)
-        chunk = 2 * max(1, min(_EDGES_PER_CHUNK, self._half // BYTES_PER_EDGE))
-        edges = _Edges(self._count, chunk, kind, self.folder)
-        for part in range(self.parts):
-            ends = self._ends.take(part)
-            known, numbers = numbered(ends["key"])
-            self.keys.put(part, known)
-            edges.put(ends["place"], numbers + self.starts[part])
-            self.starts[part + 1] = self.starts[part] + len(known)
-        return edges
-
-
-def _write(numbering: _Numbering, components: Components, writer: MappingWriter) -> int:
-    """Write which identities have another profile; return how many profiles have several identities.
-
-    Numbers follow the low half of keys and the mapping follows the high one. So identities go with their keys to the
-    part that has the key of their profile, and from there, with that key, to where they lie in the mapping.
-    """
-    parts, starts, labels, folder = numbering.parts, numbering.starts, components.labels, numbering.folder
-    asked = Buckets("asked", [("identity", KEY), ("profile", labels.dtype)], parts, folder)
-    for part in range(parts):
-        found = labels[starts[part] : starts[part + 1]]
-        moved = found != np.arange(starts[part], starts[part + 1], dtype=labels.dtype)
-        questions = np.empty(np.count_nonzero(moved), asked.kind)
-        questions["identity"], questions["profile"] = numbering.keys.look(part).compress(moved), found[moved]
-        asked.put_each(questions, _part_by_number(questions["profile"], starts))
-    answered = Buckets("answered", [("identity", KEY), ("profile", KEY)], parts, folder)
-    profiles = 0
-    for part in range(parts):
-        keys = swapped(numbering.keys.take(part))
-        named = np.zeros(len(keys), dtype=np.bool_)
-        # In pieces, since the small numbers are the profiles of most, and one profile may have all identities.
-        for questions in asked.take_pieces(part):
-            places = questions["profile"] - starts[part]
-            named[places] = True
-            answers = np.empty(len(questions), answered.kind)
-            answers["identity"], answers["profile"] = swapped(questions["identity"]), keys[places]
-            answered.put_each(answers, _part_by_key(answers["identity"], parts))
-        profiles += int(np.count_nonzero(named))
-    for part in range(parts):
-        answers = answered.take(part)
-        identities, order = in_order(answers["identity"])
-        writer.write(identities, answers["profile"][order])
-    return profiles
-
-
-def _part_by_key(keys: Keys, parts: int) -> npt.NDArray[np.uint8]:
-    """Return the part of each key by its highest bits. Keys are hashes, so the parts get about equally many."""
-    highest_bits = (keys["high"] >> 56) + 128
-    return (highest_bits * parts >> 8).astype(np.uint8)
-
-
-def _part_by_number(numbers: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    return (np.searchsorted(starts, numbers, side="right") - 1).astype(np.uint8)
-
-
 _IDENTITY = ("key_high", "key_low")
 _PROFILE = ("profile_high", "profile_low")
 
@@ -314,3 +161,83 @@ def _pairs(
                 of_key = rows.filter(pc.equal(rows[low], key[1]))
                 found += zip(*(of_key[half].to_pylist() for half in wanted), strict=True)
     return found
+
+
+_MOST_KEPT = 3
+"""The newest, and some for jobs of other moments: a former attempt's, one that a revert makes fit again."""
+
+_NAME = re.compile(r"[0-9a-f]{64}\.parquet")
+
+
+class KeptGraphs:
+    """The kept graphs of a tenant, each a file named by the SHA-256 of what is in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def fetch(self, batches: Mapping[str, int], target: Path) -> bool:
+        """Get the graph that was made from most of these batches and from no other; False if there is none.
+
+        It stands at `target` then, where pruning cannot reach it. One that turns out to be damaged is removed.
+        """
+        fitting = []
+        for file in self._newest_first():
+            with suppress(OSError, ValueError):
+                made_from = mapping_facts(file).batches
+                if made_from.items() <= batches.items():
+                    fitting.append((len(made_from), file))
+        for _, file in sorted(fitting, reverse=True):
+            with suppress(OSError):
+                _link(file, target)
+                if _digest(target) == file.stem:
+                    _touch(file)
+                    return True
+                file.unlink()
+            target.unlink(missing_ok=True)
+        return False
+
+    def keep(self, mapping: Path) -> None:
+        """Keep a mapping whose bytes are safe on the disk, and of all no more than a few.
+
+        It appears whole or not at all. A graph that cannot be kept costs the next attempt time, and this one nothing.
+        """
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            second_name = mapping.with_suffix(".kept")
+            _link(mapping, second_name)
+            second_name.replace(self._folder / f"{_digest(mapping)}.parquet")
+            for file in self._newest_first()[_MOST_KEPT:]:
+                file.unlink(missing_ok=True)
+
+    def _newest_first(self) -> list[Path]:
+        """Return the graphs by the time when they were made or of use."""
+        found = []
+        with suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                # Another attempt may be pruning. What has another name was not kept by us.
+                with suppress(OSError):
+                    if _NAME.fullmatch(entry.name) is None:
+                        continue
+                    found.append((entry.stat().st_mtime_ns, Path(entry.path)))
+        return [path for _, path in sorted(found, reverse=True)]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot do that."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+        with target.open("rb") as copy:
+            os.fsync(copy.fileno())
+
+
+def _touch(file: Path) -> None:
+    # Pruned meanwhile, or not ours to touch: the link that was made of it is as good.
+    with suppress(OSError):
+        os.utime(file)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
