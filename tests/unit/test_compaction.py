@@ -8,9 +8,9 @@ from profile_export.domain.catalog.batches import (
     FULL_BYTES,
     FULL_ROWS,
     MERGED_FROM,
-    MOST_BYTES,
     MOST_MERGED,
-    MOST_ROWS,
+    MOST_MERGED_BYTES,
+    MOST_MERGED_ROWS,
     Segment,
     next_merge,
 )
@@ -84,8 +84,8 @@ def test_what_has_gathered_is_merged_at_once() -> None:
 def test_a_merged_file_holds_no_more_than_other_files_do() -> None:
     by_rows, by_bytes = next_merge(segments(10, 150_000)), next_merge(segments(10, 5, 30 * 2**20))
 
-    assert len(by_rows) * 150_000 <= MOST_ROWS < (len(by_rows) + 1) * 150_000
-    assert len(by_bytes) * 30 * 2**20 <= MOST_BYTES < (len(by_bytes) + 1) * 30 * 2**20
+    assert len(by_rows) * 150_000 <= MOST_MERGED_ROWS < (len(by_rows) + 1) * 150_000
+    assert len(by_bytes) * 30 * 2**20 <= MOST_MERGED_BYTES < (len(by_bytes) + 1) * 30 * 2**20
 
 
 def test_what_is_merged_at_all_are_at_least_two() -> None:

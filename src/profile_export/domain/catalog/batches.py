@@ -300,15 +300,15 @@ SYSTEM_COLUMNS = (BATCH_ID, ROW, NAMESPACE, IDENTITY, AUTHENTICATED_STATE, KEY_H
 # each tier remain.
 
 MERGED_FROM = 10
-"""How many segments of a tier make it worth while."""
+"""How many segments of a tier must wait before they are merged."""
 MOST_MERGED = 100
 """How many segments are merged at once where more are waiting."""
-MOST_ROWS = 500_000
-MOST_BYTES = 64 * 2**20
+MOST_MERGED_ROWS = 500_000
+MOST_MERGED_BYTES = 64 * 2**20
 """How much one merged file may hold: half of what another may, since merging takes memory and time in one piece."""
-FULL_ROWS = MOST_ROWS // 2
-FULL_BYTES = MOST_BYTES // 2
-"""From here on a segment stays as it is. So any two that are merged fit into one file."""
+FULL_ROWS = MOST_MERGED_ROWS // 2
+FULL_BYTES = MOST_MERGED_BYTES // 2
+"""From this size on a segment stays as it is, so that any two that are merged fit into one file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +345,7 @@ def next_merge(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     # As many of the first as one file can hold: any two fit, since none is full.
     for segment in tiers[min(waiting)][:MOST_MERGED] if waiting else ():
         rows, size = rows + segment.rows, size + segment.bytes
-        if rows > MOST_ROWS or size > MOST_BYTES:
+        if rows > MOST_MERGED_ROWS or size > MOST_MERGED_BYTES:
             break
         chosen.append(segment)
     return tuple(chosen)

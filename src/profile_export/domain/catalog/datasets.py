@@ -234,7 +234,7 @@ def with_declared(fields: ObjectType, declared_fields: Sequence[FieldDeclaration
     """Return the fields of a dataset with further declared types.
 
     Raises:
-        TypeConflictError: One is not as wide as what is known.
+        TypeConflictError: A declared type is not as wide as what is known.
     """
     grown = GrowingObject(fields)
     for declared in declared_fields:
@@ -347,7 +347,7 @@ def _check_name(name: str, path: FieldPath, field: str) -> None:
 # --- Retention ---
 
 REMEMBERED = timedelta(days=30)
-"""How long an expired job is told from one that never was."""
+"""How long the service can tell an expired job from a job that never was."""
 LEAST_RETENTION = timedelta(hours=1)
 MOST_RETENTION = timedelta(days=36_500)
 

@@ -43,7 +43,7 @@ VALUES_PER_RANGE = 8_000_000
 VALUES_OF_A_ROW = 4
 """What a row costs besides the fields that are kept of it: key, place, identity."""
 BYTES_OF_A_VALUE = 32
-"""So many bytes of source files cost as much as a value more: long texts take memory, however few they are."""
+"""How many bytes of source files cost as much as a further value: long texts take memory, however few they are."""
 
 
 @dataclass(frozen=True, slots=True)

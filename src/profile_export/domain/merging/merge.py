@@ -133,7 +133,7 @@ def _in_place(row: SourceRow, batch: PinnedBatch, namespaces: Mapping[str, str])
 
 
 def newest(rows: Iterable[Row], same: Callable[[Row], Hashable]) -> list[Row]:
-    """Keep of rows that are the same thing the one of the latest place: S9 for records, S16 for events."""
+    """Keep the row of the latest place among those that are the same thing: S9 for records, S16 for events."""
     return list({same(row): row for row in sorted(rows, key=lambda row: row.place)}.values())
 
 
@@ -296,7 +296,7 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
 
 
 def people_in(plan: ExportPlan, rows: Iterable[SourceRow]) -> Iterator[Person]:
-    """Bring together what belongs to each profile, also to those that an export leaves out; `rows` as before."""
+    """Bring together what belongs to each profile, even if an export leaves it out; `rows` as for `merge_profiles`."""
     _, _, persons = _read(plan, rows)
     return persons
 

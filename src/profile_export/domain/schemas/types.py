@@ -375,7 +375,7 @@ def all_within(kind: FieldType) -> Iterator[FieldType]:
 
 
 WIDE = 500
-"""Of so many types together each step takes a few milliseconds."""
+"""Each step over so many types takes a few milliseconds."""
 
 
 def is_wide(schemas: Iterable[ObjectType]) -> bool:
