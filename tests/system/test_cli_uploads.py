@@ -14,7 +14,7 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 
 from profile_export.client import ClientError
-from profile_export.client.errors import BackOff, checked
+from profile_export.client.calls import BackOff, checked
 from tests.system.line import Line
 from tests.system.terminal import COMMAND, Terminal, environment, served
 

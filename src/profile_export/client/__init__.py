@@ -1,13 +1,11 @@
 """A client for asyncio: imports only the contract and grpc. Streams resume by themselves."""
 
-from profile_export.client.calls import PAGE, as_json
+from profile_export.client.batches import UploadFile, UploadPhase, UploadProgress
+from profile_export.client.calls import PAGE, ClientError, Violation, as_json
 from profile_export.client.connection import Client
-from profile_export.client.errors import ClientError, Violation
-from profile_export.client.jobs import Events, Profiles, Segment, export_spec
+from profile_export.client.jobs import FINAL_STATES, Events, Profiles, Segment, export_spec
 from profile_export.client.profiles import EventQuery
-from profile_export.client.transfers import UploadFile, UploadPhase, UploadProgress
-from profile_export.client.watch import FINAL_STATES
-from profile_export.v1.batch_pb2 import Batch, BatchState, DataFile, RejectedRow
+from profile_export.v1.batch_pb2 import Batch, BatchState, BatchUpload, DataFile, RejectedRow
 from profile_export.v1.dataset_pb2 import (
     Dataset,
     DatasetKind,
@@ -48,6 +46,7 @@ from profile_export.v1.merge_policy_pb2 import AttributeMergeType, IdentityGraph
 from profile_export.v1.profile_pb2 import Identity, Profile, ProfileEvent
 from profile_export.v1.receipt_pb2 import InputBatch, Receipt
 from profile_export.v1.schema_pb2 import Schema, UnionSchema
+from profile_export.v1.schema_service_pb2 import CreateSchemaResponse
 
 __all__ = [
     "FINAL_STATES",
@@ -55,10 +54,12 @@ __all__ = [
     "AttributeMergeType",
     "Batch",
     "BatchState",
+    "BatchUpload",
     "Client",
     "ClientError",
     "CompleteBatchResponse",
     "CreateJobResponse",
+    "CreateSchemaResponse",
     "DataFile",
     "Dataset",
     "DatasetKind",

@@ -6,10 +6,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
-from profile_export.client.calls import PAGE, Calls
+from profile_export.client.calls import Calls, duration
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1 import schema_service_pb2
 from profile_export.v1.dataset_pb2 import (
@@ -65,7 +64,7 @@ class DatasetCalls(Calls):
             identity_fields=identities,
             declared_fields=declared,
             description=description,
-            batch_retention=_duration(batch_retention),
+            batch_retention=duration(batch_retention),
             request_id=request_id or str(uuid.uuid4()),
         )
         return (await self._call(self._datasets.CreateDataset, request)).dataset
@@ -77,8 +76,8 @@ class DatasetCalls(Calls):
 
     async def list_datasets(self) -> list[Dataset]:
         """List the datasets of the tenant, oldest first."""
-        pages = self._pages(self._datasets.ListDatasets, pb.ListDatasetsRequest(page_size=PAGE))
-        return [dataset async for page in pages for dataset in page.datasets]
+        request = pb.ListDatasetsRequest()
+        return await self._list(self._datasets.ListDatasets, request, lambda page: page.datasets)
 
     async def update_dataset(
         self,
@@ -106,7 +105,7 @@ class DatasetCalls(Calls):
             description=description,
             tags=None if tags is None else pb.DatasetTags(entries=_tag_values(tags)),
             add_declared_fields=declared,
-            batch_retention=_duration(batch_retention),
+            batch_retention=duration(batch_retention),
         )
         return (await self._call(self._datasets.UpdateDataset, request)).dataset
 
@@ -122,14 +121,6 @@ class DatasetCalls(Calls):
 
 def _tag_values(tags: Tags) -> dict[str, TagValues]:
     return {key: TagValues(values=values) for key, values in tags.items()}
-
-
-def _duration(time: timedelta | None) -> Duration | None:
-    if time is None:
-        return None
-    message = Duration()
-    message.FromTimedelta(time)
-    return message
 
 
 class SchemaCalls(Calls):
@@ -157,8 +148,8 @@ class SchemaCalls(Calls):
 
     async def list_schemas(self) -> list[Schema]:
         """List the newest version of every schema of the tenant and the built-in ones, without their fields."""
-        pages = self._pages(self._schemas.ListSchemas, schema_service_pb2.ListSchemasRequest(page_size=PAGE))
-        return [schema async for page in pages for schema in page.schemas]
+        request = schema_service_pb2.ListSchemasRequest()
+        return await self._list(self._schemas.ListSchemas, request, lambda page: page.schemas)
 
     async def get_union_schema(self, schema_name: str) -> UnionSchema:
         """Return the merge of the schemas of all source datasets of a class, such as `_xdm.context.profile`."""

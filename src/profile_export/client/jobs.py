@@ -2,14 +2,31 @@
 
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
-from profile_export.client.calls import PAGE, Calls, stamp
-from profile_export.client.watch import watch_job, watch_jobs
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from profile_export.client.calls import PAGE, BackOff, Calls, ClientError, duration, messages, stamp
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1 import job_pb2 as jobs
 from profile_export.v1.merge_policy_pb2 import MergePolicyRef
+
+FINAL_STATES = (jobs.JOB_STATE_SUCCEEDED, jobs.JOB_STATE_FAILED, jobs.JOB_STATE_CANCELLED)
+"""A job in one of these does not change any more."""
+
+_HEARTBEAT = Duration(seconds=15)
+_SILENCE_SECONDS = 45.0
+"""Three heartbeats."""
+# A call that arrives just as a server stops may be told CANCELLED, which nobody here has asked for.
+_LOST = {"UNAVAILABLE", "CANCELLED"}
+
+_Request = TypeVar("_Request", bound=Message)
+_Message = TypeVar("_Message", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -66,17 +83,34 @@ def export_spec(
         batch_per_segment: Whether each segment gets a batch of its own.
         max_run_time: The longest time from creation to end, after which the job ends FAILED; None means no limit.
     """
-    to = jobs.ExportDestination(dataset_id=dataset_id, segment_per_batch=batch_per_segment)
-    spec = jobs.ExportSpec(fields=fields, destination=to)
-    if policy_id:
-        spec.merge_policy.CopyFrom(MergePolicyRef(id=policy_id))
-    if profiles is not None:
-        spec.filter.CopyFrom(_filter(profiles))
-    if events is not None:
-        spec.event_list.CopyFrom(_event_list(events))
-    if max_run_time is not None:
-        spec.max_run_time.FromTimedelta(max_run_time)
-    return spec
+    return jobs.ExportSpec(
+        fields=fields,
+        destination=jobs.ExportDestination(dataset_id=dataset_id, segment_per_batch=batch_per_segment),
+        merge_policy=MergePolicyRef(id=policy_id) if policy_id else None,
+        filter=None if profiles is None else _filter(profiles),
+        event_list=None if events is None else _event_list(events),
+        max_run_time=duration(max_run_time),
+    )
+
+
+def _event_list(events: Events) -> jobs.EventList:
+    window = jobs.EventFilter(from_ingest_time=stamp(events.from_time), to_ingest_time=stamp(events.to_time))
+    return jobs.EventList(fields=events.fields, filter=window)
+
+
+def _filter(profiles: Profiles) -> jobs.ExportFilter:
+    qualified = jobs.TimeWindow(
+        start_time=stamp(profiles.qualified_from), end_time=stamp(profiles.qualified_to)
+    )
+    return jobs.ExportFilter(
+        segments=[
+            jobs.SegmentFilter(segment_id=one.segment_id, namespace=one.namespace, statuses=one.statuses)
+            for one in profiles.segments
+        ],
+        segment_qualification_time=qualified if qualified.ListFields() else None,  # refused if it is empty
+        from_ingest_time=stamp(profiles.newer_than),
+        empty_profiles=profiles.without_record,
+    )
 
 
 class JobCalls(Calls):
@@ -98,19 +132,14 @@ class JobCalls(Calls):
 
     async def list_jobs(self, limit: int = PAGE) -> list[jobs.ExportJob]:
         """List the newest jobs of the tenant, newest first."""
-        listed: list[jobs.ExportJob] = []
-        async for page in self._pages(self._exports.ListJobs, pb.ListJobsRequest(page_size=min(limit, PAGE))):
-            listed.extend(page.jobs)
-            if len(listed) >= limit:
-                break
-        return listed[:limit]
+        return await self._list(self._exports.ListJobs, pb.ListJobsRequest(), lambda page: page.jobs, limit)
 
     async def cancel_job(self, job_id: int, reason: str = "") -> jobs.ExportJob:
         """Ask a job to stop; return it as it stands then."""
         request = pb.CancelJobRequest(job_id=job_id, reason=reason)
         return (await self._call(self._exports.CancelJob, request)).job
 
-    def watch_job(
+    async def watch_job(
         self, job_id: int, after_revision: int | None = None, *, progress_interval: timedelta | None = None
     ) -> AsyncGenerator[pb.WatchJobResponse]:
         """Follow a job until its final state has been given.
@@ -123,18 +152,32 @@ class JobCalls(Calls):
             after_revision: The revision that is known already. None: the job as it is, then what follows.
             progress_interval: Shortest time between two progress messages. None: the server's choice.
 
-        Returns:
+        Yields:
             The messages as in the contract that have news, so no heartbeats. Errors are raised as ClientError; a server
             that stays away for longer than the client's patience is one.
         """
-        request = pb.WatchJobRequest(job_id=job_id, after_revision=after_revision)
-        if progress_interval is not None:
-            request.min_progress_interval.FromTimedelta(progress_interval)
-        return watch_job(
-            lambda asked: self._exports.WatchJob(asked, metadata=self._metadata), self._patience, request
+        request = pb.WatchJobRequest(
+            job_id=job_id,
+            after_revision=after_revision,
+            heartbeat_interval=_HEARTBEAT,
+            min_progress_interval=duration(progress_interval),
         )
+        told = jobs.JobProgress()
+        async with aclosing(self._resuming(self._exports.WatchJob, request)) as received:
+            async for message in received:
+                # A call that goes on begins after `after_revision`, but with the progress that was told already.
+                request.after_revision = message.revision
+                if message.HasField("progress"):
+                    if message.progress == told:
+                        continue
+                    told = message.progress
+                if message.transitions or message.HasField("job") or message.HasField("progress"):
+                    yield message
+                if message.HasField("job") and message.job.state in FINAL_STATES:
+                    # What the call still has to say is that it is over; if it breaks off instead, nothing is missing.
+                    return
 
-    def watch_jobs(
+    async def watch_jobs(
         self,
         *,
         states: Sequence[jobs.JobState.ValueType] = (),
@@ -154,41 +197,56 @@ class JobCalls(Calls):
             after_revision: The revision of a message received before, with or after `list_complete`: no list then.
             progress_interval: Shortest time between two progresses of one job. None: the server's choice.
 
-        Returns:
+        Yields:
             The messages as in the contract that have news, so no heartbeats.
         """
         request = pb.WatchJobsRequest(
             states=states,
             dataset_id=dataset_id,
-            from_create_time=stamp(created_from) if created_from else None,
+            from_create_time=stamp(created_from),
             after_revision=after_revision,
+            heartbeat_interval=_HEARTBEAT,
+            min_progress_interval=duration(progress_interval),
         )
-        if progress_interval is not None:
-            request.min_progress_interval.FromTimedelta(progress_interval)
-        return watch_jobs(
-            lambda asked: self._exports.WatchJobs(asked, metadata=self._metadata), self._patience, request
-        )
+        listed: dict[int, int] = {}
+        async with aclosing(self._resuming(self._exports.WatchJobs, request)) as received:
+            async for message in received:
+                complete = message.list_complete or request.HasField("after_revision")
+                if not complete or message.list_complete:
+                    # A list that broke off begins anew.
+                    new = [change for change in message.changes if not _known(change, listed)]
+                    del message.changes[:]
+                    message.changes.extend(new)
+                if complete:
+                    request.after_revision = message.revision
+                    listed.clear()
+                if message.changes or message.list_complete:
+                    yield message
+
+    async def _resuming(
+        self, method: "grpc.aio.UnaryStreamMultiCallable[_Request, _Message]", request: _Request
+    ) -> AsyncGenerator[_Message]:
+        """Yield the messages of a call and, where it breaks off, of the next one, until one comes to its end."""
+        back_off = BackOff(self._patience)
+        while True:
+            call = method(request, metadata=self._metadata)
+            try:
+                async for message in messages(call, _SILENCE_SECONDS):
+                    back_off.heard()
+                    yield message
+                return
+            except ClientError as error:
+                if error.code not in _LOST:
+                    raise
+                await back_off.wait(error)
+            finally:
+                call.cancel()
 
 
-def _event_list(events: Events) -> jobs.EventList:
-    event_list = jobs.EventList(fields=events.fields)
-    if events.from_time:
-        event_list.filter.from_ingest_time.CopyFrom(stamp(events.from_time))
-    if events.to_time:
-        event_list.filter.to_ingest_time.CopyFrom(stamp(events.to_time))
-    return event_list
-
-
-def _filter(profiles: Profiles) -> jobs.ExportFilter:
-    segments = [
-        jobs.SegmentFilter(segment_id=one.segment_id, namespace=one.namespace, statuses=one.statuses)
-        for one in profiles.segments
-    ]
-    kept = jobs.ExportFilter(segments=segments, empty_profiles=profiles.without_record)
-    if profiles.qualified_from:
-        kept.segment_qualification_time.start_time.CopyFrom(stamp(profiles.qualified_from))
-    if profiles.qualified_to:
-        kept.segment_qualification_time.end_time.CopyFrom(stamp(profiles.qualified_to))
-    if profiles.newer_than:
-        kept.from_ingest_time.CopyFrom(stamp(profiles.newer_than))
-    return kept
+def _known(change: pb.JobChange, listed: dict[int, int]) -> bool:
+    """Whether an entry of the list has been told already; note it if not."""
+    if not change.HasField("job"):
+        return False
+    known = listed.get(change.job_id) == change.job.revision
+    listed[change.job_id] = change.job.revision
+    return known

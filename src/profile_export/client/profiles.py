@@ -49,9 +49,8 @@ class PolicyCalls(Calls):
 
     async def list_policies(self) -> list[MergePolicy]:
         """List the latest version of every merge policy of the tenant, after the built-in one."""
-        request = pb.ListMergePoliciesRequest(page_size=PAGE)
-        pages = self._pages(self._profiles.ListMergePolicies, request)
-        return [policy async for page in pages for policy in page.merge_policies]
+        request = pb.ListMergePoliciesRequest()
+        return await self._list(self._profiles.ListMergePolicies, request, lambda page: page.merge_policies)
 
     async def update_policy(
         self,
@@ -88,11 +87,8 @@ class PolicyCalls(Calls):
 
 
 def _rule(order: Sequence[str]) -> AttributeMerge:
-    kinds = AttributeMergeType
-    ranked, timed = (
-        kinds.ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE,
-        kinds.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED,
-    )
+    ranked = AttributeMergeType.ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE
+    timed = AttributeMergeType.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED
     return AttributeMerge(type=ranked if order else timed, order=order)
 
 
@@ -150,8 +146,8 @@ class ProfileCalls(Calls):
             identity=profiles.Identity(namespace=namespace, id=identity_id),
             fields=fields,
             merge_policy=_policy(policy_id, policy_version),
-            start_time=stamp(asked.start_time) if asked.start_time else None,
-            end_time=stamp(asked.end_time) if asked.end_time else None,
+            start_time=stamp(asked.start_time),
+            end_time=stamp(asked.end_time),
             page_size=asked.page_size,
             filter=asked.condition,
             order_by="event_time desc" if asked.latest_first else "",
