@@ -25,9 +25,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 import profile_export
+from profile_export.api.interceptors import current_tenant
 from profile_export.api.server import BindError, GrpcServer, Service, contract, create_server
 from profile_export.api.status import CODES, status_of
-from profile_export.api.tenancy import current_tenant
 from profile_export.app.processes import configure_logs
 from profile_export.domain.errors import (
     AbortedError,

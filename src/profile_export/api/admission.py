@@ -46,39 +46,27 @@ def admitting(method: str, decode: _Decode) -> _Decode:
     """
     request = _REQUESTS.get(method)
     if request is None:
-        most = limits.FOREIGN_MESSAGE_BYTES
+        return lambda raw: _decoded(decode, raw, limits.FOREIGN_MESSAGE_BYTES)
+    most_bytes = limits.MOST_MESSAGE_BYTES.get(request.name, limits.MESSAGE_BYTES)
+    most_fields = limits.MOST_TOP_FIELDS.get(request.name)
+    part = _part_of(request)
+    least = part.least()
 
-        def decoded(raw: bytes) -> Any:
-            _check_size(raw, most)
-            return _decoded(decode, raw)
-
-        return decoded
-    return _Door(request, decode).admit
-
-
-class _Door:
-    """Decodes and checks the requests of one method."""
-
-    def __init__(self, request: Descriptor, decode: _Decode) -> None:
-        self._decode = decode
-        self._most_bytes = limits.MOST_MESSAGE_BYTES.get(request.name, limits.MESSAGE_BYTES)
-        self._most_fields = limits.MOST_TOP_FIELDS.get(request.name)
-        self._part = _part_of(request)
-        self._least = self._part.least()
-
-    def admit(self, raw: bytes) -> Any:
-        _check_size(raw, self._most_bytes)
-        if self._most_fields is not None:
-            _check_top_fields(raw, self._most_fields)
-        message = _decoded(self._decode, raw)
+    def admit(raw: bytes) -> Any:
+        message = _decoded(decode, raw, most_bytes, most_fields)
         is_small = len(raw) <= _FEW_BYTES
-        _check_known(message, (), has_few=is_small or self._most_fields is not None)
-        if len(raw) > self._least or b"\0" in raw:
-            _Walk(is_small=is_small).check(message, self._part, ())
+        _check_known(message, (), has_few=is_small or most_fields is not None)
+        if len(raw) > least or b"\0" in raw:
+            _Walk(is_small=is_small).check(message, part, ())
         return message
 
+    return admit
 
-def _decoded(decode: _Decode, raw: bytes) -> Any:
+
+def _decoded(decode: _Decode, raw: bytes, most_bytes: int, most_fields: int | None = None) -> Any:
+    _check_size(raw, most_bytes)
+    if most_fields is not None:
+        _check_top_fields(raw, most_fields)
     try:
         return decode(raw)
     except DecodeError as error:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
-import grpc.aio
-
-from profile_export.api.convert import jobs as convert_jobs
-from profile_export.api.convert.watches import feed_options, watch_options
-from profile_export.api.pages import Pages, fitting
-from profile_export.api.tenancy import current_tenant
+from profile_export.api.convert import jobs as convert
+from profile_export.api.convert.values import Pages, fitting
+from profile_export.api.interceptors import Context, current_tenant
 from profile_export.application.doors import compute
 from profile_export.application.jobs import JobUseCases
 from profile_export.application.watch.job_feed import FeedWatches
 from profile_export.application.watch.job_log import JobWatches
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1.export_service_pb2_grpc import ExportServiceServicer
-
-_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class ExportService(ExportServiceServicer):
@@ -26,36 +19,36 @@ class ExportService(ExportServiceServicer):
     def __init__(self, jobs: JobUseCases, watches: JobWatches, feeds: FeedWatches, pages: Pages) -> None:
         self._jobs, self._watches, self._feeds, self._pages = jobs, watches, feeds, pages
 
-    async def CreateJob(self, request: pb.CreateJobRequest, context: _Context) -> pb.CreateJobResponse:
-        asked = convert_jobs.export_request(request.spec)
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
+        asked = convert.export_request(request.spec)
         view, replayed = await self._jobs.create(current_tenant(), asked, request.request_id)
-        return pb.CreateJobResponse(job=convert_jobs.export_job(view), replayed=replayed)
+        return pb.CreateJobResponse(job=convert.export_job(view), replayed=replayed)
 
-    async def EstimateJob(self, request: pb.EstimateJobRequest, context: _Context) -> pb.EstimateJobResponse:
-        rows = convert_jobs.sample_rows(request)
-        asked = convert_jobs.export_request(request.spec)
+    async def EstimateJob(self, request: pb.EstimateJobRequest, context: Context) -> pb.EstimateJobResponse:
+        rows = convert.sample_rows(request)
+        asked = convert.export_request(request.spec)
         found = await self._jobs.estimate(current_tenant(), asked, rows)
-        return await compute(convert_jobs.estimate_job, *found)
+        return await compute(convert.estimate_job, *found)
 
-    async def GetJob(self, request: pb.GetJobRequest, context: _Context) -> pb.GetJobResponse:
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         view = await self._jobs.get(current_tenant(), request.job_id)
-        return pb.GetJobResponse(job=convert_jobs.export_job(view))
+        return pb.GetJobResponse(job=convert.export_job(view))
 
-    async def ListJobs(self, request: pb.ListJobsRequest, context: _Context) -> pb.ListJobsResponse:
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         page = await self._jobs.list(current_tenant(), await self._pages.of_all(request))
-        jobs, token = fitting(page, convert_jobs.export_job)
+        jobs, token = fitting(page, convert.export_job)
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
-    async def CancelJob(self, request: pb.CancelJobRequest, context: _Context) -> pb.CancelJobResponse:
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
         view = await self._jobs.cancel(current_tenant(), request.job_id, context.peer(), request.reason)
-        return pb.CancelJobResponse(job=convert_jobs.export_job(view))
+        return pb.CancelJobResponse(job=convert.export_job(view))
 
     # Streams are written to the context, which grpc.aio takes as well as a generator, and which waits for the reader.
-    async def WatchJob(self, request: pb.WatchJobRequest, context: _Context) -> None:  # type: ignore[override]  # as said
-        await self._watches.serve(current_tenant(), watch_options(request), context.write)
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> None:  # type: ignore[override]  # as said
+        await self._watches.serve(current_tenant(), convert.watch_options(request), context.write)
 
-    async def WatchJobs(self, request: pb.WatchJobsRequest, context: _Context) -> None:  # type: ignore[override]  # as above
-        tenant, options = current_tenant(), feed_options(request)
+    async def WatchJobs(self, request: pb.WatchJobsRequest, context: Context) -> None:  # type: ignore[override]  # as above
+        tenant, options = current_tenant(), convert.feed_options(request)
         if request.dataset_id:
             await self._jobs.check_destination(tenant, request.dataset_id)
         await self._feeds.serve(tenant, options, context.write)

@@ -6,52 +6,31 @@ import asyncio
 import inspect
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing, nullcontext, suppress
+from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
+from weakref import WeakValueDictionary
 
 import grpc.aio
 import structlog
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from profile_export.api import tenancy
 from profile_export.api.admission import admitting
 from profile_export.api.status import code_of, internal_status, status_of, system_refusal
-from profile_export.application.doors import compute_if
+from profile_export.application.doors import compute_for, compute_if
 from profile_export.domain.catalog.datasets import Tenant
-from profile_export.domain.errors import DomainError, UnimplementedError, server_draining
+from profile_export.domain.errors import (
+    DomainError,
+    InvalidArgumentError,
+    UnimplementedError,
+    server_draining,
+)
 
 MOST_AT_ONCE = 16
 """More would be no faster, and would stand in the one queue for connections before every other tenant's call."""
-
-
-@dataclass(slots=True)
-class _Turn:
-    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MOST_AT_ONCE))
-    calls: int = 0
-
-
-class CallTurns:
-    """The turns of all tenants and methods; those that nobody has or waits for are forgotten."""
-
-    def __init__(self) -> None:
-        self._turns: dict[tuple[Tenant, str], _Turn] = {}
-
-    @asynccontextmanager
-    async def taken(self, tenant: Tenant, method: str) -> AsyncIterator[None]:
-        """Wait for a place among a tenant's calls to a method, first come first served, and hold it."""
-        turn = self._turns.setdefault((tenant, method), _Turn())
-        turn.calls += 1
-        try:
-            async with turn.places:
-                yield
-        finally:
-            turn.calls -= 1
-            if not turn.calls:
-                del self._turns[tenant, method]
-
 
 REQUEST_ID = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -59,8 +38,8 @@ _READ_ON_SECONDS = 0.5
 _MANY_BYTES = 16 * 1024  # to decode and check so many takes some milliseconds
 _OF_THE_SERVER = "/grpc."  # health and reflection, which must answer to the end
 
-_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-_Behaviour: TypeAlias = Callable[[Any, _Context], Awaitable[Any]]
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_Behaviour: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 # In quotes: only the stubs know it as generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Lookup: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
@@ -75,6 +54,43 @@ _MAKE_HANDLER: dict[tuple[bool, bool], Callable[..., _Handler]] = {
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
 
+_ORG = "x-gw-ims-org-id"
+_SANDBOX = "x-sandbox-name"
+
+# A context variable, because the context of a call takes no attributes; every call runs in a context of its own.
+_TENANT: ContextVar[Tenant] = ContextVar("tenant")
+_DEFAULT = Tenant()
+
+
+def current_tenant() -> Tenant:
+    """Return the tenant of the call that runs; LookupError outside of a call."""
+    return _TENANT.get()
+
+
+def _enter(metadata: Iterable[tuple[str, str | bytes]]) -> Tenant:
+    """Make the tenant that a call's metadata names the current one, and return it.
+
+    Raises:
+        InvalidArgumentError: A name is not of the agreed form, or given twice with different values.
+    """
+    named: dict[str, str] = {}
+    for key, value in metadata:
+        if key in {_ORG, _SANDBOX}:
+            text = str(value)
+            if named.setdefault(key, text) != text:
+                raise InvalidArgumentError.of_field(key, "is given twice, with different values.")
+    tenant = (
+        _tenant(named.get(_ORG, _DEFAULT.org), named.get(_SANDBOX, _DEFAULT.sandbox)) if named else _DEFAULT
+    )
+    _TENANT.set(tenant)
+    compute_for(tenant)
+    return tenant
+
+
+@lru_cache(maxsize=1_024)  # few tenants make many calls
+def _tenant(org: str, sandbox: str) -> Tenant:
+    return Tenant(org, sandbox)
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method of a server, of all four kinds. It must be the last of a server's interceptors.
@@ -85,7 +101,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, new_request_id: Callable[[], str]) -> None:
         self._new_request_id = new_request_id
         self._handlers: dict[str, _Handler] = {}
-        self._turns = CallTurns()
+        # By tenant and method; those that nobody has or waits for are forgotten.
+        self._turns: WeakValueDictionary[tuple[Tenant, str], asyncio.Semaphore] = WeakValueDictionary()
         self._draining = False
 
     def refuse_new_calls(self) -> None:
@@ -115,19 +132,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         takes_turns = not (is_stream or serves_drained)
 
         # Single messages are decoded and encoded in here, where what goes wrong meets the error table.
-        async def answer(request: Any, context: _Context) -> bytes | None:
+        async def answer(request: Any, context: Context) -> bytes | None:
             if self._draining and not serves_drained:
                 raise server_draining()
             response = await behaviour(await _read(handler, request, decode), context)
             return None if handler.response_streaming else encode(response)
 
-        async def serve(request: Any, context: _Context) -> bytes | None:
+        async def serve(request: Any, context: Context) -> bytes | None:
             metadata = context.invocation_metadata() or ()
             call = _Call(method, _well_formed_id(metadata) or self._new_request_id())
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             try:
-                call.tenant = tenancy.enter(metadata)
-                async with self._turns.taken(call.tenant, method) if takes_turns else nullcontext():
+                call.tenant = _enter(metadata)
+                async with self._turn(call.tenant, method) if takes_turns else nullcontext():
                     response = await answer(request, context)
             except asyncio.CancelledError:
                 call.log_hang_up()
@@ -138,9 +155,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:  # a servicer of grpc's own has answered already
                 call.log(_code_name(context))
                 raise
-            except (
-                grpc.aio.BaseError
-            ) as error:  # a read or a write of a call that is over: its client is gone
+            except grpc.aio.BaseError as error:
+                # A read or a write of a call that is over: its client is gone.
                 call.log_hang_up()
                 raise asyncio.CancelledError from error
             except Exception as error:  # noqa: BLE001 - the outermost handler: no text of ours may reach a client
@@ -155,6 +171,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             request_deserializer=decode if handler.request_streaming else None,
             response_serializer=encode if handler.response_streaming else None,
         )
+
+    def _turn(self, tenant: Tenant, method: str) -> asyncio.Semaphore:
+        """Return the places among a tenant's calls to a method, given out first come first served."""
+        return self._turns.setdefault((tenant, method), asyncio.Semaphore(MOST_AT_ONCE))
 
 
 async def _read(handler: _Handler, request: Any, decode: Callable[[bytes], Any]) -> Any:
@@ -199,11 +219,6 @@ class _Call:
 
 
 def _unforeseen(call: _Call, error: Exception) -> Status:
-    if isinstance(
-        error, grpc.aio.BaseError
-    ):  # of a read or a write after the end of the call: its client is gone
-        call.log_hang_up()
-        raise asyncio.CancelledError from error
     if refusal := system_refusal(error):
         # With its place: which file or folder that is concerns who runs the server.
         call.log(code_of(refusal).name, refusal.reason, error)
@@ -212,25 +227,20 @@ def _unforeseen(call: _Call, error: Exception) -> Status:
     return internal_status(call.request_id)
 
 
-async def _refuse(context: _Context, status: Status, request_id: str, *, is_sending: bool) -> NoReturn:
+async def _refuse(context: Context, status: Status, request_id: str, *, is_sending: bool) -> NoReturn:
     try:
         if is_sending:
             await _read_on(context)
-        await _abort(context, status, request_id)
+        rich = rpc_status.to_status(status)
+        # An abort replaces the trailing metadata that were set before.
+        await context.abort(rich.code, rich.details, (*rich.trailing_metadata, (REQUEST_ID, request_id)))
     except grpc.aio.AbortError:
         raise
     except grpc.aio.BaseError as error:  # the client did not wait for its refusal
         raise asyncio.CancelledError from error
 
 
-async def _abort(context: _Context, status: Status, request_id: str) -> NoReturn:
-    rich = rpc_status.to_status(status)
-    # An abort replaces the trailing metadata that were set before.
-    trailers = (*rich.trailing_metadata, (REQUEST_ID, request_id))
-    await context.abort(rich.code, rich.details, trailers)
-
-
-async def _read_on(context: _Context) -> None:
+async def _read_on(context: Context) -> None:
     """Let a client that is still sending come to its end.
 
     Python's client reports a write that meets the end of its call as INTERNAL, instead of the status it was given.
@@ -248,7 +258,7 @@ def _well_formed_id(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
     return None
 
 
-def _code_name(context: _Context) -> str:
+def _code_name(context: Context) -> str:
     code: Any = context.code()  # None until somebody sets one, whatever the stubs say
     return "OK" if code is None else str(getattr(code, "name", code))
 
@@ -262,7 +272,7 @@ def _as_coroutine_function(handler: _Handler) -> _Behaviour:
         method: _Behaviour = behaviour
         return method
 
-    async def write_all(request: Any, context: _Context) -> None:
+    async def write_all(request: Any, context: Context) -> None:
         async with aclosing(behaviour(request, context)) as messages:
             async for message in messages:
                 await context.write(message)
@@ -282,7 +292,7 @@ def _lenient_encoder(encode: Callable[[Any], bytes] | None) -> Callable[[Any], b
 
 
 def _refuse_unknown(method: str) -> _Behaviour:
-    async def refuse(_request: Any, _context: _Context) -> None:
+    async def refuse(_request: Any, _context: Context) -> None:
         raise UnimplementedError(
             "METHOD_UNKNOWN", "There is no such method here.", metadata={"method": method}
         )

@@ -113,23 +113,20 @@ def contract(
 ) -> tuple[Service, ...]:
     """Return the services of the contract, all of them."""
     return (
-        Service(
-            dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name,
-            partial(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets),
+        _service(
+            dataset_service_pb2, dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets
         ),
-        Service(
-            schema_service_pb2.DESCRIPTOR.services_by_name["SchemaService"].full_name,
-            partial(schema_service_pb2_grpc.add_SchemaServiceServicer_to_server, schemas),
+        _service(schema_service_pb2, schema_service_pb2_grpc.add_SchemaServiceServicer_to_server, schemas),
+        _service(
+            profile_service_pb2, profile_service_pb2_grpc.add_ProfileServiceServicer_to_server, profiles
         ),
-        Service(
-            profile_service_pb2.DESCRIPTOR.services_by_name["ProfileService"].full_name,
-            partial(profile_service_pb2_grpc.add_ProfileServiceServicer_to_server, profiles),
-        ),
-        Service(
-            export_service_pb2.DESCRIPTOR.services_by_name["ExportService"].full_name,
-            partial(export_service_pb2_grpc.add_ExportServiceServicer_to_server, exports),
-        ),
+        _service(export_service_pb2, export_service_pb2_grpc.add_ExportServiceServicer_to_server, exports),
     )
+
+
+def _service(module: Any, add: Callable[..., None], servicer: object) -> Service:
+    [described] = module.DESCRIPTOR.services_by_name.values()
+    return Service(described.full_name, partial(add, servicer))
 
 
 class GrpcServer:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import MutableSequence
 from datetime import timedelta
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -112,22 +114,23 @@ def status_of(error: DomainError) -> Status:
         status.details.add().Pack(RetryInfo(retry_delay=delay))
     if isinstance(error, FailedPreconditionError):
         told = [(one.field, one.description) for one in error.violations]
-        whole = [(info.metadata.get("id", ""), message)]
-        violations = [_changed_first(error.reason, *one) for one in told or whole]
-        _add_fitting(status, PreconditionFailure(violations=violations))
+        preconditions = [
+            PreconditionFailure.Violation(
+                type=error.reason, subject=subject, description=_cut(text, _MOST_TEXT_BYTES)
+            )
+            for subject, text in told or [(info.metadata.get("id", ""), message)]
+        ]
+        failure = PreconditionFailure(violations=preconditions)
+        _add_fitting(status, failure, failure.violations)
     elif error.violations:
-        _add_fitting(
-            status,
-            BadRequest(
-                field_violations=[
-                    BadRequest.FieldViolation(
-                        field=_cut(violation.field, _MOST_TEXT_BYTES),
-                        description=_cut(violation.description, _MOST_TEXT_BYTES),
-                    )
-                    for violation in error.violations
-                ]
-            ),
-        )
+        fields = [
+            BadRequest.FieldViolation(
+                field=_cut(one.field, _MOST_TEXT_BYTES), description=_cut(one.description, _MOST_TEXT_BYTES)
+            )
+            for one in error.violations
+        ]
+        request = BadRequest(field_violations=fields)
+        _add_fitting(status, request, request.field_violations)
     return status
 
 
@@ -151,29 +154,17 @@ def system_refusal(error: Exception) -> UnavailableError | None:
 
 
 def _status(code: grpc.StatusCode, message: str, info: ErrorInfo) -> Status:
-    number, _ = code.value
-    status = Status(code=number, message=message)
+    status = Status(code=code.value[0], message=message)
     status.details.add().Pack(info)
     return status
 
 
-def _changed_first(reason: str, subject: str, message: str) -> PreconditionFailure.Violation:
-    return PreconditionFailure.Violation(
-        type=reason, subject=subject, description=_cut(message, _MOST_TEXT_BYTES)
-    )
-
-
-def _add_fitting(status: Status, detail: BadRequest | PreconditionFailure) -> None:
-    violations = detail.field_violations if isinstance(detail, BadRequest) else detail.violations
+def _add_fitting(status: Status, detail: Message, violations: MutableSequence[Any]) -> None:
     room = _MOST_DETAIL_BYTES - status.ByteSize()
     while violations and detail.ByteSize() > room:
         del violations[-1]
     if violations:
-        _pack(status, detail)
-
-
-def _pack(status: Status, detail: Message) -> None:
-    status.details.add().Pack(detail)
+        status.details.add().Pack(detail)
 
 
 def _cut(text: str, most_bytes: int) -> str:

@@ -1,15 +1,34 @@
-"""Datasets, schemas, fields and their types as messages and back. Pure."""
+"""Datasets, schemas, fields and their types, batches, files, rows and receipts as messages and back. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
-from profile_export.api.convert.values import MOST_LEVELS, duration, length_of_time, required, timestamp
+from profile_export.api.convert.jobs import export_spec, job_metrics, segment_filter
+from profile_export.api.convert.profiles import merge_policy
+from profile_export.api.convert.values import (
+    MOST_LEVELS,
+    duration,
+    given,
+    length_of_time,
+    refuse_no_change,
+    required,
+    timestamp,
+)
+from profile_export.application.batches import ShownBatch
 from profile_export.application.datasets import ShownDataset
-from profile_export.domain.catalog.batches import MirrorStatus, mirror_table
+from profile_export.domain.catalog.batches import (
+    MOST_ERRORS,
+    DataFile,
+    MirrorStatus,
+    RejectedRow,
+    UploadStart,
+    UploadState,
+    mirror_table,
+)
 from profile_export.domain.catalog.datasets import (
     Dataset,
     DatasetChange,
@@ -22,9 +41,11 @@ from profile_export.domain.catalog.datasets import (
     check_batch_retention,
 )
 from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.export.receipt import StoredReceipt
+from profile_export.domain.export.request import BoundRequest
 from profile_export.domain.schemas import types
 from profile_export.domain.schemas.types import ObjectType
-from profile_export.v1 import dataset_pb2, dataset_service_pb2, schema_pb2
+from profile_export.v1 import batch_pb2, dataset_pb2, dataset_service_pb2, receipt_pb2, schema_pb2
 
 _SCALARS = {
     types.ScalarKind.TEXT: dataset_pb2.SCALAR_TYPE_STRING,
@@ -152,10 +173,10 @@ def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset
         name=required(request.name, "name"),
         description=request.description,
         schema=SchemaRef(required(request.schema_ref.id, "schema_ref.id"), request.schema_ref.content_type),
-        tags={name: tuple(values.values) for name, values in sorted(request.tags.items())},
+        tags=_tags(request.tags),
         identity_fields=identity_fields(request.identity_fields),
         declared_fields=declarations(request.declared_fields, "declared_fields"),
-        iceberg=_mirrored(request.iceberg),
+        iceberg=given(request.iceberg, "enabled"),
         batch_retention=_batch_retention(request) or None,
     )
 
@@ -168,26 +189,18 @@ def dataset_change(request: dataset_service_pb2.UpdateDatasetRequest) -> Dataset
     """
     change = DatasetChange(
         name=required(request.name, "name") if request.HasField("name") else None,
-        description=request.description if request.HasField("description") else None,
-        tags=(
-            {name: tuple(values.values) for name, values in sorted(request.tags.entries.items())}
-            if request.HasField("tags")
-            else None
-        ),
+        description=given(request, "description"),
+        tags=_tags(request.tags.entries) if request.HasField("tags") else None,
         declared_fields=declarations(request.add_declared_fields, "add_declared_fields"),
-        iceberg=_mirrored(request.iceberg),
+        iceberg=given(request.iceberg, "enabled"),
         batch_retention=_batch_retention(request),
     )
-    if change == DatasetChange():
-        raise InvalidArgumentError.of_field(
-            "name", "or another field is required: nothing is to change.", "FIELD_REQUIRED"
-        )
+    refuse_no_change(change)
     return change
 
 
-def _mirrored(settings: dataset_pb2.IcebergSettings) -> bool | None:
-    """Read whether a dataset is to be mirrored; None if the caller does not say."""
-    return settings.enabled if settings.HasField("enabled") else None
+def _tags(message: Mapping[str, dataset_pb2.TagValues]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(values.values) for name, values in sorted(message.items())}
 
 
 def _batch_retention(
@@ -198,10 +211,9 @@ def _batch_retention(
     Raises:
         InvalidArgumentError: As `check_batch_retention`.
     """
-    if not request.HasField("batch_retention"):
-        return None
-    kept_for = length_of_time(request.batch_retention, "batch_retention")
-    check_batch_retention(kept_for, "batch_retention")
+    kept_for = length_of_time(request, "batch_retention")
+    if kept_for is not None:
+        check_batch_retention(kept_for, "batch_retention")
     return kept_for
 
 
@@ -264,3 +276,124 @@ def union_schema(name: str, fields: ObjectType, sources: Sequence[Dataset]) -> s
     message = schema_pb2.UnionSchema(schema_name=name, dataset_ids=sorted(dataset.id for dataset in sources))
     write_fields(fields, message.fields)
     return message
+
+
+DEFAULT_FILE_NAME = "1"
+_FORMATS = {
+    dataset_service_pb2.UPLOAD_FORMAT_JSON_LINES: "json_lines",
+    dataset_service_pb2.UPLOAD_FORMAT_JSON_ARRAY: "json_array",
+    dataset_service_pb2.UPLOAD_FORMAT_CSV: "csv",
+    dataset_service_pb2.UPLOAD_FORMAT_PARQUET: "parquet",
+}
+
+
+def upload_start(message: dataset_service_pb2.UploadStart) -> UploadStart:
+    """Read and check the first message of an upload.
+
+    Raises:
+        InvalidArgumentError: A field is wrong.
+    """
+    if message.format not in _FORMATS:
+        raise InvalidArgumentError.of_field("start.format", "is required.", "FIELD_REQUIRED")
+    return UploadStart(
+        dataset_id=required(message.dataset_id, "start.dataset_id"),
+        batch_id=required(message.batch_id, "start.batch_id"),
+        file_name=message.file_name or DEFAULT_FILE_NAME,
+        format=_FORMATS[message.format],
+        offset=message.offset,
+        max_bad_records=message.max_bad_records,
+    )
+
+
+def batch(shown: ShownBatch) -> batch_pb2.Batch:
+    """Write a batch, with how many bytes have arrived of its files that are not complete."""
+    value = shown.batch
+    uploads = [
+        batch_pb2.BatchUpload(
+            file_name=upload.file_name,
+            received_bytes=shown.received.get(upload.file_name, upload.byte_count or 0),
+            complete=upload.state is UploadState.COMPLETE,
+        )
+        for upload in value.uploads
+    ]
+    errors = [
+        batch_pb2.BatchError(
+            code=error.code,
+            message=error.message,
+            file_name=upload.file_name,
+            row_number=error.row,
+            path=error.path,
+        )
+        for upload in value.uploads
+        for error in upload.errors
+    ]
+    return batch_pb2.Batch(
+        id=value.id,
+        dataset_id=value.dataset_id,
+        state=batch_pb2.BatchState.Value(f"BATCH_STATE_{value.state.name}"),
+        number=value.number or 0,
+        ingest_time=timestamp(value.ingest_time),
+        create_time=timestamp(value.create_time),
+        end_time=timestamp(value.end_time),
+        rows=value.rows,
+        bytes=value.bytes,
+        file_count=value.file_count,
+        rejected_rows=value.rejected_rows,
+        job_id=value.job_id,
+        uploads=uploads,
+        errors=errors[:MOST_ERRORS],
+        state_reason=value.state_reason,
+        expire_time=timestamp(value.expire_time),
+    )
+
+
+def rejected_row(file_name: str, value: RejectedRow) -> batch_pb2.RejectedRow:
+    """Write a rejected row of an uploaded file."""
+    return batch_pb2.RejectedRow(
+        file_name=file_name,
+        row_number=value.row,
+        reason=value.code,
+        message=value.message,
+        path=value.path,
+        row=value.text,
+    )
+
+
+def data_file(value: DataFile, location: str) -> batch_pb2.DataFile:
+    """Write a data file; `location` is its address for readers in place."""
+    return batch_pb2.DataFile(
+        name=value.name, rows=value.rows, bytes=value.bytes, sha256=value.sha256, location=location
+    )
+
+
+def receipt(stored: StoredReceipt, location: Callable[[str], str]) -> receipt_pb2.Receipt:
+    """Write a receipt; `location` gives the address of a path in the lake for readers in place."""
+    value = stored.receipt
+    files = [
+        DataFile(file.name, f"{stored.folder}/{file.path}", file.rows, file.bytes, file.sha256)
+        for file in value.files
+    ]
+    begin, end = value.phases[0].start_time, value.phases[-1].end_time or value.commit_time
+    return receipt_pb2.Receipt(
+        batch_id=value.batch_id,
+        dataset_id=value.dataset_id,
+        job_id=value.job_id,
+        attempt=value.attempt,
+        commit_time=timestamp(value.commit_time),
+        spec=export_spec(BoundRequest(value.request, value.policy, value.request.engine)),
+        merge_policy=merge_policy(value.policy),
+        segment=segment_filter(value.segment) if value.segment else None,
+        input_batches=[
+            receipt_pb2.InputBatch(
+                dataset_id=batch.dataset_id,
+                batch_id=batch.batch_id,
+                number=batch.number,
+                ingest_time=timestamp(batch.ingest_time),
+                rows=batch.rows,
+            )
+            for batch in value.input_batches
+        ],
+        files=[data_file(file, location(file.path)) for file in files],
+        metrics=job_metrics(value.metrics, value.phases, begin, end),
+        notes=value.notes,
+    )

@@ -1,4 +1,4 @@
-"""Export requests, jobs, transitions, progress and estimates as messages and back. Pure."""
+"""Export requests, jobs, transitions, progress, estimates and watches as messages and back. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from google.protobuf.duration_pb2 import Duration
-
 from profile_export.api.convert.values import (
     duration,
+    given,
     instant,
     length_of_time,
     refuse_unbuilt,
@@ -19,6 +18,9 @@ from profile_export.api.convert.values import (
 )
 from profile_export.application.jobs import Estimated
 from profile_export.application.profiles import nearest_paths
+from profile_export.application.watch.job_feed import FeedEncoder, FeedOptions
+from profile_export.application.watch.job_log import JobEncoder, WatchOptions
+from profile_export.application.watch.watchers import Intervals
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.export.plan import Figure
 from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
@@ -28,7 +30,17 @@ from profile_export.domain.export.selection import (
     SegmentFilter,
     UnknownPath,
 )
-from profile_export.domain.job import JobMetrics, JobState, JobView, Phase, PhaseTime, Progress, Transition
+from profile_export.domain.job import (
+    Cancellation,
+    JobFilter,
+    JobMetrics,
+    JobState,
+    JobView,
+    Phase,
+    PhaseTime,
+    Progress,
+    Transition,
+)
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1 import job_pb2, merge_policy_pb2
 
@@ -37,7 +49,8 @@ _STATUSES = {
 }
 _ON_WIRE = {status: wire for wire, status in _STATUSES.items()}
 _QUALIFIED = "spec.filter.segment_qualification_time"
-_STATES = {job_pb2.JobState.Value(f"JOB_STATE_{state.name}"): state for state in JobState}
+_STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState}
+_KNOWN_STATES = {wire: state for state, wire in _STATES.items()}
 _PHASES = {phase: job_pb2.JobPhase.Value(f"JOB_PHASE_{phase.name}") for phase in Phase}
 
 
@@ -59,7 +72,7 @@ def export_request(spec: job_pb2.ExportSpec) -> ExportRequest:
         destination_id=spec.destination.dataset_id,
         fields=tuple(spec.fields),
         policy_id=policy_id,
-        policy_version=spec.merge_policy.version if spec.merge_policy.HasField("version") else None,
+        policy_version=given(spec.merge_policy, "version"),
         event_list=_event_list(spec.event_list) if spec.HasField("event_list") else None,
         empty_profiles=spec.filter.empty_profiles,
         schema_name=spec.schema_name,
@@ -69,9 +82,7 @@ def export_request(spec: job_pb2.ExportSpec) -> ExportRequest:
         qualified_to=instant(qualified, "end_time", f"{_QUALIFIED}."),
         from_ingest_time=instant(spec.filter, "from_ingest_time", "spec.filter."),
         segment_per_batch=spec.destination.segment_per_batch,
-        max_run_time=(
-            length_of_time(spec.max_run_time, "spec.max_run_time") if spec.HasField("max_run_time") else None
-        ),
+        max_run_time=length_of_time(spec, "max_run_time", "spec."),
     )
 
 
@@ -100,7 +111,8 @@ def _event_list(message: job_pb2.EventList) -> EventList:
 def export_spec(bound: BoundRequest) -> job_pb2.ExportSpec:
     """Write a request as resolved."""
     request = bound.resolved
-    spec = job_pb2.ExportSpec(
+    kept = _filter(request)
+    return job_pb2.ExportSpec(
         fields=request.fields,
         merge_policy=merge_policy_pb2.MergePolicyRef(id=request.policy_id, version=request.policy_version),
         destination=job_pb2.ExportDestination(
@@ -109,31 +121,28 @@ def export_spec(bound: BoundRequest) -> job_pb2.ExportSpec:
         schema_name=request.schema_name,
         engine=request.engine,
         max_run_time=duration(request.max_run_time),
+        filter=kept if kept.ListFields() else None,
+        event_list=_written_events(request.event_list) if request.event_list else None,
     )
-    kept = _filter(request)
-    if kept.ListFields():
-        spec.filter.CopyFrom(kept)
-    if request.event_list:
-        window = job_pb2.EventFilter(
-            from_ingest_time=timestamp(request.event_list.from_ingest_time),
-            to_ingest_time=timestamp(request.event_list.to_ingest_time),
-        )
-        spec.event_list.CopyFrom(job_pb2.EventList(fields=request.event_list.fields, filter=window))
-    return spec
+
+
+def _written_events(value: EventList) -> job_pb2.EventList:
+    window = job_pb2.EventFilter(
+        from_ingest_time=timestamp(value.from_ingest_time), to_ingest_time=timestamp(value.to_ingest_time)
+    )
+    return job_pb2.EventList(fields=value.fields, filter=window)
 
 
 def _filter(request: ExportRequest) -> job_pb2.ExportFilter:
-    kept = job_pb2.ExportFilter(
+    qualified = job_pb2.TimeWindow(
+        start_time=timestamp(request.qualified_from), end_time=timestamp(request.qualified_to)
+    )
+    return job_pb2.ExportFilter(
         segments=[segment_filter(one) for one in request.segments],
+        segment_qualification_time=qualified if qualified.ListFields() else None,
         from_ingest_time=timestamp(request.from_ingest_time),
         empty_profiles=request.empty_profiles,
     )
-    if request.qualified_from or request.qualified_to:
-        window = job_pb2.TimeWindow(
-            start_time=timestamp(request.qualified_from), end_time=timestamp(request.qualified_to)
-        )
-        kept.segment_qualification_time.CopyFrom(window)
-    return kept
 
 
 def segment_filter(value: SegmentFilter) -> job_pb2.SegmentFilter:
@@ -145,10 +154,10 @@ def segment_filter(value: SegmentFilter) -> job_pb2.SegmentFilter:
 def export_job(view: JobView) -> job_pb2.ExportJob:
     """Write a job."""
     job = view.job
-    message = job_pb2.ExportJob(
+    return job_pb2.ExportJob(
         id=job.id,
         spec=export_spec(job.bound),
-        state=job_pb2.JobState.Value(f"JOB_STATE_{job.state.name}"),
+        state=_STATES[job.state],
         revision=job.revision,
         attempt=job.attempt,
         batch_id=job.batch_id,
@@ -188,38 +197,31 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
         not_before_time=timestamp(job.not_before),
         request_id=job.request_id,
         expire_time=timestamp(view.expire_time),
+        cancellation=_cancellation(job.cancellation) if job.cancellation else None,
+        progress=job_progress(view.progress) if view.progress else None,
     )
-    if job.cancellation:
-        message.cancellation.CopyFrom(
-            job_pb2.JobCancellation(
-                requested_by=job.cancellation.requested_by,
-                request_time=timestamp(job.cancellation.request_time),
-                reason=job.cancellation.reason,
-            )
-        )
-    if view.progress:
-        message.progress.CopyFrom(progress(view.progress))
-    return message
+
+
+def _cancellation(value: Cancellation) -> job_pb2.JobCancellation:
+    return job_pb2.JobCancellation(
+        requested_by=value.requested_by, request_time=timestamp(value.request_time), reason=value.reason
+    )
 
 
 def job_transition(view: JobView, transition: Transition) -> job_pb2.JobTransition:
     """Write one entry of a job's log, with the metrics as they were then."""
-    states = {
-        f"{end}_state": job_pb2.JobState.Value(f"JOB_STATE_{state.name}")
-        for end, state in (("from", transition.from_state), ("to", transition.to_state))
-        if state
-    }
     return job_pb2.JobTransition(
         revision=transition.revision,
         time=timestamp(transition.time),
         attempt=transition.attempt,
         reason=transition.reason,
         metrics=job_metrics(transition.metrics, view.phases, view.job.create_time, transition.time),
-        **states,
+        from_state=_STATES[transition.from_state] if transition.from_state else job_pb2.JOB_STATE_UNSPECIFIED,
+        to_state=_STATES[transition.to_state],
     )
 
 
-def progress(value: Progress) -> job_pb2.JobProgress:
+def job_progress(value: Progress) -> job_pb2.JobProgress:
     """Write how far an attempt is."""
     return job_pb2.JobProgress(
         phase=_PHASES[value.phase],
@@ -297,24 +299,10 @@ def job_states(values: Iterable[job_pb2.JobState.ValueType], field: str) -> froz
     Raises:
         InvalidArgumentError: One is none that a job can be in.
     """
-    states = []
     for index, value in enumerate(values):
-        if value not in _STATES:
+        if value not in _KNOWN_STATES:
             raise InvalidArgumentError.of_field(f"{field}[{index}]", "must be a state that a job can be in.")
-        states.append(_STATES[value])
-    return frozenset(states)
-
-
-def seconds_between(value: Duration, field: str, least: float, most: float) -> float:
-    """Read a Duration in seconds.
-
-    Raises:
-        InvalidArgumentError: It is not between `least` and `most` seconds.
-    """
-    seconds = length_of_time(value, field).total_seconds()
-    if not least <= seconds <= most:
-        raise InvalidArgumentError.of_field(field, f"must be between {least:g} and {most:g} seconds.")
-    return seconds
+    return frozenset(_KNOWN_STATES[value] for value in values)
 
 
 _MOST_SAMPLE_ROWS = 100
@@ -359,3 +347,128 @@ def estimate_job(
 def _figure(value: Figure) -> pb.Figure:
     exactness = pb.EXACTNESS_EXACT if value.exact else pb.EXACTNESS_ESTIMATED
     return pb.Figure(value=value.value, exactness=exactness, at_least=value.at_least, at_most=value.at_most)
+
+
+_LONGEST_SECONDS = 60.0
+
+
+def watch_options(request: pb.WatchJobRequest) -> WatchOptions:
+    """Read and check what a watcher of one job asks for.
+
+    Raises:
+        InvalidArgumentError: The revision is negative, or an interval out of bounds.
+    """
+    return WatchOptions(request.job_id, _after_revision(request), _intervals(request))
+
+
+def feed_options(request: pb.WatchJobsRequest) -> FeedOptions:
+    """Read and check what a watcher of all jobs asks for.
+
+    Raises:
+        InvalidArgumentError: A state is none, the revision is negative, or an interval out of bounds.
+    """
+    wanted = JobFilter(
+        job_states(request.states, "states"),
+        request.dataset_id,
+        instant(request, "from_create_time"),
+    )
+    return FeedOptions(wanted, _after_revision(request), _intervals(request))
+
+
+def _after_revision(request: pb.WatchJobRequest | pb.WatchJobsRequest) -> int | None:
+    """Read from where a watch goes on; None: it begins with what is there."""
+    after: int | None = given(request, "after_revision")
+    if after is not None and after < 0:
+        raise InvalidArgumentError.of_field("after_revision", "must not be negative.")
+    return after
+
+
+def _intervals(request: pb.WatchJobRequest | pb.WatchJobsRequest) -> Intervals:
+    """Read how often a watcher wants to hear something; `Intervals` has the defaults."""
+    default = Intervals()
+    return Intervals(
+        _seconds(request, "heartbeat_interval", 1.0, default.heartbeat),
+        _seconds(request, "min_progress_interval", 0.0, default.progress),
+    )
+
+
+def _seconds(
+    request: pb.WatchJobRequest | pb.WatchJobsRequest, field: str, least: float, default: float
+) -> float:
+    """Read a Duration field of at most a minute."""
+    asked = length_of_time(request, field)
+    if asked is None:
+        return default
+    if not least <= asked.total_seconds() <= _LONGEST_SECONDS:
+        raise InvalidArgumentError.of_field(
+            field, f"must be between {least:g} and {_LONGEST_SECONDS:g} seconds."
+        )
+    return asked.total_seconds()
+
+
+class GrpcJobEncoder(JobEncoder):
+    """Serialises `WatchJobResponse`.
+
+    A part is a message with one transition. Joined, they are one message: its fields may come one by one, in any order.
+    """
+
+    def move(self, view: JobView, move: Transition) -> bytes:
+        transition = job_transition(view, move)
+        return pb.WatchJobResponse(transitions=[transition]).SerializeToString()
+
+    def moves(self, parts: Sequence[bytes], view: JobView, now: datetime) -> bytes:
+        end = pb.WatchJobResponse(job=export_job(view) if view.job.is_final else None)
+        return b"".join((*parts, _finished(end, view, now)))
+
+    def snapshot(self, view: JobView, now: datetime) -> bytes:
+        return _finished(pb.WatchJobResponse(job=export_job(view)), view, now)
+
+    def progress(self, view: JobView, now: datetime) -> bytes:
+        told = job_progress(view.progress) if view.progress else None
+        return _finished(pb.WatchJobResponse(progress=told), view, now)
+
+    def heartbeat(self, view: JobView, now: datetime) -> bytes:
+        return _finished(pb.WatchJobResponse(), view, now)
+
+
+def _finished(message: pb.WatchJobResponse, view: JobView, now: datetime) -> bytes:
+    message.revision = view.job.revision
+    message.server_time.FromDatetime(now)
+    return message.SerializeToString()
+
+
+class GrpcFeedEncoder(FeedEncoder):
+    """Serialises `WatchJobsResponse`.
+
+    A part is a message with one change. Joined, they are one message: its fields may come one by one, in any order.
+    """
+
+    def listed(self, view: JobView) -> bytes:
+        return _part(pb.JobChange(job_id=view.job.id, job=export_job(view)))
+
+    def moved(self, revision: int, view: JobView, move: Transition, told: JobView | None) -> bytes:
+        change = pb.JobChange(
+            job_id=view.job.id,
+            revision=revision,
+            transition=job_transition(view, move),
+            job=export_job(told) if told else None,
+        )
+        return _part(change)
+
+    def removed(self, job_id: int, revision: int = 0) -> bytes:
+        return _part(pb.JobChange(job_id=job_id, revision=revision, removed=True))
+
+    def progress(self, job_id: int, progress: Progress) -> bytes:
+        return _part(pb.JobChange(job_id=job_id, progress=job_progress(progress)))
+
+    def message(
+        self, parts: Sequence[bytes], revision: int, now: datetime, *, list_complete: bool = False
+    ) -> bytes:
+        rest = pb.WatchJobsResponse(
+            revision=revision, list_complete=list_complete, server_time=timestamp(now)
+        )
+        return b"".join((*parts, rest.SerializeToString()))
+
+
+def _part(change: pb.JobChange) -> bytes:
+    return pb.WatchJobsResponse(changes=[change]).SerializeToString()

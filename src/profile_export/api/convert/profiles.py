@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias, TypeVar
 
-from profile_export.api.convert.values import instant, required, row, timestamp
+from profile_export.api.convert.values import given, instant, refuse_no_change, required, row, timestamp
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.export.lookup import EventListing, FoundEvent, FoundProfile
 from profile_export.domain.merging.identity import Identity
@@ -16,7 +16,7 @@ from profile_export.domain.merging.policy import (
     MergePolicy,
     PolicyChange,
 )
-from profile_export.v1 import merge_policy_pb2, profile_pb2, profile_service_pb2
+from profile_export.v1 import merge_policy_pb2, profile_pb2
 from profile_export.v1 import profile_service_pb2 as pb
 
 _Wire = TypeVar("_Wire", bound=int)
@@ -34,7 +34,7 @@ _WIRE_GRAPHS = {graph: wire for wire, graph in _GRAPHS.items()}
 _WIRE_MERGES = {merge: wire for wire, merge in _MERGES.items()}
 
 
-def new_policy(request: profile_service_pb2.CreateMergePolicyRequest, policy_id: str) -> MergePolicy:
+def new_policy(request: pb.CreateMergePolicyRequest, policy_id: str) -> MergePolicy:
     """Read and check a request to make a merge policy; whether its order can be is for the store to say.
 
     Raises:
@@ -53,7 +53,7 @@ def new_policy(request: profile_service_pb2.CreateMergePolicyRequest, policy_id:
     )
 
 
-def policy_change(request: profile_service_pb2.UpdateMergePolicyRequest) -> PolicyChange:
+def policy_change(request: pb.UpdateMergePolicyRequest) -> PolicyChange:
     """Read and check a request to change a merge policy; whether its order can be is for the store to say.
 
     Raises:
@@ -69,12 +69,9 @@ def policy_change(request: profile_service_pb2.UpdateMergePolicyRequest) -> Poli
             else None
         ),
         order=tuple(merge.order),
-        is_default=request.is_default if request.HasField("is_default") else None,
+        is_default=given(request, "is_default"),
     )
-    if change == PolicyChange():
-        raise InvalidArgumentError.of_field(
-            "name", "or another field is required: nothing is to change.", "FIELD_REQUIRED"
-        )
+    refuse_no_change(change)
     return change
 
 
@@ -135,7 +132,7 @@ def policy_ref(request: Request) -> tuple[str, int | None]:
     if not request.HasField("merge_policy"):
         return "", None
     named = request.merge_policy
-    return required(named.id, "merge_policy.id"), named.version if named.HasField("version") else None
+    return required(named.id, "merge_policy.id"), given(named, "version")
 
 
 def event_listing(request: pb.ListProfileEventsRequest) -> EventListing:
