@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from profile_export.app import databases
-from profile_export.app.jobs import run_worker
-from profile_export.app.processes import StartError, configure_logs
-from profile_export.app.server import Application, run_server
+from profile_export.app import processes
+from profile_export.app.jobs import WorkerProcess
+from profile_export.app.processes import StartError, configure_logs, starting
+from profile_export.app.server import Application
 from profile_export.config import Options, SettingsError, StoreSettings, load, load_store, load_worker
 from profile_export.domain.export.receipt import Verification
 from profile_export.lake.data_files import verify as verify_receipt
-from profile_export.runner.leftovers import Findings
+from profile_export.lake.local import LocalLake
+from profile_export.runner.leftovers import Findings, StoreAndLake, check_up
+from profile_export.store.db.database import Database, Instances, newest_revision
+from profile_export.store.files.folders import DroppedFolders, Named
+from profile_export.store.files.snapshots import Compactions
 
 __all__ = ["Application", "StartError", "db_check", "db_status", "db_upgrade", "serve", "verify", "work"]
 
 _OURS_ALONE = 0o077
+_Answer = TypeVar("_Answer")
 _Settings = TypeVar("_Settings", bound=StoreSettings)
 
 
@@ -34,7 +40,8 @@ def serve(options: Options) -> None:
     Raises:
         StartError: A setting, the address or the database cannot be used.
     """
-    asyncio.run(run_server(_settings(load, options)))
+    settings = _settings(load, options)
+    asyncio.run(processes.run(lambda: Application(settings)))
 
 
 def work(options: Options) -> None:
@@ -46,11 +53,27 @@ def work(options: Options) -> None:
     Raises:
         StartError: A setting or the database cannot be used.
     """
-    asyncio.run(run_worker(_settings(load_worker, options)))
+    settings = _settings(load_worker, options)
+    asyncio.run(processes.run(lambda: WorkerProcess(settings)))
 
 
-def db_status(options: Options) -> databases.StoreStatus:
-    """Say how a store stands.
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """How a store stands.
+
+    Revisions are versions of the tables: the one there is, None: there are no tables; and the one that this program
+    makes. Ids of instances are None where there is none, that of the database also before it is upgraded.
+    """
+
+    revision: str | None
+    newest_revision: str | None
+    database_instance: str | None
+    lake_instance: str | None
+    in_use: bool
+
+
+def db_status(options: Options) -> StoreStatus:
+    """Say how a store stands, also beside a server.
 
     Args:
         options: As `config.load_store` takes them; variables come from the environment.
@@ -58,25 +81,72 @@ def db_status(options: Options) -> databases.StoreStatus:
     Raises:
         StartError: A setting or the database cannot be used.
     """
-    return asyncio.run(databases.status(_settings(load_store, options)))
+
+    async def ask(database: Database, lake: LocalLake) -> StoreStatus:
+        revision, newest = await database.revision(), newest_revision()
+        instance = await Instances(database).get() if revision == newest else None
+        in_use = await database.in_use()
+        return StoreStatus(revision, newest, instance.id if instance else None, lake.instance(), in_use)
+
+    return _asked(ask, options)
 
 
 def db_upgrade(options: Options) -> tuple[str | None, str | None]:
     """Bring the tables of a store up to date; return the version that they had and the one that they have.
 
     Raises:
-        StartError: As `db_status`.
+        StartError: As `db_status`, or others have the database open.
     """
-    return asyncio.run(databases.upgrade(_settings(load_store, options)))
+
+    async def ask(database: Database, lake: LocalLake) -> tuple[str | None, str | None]:
+        before = await _store_there(database, lake)
+        if await database.in_use():
+            raise StartError("Others have the database open: stop all servers and workers, then upgrade it.")
+        await database.open(may_make=False)
+        return before, await database.revision()
+
+    return _asked(ask, options)
 
 
 def db_check(options: Options) -> Findings:
-    """Say whether a store and its lake agree.
+    """Say whether a store and its lake agree, also beside a server.
 
     Raises:
         StartError: As `db_status`.
     """
-    return asyncio.run(databases.check(_settings(load_store, options)))
+
+    async def ask(database: Database, lake: LocalLake) -> Findings:
+        if await _store_there(database, lake) != newest_revision():
+            message = (
+                "The tables are of another version than this program: profile-export db status says which."
+            )
+            raise StartError(message)
+        dropped, compactions = DroppedFolders(database), Compactions(database)
+        return await check_up(StoreAndLake(Instances(database), Named(database), compactions, dropped, lake))
+
+    return _asked(ask, options)
+
+
+def _asked(ask: Callable[[Database, LocalLake], Awaitable[_Answer]], options: Options) -> _Answer:
+    settings = _settings(load_store, options)
+
+    async def answer() -> _Answer:
+        with starting():
+            database = Database(settings.url or settings.data_dir)
+            try:
+                return await ask(database, LocalLake(settings.data_dir))
+            finally:
+                await database.close()
+
+    return asyncio.run(answer())
+
+
+async def _store_there(database: Database, lake: LocalLake) -> str:
+    revision = await database.revision()
+    if revision is None:
+        message = f"There is no store in {lake.root.parent}, or in the database that --database-url names."
+        raise StartError(message)
+    return revision
 
 
 def verify(receipt: Path) -> Verification:

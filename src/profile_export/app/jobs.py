@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 
-from profile_export.app import processes
 from profile_export.app.processes import StartError
 from profile_export.application.ports import Engine, Lake
 from profile_export.config import WorkSettings
@@ -28,7 +27,7 @@ from profile_export.runner.worker import Places, ReceiptWriter, Worker
 from profile_export.store.db.columns import make_codecs
 from profile_export.store.db.database import Database, Instance, Instances
 from profile_export.store.db.tables import metadata
-from profile_export.store.db.transactions import CannotOpenError, StoreMissingError
+from profile_export.store.db.transactions import StoreMissingError
 from profile_export.store.db.wakeups import Notices
 from profile_export.store.files.batches import Receipts
 from profile_export.store.files.folders import Named
@@ -43,7 +42,7 @@ class JobRunner:
     """Workers, their engine, and the look-out for timeouts. Tests may give it another engine or lake.
 
     Raises:
-        StartError: The driver of the database is not installed.
+        CannotOpenError: The driver of the database is not installed.
     """
 
     def __init__(
@@ -51,11 +50,8 @@ class JobRunner:
     ) -> None:
         self.name = f"{os.getpid()}-{new_id()}"
         self.supervisor = Supervisor()
-        try:
-            self.database = Database(settings.url or settings.data_dir)
-            notices = [Notices(settings.url, self.database.wakeups)] if settings.url else []
-        except CannotOpenError as error:
-            raise StartError(str(error)) from error
+        self.database = Database(settings.url or settings.data_dir)
+        notices = [Notices(settings.url, self.database.wakeups)] if settings.url else []
         self.lake: Lake = lake or LocalLake(settings.data_dir)
         self.instances = Instances(self.database)
         self._belonging = Belonging(
@@ -98,7 +94,8 @@ class JobRunner:
         """Open the store and the lake, if they belong together.
 
         Raises:
-            StartError: The database cannot be used, or is not that of the lake.
+            StartError: The database is not that of the lake.
+            CannotOpenError: The database cannot be used.
         """
         try:
             await self.database.open(may_make=await self._belonging.may_make_store())
@@ -123,8 +120,6 @@ class JobRunner:
                 "or name the database that the files are of."
             )
             raise StartError(message) from error
-        except CannotOpenError as error:
-            raise StartError(str(error)) from error
         await asyncio.to_thread(self.lake.open)
 
     async def start(self) -> None:
@@ -179,15 +174,6 @@ def new_id() -> str:
     return secrets.token_hex(12)
 
 
-async def run_worker(settings: WorkSettings) -> None:
-    """Run a worker process until SIGTERM or SIGINT.
-
-    Raises:
-        StartError: The database cannot be used.
-    """
-    await processes.run(lambda: WorkerProcess(settings))
-
-
 class WorkerProcess:
     """One worker process: `workers` jobs at once, and one more of a tenant that runs none."""
 
@@ -195,11 +181,7 @@ class WorkerProcess:
         self._jobs = JobRunner(settings)
 
     async def start(self) -> str:
-        """Open everything and begin to run jobs.
-
-        Raises:
-            StartError: The database cannot be used.
-        """
+        """Open everything and begin to run jobs; whatever it raises, nothing is left open."""
         try:
             await self._jobs.open()
             await self._jobs.start()

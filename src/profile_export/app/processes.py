@@ -16,9 +16,10 @@ import grpc.aio
 import structlog
 from structlog.typing import Processor
 
+from profile_export.api.server import BindError
 from profile_export.domain.errors import DomainError
 from profile_export.processes.plain_file import NotPlainFileError
-from profile_export.store.db.transactions import explained
+from profile_export.store.db.transactions import CannotOpenError, explained
 
 _OF_GRPC = "grpc._cython.cygrpc"
 
@@ -140,6 +141,8 @@ def _sentence(error: Exception) -> str:
     """Say what kept a process from starting, and what to do; never with a text that may hold what is secret."""
     if isinstance(error, DomainError):
         return error.message
+    if isinstance(error, CannotOpenError | BindError):
+        return str(error)
     if sentence := explained(error):
         return sentence
     if isinstance(error, NotPlainFileError):

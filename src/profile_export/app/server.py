@@ -11,8 +11,7 @@ from profile_export.api.convert.values import Pages
 from profile_export.api.dataset_service import DatasetService, SchemaService
 from profile_export.api.export_service import ExportService
 from profile_export.api.profile_service import ProfileService
-from profile_export.api.server import BindError, GrpcServer, contract, create_server
-from profile_export.app import processes
+from profile_export.api.server import GrpcServer, contract, create_server
 from profile_export.app.jobs import JobRunner, new_id
 from profile_export.app.processes import StartError
 from profile_export.application.batches import BatchUseCases
@@ -71,15 +70,6 @@ _STAND_BACK = 10
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-async def run_server(settings: ServeSettings) -> None:
-    """Run a server until SIGTERM or SIGINT.
-
-    Raises:
-        StartError: The address or the database cannot be used.
-    """
-    await processes.run(lambda: Application(settings))
 
 
 class Application:
@@ -178,14 +168,11 @@ class Application:
         """Open everything, settle what a former process left, and answer calls; return the line that says where.
 
         Raises:
-            StartError: The address or the database cannot be used. Whatever it raises, nothing is left open.
+            Exception: The address or the database cannot be used, or whatever it is; nothing is left open.
         """
         host, port = self._settings.grpc_address
         try:
             await self._open(host, port)
-        except BindError as error:
-            await self._close()
-            raise StartError(str(error)) from error
         except Exception:
             if self._server:
                 await self._server.give_up()
