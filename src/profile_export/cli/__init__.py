@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from profile_export.cli import batches, datasets, db, demo, jobs, policies, profiles, schemas, serve
+from profile_export.cli import batches, datasets, demo, jobs, policies, profiles, schemas, serve
 from profile_export.cli.terminal.command import DEFAULT_ADDRESS, Server
 from profile_export.cli.terminal.output import complain
 
@@ -26,7 +26,7 @@ app.add_typer(jobs.group, name="jobs")
 app.add_typer(policies.group, name="policies")
 app.add_typer(profiles.group, name="profiles")
 app.add_typer(schemas.group, name="schemas")
-app.add_typer(db.group, name="db")
+app.add_typer(serve.group, name="db")
 app.command("serve")(serve.serve)
 app.command("worker")(serve.worker)
 app.command("demo")(demo.demo)

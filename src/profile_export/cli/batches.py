@@ -1,10 +1,15 @@
-"""Batches: what became of an upload, and taking it back."""
+"""Batches: the upload of files with a bar that says how far it is, what became of one, and taking it back."""
 
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console, Group, RenderableType
+from rich.progress import Progress
 from rich.text import Text
 
 from profile_export.cli.terminal.command import AsJson, command
@@ -12,21 +17,79 @@ from profile_export.cli.terminal.output import (
     batch_state,
     console,
     count,
-    fact_table,
     moment,
     one_line,
+    print_facts,
     print_json,
     print_rows,
     size,
     table,
+    transfer,
 )
-from profile_export.cli.terminal.watch import shown_receipt
-from profile_export.client import Batch, BatchState, Client, RejectedRow, as_json
+from profile_export.cli.terminal.watch import print_receipt
+from profile_export.client import (
+    Batch,
+    BatchState,
+    BatchUpload,
+    Client,
+    ClientError,
+    CompleteBatchResponse,
+    GetReceiptResponse,
+    RejectedRow,
+    UploadBatchResponse,
+    UploadFile,
+    UploadFormat,
+    UploadPhase,
+    UploadProgress,
+    as_json,
+)
 
 group = typer.Typer(no_args_is_help=True, help="Batches: what became of an upload, and taking it back.")
 
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="Id of the batch.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Kept with the batch.")]
+
+
+def _tell(batch: Batch) -> None:
+    """Say in one line how a batch stands."""
+    console().print(f"batch {batch.id}", batch_state(batch.state), soft_wrap=True)
+
+
+def _show(batch: Batch) -> None:
+    files = f"{count(batch.file_count)} data file{'' if batch.file_count == 1 else 's'}"
+    rejected = f"{count(batch.rejected_rows)} (profile-export batches rejected {batch.id})"
+    whole = [error for error in batch.errors if not error.HasField("row_number")]
+    print_facts(
+        [
+            ("batch", Text(f"{batch.id}  ") + batch_state(batch.state)),
+            ("dataset", batch.dataset_id),
+            ("job", str(batch.job_id) if batch.HasField("job_id") else None),
+            *_times(batch),
+            ("number", count(batch.number) if batch.number else None),
+            ("rows", f"{count(batch.rows)}, {files}, {size(batch.bytes)}"),
+            ("rejected", rejected if batch.rejected_rows else None),
+            *(("file", _arrived(upload)) for upload in batch.uploads),
+            *(("error", f"{error.code}: {one_line(error.message)}") for error in whole),
+            ("reason", one_line(batch.state_reason) if batch.state_reason else None),
+        ]
+    )
+
+
+def _arrived(upload: BatchUpload) -> str:
+    arrived = "complete" if upload.complete else "not complete"
+    return f"{upload.file_name}  {size(upload.received_bytes)} received, {arrived}"
+
+
+def _times(batch: Batch) -> list[tuple[str, RenderableType]]:
+    expiry = "expired" if batch.state == BatchState.BATCH_STATE_EXPIRED else "expires"
+    times = {
+        "created": batch.create_time,
+        "ended": batch.end_time,
+        "ingested": batch.ingest_time,
+        expiry: batch.expire_time,
+    }
+    # One that is absent reads as the beginning of time.
+    return [(name, moment(time.ToDatetime())) for name, time in times.items() if time.ToMicroseconds()]
 
 
 @command(group, "list")
@@ -60,13 +123,13 @@ async def list_(
     )
 
 
-@command(group, "show")
-async def show(client: Client, batch_id: BatchId, as_data: AsJson = False) -> None:
+@command(group, "show", _show)
+async def show(client: Client, batch_id: BatchId) -> Batch:
     """Show one batch, in any state: its counts, what has arrived of its files, and why it was refused.
 
     Example: `profile-export batches show crm-2026-01 --json`
     """
-    _show(await client.get_batch(batch_id), as_data=as_data)
+    return await client.get_batch(batch_id)
 
 
 @command(group, "rejected")
@@ -88,46 +151,42 @@ async def rejected(
     print_rejected(rows, total, batch_id)
 
 
-@command(group, "receipt")
-async def receipt(client: Client, batch_id: BatchId, as_data: AsJson = False) -> None:
+@command(group, "receipt", print_receipt)
+async def receipt(client: Client, batch_id: BatchId) -> GetReceiptResponse:
     """Show the receipt of a batch that an export made: what was read, left out and written, with the hashes.
 
     Example: `profile-export batches receipt 5f0c… --json`
     """
-    answer = await client.get_receipt(batch_id)
-    if as_data:
-        print_json(as_json(answer.receipt))
-    else:
-        console().print(shown_receipt(answer))
+    return await client.get_receipt(batch_id)
 
 
-@command(group, "complete")
-async def complete(client: Client, batch_id: BatchId, as_data: AsJson = False) -> None:
+@command(group, "complete", _tell)
+async def complete(client: Client, batch_id: BatchId) -> Batch:
     """Make a batch of several files count, once all of them have arrived.
 
     `datasets upload` does so by itself; this is for a batch that another client has filled.
 
     Example: `profile-export batches complete crm-2026-01`
     """
-    _tell((await client.complete_batch(batch_id)).batch, as_data=as_data)
+    return (await client.complete_batch(batch_id)).batch
 
 
-@command(group, "abort")
-async def abort(client: Client, batch_id: BatchId, reason: Reason = "", as_data: AsJson = False) -> None:
+@command(group, "abort", _tell)
+async def abort(client: Client, batch_id: BatchId, reason: Reason = "") -> Batch:
     """Give up a batch that is still LOADING and remove what was received of it.
 
     Example: `profile-export batches abort crm-2026-01 --reason "wrong file"`
     """
-    _tell(await client.abort_batch(batch_id, reason), as_data=as_data)
+    return await client.abort_batch(batch_id, reason)
 
 
-@command(group, "revert")
-async def revert(client: Client, batch_id: BatchId, reason: Reason = "", as_data: AsJson = False) -> None:
+@command(group, "revert", _tell)
+async def revert(client: Client, batch_id: BatchId, reason: Reason = "") -> Batch:
     """Take back a batch that has SUCCEEDED: its rows stop counting at once.
 
     Example: `profile-export batches revert crm-2026-01 --reason "wrong day"`
     """
-    _tell(await client.revert_batch(batch_id, reason), as_data=as_data)
+    return await client.revert_batch(batch_id, reason)
 
 
 def print_rejected(
@@ -166,51 +225,237 @@ def print_rejected(
         screen.print(Text(hint, style="dim"), soft_wrap=True)
 
 
-def _tell(batch: Batch, *, as_data: bool) -> None:
-    """Say in one line how a batch stands."""
-    if as_data:
-        print_json(as_json(batch))
-    else:
-        console().print(f"batch {batch.id}", batch_state(batch.state), soft_wrap=True)
+_BEGINNING = 64 * 1024
+_LONGEST_NAME = 128
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
-def _show(batch: Batch, *, as_data: bool) -> None:
-    if as_data:
-        print_json(as_json(batch))
-        return
-    facts: list[tuple[str, RenderableType]] = [
-        ("batch", Text(f"{batch.id}  ") + batch_state(batch.state)),
-        ("dataset", batch.dataset_id),
+class Format(Enum):
+    """What the bytes of a file are."""
+
+    JSON_LINES = "json-lines"
+    JSON_ARRAY = "json-array"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+_EITHER_JSON = ".json"
+_SUFFIXES = {
+    ".jsonl": Format.JSON_LINES,
+    ".ndjson": Format.JSON_LINES,
+    ".csv": Format.CSV,
+    ".parquet": Format.PARQUET,
+}
+
+
+def files_to_upload(paths: Sequence[Path], chosen: Format | None) -> list[UploadFile]:
+    """Return the files at the paths, each once, in the order of their paths.
+
+    Of a folder they are those at any depth that have a known suffix and are not hidden.
+
+    Args:
+        paths: Files and folders.
+        chosen: The format of all of them. None: guessed, of each.
+
+    Raises:
+        typer.BadParameter: There is no file, or a format cannot be guessed.
+    """
+    found = {path.resolve(): path for given in paths for path in _files_at(given)}
+    listed = sorted(found.values())
+    names = [_name(path, place, len(listed)) for place, path in enumerate(listed, 1)]
+    return [
+        UploadFile(path, UploadFormat.Value(f"UPLOAD_FORMAT_{(chosen or _guessed(path)).name}"), name)
+        for path, name in zip(listed, names, strict=True)
     ]
-    if batch.HasField("job_id"):
-        facts.append(("job", str(batch.job_id)))
-    facts += _times(batch)
-    if batch.number:
-        facts.append(("number", count(batch.number)))
-    files = f"{count(batch.file_count)} data file{'' if batch.file_count == 1 else 's'}"
-    facts.append(("rows", f"{count(batch.rows)}, {files}, {size(batch.bytes)}"))
-    if batch.rejected_rows:
-        facts.append(
-            ("rejected", f"{count(batch.rejected_rows)} (profile-export batches rejected {batch.id})")
+
+
+def _files_at(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    inside = [one for one in path.rglob("*") if one.suffix.lower() in {_EITHER_JSON, *_SUFFIXES}]
+    seen = [one for one in inside if one.is_file() and not _is_hidden(one.relative_to(path))]
+    if not seen:
+        suffixes = ", ".join((_EITHER_JSON, *_SUFFIXES))
+        raise typer.BadParameter(f"No file in {path} ends in one of {suffixes}: name files instead.")
+    yield from seen
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _name(path: Path, place: int, of: int) -> str:
+    """Return a file's name within the batch: the names of all files sort as their paths do."""
+    if of == 1:
+        return "1"
+    number = f"{place:0{len(str(of))}}-"
+    return number + _UNSAFE.sub("_", path.name)[len(number) - _LONGEST_NAME :]
+
+
+def _guessed(path: Path) -> Format:
+    suffix = path.suffix.lower()
+    if suffix == _EITHER_JSON:
+        with path.open("rb") as file:
+            beginning = file.read(_BEGINNING).removeprefix(b"\xef\xbb\xbf").lstrip()
+        return Format.JSON_ARRAY if beginning.startswith(b"[") else Format.JSON_LINES
+    if suffix not in _SUFFIXES:
+        formats = ", ".join(one.value for one in Format)
+        raise typer.BadParameter(
+            f"The format of {path.name} cannot be guessed by its suffix: add --format with one of {formats}."
         )
-    for upload in batch.uploads:
-        arrived = "complete" if upload.complete else "not complete"
-        facts.append(("file", f"{upload.file_name}  {size(upload.received_bytes)} received, {arrived}"))
-    for error in batch.errors:
-        if not error.HasField("row_number"):
-            facts.append(("error", f"{error.code}: {one_line(error.message)}"))
-    if batch.state_reason:
-        facts.append(("reason", one_line(batch.state_reason)))
-    console().print(fact_table(facts))
+    return _SUFFIXES[suffix]
 
 
-def _times(batch: Batch) -> list[tuple[str, RenderableType]]:
-    expiry = "expired" if batch.state == BatchState.BATCH_STATE_EXPIRED else "expires"
-    times = {
-        "created": batch.create_time,
-        "ended": batch.end_time,
-        "ingested": batch.ingest_time,
-        expiry: batch.expire_time,
-    }
-    # One that is absent reads as the beginning of time.
-    return [(name, moment(time.ToDatetime())) for name, time in times.items() if time.ToMicroseconds()]
+_LONGEST_LABEL = 32
+_REJECTED_SHOWN = 20
+_NOTES = {
+    UploadPhase.CHECKING: "the server reads the rows",
+    UploadPhase.COMMITTING: "the batch is completed",
+    UploadPhase.WAITING: "connection lost, trying again",
+}
+
+
+async def upload(
+    client: Client,
+    dataset_id: Annotated[str, typer.Argument(metavar="DATASET_ID", help="A record or event dataset.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH",
+            exists=True,
+            readable=True,
+            help="Files and folders; of a folder all files with a known suffix, hidden ones left out.",
+        ),
+    ],
+    upload_format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", help="Default: guessed by .jsonl, .ndjson, .csv, .parquet, and by content for .json."
+        ),
+    ] = None,
+    max_bad_records: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Reject so many bad rows of a file before refusing it.")
+    ] = 0,
+    batch_id: Annotated[
+        str, typer.Option(metavar="ID", help="Id of the batch. Default: derived from dataset and content.")
+    ] = "",
+    as_data: AsJson = False,
+) -> None:
+    """Upload files as one batch: all their rows count at once, or none.
+
+    Safe to repeat: the same files in the same dataset are the same batch, and an interrupted upload goes on. Rows of
+    several files count in the order of their paths.
+
+    Example: `profile-export datasets upload 5f0c… crm.jsonl` or `profile-export datasets upload 5f0c… exports/
+    --max-bad-records 100`
+    """
+    files = files_to_upload(paths, upload_format)
+    bar = transfer(console(stderr=True))
+    display = _Display(bar, files)
+    try:
+        with bar:
+            answer = await _send(client, dataset_id, files, batch_id, max_bad_records, display)
+    except ClientError as error:
+        await _explain(client, error, display)
+        raise
+    if as_data:
+        print_json(as_json(answer))
+        return
+    batch = answer.batch
+    typer.echo(_summary(batch, display.seconds, replayed=answer.replayed))
+    if batch.rejected_rows:
+        await _print_rejected(client, batch.id, batch.rejected_rows, display)
+
+
+class _Display:
+    """What the bar shows, and what it has been told."""
+
+    def __init__(self, bar: Progress, files: list[UploadFile]) -> None:
+        self.paths = {file.name: str(file.path) for file in files}
+        self.last: UploadProgress | None = None
+        self._places = {file.name: place for place, file in enumerate(files, 1)}
+        self._began = time.monotonic()
+        self._bar = bar
+        total = sum(file.path.stat().st_size for file in files)
+        self._task = bar.add_task("", total=total, note="reading")
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken since the files were read."""
+        return time.monotonic() - self._began
+
+    def show(self, progress: UploadProgress) -> None:
+        if self.last is None:
+            self._began = time.monotonic()
+        self.last = progress
+        rate = _rate(progress.lines, self.seconds) if progress.lines else ""
+        note = _NOTES.get(progress.phase, rate)
+        self._bar.update(
+            self._task, completed=progress.bytes, description=self._label(progress.file_name), note=note
+        )
+
+    def _label(self, name: str) -> str:
+        if not name:
+            return ""
+        label = Path(self.paths[name]).name
+        place = f"{self._places[name]}/{len(self.paths)} " if len(self.paths) > 1 else ""
+        return place + (label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…")
+
+
+async def _send(
+    client: Client,
+    dataset_id: str,
+    files: Sequence[UploadFile],
+    batch_id: str,
+    max_bad_records: int,
+    display: _Display,
+) -> UploadBatchResponse | CompleteBatchResponse:
+    if len(files) > 1:
+        return await client.upload_files(
+            dataset_id, files, batch_id=batch_id, max_bad_records=max_bad_records, progress=display.show
+        )
+    return await client.upload(
+        dataset_id,
+        files[0].path,
+        files[0].format,
+        batch_id=batch_id,
+        max_bad_records=max_bad_records,
+        progress=display.show,
+    )
+
+
+def _summary(batch: Batch, seconds: float, *, replayed: bool) -> str:
+    line = f"batch {batch.id}: {count(batch.rows)} rows, {size(batch.bytes)}"
+    if batch.rejected_rows:
+        line += f", {count(batch.rejected_rows)} rejected"
+    return line + (" (was there already)" if replayed else f" ({_rate(batch.rows, seconds)})")
+
+
+def _rate(rows: int, seconds: float) -> str:
+    return f"{count(round(rows / max(seconds, 0.001)))} rows/s"
+
+
+async def _explain(client: Client, error: ClientError, display: _Display) -> None:
+    """Show the rows that were rejected, and say in the error what the server cannot know."""
+    if error.reason in {"BATCH_EXISTS", "BATCH_ABORTED"}:
+        error.message += " Name one with --batch-id."
+        return
+    last = display.last
+    if last is None:
+        return
+    if rejected := int(error.metadata.get("rejected_rows") or 0):
+        await _print_rejected(client, last.batch_id, rejected, display)
+        error.violations = ()  # the table has them
+    if len(display.paths) > 1 and error.code in {"INVALID_ARGUMENT", "FAILED_PRECONDITION"}:
+        error.message += (
+            f" The batch {last.batch_id} stays open: upload the same files again, or give it up with "
+            f"`profile-export batches abort {last.batch_id}`."
+        )
+        if last.file_name:
+            error.message = f"{display.paths[last.file_name]}: {error.message}"
+
+
+async def _print_rejected(client: Client, batch_id: str, rejected: int, display: _Display) -> None:
+    rows = await client.list_rejected_rows(batch_id, _REJECTED_SHOWN)
+    print_rejected(rows, rejected, batch_id, screen=console(stderr=True), paths=display.paths)

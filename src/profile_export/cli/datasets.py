@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
 from rich.progress import Progress, TaskID
 
-from profile_export.cli.terminal.command import AsJson, RequestId, command
-from profile_export.cli.terminal.fields import (
+from profile_export.cli.batches import upload
+from profile_export.cli.schemas import (
     Declared,
     Identities,
     Primary,
@@ -23,20 +22,21 @@ from profile_export.cli.terminal.fields import (
     print_fields,
     tag_values,
 )
+from profile_export.cli.terminal.command import AsJson, RequestId, command
 from profile_export.cli.terminal.output import (
     complain,
     console,
     count,
-    fact_table,
     kept_for,
     moment,
     one_line,
+    print_facts,
+    print_id,
     print_json,
     print_rows,
     transfer,
     values_by_path,
 )
-from profile_export.cli.upload import upload
 from profile_export.client import Client, Dataset, DatasetKind, MirrorStatus, as_json
 
 group = typer.Typer(
@@ -66,14 +66,7 @@ class Kind(Enum):
     UNION = "union"
 
 
-_KINDS = {
-    Kind.RECORD: DatasetKind.DATASET_KIND_RECORD,
-    Kind.EVENT: DatasetKind.DATASET_KIND_EVENT,
-    Kind.UNION: DatasetKind.DATASET_KIND_UNION,
-}
-
-
-@command(group, "create")
+@command(group, "create", print_id)
 async def create(
     client: Client,
     name: Annotated[str, typer.Argument(metavar="NAME", help="For people; need not be unique.")],
@@ -92,8 +85,7 @@ async def create(
     description: Annotated[str, typer.Option(metavar="TEXT", help="Free text.")] = "",
     keep_batches_days: KeepBatchesDays = None,
     request_id: RequestId = "",
-    as_data: AsJson = False,
-) -> None:
+) -> Dataset:
     """Make a dataset and print its id.
 
     Example: `profile-export datasets create CRM --kind record --primary crmId=CRM --identity
@@ -103,9 +95,9 @@ async def create(
         raise typer.BadParameter(
             "Say what the rows are: either --kind record, event or union, or --schema ID."
         )
-    dataset = await client.create_dataset(
+    return await client.create_dataset(
         name,
-        schema if kind is None else _KINDS[kind],
+        schema if kind is None else DatasetKind.Value(f"DATASET_KIND_{kind.name}"),
         identities=identity_fields(identity, primary),
         declared=declared_fields(declare),
         tags=tag_values(tag),
@@ -113,45 +105,72 @@ async def create(
         batch_retention=_days(keep_batches_days),
         request_id=request_id,
     )
-    if as_data:
-        print_json(as_json(dataset))
-    else:
-        typer.echo(dataset.id)
 
 
-@command(group, "list")
-async def list_(client: Client, as_data: AsJson = False) -> None:
-    """List the datasets, oldest first.
-
-    Example: `profile-export datasets list --json`
-    """
-    datasets = await client.list_datasets()
-    if as_data:
-        print_json([as_json(dataset) for dataset in datasets])
-        return
+def _show_all(datasets: list[Dataset]) -> None:
     rows = [
-        (
-            dataset.id,
-            kind_word(dataset.kind),
-            moment(dataset.create_time.ToDatetime()),
-            dataset.name,
-        )
+        (dataset.id, kind_word(dataset.kind), moment(dataset.create_time.ToDatetime()), dataset.name)
         for dataset in datasets
     ]
     way_out = "No datasets. Make one: profile-export datasets create NAME --kind record"
     print_rows(("id", "kind", "created", "name"), rows, empty=way_out)
 
 
-@command(group, "show")
-async def show(client: Client, dataset_id: DatasetId, as_data: AsJson = False) -> None:
+@command(group, "list", _show_all)
+async def list_(client: Client) -> list[Dataset]:
+    """List the datasets, oldest first.
+
+    Example: `profile-export datasets list --json`
+    """
+    return await client.list_datasets()
+
+
+def _show(dataset: Dataset) -> None:
+    tags = [f"{key}={value}" for key in sorted(dataset.tags) for value in dataset.tags[key].values]
+    kept = dataset.batch_retention.ToTimedelta()
+    updated = dataset.update_time != dataset.create_time
+    print_facts(
+        [
+            ("dataset", dataset.id),
+            ("name", one_line(dataset.name)),
+            ("kind", kind_word(dataset.kind)),
+            ("schema", dataset.schema_ref.id),
+            ("description", one_line(dataset.description) if dataset.description else None),
+            ("tags", "\n".join(map(one_line, tags)) if dataset.tags else None),
+            ("identities", identity_lines(dataset.identity_fields) or None),
+            ("declared", "\n".join(declared.path for declared in dataset.declared_fields) or None),
+            ("batches", f"kept for {kept_for(kept)}" if kept else "kept for ever"),
+            ("created", moment(dataset.create_time.ToDatetime())),
+            ("updated", moment(dataset.update_time.ToDatetime()) if updated else None),
+            ("mirror", _mirror(dataset.mirror) if dataset.HasField("mirror") else None),
+        ]
+    )
+    typer.echo()
+    print_fields(dataset.fields)
+
+
+def _mirror(mirror: MirrorStatus) -> str:
+    if mirror.error_message:
+        word = f"failed, will be tried again: {one_line(mirror.error_message)}"
+    elif mirror.pending_changes:
+        word = f"{count(mirror.pending_changes)} changes behind"
+    else:
+        word = "up to date"
+    batches = f"{count(mirror.mirrored_batches)} batches in {mirror.table}"
+    lines = [f"{batches}, {word if mirror.enabled else 'switched off'}", mirror.metadata_location]
+    return "\n".join(line for line in lines if line)
+
+
+@command(group, "show", _show)
+async def show(client: Client, dataset_id: DatasetId) -> Dataset:
     """Show one dataset: its fields as a tree, its tags, and which fields hold identities.
 
     Example: `profile-export datasets show 5f0c…`
     """
-    _show(await client.get_dataset(dataset_id), as_data=as_data)
+    return await client.get_dataset(dataset_id)
 
 
-@command(group, "update")
+@command(group, "update", _show)
 async def update(
     client: Client,
     dataset_id: DatasetId,
@@ -164,8 +183,7 @@ async def update(
     no_tags: Annotated[bool, typer.Option("--no-tags", help="Take all its tags away.")] = False,
     declare: Declared = None,
     keep_batches_days: KeepBatchesDays = None,
-    as_data: AsJson = False,
-) -> None:
+) -> Dataset:
     """Change what is given and leave the rest.
 
     With --tag all its tags are replaced; --declare adds types to those it has, or widens them. --keep-batches-days also
@@ -178,7 +196,7 @@ async def update(
         raise typer.BadParameter(
             "Nothing to change: add --name, --description, --tag, --no-tags, --declare or --keep-batches-days."
         )
-    dataset = await client.update_dataset(
+    return await client.update_dataset(
         dataset_id,
         name=name,
         description=description,
@@ -186,7 +204,6 @@ async def update(
         declared=declared_fields(declare),
         batch_retention=_days(keep_batches_days),
     )
-    _show(dataset, as_data=as_data)
 
 
 @command(group, "delete")
@@ -261,46 +278,3 @@ def _advance(bar: Progress, task: TaskID, done: int) -> None:
 
 def _days(number: int | None) -> timedelta | None:
     return None if number is None else timedelta(days=number)
-
-
-def _show(dataset: Dataset, *, as_data: bool) -> None:
-    if as_data:
-        print_json(as_json(dataset))
-        return
-    facts: list[tuple[str, RenderableType]] = [
-        ("dataset", dataset.id),
-        ("name", one_line(dataset.name)),
-        ("kind", kind_word(dataset.kind)),
-        ("schema", dataset.schema_ref.id),
-    ]
-    if dataset.description:
-        facts.append(("description", one_line(dataset.description)))
-    if dataset.tags:
-        tags = [f"{key}={value}" for key in sorted(dataset.tags) for value in dataset.tags[key].values]
-        facts.append(("tags", "\n".join(map(one_line, tags))))
-    if dataset.identity_fields:
-        facts.append(("identities", identity_lines(dataset.identity_fields)))
-    if dataset.declared_fields:
-        facts.append(("declared", "\n".join(declared.path for declared in dataset.declared_fields)))
-    kept = dataset.batch_retention.ToTimedelta()
-    facts.append(("batches", f"kept for {kept_for(kept)}" if kept else "kept for ever"))
-    facts.append(("created", moment(dataset.create_time.ToDatetime())))
-    if dataset.update_time != dataset.create_time:
-        facts.append(("updated", moment(dataset.update_time.ToDatetime())))
-    if dataset.HasField("mirror"):
-        facts.append(("mirror", _mirror(dataset.mirror)))
-    console().print(fact_table(facts))
-    typer.echo()
-    print_fields(dataset.fields)
-
-
-def _mirror(mirror: MirrorStatus) -> str:
-    if mirror.error_message:
-        word = f"failed, will be tried again: {one_line(mirror.error_message)}"
-    elif mirror.pending_changes:
-        word = f"{count(mirror.pending_changes)} changes behind"
-    else:
-        word = "up to date"
-    batches = f"{count(mirror.mirrored_batches)} batches in {mirror.table}"
-    lines = [f"{batches}, {word if mirror.enabled else 'switched off'}", mirror.metadata_location]
-    return "\n".join(line for line in lines if line)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +24,9 @@ from profile_export.cli.terminal.output import (
     span,
     state,
     table,
+    word,
 )
-from profile_export.cli.terminal.watch import LEFT_OUT, follow, follow_all, print_all, summary
+from profile_export.cli.terminal.watch import LEFT_OUT, follow, follow_all, print_all, print_summary
 from profile_export.client import (
     Client,
     EstimateJobResponse,
@@ -41,7 +44,7 @@ from profile_export.client import (
 )
 
 
-def show_estimate(answer: EstimateJobResponse) -> None:
+def _show_estimate(answer: EstimateJobResponse) -> None:
     """Write figures, each with how exact it is, then what else is worth knowing, then the sample rows."""
     screen = console()
     figures = table("", "estimate", "", "at least", "at most", numbers=("estimate", "at least", "at most"))
@@ -69,19 +72,11 @@ def _cells(figure: Figure) -> tuple[str, str, str, str]:
     return count(figure.value), "about", count(figure.at_least), most
 
 
-_STATUSES = {
-    MembershipStatus.Name(number).removeprefix("MEMBERSHIP_STATUS_").lower(): number
-    for number in MembershipStatus.values()
-    if number != MembershipStatus.MEMBERSHIP_STATUS_UNSPECIFIED
-}
+_STATUSES = {word(MembershipStatus, value).lower(): value for value in MembershipStatus.values() if value}
 
 
-def _of_profiles(*names: str, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - typer's word
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Which profiles")
-
-
-def _of_events(*names: str, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - typer's word
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Their events")
+_of_profiles: Callable[..., Any] = partial(typer.Option, rich_help_panel="Which profiles")
+_of_events: Callable[..., Any] = partial(typer.Option, rich_help_panel="Their events")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +142,7 @@ class ExportOptions:
         Raises:
             typer.BadParameter: A time or a status cannot be read.
         """
-        statuses = tuple(_status(word) for word in self.status or ())
+        statuses = tuple(_status(text) for text in self.status or ())
         profiles = Profiles(
             segments=tuple(_segment(text, statuses) for text in self.segment or ()),
             qualified_from=instant("--qualified-from", self.qualified_from),
@@ -178,10 +173,10 @@ def _segment(text: str, statuses: tuple[MembershipStatus.ValueType, ...]) -> Seg
     return Segment(segment_id, namespace, statuses)
 
 
-def _status(word: str) -> MembershipStatus.ValueType:
-    if word not in _STATUSES:
-        raise typer.BadParameter(f"--status {word!r} is none of {', '.join(_STATUSES)}.")
-    return _STATUSES[word]
+def _status(text: str) -> MembershipStatus.ValueType:
+    if text not in _STATUSES:
+        raise typer.BadParameter(f"--status {text!r} is none of {', '.join(_STATUSES)}.")
+    return _STATUSES[text]
 
 
 group = typer.Typer(no_args_is_help=True, help="Export jobs: start, follow, stop.")
@@ -220,39 +215,21 @@ async def create(
     return None
 
 
-@command(group, "estimate")
+@command(group, "estimate", _show_estimate)
 async def estimate(
     client: Client,
     *,
     wanted: ExportOptions,
     rows: Annotated[int, typer.Option(min=0, max=100, metavar="N", help="How many sample rows.")] = 0,
-    as_data: AsJson = False,
-) -> None:
+) -> EstimateJobResponse:
     """Say what an export would do, without doing it.
 
     Example: `profile-export jobs estimate --to 5f0c… --field person.name --rows 3`
     """
-    answer = await client.estimate_job(wanted.spec(), rows)
-    if as_data:
-        print_json(as_json(answer))
-    else:
-        show_estimate(answer)
+    return await client.estimate_job(wanted.spec(), rows)
 
 
-@command(group, "list")
-async def list_(
-    client: Client,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the newest.")] = 20,
-    as_data: AsJson = False,
-) -> None:
-    """List the newest jobs.
-
-    Example: `profile-export jobs list --limit 5`
-    """
-    jobs = await client.list_jobs(limit)
-    if as_data:
-        print_json([as_json(job) for job in jobs])
-        return
+def _show_all(jobs: list[ExportJob]) -> None:
     rows = [
         (
             str(job.id),
@@ -269,31 +246,38 @@ async def list_(
     print_rows(headers, rows, empty="No jobs. Start one: profile-export jobs create --to DATASET_ID")
 
 
-@command(group, "show")
-async def show(client: Client, job_id: JobId, as_data: AsJson = False) -> None:
+@command(group, "list", _show_all)
+async def list_(
+    client: Client,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the newest.")] = 20,
+) -> list[ExportJob]:
+    """List the newest jobs.
+
+    Example: `profile-export jobs list --limit 5`
+    """
+    return await client.list_jobs(limit)
+
+
+@command(group, "show", print_summary)
+async def show(client: Client, job_id: JobId) -> ExportJob:
     """Show one job: its state, its counts and where its time went.
 
     Example: `profile-export jobs show 7 --json`
     """
-    _show(await client.get_job(job_id), as_data=as_data)
+    return await client.get_job(job_id)
 
 
-@command(group, "cancel")
+@command(group, "cancel", lambda job: console().print(f"job {job.id}", state(job.state)))
 async def cancel(
     client: Client,
     job_id: JobId,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the job.")] = "",
-    as_data: AsJson = False,
-) -> None:
+) -> ExportJob:
     """Ask a job to stop: nothing of it will be visible.
 
     Example: `profile-export jobs cancel 7 --reason "wrong policy"`
     """
-    job = await client.cancel_job(job_id, reason)
-    if as_data:
-        print_json(as_json(job))
-    else:
-        console().print(f"job {job.id}", state(job.state))
+    return await client.cancel_job(job_id, reason)
 
 
 @command(group, "watch")
@@ -350,14 +334,9 @@ def verify(
 
 async def _watch(client: Client, job_id: int, *, as_data: bool) -> int:
     job = await follow(client, job_id, console(stderr=True) if as_data else console())
-    if not as_data:
-        typer.echo()
-    _show(job, as_data=as_data)
-    return 0 if job.state == JobState.JOB_STATE_SUCCEEDED else 1
-
-
-def _show(job: ExportJob, *, as_data: bool) -> None:
     if as_data:
         print_json(as_json(job))
     else:
-        console().print(summary(job))
+        typer.echo()
+        print_summary(job)
+    return 0 if job.state == JobState.JOB_STATE_SUCCEEDED else 1

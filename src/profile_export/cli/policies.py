@@ -4,11 +4,10 @@ from enum import Enum
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
 
-from profile_export.cli.terminal.command import AsJson, command
-from profile_export.cli.terminal.output import console, fact_table, moment, one_line, print_json, print_rows
-from profile_export.client import Client, IdentityGraph, MergePolicy, as_json
+from profile_export.cli.terminal.command import command
+from profile_export.cli.terminal.output import moment, one_line, print_facts, print_id, print_rows, word
+from profile_export.client import Client, IdentityGraph, MergePolicy
 
 group = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +24,6 @@ class Graph(Enum):
     PDG = "pdg"
 
 
-_GRAPHS = {Graph.NONE: IdentityGraph.IDENTITY_GRAPH_NONE, Graph.PDG: IdentityGraph.IDENTITY_GRAPH_PDG}
 _GRAPH_HELP = "`pdg`: identities linked by any record or event are one person. `none`: each primary one is."
 Ordered = Annotated[
     list[str] | None,
@@ -37,7 +35,7 @@ Ordered = Annotated[
 ]
 
 
-@command(group, "create")
+@command(group, "create", print_id)
 async def create(
     client: Client,
     *,
@@ -49,8 +47,7 @@ async def create(
     default: Annotated[
         bool, typer.Option("--default", help="Jobs that name no policy use it from now on.")
     ] = False,
-    as_data: AsJson = False,
-) -> None:
+) -> MergePolicy:
     """Make a merge policy and print its id.
 
     Without --order the record ingested later wins; with it the dataset named earlier does, and records of
@@ -59,46 +56,57 @@ async def create(
     Example: `profile-export policies create --graph pdg --name "one row per person" --default`
     """
     rules = f"{'dataSetPrecedence' if order else 'timestampOrdered'}-{graph.value}"
-    policy = await client.create_policy(name or rules, _GRAPHS[graph], order=order or (), is_default=default)
-    if as_data:
-        print_json(as_json(policy))
-    else:
-        typer.echo(policy.id)
+    return await client.create_policy(name or rules, _wire(graph), order=order or (), is_default=default)
 
 
-@command(group, "list")
-async def list_(client: Client, as_data: AsJson = False) -> None:
-    """List the newest version of every merge policy, the built-in one included.
-
-    Example: `profile-export policies list`
-    """
-    policies = await client.list_policies()
-    if as_data:
-        print_json([as_json(policy) for policy in policies])
-        return
+def _show_all(policies: list[MergePolicy]) -> None:
     rows = [
         (policy.id, str(policy.version), _graph_word(policy), _marked_name(policy)) for policy in policies
     ]
     print_rows(("id", "version", "graph", "name"), rows, empty="No merge policies.")
 
 
-@command(group, "show")
+@command(group, "list", _show_all)
+async def list_(client: Client) -> list[MergePolicy]:
+    """List the newest version of every merge policy, the built-in one included.
+
+    Example: `profile-export policies list`
+    """
+    return await client.list_policies()
+
+
+def _show(policy: MergePolicy) -> None:
+    ranked = "the dataset named earlier:\n" + "\n".join(policy.attribute_merge.order)
+    updated = policy.update_time != policy.create_time
+    print_facts(
+        [
+            ("policy", policy.id),
+            ("version", str(policy.version)),
+            ("name", _marked_name(policy)),
+            ("graph", _graph_word(policy)),
+            ("wins", ranked if policy.attribute_merge.order else "the record ingested later"),
+            ("created", None if policy.built_in else moment(policy.create_time.ToDatetime())),
+            ("updated", moment(policy.update_time.ToDatetime()) if updated and not policy.built_in else None),
+        ]
+    )
+
+
+@command(group, "show", _show)
 async def show(
     client: Client,
     policy_id: PolicyId,
     version: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Which version. Default: the newest.")
     ] = None,
-    as_data: AsJson = False,
-) -> None:
+) -> MergePolicy:
     """Show one merge policy: which identities are one person, and which value wins.
 
     Example: `profile-export policies show 3a1b… --version 1`
     """
-    _show(await client.get_policy(policy_id, version), as_data=as_data)
+    return await client.get_policy(policy_id, version)
 
 
-@command(group, "update")
+@command(group, "update", _show)
 async def update(
     client: Client,
     policy_id: PolicyId,
@@ -111,8 +119,7 @@ async def update(
         bool | None,
         typer.Option("--default/--no-default", help="Whether jobs that name no policy use it from now on."),
     ] = None,
-    as_data: AsJson = False,
-) -> None:
+) -> MergePolicy:
     """Change what is given, leave the rest, and show the version that follows. Jobs keep the version they have.
 
     With --order the whole order is replaced. Which policy is the default belongs to no version.
@@ -125,14 +132,13 @@ async def update(
         )
     if order and no_order:
         raise typer.BadParameter("Either --order or --no-order.")
-    policy = await client.update_policy(
+    return await client.update_policy(
         policy_id,
         name=name,
-        graph=_GRAPHS[graph] if graph else None,
+        graph=_wire(graph) if graph else None,
         order=order or () if order or no_order else None,
         is_default=default,
     )
-    _show(policy, as_data=as_data)
 
 
 @command(group, "delete")
@@ -145,30 +151,15 @@ async def delete(client: Client, policy_id: PolicyId) -> None:
     typer.echo(f"policy {policy_id} deleted")
 
 
-def _show(policy: MergePolicy, *, as_data: bool) -> None:
-    if as_data:
-        print_json(as_json(policy))
-        return
-    ranked = "the dataset named earlier:\n" + "\n".join(policy.attribute_merge.order)
-    facts: list[tuple[str, RenderableType]] = [
-        ("policy", policy.id),
-        ("version", str(policy.version)),
-        ("name", _marked_name(policy)),
-        ("graph", _graph_word(policy)),
-        ("wins", ranked if policy.attribute_merge.order else "the record ingested later"),
-    ]
-    if not policy.built_in:
-        facts.append(("created", moment(policy.create_time.ToDatetime())))
-        if policy.update_time != policy.create_time:
-            facts.append(("updated", moment(policy.update_time.ToDatetime())))
-    console().print(fact_table(facts))
+def _wire(graph: Graph) -> IdentityGraph.ValueType:
+    return IdentityGraph.Value(f"IDENTITY_GRAPH_{graph.name}")
 
 
 def _graph_word(policy: MergePolicy) -> str:
-    return IdentityGraph.Name(policy.identity_graph).removeprefix("IDENTITY_GRAPH_").lower()
+    return word(IdentityGraph, policy.identity_graph).lower()
 
 
 def _marked_name(policy: MergePolicy) -> str:
     """Return a policy's name, and behind it what sets it apart."""
-    marks = [word for word, holds in (("built in", policy.built_in), ("default", policy.is_default)) if holds]
+    marks = [mark for mark, holds in (("built in", policy.built_in), ("default", policy.is_default)) if holds]
     return one_line(policy.name) + (f" ({', '.join(marks)})" if marks else "")

@@ -4,15 +4,12 @@ from contextlib import aclosing
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
 
-from profile_export.cli.terminal.command import AsJson, command, instant
+from profile_export.cli.terminal.command import command, instant
 from profile_export.cli.terminal.output import (
-    console,
-    fact_table,
     moment,
     one_line,
-    print_json,
+    print_facts,
     print_rows,
     values_by_path,
 )
@@ -40,26 +37,42 @@ Fields = Annotated[
 Policy = Annotated[str, typer.Option(metavar="ID", help="Merge policy. Default: the default one.")]
 
 
-@command(group, "show")
-async def show(
-    client: Client,
-    who: Who,
-    field: Fields = None,
-    policy: Policy = "",
-    as_data: AsJson = False,
-) -> None:
+def _show(profile: Profile) -> None:
+    print_facts(
+        [
+            ("identities", "\n".join(one_line(f"{one.namespace}:{one.id}") for one in profile.identities)),
+            ("datasets", "\n".join(profile.dataset_ids)),
+            ("policy", f"{profile.merge_policy.id} version {profile.merge_policy.version}"),
+            ("ingested", moment(profile.ingest_time.ToDatetime())),
+        ]
+    )
+    typer.echo()
+    print_rows(("field", "value"), list(values_by_path(as_json(profile.values))), empty="No fields.")
+
+
+@command(group, "show", _show)
+async def show(client: Client, who: Who, field: Fields = None, policy: Policy = "") -> Profile:
     """Show one profile: its identities, where it comes from, and its merged fields.
 
     Example: `profile-export profiles show CRM:C-1 --policy 3a1b…`
     """
-    profile = await client.get_profile(*_identity(who), fields=field or (), policy_id=policy)
-    if as_data:
-        print_json(as_json(profile))
-    else:
-        _show(profile)
+    return await client.get_profile(*_identity(who), fields=field or (), policy_id=policy)
 
 
-@command(group, "events")
+def _show_events(found: list[ProfileEvent]) -> None:
+    lines = [
+        (
+            *((moment(event.event_time.ToDatetime()), one_line(event.id)) if place == 0 else ("", "")),
+            path,
+            value,
+        )
+        for event in found
+        for place, (path, value) in enumerate(values_by_path(as_json(event.values)))
+    ]
+    print_rows(("time", "id", "field", "value"), lines, empty="No events.")
+
+
+@command(group, "events", _show_events)
 async def events(
     client: Client,
     *,
@@ -78,8 +91,7 @@ async def events(
     ] = "",
     latest_first: Annotated[bool, typer.Option("--latest-first", help="The reverse order.")] = False,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at most.")] = 100,
-    as_data: AsJson = False,
-) -> None:
+) -> list[ProfileEvent]:
     """List the experience events of one profile by their own time, the oldest first.
 
     Example: `profile-export profiles events CRM:C-1 --policy 3a1b… --latest-first --limit 10`
@@ -94,31 +106,7 @@ async def events(
             found.append(event)
             if len(found) == limit:
                 break
-    if as_data:
-        print_json([as_json(event) for event in found])
-        return
-    lines = [
-        (
-            *((moment(event.event_time.ToDatetime()), one_line(event.id)) if place == 0 else ("", "")),
-            path,
-            value,
-        )
-        for event in found
-        for place, (path, value) in enumerate(values_by_path(as_json(event.values)))
-    ]
-    print_rows(("time", "id", "field", "value"), lines, empty="No events.")
-
-
-def _show(profile: Profile) -> None:
-    facts: list[tuple[str, RenderableType]] = [
-        ("identities", "\n".join(one_line(f"{one.namespace}:{one.id}") for one in profile.identities)),
-        ("datasets", "\n".join(profile.dataset_ids)),
-        ("policy", f"{profile.merge_policy.id} version {profile.merge_policy.version}"),
-        ("ingested", moment(profile.ingest_time.ToDatetime())),
-    ]
-    console().print(fact_table(facts))
-    typer.echo()
-    print_rows(("field", "value"), list(values_by_path(as_json(profile.values))), empty="No fields.")
+    return found
 
 
 def _identity(text: str) -> tuple[str, str]:

@@ -1,29 +1,60 @@
-"""Schemas: register them, look them up."""
+"""Schemas: register them, look them up. Fields, their types and identities: as typed in options, and as shown."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import RenderableType
 
-from profile_export.cli.terminal.command import AsJson, command
-from profile_export.cli.terminal.fields import (
-    Identities,
-    Primary,
-    identity_fields,
-    identity_lines,
-    kind_word,
-    print_fields,
+from profile_export.cli.terminal.command import command
+from profile_export.cli.terminal.output import moment, one_line, print_facts, print_id, print_rows, word
+from profile_export.client import (
+    Client,
+    CreateSchemaResponse,
+    DatasetKind,
+    DecimalType,
+    Field,
+    FieldDeclaration,
+    FieldType,
+    IdentityField,
+    ScalarType,
+    Schema,
+    UnionSchema,
 )
-from profile_export.cli.terminal.output import console, fact_table, moment, print_json, print_rows
-from profile_export.client import Client, as_json
 
 group = typer.Typer(no_args_is_help=True, help="Schemas: what rows are, as XDM JSON Schema documents.")
 
 
-@command(group, "register")
+_DECIMAL = re.compile(r"decimal\((\d{1,2}),(\d{1,2})\)")
+_SCALARS = {word(ScalarType, value).lower(): value for value in ScalarType.values() if value}
+
+Identities = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--identity", metavar="PATH=NAMESPACE", help="A field that holds an identity. May be given again."
+    ),
+]
+Primary = Annotated[
+    str | None,
+    typer.Option("--primary", metavar="PATH=NAMESPACE", help="The field that holds the primary identity."),
+]
+Declared = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--declare",
+        metavar="PATH=TYPE",
+        help=f"Type of a field: {', '.join(_SCALARS)} or decimal(PRECISION,SCALE). May be given again.",
+    ),
+]
+Tagged = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="KEY=VALUE", help="A tag. The same key again: one more value."),
+]
+
+
+@command(group, "register", lambda answer: print_id(answer.schema))
 async def register(
     client: Client,
     files: Annotated[
@@ -38,8 +69,7 @@ async def register(
     ],
     identity: Identities = None,
     primary: Primary = None,
-    as_data: AsJson = False,
-) -> None:
+) -> CreateSchemaResponse:
     """Register a schema and the documents that it names, all or none, and print its id.
 
     The schema is the one that none of the others names. What is registered already need not be sent again; a document
@@ -49,27 +79,14 @@ async def register(
     """
     documents = {path: _document(path) for path in files}
     schema = _unnamed(documents)
-    answer = await client.create_schema(
+    return await client.create_schema(
         schema.read_text("utf-8"),
         referenced=[path.read_text("utf-8") for path in documents if path != schema],
         identities=identity_fields(identity, primary),
     )
-    if as_data:
-        print_json(as_json(answer))
-    else:
-        typer.echo(answer.schema.id)
 
 
-@command(group, "list")
-async def list_(client: Client, as_data: AsJson = False) -> None:
-    """List the newest version of every schema, the built-in ones included.
-
-    Example: `profile-export schemas list`
-    """
-    schemas = await client.list_schemas()
-    if as_data:
-        print_json([as_json(schema) for schema in schemas])
-        return
+def _show_all(schemas: list[Schema]) -> None:
     rows = [
         (
             schema.id,
@@ -82,38 +99,53 @@ async def list_(client: Client, as_data: AsJson = False) -> None:
     print_rows(("id", "version", "kind", "title"), rows, empty="No schemas.")
 
 
-@command(group, "show")
+@command(group, "list", _show_all)
+async def list_(client: Client) -> list[Schema]:
+    """List the newest version of every schema, the built-in ones included.
+
+    Example: `profile-export schemas list`
+    """
+    return await client.list_schemas()
+
+
+def _show(schema: Schema) -> None:
+    print_facts(
+        [
+            ("schema", schema.id),
+            ("title", schema.title or None),
+            ("kind", kind_word(schema.kind)),
+            ("version", str(schema.version)),
+            ("class", schema.class_id or None),
+            ("identities", identity_lines(schema.identity_fields) or None),
+            ("registered", "built in" if schema.built_in else moment(schema.create_time.ToDatetime())),
+        ]
+    )
+    typer.echo()
+    print_fields(schema.fields)
+
+
+@command(group, "show", _show)
 async def show(
     client: Client,
     schema_id: Annotated[str, typer.Argument(metavar="ID", help="The $id of the schema.")],
     version: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Which version. Default: the newest.")
     ] = None,
-    as_data: AsJson = False,
-) -> None:
+) -> Schema:
     """Show one schema: its fields as a tree, and which of them hold identities.
 
     Example: `profile-export schemas show https://ns.adobe.com/xdm/context/profile`
     """
-    schema = await client.get_schema(schema_id, version)
-    if as_data:
-        print_json(as_json(schema))
-        return
-    facts: list[tuple[str, RenderableType]] = [("schema", schema.id)]
-    if schema.title:
-        facts.append(("title", schema.title))
-    facts += [("kind", kind_word(schema.kind)), ("version", str(schema.version))]
-    if schema.class_id:
-        facts.append(("class", schema.class_id))
-    if schema.identity_fields:
-        facts.append(("identities", identity_lines(schema.identity_fields)))
-    facts.append(("registered", "built in" if schema.built_in else moment(schema.create_time.ToDatetime())))
-    console().print(fact_table(facts))
+    return await client.get_schema(schema_id, version)
+
+
+def _show_union(schema: UnionSchema) -> None:
+    print_facts([("schema", schema.schema_name), ("datasets", "\n".join(schema.dataset_ids) or "none")])
     typer.echo()
     print_fields(schema.fields)
 
 
-@command(group, "union")
+@command(group, "union", _show_union)
 async def union(
     client: Client,
     name: Annotated[
@@ -122,20 +154,12 @@ async def union(
             metavar="NAME", help="The class: _xdm.context.profile or _xdm.context.experienceevent."
         ),
     ],
-    as_data: AsJson = False,
-) -> None:
+) -> UnionSchema:
     """Show the union schema of a class: every field that some source dataset of it has.
 
     Example: `profile-export schemas union _xdm.context.profile`
     """
-    schema = await client.get_union_schema(name)
-    if as_data:
-        print_json(as_json(schema))
-        return
-    datasets = "\n".join(schema.dataset_ids) or "none"
-    console().print(fact_table([("schema", schema.schema_name), ("datasets", datasets)]))
-    typer.echo()
-    print_fields(schema.fields)
+    return await client.get_union_schema(name)
 
 
 def _document(path: Path) -> Mapping[str, Any]:
@@ -174,3 +198,94 @@ def _named_by(document: Mapping[str, Any]) -> Iterator[str]:
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
+
+
+# --- Fields, their types and identities ---
+
+
+def identity_fields(identities: Sequence[str] | None, primary: str | None) -> list[IdentityField]:
+    """Read the options --identity and --primary."""
+    fields = [_identity("--identity", one, primary=False) for one in identities or ()]
+    if primary is not None:
+        fields.append(_identity("--primary", primary, primary=True))
+    return fields
+
+
+def declared_fields(declared: Sequence[str] | None) -> list[FieldDeclaration]:
+    """Read the option --declare."""
+    pairs = [_pair("--declare", one, "orderTotal=decimal(12,2)") for one in declared or ()]
+    return [FieldDeclaration(path=path, type=_type(text)) for path, text in pairs]
+
+
+def tag_values(tags: Sequence[str] | None) -> dict[str, list[str]]:
+    """Read the option --tag."""
+    values: dict[str, list[str]] = {}
+    for one in tags or ():
+        key, value = _pair("--tag", one, "unifiedProfile=enabled:false")
+        values.setdefault(key, []).append(value)
+    return values
+
+
+def print_fields(fields: Iterable[Field]) -> None:
+    """Write fields as a tree, each object's fields indented below it."""
+    print_rows(("field", "type"), _tree(fields, 0), empty="No fields yet: they come with the first batch.")
+
+
+def kind_word(kind: DatasetKind.ValueType) -> str:
+    """Return the word for what rows are; that of a schema which no dataset can have is `component`."""
+    return word(DatasetKind, kind).lower() if kind else "component"
+
+
+def identity_lines(fields: Iterable[IdentityField]) -> str:
+    """Return identity fields as they are typed, one on a line."""
+    return "\n".join(
+        f"{field.path}={field.namespace}{' (primary)' if field.primary else ''}" for field in fields
+    )
+
+
+def _tree(fields: Iterable[Field], depth: int) -> Iterator[tuple[str, str]]:
+    for field in fields:
+        described, below = _described(field.type)
+        yield "  " * depth + one_line(field.name), described
+        yield from _tree(below, depth + 1)
+
+
+def _described(kind: FieldType) -> tuple[str, Sequence[Field]]:
+    """Return the word for a type, and the fields of the object in it."""
+    match kind.WhichOneof("kind"):
+        case "object":
+            return "object", kind.object.fields
+        case "array":
+            described, below = _described(kind.array.item)
+            return f"array of {described}", below
+        case "map":
+            described, below = _described(kind.map.value)
+            return f"map of {described}", below
+        case "decimal":
+            return f"decimal({kind.decimal.precision},{kind.decimal.scale})", ()
+        case None:
+            return "(nested too deep to be shown)", ()
+        case _:
+            return word(ScalarType, kind.scalar).lower(), ()
+
+
+def _type(text: str) -> FieldType:
+    if found := _DECIMAL.fullmatch(text.replace(" ", "")):
+        return FieldType(decimal=DecimalType(precision=int(found[1]), scale=int(found[2])))
+    if text not in _SCALARS:
+        raise typer.BadParameter(
+            f"--declare: {text!r} is no type: write {', '.join(_SCALARS)} or decimal(12,2)."
+        )
+    return FieldType(scalar=_SCALARS[text])
+
+
+def _identity(option: str, text: str, *, primary: bool) -> IdentityField:
+    path, namespace = _pair(option, text, "personalEmail.address=Email")
+    return IdentityField(path=path, namespace=namespace, primary=primary)
+
+
+def _pair(option: str, text: str, example: str) -> tuple[str, str]:
+    left, equals, right = text.partition("=")
+    if not (left and equals and right):
+        raise typer.BadParameter(f"{option} {text!r} needs a name, `=` and a value, such as {example}.")
+    return left, right

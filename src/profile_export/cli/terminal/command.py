@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from profile_export.cli.terminal.output import complain
-from profile_export.client import Client, ClientError
+from profile_export.cli.terminal.output import complain, print_json
+from profile_export.client import Client, ClientError, as_json
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-_Work = Callable[..., Coroutine[Any, Any, int | None]]
+_Work = Callable[..., Coroutine[Any, Any, Any]]
 _WorkT = TypeVar("_WorkT", bound=_Work)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, fields named as in the contract.")]
@@ -49,31 +49,39 @@ _SANDBOX = typer.Option("--sandbox", metavar="NAME", help="Sandbox of the tenant
 _SERVER_OPTIONS = {"address": _ADDRESS, "org": _ORG, "sandbox": _SANDBOX}
 
 
-def command(group: typer.Typer, name: str) -> Callable[[_WorkT], _WorkT]:
+def command(
+    group: typer.Typer, name: str, show: Callable[[Any], None] | None = None
+) -> Callable[[_WorkT], _WorkT]:
     """Make a coroutine that takes a client and options into a command of a group.
 
     The command gets the options of the coroutine, and those that name the server. A parameter that is a dataclass
-    stands for its fields, each an option. It exits with the number that the coroutine returns, or 1 with one line
-    about the error of a call.
+    stands for its fields, each an option. It exits with 1 and one line if a call fails, else with the number that the
+    coroutine returns. With `show` the coroutine returns messages instead, one or a list: the command prints them as
+    JSON if it gets --json, else it has them shown.
     """
 
     def decorate(work: _WorkT) -> _WorkT:
-        group.command(name)(_command(work))
+        group.command(name)(_command(work, show))
         return work
 
     return decorate
 
 
-def _command(work: _Work) -> Callable[..., None]:
+def _command(work: _Work, show: Callable[[Any], None] | None) -> Callable[..., None]:
     def run(context: typer.Context, **options: object) -> None:
         chosen = {name: options.pop(name) for name in _SERVER_OPTIONS}
         root: Server = context.find_root().obj
         server = Server(*(str(chosen[name] or getattr(root, name)) for name in _SERVER_OPTIONS))
+        as_data = show and options.pop("as_data")
         for name, kind in grouped.items():
             options[name] = kind(**{field.name: options.pop(field.name) for field in fields(kind)})
-        code = asyncio.run(_talk(server, work, options))
-        if code:
-            raise typer.Exit(code)
+        answer = asyncio.run(_talk(server, work, options))
+        if as_data:
+            print_json([as_json(one) for one in answer] if isinstance(answer, list) else as_json(answer))
+        elif show:
+            show(answer)
+        elif answer:
+            raise typer.Exit(answer)
 
     taken = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
     grouped: dict[str, Any] = {one.name: one.annotation for one in taken if is_dataclass(one.annotation)}
@@ -87,25 +95,33 @@ def _command(work: _Work) -> Callable[..., None]:
         )
     ]
     keyword = inspect.Parameter.KEYWORD_ONLY
+    if show:
+        own.append(inspect.Parameter("as_data", keyword, default=False, annotation=AsJson))
     shared = [
         inspect.Parameter(name, keyword, default=None, annotation=Annotated[str | None, option])
         for name, option in _SERVER_OPTIONS.items()
     ]
     first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [first, *(parameter.replace(kind=keyword) for parameter in own), *shared]
+    return declared(run, work, [first, *(parameter.replace(kind=keyword) for parameter in own), *shared])
+
+
+def declared(
+    run: Callable[..., None], work: Callable[..., object], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """Give a function the parameters that typer makes options of, and the text of what it runs."""
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads the options from it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = work.__doc__
     return run
 
 
-async def _talk(server: Server, work: _Work, options: dict[str, object]) -> int | None:
+async def _talk(server: Server, work: _Work, options: dict[str, object]) -> Any:
     try:
         async with Client(server.address, org=server.org, sandbox=server.sandbox) as client:
             return await work(client, **options)
     except ClientError as error:
         complain(explain(error, server.address))
-        return 1
+        raise typer.Exit(1) from None
 
 
 def explain(error: ClientError, address: str) -> str:

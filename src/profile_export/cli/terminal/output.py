@@ -18,7 +18,7 @@ from profile_export.client import BatchState, JobState
 _WIDE = 1000
 _SIZE_STEP = 1000.0
 _MINUTE = 60
-STATE_STYLES = {
+_STATE_STYLES = {
     "NEW": "cyan",
     "PROCESSING": "blue",
     "CANCELLING": "yellow",
@@ -48,6 +48,11 @@ def complain(line: str) -> None:
 def print_json(data: Any) -> None:
     """Write data as JSON."""
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_id(made: Any) -> None:
+    """Write the id of what was made, for a script to take."""
+    sys.stdout.write(f"{made.id}\n")
 
 
 def print_json_line(data: Any) -> None:
@@ -81,13 +86,19 @@ def print_rows(
     console().print(made if made.row_count else Text(empty, style="dim"))
 
 
-def fact_table(rows: Iterable[tuple[str, RenderableType]]) -> Table:
-    """Return facts about one thing, each with its name before it."""
+def print_facts(rows: Iterable[tuple[str, RenderableType | None]]) -> None:
+    """Write facts about one thing."""
+    console().print(fact_table(rows))
+
+
+def fact_table(rows: Iterable[tuple[str, RenderableType | None]]) -> Table:
+    """Return facts about one thing, each with its name before it; None is no fact."""
     made = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for name, fact in rows:
-        made.add_row(name, fact)
+        if fact is not None:
+            made.add_row(name, fact)
     return made
 
 
@@ -103,18 +114,24 @@ def values_by_path(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         )
 
 
+def word(enum: Any, value: int) -> str:
+    """Return the name of a member of an enum of the contract, such as SUCCEEDED, without that of the enum."""
+    name: str = enum.Name(value)
+    return name.removeprefix(enum.Name(0).removesuffix("UNSPECIFIED"))
+
+
 def state(value: JobState.ValueType) -> Text:
     """Return the state of a job, coloured."""
-    return _coloured(JobState.Name(value).removeprefix("JOB_STATE_"))
+    return _coloured(word(JobState, value))
 
 
 def batch_state(value: BatchState.ValueType) -> Text:
     """Return the state of a batch, coloured."""
-    return _coloured(BatchState.Name(value).removeprefix("BATCH_STATE_"))
+    return _coloured(word(BatchState, value))
 
 
-def _coloured(word: str) -> Text:
-    return Text(word, style=STATE_STYLES.get(word, ""))
+def _coloured(name: str) -> Text:
+    return Text(name, style=_STATE_STYLES.get(name, ""))
 
 
 def one_line(text: str) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from profile_export.cli.terminal.output import (
+    console,
     count,
     fact_table,
     moment,
@@ -20,6 +21,7 @@ from profile_export.cli.terminal.output import (
     span,
     state,
     table,
+    word,
 )
 from profile_export.client import (
     FINAL_STATES,
@@ -34,13 +36,12 @@ from profile_export.client import (
     JobProgress,
     JobState,
     JobTransition,
-    Receipt,
     as_json,
 )
 
-PROGRESS_INTERVAL = timedelta(milliseconds=100)
+_PROGRESS_INTERVAL = timedelta(milliseconds=100)
 _BAR_WIDTH = 40
-PHASE_STYLES = {
+_PHASE_STYLES = {
     "queue": "bright_black",
     "plan": "cyan",
     "resolve": "magenta",
@@ -61,20 +62,20 @@ LEFT_OUT = {
 async def follow(client: Client, job_id: int, screen: Console, *, indent: int = 0) -> ExportJob:
     """Show the moves of a job and its progress as they come; return the job when it has ended."""
     job: ExportJob | None = None
-    with progress_bar(screen, indent) as bar:
+    with _progress_bar(screen, indent) as bar:
         task = bar.add_task("new", total=None, counts="")
-        async for message in client.watch_job(job_id, after_revision=0, progress_interval=PROGRESS_INTERVAL):
+        async for message in client.watch_job(job_id, after_revision=0, progress_interval=_PROGRESS_INTERVAL):
             for transition in message.transitions:
-                screen.print(Text(" " * indent) + move(transition), soft_wrap=True)
+                screen.print(Text(" " * indent) + _move(transition), soft_wrap=True)
                 bar.update(task, description=state(transition.to_state).plain.lower())
             if message.HasField("progress"):
-                advance(bar, task, message.progress)
+                _advance(bar, task, message.progress)
             if message.HasField("job"):
                 job = message.job
     return job or await client.get_job(job_id)
 
 
-def progress_bar(screen: Console, indent: int = 0) -> Progress:
+def _progress_bar(screen: Console, indent: int = 0) -> Progress:
     """Return bars for jobs, each a task with `counts`; silent where the output is no terminal."""
     return Progress(
         TextColumn(" " * max(indent - 1, 0)),
@@ -89,14 +90,14 @@ def progress_bar(screen: Console, indent: int = 0) -> Progress:
     )
 
 
-def summary(job: ExportJob) -> RenderableType:
-    """Return what a job came to: its counts, where its time went, and what went wrong."""
+def print_summary(job: ExportJob) -> None:
+    """Write what a job came to: its counts, where its time went, and what went wrong."""
     parts: list[RenderableType] = [facts(job), Text(), phase_chart(job.metrics)]
     for error in job.errors:
         line = f"{error.code} in {error.component}, attempt {error.attempt}: {error.message}"
         parts.append(Text(line, style="red"))
     parts.extend(Text(f"Note: {note}", style="yellow") for note in job.notes)
-    return Group(*parts)
+    console().print(Group(*parts))
 
 
 def phase_chart(metrics: JobMetrics) -> Table:
@@ -105,11 +106,10 @@ def phase_chart(metrics: JobMetrics) -> Table:
     total = metrics.total_time.ToTimedelta().total_seconds()
     begin = 0.0
     for phase in metrics.phases:
-        name = phase_name(phase.phase)
+        name = _phase_name(phase.phase)
         seconds = phase.time.ToTimedelta().total_seconds()
-        bar = Bar(
-            total or 1.0, begin, begin + seconds, width=_BAR_WIDTH, color=PHASE_STYLES.get(name, "white")
-        )
+        style = _PHASE_STYLES.get(name, "white")
+        bar = Bar(total or 1.0, begin, begin + seconds, width=_BAR_WIDTH, color=style)
         chart.add_row(name, bar, span(phase.time.ToTimedelta()), _share(seconds, total))
         begin += seconds
     chart.add_row(
@@ -121,16 +121,15 @@ def phase_chart(metrics: JobMetrics) -> Table:
     return chart
 
 
-def phase_name(phase: JobPhase.ValueType) -> str:
-    """Return the word for a phase."""
-    return JobPhase.Name(phase).removeprefix("JOB_PHASE_").lower()
+def _phase_name(phase: JobPhase.ValueType) -> str:
+    return word(JobPhase, phase).lower()
 
 
 def _share(part: float, total: float) -> str:
     return f"{part / total:.0%}" if total else ""
 
 
-def move(transition: JobTransition, name: str = "") -> Text:
+def _move(transition: JobTransition, name: str = "") -> Text:
     """Return the line that tells of a move, of a job that has a name where it is one of several."""
     line = Text(moment(transition.time.ToDatetime(), clock=True) + "  ", style="dim")
     line += Text(f"{name}  " if name else "")
@@ -142,7 +141,7 @@ def move(transition: JobTransition, name: str = "") -> Text:
     return line + Text("  " + ", ".join(details), style="dim") if details else line
 
 
-def advance(bar: Progress, task: TaskID, progress: JobProgress, name: str = "") -> None:
+def _advance(bar: Progress, task: TaskID, progress: JobProgress, name: str = "") -> None:
     """Show how far a job is, which has a name where it is one of several."""
     done, estimated = progress.done, progress.estimated
     counts = f"{count(done)}/{count(estimated)} {progress.unit}" if estimated else ""
@@ -152,7 +151,7 @@ def advance(bar: Progress, task: TaskID, progress: JobProgress, name: str = "") 
         counts += f"  {span(progress.eta.ToTimedelta())} left"
     bar.update(
         task,
-        description=f"{name}  {phase_name(progress.phase)}" if name else phase_name(progress.phase),
+        description=f"{name}  {_phase_name(progress.phase)}" if name else _phase_name(progress.phase),
         completed=done,
         total=estimated or None,
         counts=counts.strip(),
@@ -161,42 +160,39 @@ def advance(bar: Progress, task: TaskID, progress: JobProgress, name: str = "") 
 
 def facts(job: ExportJob) -> Table:
     """Return the counts of a job."""
-    rows: list[tuple[str, RenderableType]] = [("job", Text(f"{job.id}  ") + state(job.state))]
-    if job.batch_id:
-        rows.append(("batch", job.batch_id))
-    rows += [("batch", f"{one.batch_id}  {one.namespace}:{one.segment_id}") for one in job.batches]
-    rows += metric_facts(job.metrics)
-    if job.HasField("expire_time"):
-        rows.append(("expires", moment(job.expire_time.ToDatetime())))
-    return fact_table(rows)
+    expires = moment(job.expire_time.ToDatetime()) if job.HasField("expire_time") else None
+    return fact_table(
+        [
+            ("job", Text(f"{job.id}  ") + state(job.state)),
+            ("batch", job.batch_id or None),
+            *(("batch", f"{one.batch_id}  {one.namespace}:{one.segment_id}") for one in job.batches),
+            *_metric_facts(job.metrics),
+            ("expires", expires),
+        ]
+    )
 
 
-def metric_facts(metrics: JobMetrics) -> list[tuple[str, RenderableType]]:
+def _metric_facts(metrics: JobMetrics) -> list[tuple[str, RenderableType | None]]:
     """Return the counters of a job as facts, each with its name before it."""
-    rows: list[tuple[str, RenderableType]] = []
-    profiles = f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"
-    rows.append(("profiles", profiles))
-    if metrics.profiles_merged:
-        rows.append(("", f"{count(metrics.profiles_merged)} put together from several fragments"))
+    merged, memory = metrics.profiles_merged, metrics.peak_memory_bytes
     namespaces = sorted(metrics.profiles_exported_by_namespace.items())
-    if namespaces:
-        rows.append(("", ", ".join(f"{name} {count(number)}" for name, number in namespaces)))
     left_out = [
         f"{words} {count(getattr(metrics.left_out, name))}"
         for name, words in LEFT_OUT.items()
         if getattr(metrics.left_out, name)
     ]
-    if left_out:
-        rows.append(("left out", ", ".join(left_out)))
-    rows.append(("fragments", f"{count(metrics.fragments_read)} read"))
-    if metrics.events_read:
-        events = f"{count(metrics.events_exported)} of {count(metrics.events_read)} exported"
-        rows.append(("events", events))
+    events = f"{count(metrics.events_exported)} of {count(metrics.events_read)} exported"
     files = f"{count(metrics.files_written)} file{'' if metrics.files_written == 1 else 's'}"
-    rows.append(("written", f"{count(metrics.rows_written)} rows, {files}, {size(metrics.bytes_written)}"))
-    if metrics.peak_memory_bytes:
-        rows.append(("memory", f"{size(metrics.peak_memory_bytes)} at most"))
-    return rows
+    return [
+        ("profiles", f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"),
+        ("", f"{count(merged)} put together from several fragments" if merged else None),
+        ("", ", ".join(f"{name} {count(number)}" for name, number in namespaces) or None),
+        ("left out", ", ".join(left_out) or None),
+        ("fragments", f"{count(metrics.fragments_read)} read"),
+        ("events", events if metrics.events_read else None),
+        ("written", f"{count(metrics.rows_written)} rows, {files}, {size(metrics.bytes_written)}"),
+        ("memory", f"{size(memory)} at most" if memory else None),
+    ]
 
 
 _RUNNING = tuple(one for one in JobState.values() if one and one not in FINAL_STATES)
@@ -207,10 +203,10 @@ async def follow_all(client: Client, dataset_id: str, screen: Console) -> None:
 
     Where the output is no terminal there are the lines alone.
     """
-    with progress_bar(screen) as bar:
+    with _progress_bar(screen) as bar:
         shown = _Shown(bar)
         changes = client.watch_jobs(
-            states=_RUNNING, dataset_id=dataset_id, progress_interval=PROGRESS_INTERVAL
+            states=_RUNNING, dataset_id=dataset_id, progress_interval=_PROGRESS_INTERVAL
         )
         async for message in changes:
             for change in message.changes:
@@ -238,7 +234,7 @@ class _Shown:
         """Show a change; return the line that tells it, if it is more than progress."""
         if change.HasField("progress"):
             if change.job_id in self.jobs:
-                advance(self._bar, self.jobs[change.job_id], change.progress, self._name(change.job_id))
+                _advance(self._bar, self.jobs[change.job_id], change.progress, self._name(change.job_id))
             return None
         current = change.transition.to_state if change.HasField("transition") else change.job.state
         if change.removed or current in FINAL_STATES:
@@ -246,7 +242,7 @@ class _Shown:
         else:
             self._show(change, state(current).plain.lower())
         if change.HasField("transition"):
-            return move(change.transition, self._name(change.job_id)) + _result(change.job)
+            return _move(change.transition, self._name(change.job_id)) + _result(change.job)
         return None if change.removed else self._listed(change.job)
 
     def _show(self, change: JobChange, word: str) -> None:
@@ -277,9 +273,25 @@ def _result(job: ExportJob) -> Text:
     return Text()
 
 
-def shown_receipt(answer: GetReceiptResponse) -> RenderableType:
-    """Return what a receipt proves: the counts, what was read, and the files with their hashes."""
+def print_receipt(answer: GetReceiptResponse) -> None:
+    """Write what a receipt proves: the counts, what was read, and the files with their hashes."""
     receipt = answer.receipt
+    policy, segment = receipt.merge_policy, receipt.segment
+    merge = word(AttributeMergeType, policy.attribute_merge.type)
+    graph = word(IdentityGraph, policy.identity_graph)
+    named = one_line(f"{segment.namespace}:{segment.segment_id}") if receipt.HasField("segment") else None
+    facts = fact_table(
+        [
+            ("batch", receipt.batch_id),
+            ("dataset", receipt.dataset_id),
+            ("job", f"{receipt.job_id}, attempt {receipt.attempt}"),
+            ("committed", moment(receipt.commit_time.ToDatetime())),
+            ("policy", f"{policy.id} version {policy.version}: {merge}, graph {graph}"),
+            ("segment", named),
+            *_metric_facts(receipt.metrics),
+            ("receipt", answer.location),
+        ]
+    )
     read = table("source", "batch", "number", "ingested", "rows", numbers=("number", "rows"))
     for batch in receipt.input_batches:
         read.add_row(
@@ -292,24 +304,12 @@ def shown_receipt(answer: GetReceiptResponse) -> RenderableType:
     files = table("file", "rows", "size", "SHA-256", numbers=("rows", "size"))
     for file in receipt.files:
         files.add_row(file.name, count(file.rows), size(file.bytes), file.sha256)
-    parts: list[RenderableType] = [fact_table([*_facts(receipt), ("receipt", answer.location)])]
-    parts += [Text(), read if receipt.input_batches else Text("No batch was there to read.", style="dim")]
-    parts += [Text(), files if receipt.files else Text("No row, and so no file.", style="dim")]
-    parts += [Text(f"Note: {one_line(note)}", style="yellow") for note in receipt.notes]
-    return Group(*parts)
-
-
-def _facts(receipt: Receipt) -> list[tuple[str, RenderableType]]:
-    policy = receipt.merge_policy
-    merge = AttributeMergeType.Name(policy.attribute_merge.type).removeprefix("ATTRIBUTE_MERGE_TYPE_")
-    graph = IdentityGraph.Name(policy.identity_graph).removeprefix("IDENTITY_GRAPH_")
-    rows: list[tuple[str, RenderableType]] = [
-        ("batch", receipt.batch_id),
-        ("dataset", receipt.dataset_id),
-        ("job", f"{receipt.job_id}, attempt {receipt.attempt}"),
-        ("committed", moment(receipt.commit_time.ToDatetime())),
-        ("policy", f"{policy.id} version {policy.version}: {merge}, graph {graph}"),
+    parts: list[RenderableType] = [
+        facts,
+        Text(),
+        read if receipt.input_batches else Text("No batch was there to read.", style="dim"),
+        Text(),
+        files if receipt.files else Text("No row, and so no file.", style="dim"),
+        *(Text(f"Note: {one_line(note)}", style="yellow") for note in receipt.notes),
     ]
-    if receipt.HasField("segment"):
-        rows.append(("segment", one_line(f"{receipt.segment.namespace}:{receipt.segment.segment_id}")))
-    return rows + metric_facts(receipt.metrics)
+    console().print(Group(*parts))
