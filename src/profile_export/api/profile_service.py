@@ -8,7 +8,7 @@ from profile_export.api.convert import profiles as convert
 from profile_export.api.convert.values import Pages, fitting, given, required
 from profile_export.api.interceptors import Context, current_tenant
 from profile_export.application.doors import compute
-from profile_export.application.profiles import Asked, PolicyUseCases, ProfileUseCases
+from profile_export.application.profiles import PolicyUseCases, ProfileUseCases
 from profile_export.domain.errors import UnimplementedError
 from profile_export.v1 import profile_service_pb2 as pb
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceServicer
@@ -56,14 +56,14 @@ class ProfileService(ProfileServiceServicer):
         return pb.DeleteMergePolicyResponse()
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: Context) -> pb.GetProfileResponse:
-        found, policy = await self._profiles.profile(_asked(request))
+        found, policy = await self._profiles.profile(convert.asked(current_tenant(), request))
         return await compute(lambda: pb.GetProfileResponse(profile=convert.profile(found, policy)))
 
     async def ListProfileEvents(
         self, request: pb.ListProfileEventsRequest, context: Context
     ) -> pb.ListProfileEventsResponse:
         listing, page = convert.event_listing(request), await self._pages.of(request)
-        found = await self._profiles.events(_asked(request), listing, page)
+        found = await self._profiles.events(convert.asked(current_tenant(), request), listing, page)
         events, token = await compute(fitting, found, convert.event)
         return pb.ListProfileEventsResponse(events=events, next_page_token=token)
 
@@ -71,8 +71,3 @@ class ProfileService(ProfileServiceServicer):
         self, request: pb.DeleteProfileRequest, context: Context
     ) -> pb.DeleteProfileResponse:
         raise UnimplementedError.of_method("DeleteProfile")
-
-
-def _asked(request: convert.Request) -> Asked:
-    identity = convert.identity(request)
-    return Asked(current_tenant(), identity, *convert.policy_ref(request), request.fields)

@@ -11,10 +11,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
@@ -58,25 +59,16 @@ class DemoError(Exception):
 
 
 @asynccontextmanager
-async def own_server(folder: Path) -> AsyncIterator[str]:
+async def _own_server(folder: Path) -> AsyncIterator[str]:
     """Run a server that keeps its data in a folder; yield its address, and stop it at the end."""
-    command = (
-        "-m",
-        "profile_export",
-        "serve",
-        "--data-dir",
-        str(folder / "data"),
-        "--grpc-address",
-        "127.0.0.1:0",
-    )
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PROFILE_EXPORT_")
     }
     log = folder / _LOG
     with log.open("wb") as errors:
         server = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *command,
+            *(sys.executable, "-m", "profile_export", "serve"),
+            *("--data-dir", str(folder / "data"), "--grpc-address", "127.0.0.1:0"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
@@ -120,14 +112,13 @@ async def _stop(server: asyncio.subprocess.Process) -> None:
 class _Source:
     name: str
     kind: DatasetKind.ValueType
-    rows: list[Row]
+    rows: list[_Row]
     identities: tuple[IdentityField, ...]
     known_by: str
 
-    @property
-    def what(self) -> str:
-        events = self.kind == DatasetKind.DATASET_KIND_EVENT
-        return f"{count(len(self.rows))} {'events' if events else 'records'}"
+    def __str__(self) -> str:
+        what = "events" if self.kind == DatasetKind.DATASET_KIND_EVENT else "records"
+        return f"{self.name:<11}{f'{count(len(self.rows))} {what}':>14}"
 
 
 def demo(
@@ -154,24 +145,21 @@ def demo(
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
-    took = f" Done in {time.monotonic() - begin:.0f} s."
-    if keep:
-        line = f"{took} The folder stays: {folder}"
-    else:
-        line = f"{took} The folder is removed again; to keep the files: profile-export demo --keep"
-    screen.print("\n" + line, soft_wrap=True)
+    removed = "The folder is removed again; to keep the files: profile-export demo --keep"
+    rest = f"The folder stays: {folder}" if keep else removed
+    screen.print(f"\n Done in {time.monotonic() - begin:.0f} s. {rest}", soft_wrap=True)
 
 
 async def _demo(screen: Console, folder: Path) -> None:
     _heading(screen, 1, "A server of its own")
-    async with own_server(folder) as address:
+    async with _own_server(folder) as address:
         _say(screen, f"{address}, its data in {folder}")
         async with Client(address) as client:
             await _tour(client, screen, folder)
 
 
 async def _tour(client: Client, screen: Console, folder: Path) -> None:
-    sample = make_sample()
+    sample = _make_sample()
     _heading(screen, 2, "Three sources that know people by different ids, and what those people did")
     await _fill(client, screen, folder, sample)
 
@@ -184,18 +172,18 @@ async def _tour(client: Client, screen: Console, folder: Path) -> None:
 
     crm_id = sample.shown()
     _heading(screen, 4, "The same person in three sources, and the one row")
-    _show(screen, await by_source(sample.rows_of(crm_id), crm_id, files))
+    _show(screen, await _by_source(sample.rows_of(crm_id), crm_id, files))
     _say(screen, "Bold: the value that won. The record ingested later wins, field by field.", style="dim")
 
     _heading(screen, 5, f"Where the {span(job.metrics.total_time.ToTimedelta())} went")
     _show(screen, phase_chart(job.metrics))
 
     _heading(screen, 6, "Read it yourself")
-    for line in await how_to_read(files):
+    for line in await _how_to_read(files):
         screen.print(Text(" " * _INDENT) + line, soft_wrap=True)
 
 
-async def _fill(client: Client, screen: Console, folder: Path, sample: Sample) -> None:
+async def _fill(client: Client, screen: Console, folder: Path, sample: _Sample) -> None:
     sources = _sources(sample)
     bars = Progress(
         TextColumn(" " * _INDENT + "{task.description}", markup=False),
@@ -205,21 +193,18 @@ async def _fill(client: Client, screen: Console, folder: Path, sample: Sample) -
         disable=not screen.is_terminal,
     )
     with bars:
-        tasks = [
-            bars.add_task(f"{source.name:<11}{source.what:>14}", total=None, known_by=source.known_by)
-            for source in sources
-        ]
+        tasks = [bars.add_task(str(source), total=None, known_by=source.known_by) for source in sources]
         for source, task in zip(sources, tasks, strict=True):
             await _upload(client, folder, source, bars, task)
     if not screen.is_terminal:
         for source in sources:
-            _say(screen, f"{source.name:<11}{source.what:>14}   {source.known_by}")
+            _say(screen, f"{source}   {source.known_by}")
 
 
 async def _upload(client: Client, folder: Path, source: _Source, bars: Progress, task: TaskID) -> None:
-    path = await asyncio.to_thread(
-        write_lines, folder / f"{source.name}.jsonl".replace(" ", "-").lower(), source.rows
-    )
+    path = folder / f"{source.name}.jsonl".replace(" ", "-").lower()
+    lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in source.rows)
+    await asyncio.to_thread(path.write_text, lines, encoding="utf-8")
     bars.update(task, total=path.stat().st_size)
     dataset = await client.create_dataset(source.name, source.kind, identities=source.identities)
 
@@ -238,20 +223,16 @@ async def _export(client: Client, screen: Console) -> ExportJob:
     return job
 
 
-def _sources(sample: Sample) -> list[_Source]:
-    record = DatasetKind.DATASET_KIND_RECORD
-    crm_id = IdentityField(path="crmId", namespace="CRM", primary=True)
-    email = IdentityField(path="personalEmail.address", namespace="Email")
-    primary_email = IdentityField(path="personalEmail.address", namespace="Email", primary=True)
-    loyalty = IdentityField(path="loyalty.loyaltyId", namespace="Loyalty")
-    primary_loyalty = IdentityField(path="loyalty.loyaltyId", namespace="Loyalty", primary=True)
+def _sources(sample: _Sample) -> list[_Source]:
+    record, event = DatasetKind.DATASET_KIND_RECORD, DatasetKind.DATASET_KIND_EVENT
+    crm_id = partial(IdentityField, path="crmId", namespace="CRM")
+    email = partial(IdentityField, path="personalEmail.address", namespace="Email")
+    loyalty = partial(IdentityField, path="loyalty.loyaltyId", namespace="Loyalty")
     return [
-        _Source("CRM", record, sample.crm, (crm_id, email), "crm id, email"),
-        _Source("Web shop", record, sample.shop, (primary_email, loyalty), "email, loyalty id"),
-        _Source("Newsletter", record, sample.newsletter, (primary_loyalty,), "loyalty id"),
-        _Source(
-            "Web", DatasetKind.DATASET_KIND_EVENT, sample.events, (), "device (ECID), now and then the email"
-        ),
+        _Source("CRM", record, sample.crm, (crm_id(primary=True), email()), "crm id, email"),
+        _Source("Web shop", record, sample.shop, (email(primary=True), loyalty()), "email, loyalty id"),
+        _Source("Newsletter", record, sample.newsletter, (loyalty(primary=True),), "loyalty id"),
+        _Source("Web", event, sample.events, (), "device (ECID), now and then the email"),
     ]
 
 
@@ -275,7 +256,7 @@ _EVENTS_MADE = 6_000
 _STRANGERS = 150
 """Devices that never told an email: they stay without a profile record."""
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 _SEED = 2024
 _START = datetime(2025, 3, 1, tzinfo=UTC)
@@ -319,13 +300,13 @@ _WHERE = {
 
 
 @dataclass(frozen=True)
-class Sample:
+class _Sample:
     """The rows of each source."""
 
-    crm: list[Row] = field(default_factory=list)
-    shop: list[Row] = field(default_factory=list)
-    newsletter: list[Row] = field(default_factory=list)
-    events: list[Row] = field(default_factory=list)
+    crm: list[_Row] = field(default_factory=list)
+    shop: list[_Row] = field(default_factory=list)
+    newsletter: list[_Row] = field(default_factory=list)
+    events: list[_Row] = field(default_factory=list)
 
     def shown(self) -> str:
         """Return the crm id of somebody whom all three sources know, with values that disagree."""
@@ -345,7 +326,7 @@ class Sample:
                 return str(row["crmId"])
         raise LookupError("the sample has nobody whom all sources know")
 
-    def rows_of(self, crm_id: str) -> dict[str, Row]:
+    def rows_of(self, crm_id: str) -> dict[str, _Row]:
         """Return what each source knows about the person with a crm id."""
         crm = next(row for row in self.crm if row["crmId"] == crm_id)
         shop = next(row for row in self.shop if row["personalEmail"] == crm["personalEmail"])
@@ -354,10 +335,10 @@ class Sample:
         return {"crm": crm, "shop": shop, "newsletter": newsletter}
 
 
-def make_sample() -> Sample:
+def _make_sample() -> _Sample:
     """Return the sample."""
     dice = random.Random(_SEED)  # noqa: S311 - repeatable is the point
-    sample = Sample()
+    sample = _Sample()
     devices: list[tuple[str, str]] = []
     for number in range(1, _PEOPLE + 1):
         known = dice.choices(list(_WHERE), list(_WHERE.values()))[0]
@@ -375,13 +356,6 @@ def make_sample() -> Sample:
     return sample
 
 
-def write_lines(path: Path, rows: Iterable[Row]) -> Path:
-    """Write rows as JSON lines."""
-    with path.open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-    return path
-
-
 class _Person:
     def __init__(self, number: int, dice: random.Random) -> None:
         self._number = number
@@ -392,7 +366,7 @@ class _Person:
         self._city = dice.choice(_CITIES)
         self._moved_to = dice.choice(_CITIES) if dice.random() < 0.3 else self._city  # noqa: PLR2004 - a share of the people
 
-    def crm(self) -> Row:
+    def crm(self) -> _Row:
         dice = self._dice
         return {
             "crmId": f"C-{10_000 + self._number}",
@@ -406,7 +380,7 @@ class _Person:
             "consents": {"marketing": {"email": {"val": "y"}, "call": {"val": dice.choice("yn")}}},
         }
 
-    def shop(self) -> Row:
+    def shop(self) -> _Row:
         dice = self._dice
         row = {
             "personalEmail": {"address": self.email},
@@ -422,7 +396,7 @@ class _Person:
             row["mobilePhone"] = {"number": f"+1 555 019 {self._number:04d}"}
         return row
 
-    def newsletter(self) -> Row:
+    def newsletter(self) -> _Row:
         dice = self._dice
         return {
             "loyalty": {"loyaltyId": self._loyalty_id},
@@ -431,17 +405,17 @@ class _Person:
             "newsletter": {"topics": sorted(dice.sample(_TOPICS, dice.randint(1, 3)))},
         }
 
-    def _address(self, city: tuple[str, str, str]) -> Row:
+    def _address(self, city: tuple[str, str, str]) -> _Row:
         name, country, code = city
         return {"city": name, "postalCode": code, "country": country}
 
 
-def _events(devices: list[tuple[str, str]], dice: random.Random) -> Iterator[Row]:
+def _events(devices: list[tuple[str, str]], dice: random.Random) -> Iterator[_Row]:
     """Events of the devices; each device that has an email tells it with its first event, then now and then."""
     told: set[str] = set()
     for number in range(_EVENTS_MADE):
         device, email = devices[number] if number < len(devices) else dice.choice(devices)
-        identities: Row = {"ECID": [{"id": device, "primary": True}]}
+        identities: _Row = {"ECID": [{"id": device, "primary": True}]}
         purchase = bool(email) and dice.random() < 0.35  # noqa: PLR2004 - a share of the people
         if email and (device not in told or purchase):
             identities["Email"] = [{"id": email}]
@@ -451,14 +425,14 @@ def _events(devices: list[tuple[str, str]], dice: random.Random) -> Iterator[Row
         yield event | (_purchase(dice) if purchase else _page_view(dice))
 
 
-def _purchase(dice: random.Random) -> Row:
+def _purchase(dice: random.Random) -> _Row:
     return {
         "eventType": "commerce.purchases",
         "commerce": {"order": {"priceTotal": dice.randrange(500, 25_000) / 100, "currencyCode": "EUR"}},
     }
 
 
-def _page_view(dice: random.Random) -> Row:
+def _page_view(dice: random.Random) -> _Row:
     return {
         "eventType": "web.webpagedetails.pageViews",
         "web": {"webPageDetails": {"name": dice.choice(_PAGES)}},
@@ -488,7 +462,7 @@ _POLARS = "import polars; print(polars.read_parquet('*.parquet'))"
 _READ = "import duckdb, json, sys; print(json.dumps(duckdb.execute(sys.argv[1]).fetchall(), default=str))"
 
 
-async def by_source(known: dict[str, Row], crm_id: str, files: Sequence[DataFile]) -> Table:
+async def _by_source(known: dict[str, _Row], crm_id: str, files: Sequence[DataFile]) -> Table:
     """Return what each source knows about a person beside the merged row, read from the files."""
     select = ", ".join([*_FIELDS, _EVENTS])
     query = f"SELECT {select} FROM '*.parquet' WHERE crmId = '{crm_id}'"  # noqa: S608 - all made here
@@ -510,7 +484,7 @@ async def by_source(known: dict[str, Row], crm_id: str, files: Sequence[DataFile
     return made
 
 
-async def how_to_read(files: Sequence[DataFile]) -> list[Text]:
+async def _how_to_read(files: Sequence[DataFile]) -> list[Text]:
     """Return where the files are, a line each to read them with DuckDB and Polars, and what the first prints."""
     folder = _folder(files)
     listed = [Text(f"{_path(file).name}   {count(file.rows)} rows, {size(file.bytes)}") for file in files]
@@ -550,7 +524,7 @@ def _folder(files: Sequence[DataFile]) -> Path:
     return _path(files[0]).parent
 
 
-def _value(row: Row, path: str) -> Any:
+def _value(row: _Row, path: str) -> Any:
     value: Any = row
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None

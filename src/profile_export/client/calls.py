@@ -33,14 +33,7 @@ _BROKEN_OFF = "Internal error from Core"
 _Answer = TypeVar("_Answer")
 _Item = TypeVar("_Item")
 _Message = TypeVar("_Message", bound=Message)
-_Request_contra = TypeVar("_Request_contra", contravariant=True)
-_Answer_co = TypeVar("_Answer_co", covariant=True)
-
-
-class _Method(Protocol[_Request_contra, _Answer_co]):
-    def __call__(
-        self, request: _Request_contra, /, *, timeout: float | None, metadata: Any
-    ) -> Awaitable[_Answer_co]: ...
+_Request = TypeVar("_Request")
 
 
 class _Pages(Protocol):
@@ -69,14 +62,16 @@ class Calls:
 
     async def _call(
         self,
-        method: _Method[_Request_contra, _Answer_co],
-        request: _Request_contra,
+        method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Answer]",
+        request: _Request,
         *,
         timeout: float | None = _TIMEOUT_SECONDS,  # noqa: ASYNC109 - gRPC keeps it
-    ) -> _Answer_co:
+    ) -> _Answer:
         return await checked(method(request, timeout=timeout, metadata=self._metadata))
 
-    async def _pages(self, method: _Method[_PagesT, _PageT], request: _PagesT) -> AsyncIterator[_PageT]:
+    async def _pages(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[_PagesT, _PageT]", request: _PagesT
+    ) -> AsyncIterator[_PageT]:
         while True:
             page = await self._call(method, request)
             yield page
@@ -86,7 +81,7 @@ class Calls:
 
     async def _list(
         self,
-        method: _Method[_PagesT, _PageT],
+        method: "grpc.aio.UnaryUnaryMultiCallable[_PagesT, _PageT]",
         request: _PagesT,
         items: Callable[[_PageT], Iterable[_Item]],
         limit: int | None = None,

@@ -47,6 +47,14 @@ from profile_export.domain.schemas import types
 from profile_export.domain.schemas.types import ObjectType
 from profile_export.v1 import batch_pb2, dataset_pb2, dataset_service_pb2, receipt_pb2, schema_pb2
 
+DEFAULT_CONTENT_TYPE = "application/vnd.adobe.xed+json;version=1"
+_KINDS = {kind: dataset_pb2.DatasetKind.Value(f"DATASET_KIND_{kind.name}") for kind in DatasetKind}
+DEFAULT_FILE_NAME = "1"
+_FORMATS = {
+    wire: name.removeprefix("UPLOAD_FORMAT_").lower()
+    for name, wire in dataset_service_pb2.UploadFormat.items()
+    if wire
+}
 _SCALARS = {
     types.ScalarKind.TEXT: dataset_pb2.SCALAR_TYPE_STRING,
     types.ScalarKind.BOOLEAN: dataset_pb2.SCALAR_TYPE_BOOLEAN,
@@ -153,14 +161,6 @@ def _read_decimal(message: dataset_pb2.DecimalType, where: str) -> types.Decimal
             f"needs a precision of 1 to {types.MAX_DECIMAL_DIGITS}, and a scale of 0 to the precision.",
         )
     return types.DecimalType(message.precision, message.scale)
-
-
-DEFAULT_CONTENT_TYPE = "application/vnd.adobe.xed+json;version=1"
-_KINDS = {
-    DatasetKind.RECORD: dataset_pb2.DATASET_KIND_RECORD,
-    DatasetKind.EVENT: dataset_pb2.DATASET_KIND_EVENT,
-    DatasetKind.UNION: dataset_pb2.DATASET_KIND_UNION,
-}
 
 
 def new_dataset(request: dataset_service_pb2.CreateDatasetRequest) -> NewDataset:
@@ -276,15 +276,6 @@ def union_schema(name: str, fields: ObjectType, sources: Sequence[Dataset]) -> s
     message = schema_pb2.UnionSchema(schema_name=name, dataset_ids=sorted(dataset.id for dataset in sources))
     write_fields(fields, message.fields)
     return message
-
-
-DEFAULT_FILE_NAME = "1"
-_FORMATS = {
-    dataset_service_pb2.UPLOAD_FORMAT_JSON_LINES: "json_lines",
-    dataset_service_pb2.UPLOAD_FORMAT_JSON_ARRAY: "json_array",
-    dataset_service_pb2.UPLOAD_FORMAT_CSV: "csv",
-    dataset_service_pb2.UPLOAD_FORMAT_PARQUET: "parquet",
-}
 
 
 def upload_start(message: dataset_service_pb2.UploadStart) -> UploadStart:

@@ -51,6 +51,8 @@ _ON_WIRE = {status: wire for wire, status in _STATUSES.items()}
 _QUALIFIED = "spec.filter.segment_qualification_time"
 _STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState}
 _KNOWN_STATES = {wire: state for state, wire in _STATES.items()}
+_LONGEST_SECONDS = 60.0
+_MOST_SAMPLE_ROWS = 100
 _PHASES = {phase: job_pb2.JobPhase.Value(f"JOB_PHASE_{phase.name}") for phase in Phase}
 
 
@@ -272,24 +274,24 @@ def _phase_metrics(
     times: dict[Phase, timedelta] = {}
     for time in phases:
         if time.start_time <= until:
-            spent = min(time.end_time or until, until) - time.start_time
-            times[time.phase] = times.get(time.phase, timedelta()) + spent
-    messages = [
-        job_pb2.PhaseMetrics(phase=_PHASES[phase], time=duration(time)) for phase, time in times.items()
-    ]
-    for message in messages:
-        match message.phase:
-            case job_pb2.JOB_PHASE_PLAN:
+            passed = min(time.end_time or until, until) - time.start_time
+            times[time.phase] = times.get(time.phase, timedelta()) + passed
+    messages = []
+    for phase, spent in times.items():
+        message = job_pb2.PhaseMetrics(phase=_PHASES[phase], time=duration(spent))
+        match phase:
+            case Phase.PLAN:
                 pinned = metrics.pinned
                 message.rows, message.bytes, message.files = pinned.rows, pinned.bytes, pinned.files
-            case job_pb2.JOB_PHASE_RESOLVE:
+            case Phase.RESOLVE:
                 message.rows = metrics.resolved.rows_moved
                 message.peak_memory_bytes = metrics.resolved.peak_memory_bytes
-            case job_pb2.JOB_PHASE_RUN | job_pb2.JOB_PHASE_COMMIT:
+            case Phase.RUN | Phase.COMMIT:
                 message.rows, message.bytes = metrics.rows_written, metrics.bytes_written
                 message.files = metrics.files_written
-        if message.phase == job_pb2.JOB_PHASE_RUN:
+        if phase is Phase.RUN:
             message.peak_memory_bytes = metrics.peak_memory_bytes
+        messages.append(message)
     return messages
 
 
@@ -303,9 +305,6 @@ def job_states(values: Iterable[job_pb2.JobState.ValueType], field: str) -> froz
         if value not in _KNOWN_STATES:
             raise InvalidArgumentError.of_field(f"{field}[{index}]", "must be a state that a job can be in.")
     return frozenset(_KNOWN_STATES[value] for value in values)
-
-
-_MOST_SAMPLE_ROWS = 100
 
 
 def sample_rows(request: pb.EstimateJobRequest) -> int:
@@ -347,9 +346,6 @@ def estimate_job(
 def _figure(value: Figure) -> pb.Figure:
     exactness = pb.EXACTNESS_EXACT if value.exact else pb.EXACTNESS_ESTIMATED
     return pb.Figure(value=value.value, exactness=exactness, at_least=value.at_least, at_most=value.at_most)
-
-
-_LONGEST_SECONDS = 60.0
 
 
 def watch_options(request: pb.WatchJobRequest) -> WatchOptions:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from profile_export.api.convert.values import given, instant, refuse_no_change, required, row, timestamp
+from profile_export.application.profiles import Asked
+from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.export.lookup import EventListing, FoundEvent, FoundProfile
 from profile_export.domain.merging.identity import Identity
@@ -23,8 +25,7 @@ _Wire = TypeVar("_Wire", bound=int)
 _Value = TypeVar("_Value")
 
 _GRAPHS = {
-    merge_policy_pb2.IDENTITY_GRAPH_NONE: IdentityGraph.NONE,
-    merge_policy_pb2.IDENTITY_GRAPH_PDG: IdentityGraph.PDG,
+    merge_policy_pb2.IdentityGraph.Value(f"IDENTITY_GRAPH_{graph.name}"): graph for graph in IdentityGraph
 }
 _MERGES = {
     merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED: AttributeMerge.TIMESTAMP_ORDERED,
@@ -106,33 +107,22 @@ def _known(values: Mapping[_Wire, _Value], wire: _Wire, field: str) -> _Value:
     return values[wire]
 
 
-Request: TypeAlias = pb.GetProfileRequest | pb.ListProfileEventsRequest
-
-
-def identity(request: Request) -> Identity:
-    """Read whom a request asks for.
+def asked(tenant: Tenant, request: pb.GetProfileRequest | pb.ListProfileEventsRequest) -> Asked:
+    """Read whom a request asks for, and under which merge policy: an empty id where none is named.
 
     Raises:
-        InvalidArgumentError: The identity, or a part of it, is missing.
+        InvalidArgumentError: The identity, a part of it, or the id of a policy is missing.
     """
     if not request.HasField("identity"):
         raise InvalidArgumentError.of_field("identity", "is required.", "FIELD_REQUIRED")
-    return Identity(
-        required(request.identity.namespace, "identity.namespace"),
-        required(request.identity.id, "identity.id"),
+    identity, policy = request.identity, request.merge_policy
+    return Asked(
+        tenant,
+        Identity(required(identity.namespace, "identity.namespace"), required(identity.id, "identity.id")),
+        required(policy.id, "merge_policy.id") if request.HasField("merge_policy") else "",
+        given(policy, "version"),
+        request.fields,
     )
-
-
-def policy_ref(request: Request) -> tuple[str, int | None]:
-    """Read id and version of a merge policy; an empty id where none is named, None for the latest version.
-
-    Raises:
-        InvalidArgumentError: The reference has no id.
-    """
-    if not request.HasField("merge_policy"):
-        return "", None
-    named = request.merge_policy
-    return required(named.id, "merge_policy.id"), given(named, "version")
 
 
 def event_listing(request: pb.ListProfileEventsRequest) -> EventListing:
