@@ -42,7 +42,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """Return the text, for who uses it."""
+        """Return the text, to use it."""
         return self._text
 
     def __eq__(self, other: object) -> bool:
@@ -63,7 +63,7 @@ class SettingsError(Exception):
 
 
 class _Setting(NamedTuple):
-    """How the text of a setting is read, its default, and the advice to who gave one that cannot be used."""
+    """How the text of a setting is read, its default, and the advice where a text cannot be used."""
 
     parse: Callable[[str], Any]
     default: Any
@@ -101,7 +101,7 @@ def _postgresql_url(text: str) -> Secret:
     parts = urlsplit(text)
     if parts.scheme not in {"postgresql", "postgres"} or not text.startswith(f"{parts.scheme}://"):
         raise ValueError
-    # Several hosts, each with a port, are for the driver to read; of one, what is wrong with the port is said here.
+    # The driver reads several hosts, each with a port. The port of a single host is checked here.
     if "," not in parts.netloc:
         _ = parts.port
     return Secret(text)
@@ -145,7 +145,7 @@ class StoreSettings:
 
     @property
     def url(self) -> str | None:
-        """The URL of the database, for who connects to it."""
+        """The URL of the database, with its password."""
         return None if self.database_url is None else self.database_url.reveal()
 
 

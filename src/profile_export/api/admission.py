@@ -31,7 +31,7 @@ _REQUESTS: dict[str, Descriptor] = {
     for method in service.methods
 }
 _TYPE = "FieldType"
-_FEW_BYTES = 4 * 1024  # what is in so many is looked at one by one in a millisecond
+_FEW_BYTES = 4 * 1024  # so few bytes hold so few fields that looking at each takes a millisecond at most
 _MORE = 128  # in a byte of a number on the wire: another one follows
 _LONGEST_SHIFT = 63
 _NUL = "\0"
@@ -102,7 +102,7 @@ def _check_top_fields(raw: bytes, most: int) -> None:
                     at += length
                 case 5:
                     at += 4
-                # The ends of groups, which nothing of ours has; and what is none, on which the decoder has its say.
+                # Ends of groups, which the contract does not have, and tags of no kind, which the decoder refuses.
                 case _:
                     continue
     except IndexError:  # cut off: the decoder says so
@@ -131,7 +131,7 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class _Rule:
-    """What is checked of one field; `part` is the message in it, None for a scalar."""
+    """How one field is checked; `part` is the message in it, None for a scalar."""
 
     name: str
     limit: Limit
@@ -186,7 +186,7 @@ def _rule_of(one: FieldDescriptor, limit: Limit) -> _Rule:
 
 
 class _Walk:
-    """One look at all of a request: counts first, then what is in them, so that it never takes longer than allowed."""
+    """Checks all of a request. It counts items before it looks into them, so that no request takes too long."""
 
     def __init__(self, *, is_small: bool) -> None:
         """Begin to look at a request that has few bytes, or many."""

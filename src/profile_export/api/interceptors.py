@@ -220,7 +220,7 @@ class _Call:
 
 def _unforeseen(call: _Call, error: Exception) -> Status:
     if refusal := system_refusal(error):
-        # With its place: which file or folder that is concerns who runs the server.
+        # The log names the file or folder, which the operator has to look at; the caller does not learn it.
         call.log(code_of(refusal).name, refusal.reason, error)
         return status_of(refusal)
     call.log("INTERNAL", "INTERNAL", error)

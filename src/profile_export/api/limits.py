@@ -146,7 +146,7 @@ It bounds what is stored of one request whatever its fields add up to, and the t
 """
 MESSAGE_BYTES = 64 * KIB
 FOREIGN_MESSAGE_BYTES = 256 * KIB
-"""The same for what is no method of ours: health, reflection."""
+"""How many bytes a message to health or reflection may have, whose methods are not in the contract."""
 
 MOST_TOP_FIELDS: Mapping[str, int] = {"CreateSchemaRequest": 1_000, "UploadBatchRequest": 16}
 """How many fields, each item of a repeated one counted, stand in the largest messages: told before they are decoded.

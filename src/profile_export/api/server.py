@@ -143,7 +143,7 @@ class GrpcServer:
         await self._server.start()
 
     async def give_up(self) -> None:
-        """Stop at once, whether or not it has begun: one that is only forgotten may end the process with SIGABRT."""
+        """Stop at once, begun or not: a server that is never stopped may end the process with SIGABRT."""
         await self._server.stop(None)
 
     async def drain(

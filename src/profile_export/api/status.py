@@ -64,7 +64,7 @@ _NOT_AS_LEFT = (
 )
 _NOT_ALLOWED = ("DISK_FAILED", "user may not read and write its files. Let it")
 _NO_MORE = "system gives it no more {}. End what takes them there, or raise the limit"
-# What is the matter with the system that the server runs on: nothing of the call, and nothing to hide.
+# Errors of the system that the server runs on. The caller did not cause them, and may know them.
 _SYSTEM_ERRORS = {
     errno.ENOSPC: ("DISK_FULL", "disk is full. Free some of it"),
     errno.EDQUOT: ("DISK_FULL", "disk has no room left for its user. Free some of it, or raise the quota"),

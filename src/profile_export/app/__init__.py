@@ -178,7 +178,7 @@ def _keep_private(data_dir: Path) -> None:
             f"The data directory {data_dir} cannot be used: it is a link that leads nowhere. "
             "Name another with --data-dir."
         ) from error
-    with suppress(OSError):  # what keeps the folder from being used is said by who uses it
+    with suppress(OSError):  # whoever opens the folder next says why it cannot be used
         found = data_dir.stat()
         ours = found.st_uid == os.geteuid() and (data_dir / "lake").is_dir()
         if ours and found.st_mode & _OURS_ALONE:

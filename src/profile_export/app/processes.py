@@ -110,8 +110,8 @@ async def run(make: Callable[[], Process]) -> None:
     with starting():
         process = make()
         ready = await process.start()
-    # What is there by now stays. To look all of it over for garbage, again and again, would each time hold everybody up
-    # for a quarter of a second.
+    # The objects that exist by now stay. The garbage collector would hold up every call for a quarter of a second each
+    # time it looks them over.
     gc.collect()
     gc.freeze()
     sys.stdout.write(f"{ready}\n")

@@ -192,7 +192,7 @@ class Application:
             new_request_id=new_id,
         )
         if self._database.is_shared:
-            # What is unfinished may be another process's; leases that nobody renews expire.
+            # Another process may be at work on what is unfinished; the leases of a dead process expire by themselves.
             self._jobs.run_beside(keep_at(self._leftovers))
         else:
             await self._jobs.timeouts.lose_all()

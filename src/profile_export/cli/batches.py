@@ -34,7 +34,6 @@ from profile_export.client import (
     Client,
     ClientError,
     CompleteBatchResponse,
-    GetReceiptResponse,
     RejectedRow,
     UploadBatchResponse,
     UploadFile,
@@ -43,6 +42,17 @@ from profile_export.client import (
     UploadProgress,
     as_json,
 )
+
+_BEGINNING = 64 * 1024
+_LONGEST_NAME = 128
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+_LONGEST_LABEL = 32
+_REJECTED_SHOWN = 20
+_NOTES = {
+    UploadPhase.CHECKING: "the server reads the rows",
+    UploadPhase.COMMITTING: "the batch is completed",
+    UploadPhase.WAITING: "connection lost, trying again",
+}
 
 group = typer.Typer(no_args_is_help=True, help="Batches: what became of an upload, and taking it back.")
 
@@ -88,7 +98,7 @@ def _times(batch: Batch) -> list[tuple[str, RenderableType]]:
         "ingested": batch.ingest_time,
         expiry: batch.expire_time,
     }
-    # One that is absent reads as the beginning of time.
+    # An absent timestamp reads as the beginning of time.
     return [(name, moment(time.ToDatetime())) for name, time in times.items() if time.ToMicroseconds()]
 
 
@@ -151,13 +161,17 @@ async def rejected(
     print_rejected(rows, total, batch_id)
 
 
-@command(group, "receipt", print_receipt)
-async def receipt(client: Client, batch_id: BatchId) -> GetReceiptResponse:
+@command(group, "receipt")
+async def receipt(client: Client, batch_id: BatchId, as_data: AsJson = False) -> None:
     """Show the receipt of a batch that an export made: what was read, left out and written, with the hashes.
 
     Example: `profile-export batches receipt 5f0c… --json`
     """
-    return await client.get_receipt(batch_id)
+    answer = await client.get_receipt(batch_id)
+    if as_data:
+        print_json(as_json(answer.receipt))
+    else:
+        print_receipt(answer)
 
 
 @command(group, "complete", _tell)
@@ -225,9 +239,7 @@ def print_rejected(
         screen.print(Text(hint, style="dim"), soft_wrap=True)
 
 
-_BEGINNING = 64 * 1024
-_LONGEST_NAME = 128
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+# --- Uploads ---
 
 
 class Format(Enum):
@@ -307,15 +319,6 @@ def _guessed(path: Path) -> Format:
     return _SUFFIXES[suffix]
 
 
-_LONGEST_LABEL = 32
-_REJECTED_SHOWN = 20
-_NOTES = {
-    UploadPhase.CHECKING: "the server reads the rows",
-    UploadPhase.COMMITTING: "the batch is completed",
-    UploadPhase.WAITING: "connection lost, trying again",
-}
-
-
 async def upload(
     client: Client,
     dataset_id: Annotated[str, typer.Argument(metavar="DATASET_ID", help="A record or event dataset.")],
@@ -353,9 +356,26 @@ async def upload(
     files = files_to_upload(paths, upload_format)
     bar = transfer(console(stderr=True))
     display = _Display(bar, files)
+    answer: UploadBatchResponse | CompleteBatchResponse
     try:
         with bar:
-            answer = await _send(client, dataset_id, files, batch_id, max_bad_records, display)
+            if len(files) > 1:
+                answer = await client.upload_files(
+                    dataset_id,
+                    files,
+                    batch_id=batch_id,
+                    max_bad_records=max_bad_records,
+                    progress=display.show,
+                )
+            else:
+                answer = await client.upload(
+                    dataset_id,
+                    files[0].path,
+                    files[0].format,
+                    batch_id=batch_id,
+                    max_bad_records=max_bad_records,
+                    progress=display.show,
+                )
     except ClientError as error:
         await _explain(client, error, display)
         raise
@@ -401,28 +421,6 @@ class _Display:
         label = Path(self.paths[name]).name
         place = f"{self._places[name]}/{len(self.paths)} " if len(self.paths) > 1 else ""
         return place + (label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…")
-
-
-async def _send(
-    client: Client,
-    dataset_id: str,
-    files: Sequence[UploadFile],
-    batch_id: str,
-    max_bad_records: int,
-    display: _Display,
-) -> UploadBatchResponse | CompleteBatchResponse:
-    if len(files) > 1:
-        return await client.upload_files(
-            dataset_id, files, batch_id=batch_id, max_bad_records=max_bad_records, progress=display.show
-        )
-    return await client.upload(
-        dataset_id,
-        files[0].path,
-        files[0].format,
-        batch_id=batch_id,
-        max_bad_records=max_bad_records,
-        progress=display.show,
-    )
 
 
 def _summary(batch: Batch, seconds: float, *, replayed: bool) -> str:

@@ -1,110 +1,62 @@
 """A client for asyncio: imports only the contract and grpc. Streams resume by themselves."""
 
-from profile_export.client.batches import UploadFile, UploadPhase, UploadProgress
-from profile_export.client.calls import PAGE, ClientError, Violation, as_json
-from profile_export.client.connection import Client
-from profile_export.client.jobs import FINAL_STATES, Events, Profiles, Segment, export_spec
-from profile_export.client.profiles import EventQuery
-from profile_export.v1.batch_pb2 import Batch, BatchState, BatchUpload, DataFile, RejectedRow
-from profile_export.v1.dataset_pb2 import (
-    Dataset,
-    DatasetKind,
-    DecimalType,
-    Field,
-    FieldDeclaration,
-    FieldType,
-    IdentityField,
-    MirrorStatus,
-    ScalarType,
-)
-from profile_export.v1.dataset_service_pb2 import (
-    CompleteBatchResponse,
-    GetReceiptResponse,
-    UploadBatchResponse,
-    UploadFormat,
-)
-from profile_export.v1.export_service_pb2 import (
-    CreateJobResponse,
-    EstimateJobResponse,
-    Exactness,
-    Figure,
-    JobChange,
-    WatchJobResponse,
-    WatchJobsResponse,
-)
-from profile_export.v1.job_pb2 import (
-    ExportJob,
-    ExportSpec,
-    JobMetrics,
-    JobPhase,
-    JobProgress,
-    JobState,
-    JobTransition,
-    MembershipStatus,
-)
-from profile_export.v1.merge_policy_pb2 import AttributeMergeType, IdentityGraph, MergePolicy
-from profile_export.v1.profile_pb2 import Identity, Profile, ProfileEvent
-from profile_export.v1.receipt_pb2 import InputBatch, Receipt
-from profile_export.v1.schema_pb2 import Schema, UnionSchema
-from profile_export.v1.schema_service_pb2 import CreateSchemaResponse
+# `as` says that a name is exported.
 
-__all__ = [
-    "FINAL_STATES",
-    "PAGE",
-    "AttributeMergeType",
-    "Batch",
-    "BatchState",
-    "BatchUpload",
-    "Client",
-    "ClientError",
-    "CompleteBatchResponse",
-    "CreateJobResponse",
-    "CreateSchemaResponse",
-    "DataFile",
-    "Dataset",
-    "DatasetKind",
-    "DecimalType",
-    "EstimateJobResponse",
-    "EventQuery",
-    "Events",
-    "Exactness",
-    "ExportJob",
-    "ExportSpec",
-    "Field",
-    "FieldDeclaration",
-    "FieldType",
-    "Figure",
-    "GetReceiptResponse",
-    "Identity",
-    "IdentityField",
-    "IdentityGraph",
-    "InputBatch",
-    "JobChange",
-    "JobMetrics",
-    "JobPhase",
-    "JobProgress",
-    "JobState",
-    "JobTransition",
-    "MembershipStatus",
-    "MergePolicy",
-    "MirrorStatus",
-    "Profile",
-    "ProfileEvent",
-    "Profiles",
-    "Receipt",
-    "RejectedRow",
-    "ScalarType",
-    "Schema",
-    "Segment",
-    "UnionSchema",
-    "UploadBatchResponse",
-    "UploadFile",
-    "UploadFormat",
-    "UploadPhase",
-    "UploadProgress",
-    "Violation",
-    "WatchJobResponse",
-    "WatchJobsResponse",
-    "as_json",
-    "export_spec",
-]
+from profile_export.client.batches import UploadFile as UploadFile
+from profile_export.client.batches import UploadPhase as UploadPhase
+from profile_export.client.batches import UploadProgress as UploadProgress
+from profile_export.client.calls import PAGE as PAGE
+from profile_export.client.calls import ClientError as ClientError
+from profile_export.client.calls import Violation as Violation
+from profile_export.client.calls import as_json as as_json
+from profile_export.client.connection import Client as Client
+from profile_export.client.jobs import FINAL_STATES as FINAL_STATES
+from profile_export.client.jobs import Events as Events
+from profile_export.client.jobs import Profiles as Profiles
+from profile_export.client.jobs import Segment as Segment
+from profile_export.client.jobs import export_spec as export_spec
+from profile_export.client.profiles import EventQuery as EventQuery
+from profile_export.v1.batch_pb2 import Batch as Batch
+from profile_export.v1.batch_pb2 import BatchState as BatchState
+from profile_export.v1.batch_pb2 import BatchUpload as BatchUpload
+from profile_export.v1.batch_pb2 import DataFile as DataFile
+from profile_export.v1.batch_pb2 import RejectedRow as RejectedRow
+from profile_export.v1.dataset_pb2 import Dataset as Dataset
+from profile_export.v1.dataset_pb2 import DatasetKind as DatasetKind
+from profile_export.v1.dataset_pb2 import DecimalType as DecimalType
+from profile_export.v1.dataset_pb2 import Field as Field
+from profile_export.v1.dataset_pb2 import FieldDeclaration as FieldDeclaration
+from profile_export.v1.dataset_pb2 import FieldType as FieldType
+from profile_export.v1.dataset_pb2 import IdentityField as IdentityField
+from profile_export.v1.dataset_pb2 import MirrorStatus as MirrorStatus
+from profile_export.v1.dataset_pb2 import ScalarType as ScalarType
+from profile_export.v1.dataset_service_pb2 import CompleteBatchResponse as CompleteBatchResponse
+from profile_export.v1.dataset_service_pb2 import GetReceiptResponse as GetReceiptResponse
+from profile_export.v1.dataset_service_pb2 import UploadBatchResponse as UploadBatchResponse
+from profile_export.v1.dataset_service_pb2 import UploadFormat as UploadFormat
+from profile_export.v1.export_service_pb2 import CreateJobResponse as CreateJobResponse
+from profile_export.v1.export_service_pb2 import EstimateJobResponse as EstimateJobResponse
+from profile_export.v1.export_service_pb2 import Exactness as Exactness
+from profile_export.v1.export_service_pb2 import Figure as Figure
+from profile_export.v1.export_service_pb2 import JobChange as JobChange
+from profile_export.v1.export_service_pb2 import WatchJobResponse as WatchJobResponse
+from profile_export.v1.export_service_pb2 import WatchJobsResponse as WatchJobsResponse
+from profile_export.v1.job_pb2 import ExportJob as ExportJob
+from profile_export.v1.job_pb2 import ExportSpec as ExportSpec
+from profile_export.v1.job_pb2 import JobMetrics as JobMetrics
+from profile_export.v1.job_pb2 import JobPhase as JobPhase
+from profile_export.v1.job_pb2 import JobProgress as JobProgress
+from profile_export.v1.job_pb2 import JobState as JobState
+from profile_export.v1.job_pb2 import JobTransition as JobTransition
+from profile_export.v1.job_pb2 import MembershipStatus as MembershipStatus
+from profile_export.v1.merge_policy_pb2 import AttributeMergeType as AttributeMergeType
+from profile_export.v1.merge_policy_pb2 import IdentityGraph as IdentityGraph
+from profile_export.v1.merge_policy_pb2 import MergePolicy as MergePolicy
+from profile_export.v1.profile_pb2 import Identity as Identity
+from profile_export.v1.profile_pb2 import Profile as Profile
+from profile_export.v1.profile_pb2 import ProfileEvent as ProfileEvent
+from profile_export.v1.receipt_pb2 import InputBatch as InputBatch
+from profile_export.v1.receipt_pb2 import Receipt as Receipt
+from profile_export.v1.schema_pb2 import Schema as Schema
+from profile_export.v1.schema_pb2 import UnionSchema as UnionSchema
+from profile_export.v1.schema_service_pb2 import CreateSchemaResponse as CreateSchemaResponse

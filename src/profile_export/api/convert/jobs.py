@@ -372,7 +372,7 @@ def feed_options(request: pb.WatchJobsRequest) -> FeedOptions:
 
 
 def _after_revision(request: pb.WatchJobRequest | pb.WatchJobsRequest) -> int | None:
-    """Read from where a watch goes on; None: it begins with what is there."""
+    """Read the revision after which a watch goes on; None: it begins with the jobs as they are."""
     after: int | None = given(request, "after_revision")
     if after is not None and after < 0:
         raise InvalidArgumentError.of_field("after_revision", "must not be negative.")

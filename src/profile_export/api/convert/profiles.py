@@ -1,4 +1,4 @@
-"""Merge policies, profiles and their events as messages, and what is asked of them. Pure."""
+"""Merge policies, profiles, their events, and the requests for them as messages and back. Pure."""
 
 from __future__ import annotations
 

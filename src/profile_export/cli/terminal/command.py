@@ -1,4 +1,4 @@
-"""What all commands that talk to a server share: the address, the connection, and how an error ends them."""
+"""Commands that talk to a server: the address, the connection, --json, and how an error ends them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _NUMBERS = {"profiles", "events", "version", "rows", "files", "size", "rejected"
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return the terminal, or for a pipe or a file one that never wraps or cuts a line."""
+    """Return the terminal; for a pipe or a file its lines are never wrapped or cut."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else _WIDE)
 
