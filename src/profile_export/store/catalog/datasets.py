@@ -24,11 +24,7 @@ from profile_export.domain.catalog.datasets import (
     usable_kind,
     with_declared,
 )
-from profile_export.domain.errors import (
-    FailedPreconditionError,
-    FieldViolation,
-)
-from profile_export.domain.job import FINAL_STATES
+from profile_export.domain.errors import FailedPreconditionError, FieldViolation
 from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.schemas.types import WIDE, ObjectType, TypeConflictError, is_wide
 from profile_export.processes.turns import compute_if
@@ -53,13 +49,8 @@ from profile_export.store.catalog.tenants import (
     union_of,
 )
 from profile_export.store.db.columns import columns_of, digest_of, write_ahead
-from profile_export.store.db.database import (
-    Database,
-    Store,
-    database_time,
-    uninterruptible,
-)
-from profile_export.store.db.tables import NamespaceUse, datasets, jobs
+from profile_export.store.db.database import Database, Store, database_time, uninterruptible
+from profile_export.store.db.tables import UNFINISHED, NamespaceUse, datasets, jobs
 from profile_export.store.db.transactions import Transaction, characters, page_rows
 from profile_export.store.files.folders import drop
 from profile_export.store.files.mirrors import ask_drop
@@ -366,5 +357,4 @@ async def _unfinished_jobs(
 
 
 def _unfinished(tenant_id: Any, *columns: Any) -> Select[Any]:
-    final = [state.value for state in FINAL_STATES]
-    return select(*columns).where(jobs.c.tenant_id == tenant_id, jobs.c.state.not_in(final))
+    return select(*columns).where(jobs.c.tenant_id == tenant_id, UNFINISHED)

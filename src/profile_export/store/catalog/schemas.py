@@ -28,11 +28,7 @@ from profile_export.domain.schemas.types import EMPTY, ObjectType, TypeConflictE
 from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.tenants import dataset_from, ensure_tenant, id_of, source_datasets, union_of
 from profile_export.store.db.columns import columns_of, value_of, write_ahead
-from profile_export.store.db.database import (
-    Store,
-    database_time,
-    uninterruptible,
-)
+from profile_export.store.db.database import Store, database_time, uninterruptible
 from profile_export.store.db.tables import datasets, schemas, tenants
 from profile_export.store.db.transactions import Transaction, Unions, characters, page_rows
 

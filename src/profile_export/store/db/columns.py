@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from operator import itemgetter
 from sys import intern
@@ -208,14 +208,11 @@ class Json(TypeDecorator[Any]):
         super().__init__()
         self.kind = kind
         self.indent = indent
-        self._adapter: TypeAdapter[Any] | None = None
 
-    @property
+    @cached_property
     def adapter(self) -> TypeAdapter[Any]:
         """The codec, made at first use."""
-        if self._adapter is None:
-            self._adapter = TypeAdapter(self.kind)
-        return self._adapter
+        return TypeAdapter(self.kind)
 
     def process_bind_param(self, value: Any | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - its signature
         """To the database."""

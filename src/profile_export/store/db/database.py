@@ -16,13 +16,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import (
-    Connection,
-    Engine,
-    insert,
-    select,
-    text,
-)
+from sqlalchemy import Connection, Engine, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError, TimeoutError  # noqa: A004 - of waiting for a connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -257,7 +251,6 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_migrations())
 
 
-@cache
 def newest_revision() -> str | None:
     """Return the version of the tables that this program makes."""
     return _scripts().get_current_head()

@@ -27,7 +27,16 @@ from profile_export.domain.catalog.datasets import DatasetKind, FieldDeclaration
 from profile_export.domain.export.plan import ExportCounts, ExportPlan
 from profile_export.domain.export.receipt import Receipt
 from profile_export.domain.export.request import BoundRequest
-from profile_export.domain.job import Cancellation, JobError, JobMetrics, JobState, Phase, Progress, Resolved
+from profile_export.domain.job import (
+    FINAL_STATES,
+    Cancellation,
+    JobError,
+    JobMetrics,
+    JobState,
+    Phase,
+    Progress,
+    Resolved,
+)
 from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph
 from profile_export.domain.schemas.types import FieldPath, ObjectType
@@ -400,6 +409,9 @@ jobs = Table(
     Index(None, "state", "tenant_id", "id", "not_before", "deadline"),
     sqlite_autoincrement=True,  # an id is never given twice
 )
+
+UNFINISHED = jobs.c.state.in_([state for state in JobState if state not in FINAL_STATES])
+"""Tells jobs that have not ended; it names their states one by one, so that an index finds the few among all."""
 
 job_transitions = Table(
     "job_transitions",

@@ -233,9 +233,9 @@ async def add_files(connection: Transaction, added: Sequence[AddedFile]) -> None
 
 
 class CountedBatch(NamedTuple):
-    """A batch that comes to count, by its key: its place among others, and its files."""
+    """A batch that comes to count, as its row was: its place among others, and its files."""
 
-    key: int
+    row: Row[Any]
     place: BatchPlace
     files: Sequence[DataFile]
 
@@ -244,7 +244,7 @@ async def succeed_batches(connection: Transaction, counted: Sequence[CountedBatc
     """Make batches count from this transaction's commit on."""
     rows = [
         {
-            "of_batch": one.key,
+            "of_batch": one.row.key,
             "state": BatchState.SUCCEEDED,
             "number": one.place.number,
             "ingest_time": one.place.ingest_time,
@@ -360,11 +360,12 @@ async def add_receipts(
     job: Job,
     phases: Sequence[PhaseTime],
     plan: ExportPlan,
-    filled: Sequence[tuple[Row[Any], FilledBatch]],
+    counted: Sequence[CountedBatch],
 ) -> None:
-    """Write down the receipts of a job, in the transaction in which it succeeds: of each batch that it filled."""
-    rows = [
-        {"batch_key": batch.key, "receipt": receipt_of(job, plan, phases, facts), "written": False}
-        for batch, facts in filled
-    ]
+    """Write down the receipts of a job, in the transaction in which it succeeds: of each batch that comes to count."""
+    rows = []
+    for batch, place, counting in counted:
+        filled = FilledBatch(batch.id, batch.folder, place.ingest_time, counting)
+        receipt = receipt_of(job, plan, phases, filled)
+        rows.append({"batch_key": batch.key, "receipt": receipt, "written": False})
     await connection.execute(insert(receipts), rows)

@@ -12,10 +12,11 @@ from sqlalchemy import ColumnElement, delete, exists, select
 
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.export.plan import ExportPlan
-from profile_export.domain.job import FINAL_STATES, LEASE_TTL
+from profile_export.domain.job import LEASE_TTL
 from profile_export.store.catalog.tenants import is_seen
 from profile_export.store.db.database import MOST_AT_ONCE, Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import (
+    UNFINISHED,
     batches,
     compactions,
     datasets,
@@ -64,9 +65,7 @@ class DroppedFolders(Store):
 
     async def _pinned_folders(self, connection: Transaction) -> set[str]:
         """Return every folder that has a file of an unfinished job's plan in it, however deep."""
-        final = [state.value for state in FINAL_STATES]
-        planned = select(jobs.c.id).where(jobs.c.state.not_in(final), jobs.c.plan.is_not(None))
-        ids = await connection.values(planned)
+        ids = await connection.values(select(jobs.c.id).where(UNFINISHED, jobs.c.plan.is_not(None)))
         self._pinned = {job_id: self._pinned[job_id] for job_id in ids if job_id in self._pinned}
         for job_id in ids:
             if job_id not in self._pinned:

@@ -397,7 +397,7 @@ class Uploads(Store):
                 counted += files
             await add_files(connection, added)
             await _note_accepted(connection, row.key, sent)
-            await succeed_batches(connection, [CountedBatch(row.key, place, counted)])
+            await succeed_batches(connection, [CountedBatch(row, place, counted)])
             return await batch_from(connection, await existing_batch(connection, tenant_id, batch_id))
 
     async def _foreseen(self, tenant: Tenant, batch_id: str, sent: Mapping[str, IngestedFile]) -> Growth:

@@ -31,7 +31,6 @@ from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.catalog.batches import DataFile, attempt_folder
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.export.plan import ExportCounts, ExportPlan, notes_of
-from profile_export.domain.export.receipt import FilledBatch
 from profile_export.domain.job import (
     CLAIM,
     LEASE_TTL,
@@ -73,7 +72,6 @@ from profile_export.store.jobs.jobs import (
     job_from,
     move_job,
     phases_of,
-    plan_of,
     recorded_of,
     stamp,
 )
@@ -413,24 +411,21 @@ class Attempts(Store):
             row = await _held(connection, fence)
             recorded = await recorded_of(connection, row.id)
             moved = await move_job(connection, row, SUCCEED, metrics=recorded.metrics)
-            files: list[DataFile] = []
-            filled: list[tuple[Row[Any], FilledBatch]] = []
-            succeeding: list[CountedBatch] = []
             batches = await batches_of_job(connection, row.id)
             places = await next_places(connection, row.tenant_id, len(batches))
-            for batch, place in zip(batches, places, strict=True):
-                counted = recorded.files.get(batch.key, ())
-                succeeding.append(CountedBatch(batch.key, place, counted))
-                filled.append((batch, FilledBatch(batch.id, batch.folder, place.ingest_time, counted)))
-                files += counted
-            await succeed_batches(connection, succeeding)
+            counted = [
+                CountedBatch(batch, place, recorded.files.get(batch.key, ()))
+                for batch, place in zip(batches, places, strict=True)
+            ]
+            await succeed_batches(connection, counted)
+            files = [file for batch in counted for file in batch.files]
             plan = recorded.plan
             if plan is not None:
                 notes = notes_of(plan, recorded.metrics.counts)
                 await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))
                 job = replace(job_from(moved), notes=notes)
                 phases = (await phases_of(connection, [job]))[job.id]
-                await add_receipts(connection, job, phases, plan, filled)
+                await add_receipts(connection, job, phases, plan, counted)
                 if files:
                     await _list_fields(connection, row, plan)
             await end_attempt(connection, fence)
@@ -501,13 +496,13 @@ async def _claim(connection: Transaction, fence: Fence, row: Row[Any], begun: fl
     query = select(tenants.c.org, tenants.c.sandbox).where(tenants.c.id == row.tenant_id)
     tenant = await connection.one(query)
     filled = await batches_of_job(connection, row.id)
-    recorded = await connection.execute(select(job_ranges.c.range_index).where(job_ranges.c.job_id == row.id))
+    recorded = select(job_ranges.c.range_index).where(job_ranges.c.job_id == row.id)
     return Claim(
         fence=fence,
         job=job_from(row),
         tenant=Tenant(tenant.org, tenant.sandbox),
         begun=begun,
         folders={batch.id: batch.folder for batch in filled},
-        plan=await plan_of(connection, row.id),
-        recorded=frozenset(recorded.scalars()),
+        plan=await connection.value(select(jobs.c.plan).where(jobs.c.id == row.id)),
+        recorded=frozenset(await connection.values(recorded)),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, Table, select
+from sqlalchemy import Select, Table, select
 
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import PastEndError
@@ -114,7 +114,10 @@ class Changes(Store):
         self, connection: Transaction, tenant: Tenant, after: int, up_to: int
     ) -> Sequence[Change]:
         gone = await connection.execute(_within(select(expired_jobs), expired_jobs, tenant, after, up_to))
-        changes = [_removal(row) for row in gone]
+        changes = [
+            Change(row.tenant_revision, row.job_id, row.state, row.state, row.destination_id, row.create_time)
+            for row in gone
+        ]
         moved = await connection.all(_within(select(job_transitions), job_transitions, tenant, after, up_to))
         of_jobs = select(*JOB_COLUMNS).where(jobs.c.id.in_({row.job_id for row in moved}))
         found = await views_of(connection, await connection.all(of_jobs), self._kept_for)
@@ -260,7 +263,3 @@ async def _within_reach(connection: Transaction, tenant: Tenant, after: int, up_
     rows = await connection.all(_within(moved, job_transitions, tenant, after, up_to))
     count = fitting_count((row.size for row in rows), _ROOM)
     return up_to if count == len(rows) else rows[count].tenant_revision - 1
-
-
-def _removal(row: Row[Any]) -> Change:
-    return Change(row.tenant_revision, row.job_id, row.state, row.state, row.destination_id, row.create_time)

@@ -11,23 +11,13 @@ from typing import Any
 from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 
 from profile_export.domain.catalog.batches import BatchState, UploadState
-from profile_export.domain.catalog.datasets import (
-    REMEMBERED,
-    batch_expiry_reason,
-    upload_expiry_reason,
-)
-from profile_export.domain.job import (
-    FINAL_STATES,
-    LEASE_TTL,
-    Job,
-    JobState,
-    Phase,
-    timed_out,
-)
+from profile_export.domain.catalog.datasets import REMEMBERED, batch_expiry_reason, upload_expiry_reason
+from profile_export.domain.job import LEASE_TTL, Job, JobState, Phase, timed_out
 from profile_export.store.catalog.tenants import forget_job_revisions, next_job_revision
 from profile_export.store.db.database import Store, database_time, uninterruptible
 from profile_export.store.db.tables import (
     LOADING,
+    UNFINISHED,
     batches,
     datasets,
     expired_jobs,
@@ -254,14 +244,12 @@ class Timeouts(Store):
 
     @uninterruptible
     async def _due(self) -> Sequence[int]:
-        # Named one by one, so that an index finds the few among all that have ended: this is asked every second.
-        unfinished = [state.value for state in JobState if state not in FINAL_STATES]
         async with self.database.read() as connection:
             now = await database_time(connection)
             silent = select(leases.c.job_id).where(leases.c.expire_time <= now)
             over = (
                 select(jobs.c.id, jobs.c.tenant_id)
-                .where(jobs.c.state.in_(unfinished), (jobs.c.deadline <= now) | jobs.c.id.in_(silent))
+                .where(UNFINISHED, (jobs.c.deadline <= now) | jobs.c.id.in_(silent))
                 .subquery()
             )
             # Each tenant's first one goes before any tenant's second.

@@ -92,12 +92,6 @@ def job_from(row: Row[Any]) -> Job:
     return value_of(Job, row, request_id=row.request_id or "")
 
 
-async def plan_of(connection: Transaction, job_id: int) -> ExportPlan | None:
-    """Return the plan of a job; None if no attempt has made it yet."""
-    row = await connection.first(select(jobs.c.plan).where(jobs.c.id == job_id))
-    return row and row.plan
-
-
 async def views_of(
     connection: Transaction, rows: Sequence[Row[Any]], kept_for: timedelta | None
 ) -> Sequence[JobView]:
