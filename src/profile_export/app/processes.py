@@ -82,11 +82,7 @@ class Process(Protocol):
     """What runs until it is told to stop."""
 
     async def start(self) -> str:
-        """Begin, and return the line that says so.
-
-        Raises:
-            Exception: It cannot; nothing is left open.
-        """
+        """Begin, and return the line that says so; whatever it raises, nothing is left open."""
         ...
 
     async def ended(self) -> None:

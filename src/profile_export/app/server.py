@@ -167,8 +167,7 @@ class Application:
     async def start(self) -> str:
         """Open everything, settle what a former process left, and answer calls; return the line that says where.
 
-        Raises:
-            Exception: The address or the database cannot be used, or whatever it is; nothing is left open.
+        Whatever it raises, nothing is left open.
         """
         host, port = self._settings.grpc_address
         try:

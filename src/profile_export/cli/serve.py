@@ -57,13 +57,9 @@ _MEMORY_LIMIT = _text(
     "disk; profiles of far more than 10 KB need more than 512. Default: no limit for the engine, 2000 for "
     "what reads uploads.",
 )
-_THREADS = _text(
-    "N",
-    "Threads of the engine. Default: all cores, or as many as the memory limit feeds.",
-)
+_THREADS = _text("N", "Threads of the engine. Default: all cores, or as many as the memory limit feeds.")
 _QUOTA_RUNNING_JOBS = _text(
-    "N",
-    "How many jobs of one tenant run at once, over all servers and workers; 0: any number. Default: 100.",
+    "N", "How many jobs of one tenant run at once, over all servers and workers; 0: any number. Default: 100."
 )
 _LOG_LEVEL = _text("LEVEL", "debug, info, warning or error.")
 _ADOPT_LAKE = _flag(
@@ -82,8 +78,7 @@ _ADOPT_LAKE = _flag(
             "directory.",
         ),
         "grpc_address": _text(
-            "HOST:PORT",
-            "Where to listen; port 0: any free one. Default: 127.0.0.1:50051.",
+            "HOST:PORT", "Where to listen; port 0: any free one. Default: 127.0.0.1:50051."
         ),
         "insecure": _flag(
             "--insecure",
@@ -97,23 +92,16 @@ _ADOPT_LAKE = _flag(
         "threads": _THREADS,
         "log_level": _LOG_LEVEL,
         "adopt_lake": _ADOPT_LAKE,
-        "drain_seconds": _text(
-            "SECONDS",
-            "How long calls may take to finish when it stops. Default: 10.",
-        ),
+        "drain_seconds": _text("SECONDS", "How long calls may take to finish when it stops. Default: 10."),
         "connection_age_seconds": _text(
             "SECONDS",
             "The age at which a client has to connect anew, so that it spreads over the servers behind one "
             "address; calls under way may take as long again. Default: 3600.",
         ),
         "download_grace_seconds": _text(
-            "SECONDS",
-            "How long files that were dropped stay for downloads. Default: 3600.",
+            "SECONDS", "How long files that were dropped stay for downloads. Default: 3600."
         ),
-        "max_record_bytes": _text(
-            "BYTES",
-            "The largest record; larger ones are rejected. Default: 100000.",
-        ),
+        "max_record_bytes": _text("BYTES", "The largest record; larger ones are rejected. Default: 100000."),
         "max_event_bytes": _text("BYTES", "The largest experience event. Default: 10000."),
         "ingest_processes": _text(
             "N",
@@ -125,8 +113,7 @@ _ADOPT_LAKE = _flag(
             "Processor time that reading an upload or a schema may take; five times that by the clock. Default: 30.",
         ),
         "ingest_cpu_seconds_per_mib": _text(
-            "SECONDS",
-            "What it may take more for each MiB that was sent. Default: 2.",
+            "SECONDS", "What it may take more for each MiB that was sent. Default: 2."
         ),
         "mirror_keep_minutes": _text(
             "MINUTES",
@@ -138,29 +125,22 @@ _ADOPT_LAKE = _flag(
             "that never were; their output stays. Default: for ever.",
         ),
         "watch_history_minutes": _text(
-            "MINUTES",
-            "How far back a watch of all jobs can go on after it broke off. Default: 1440, a day.",
+            "MINUTES", "How far back a watch of all jobs can go on after it broke off. Default: 1440, a day."
         ),
         "upload_idle_minutes": _text(
             "MINUTES",
             "How long an upload may send nothing before it is ended; it can be resumed. Default: 10.",
         ),
         "upload_expiry_hours": _text(
-            "HOURS",
-            "How long after its last byte a batch that is not complete is given up. Default: 24.",
+            "HOURS", "How long after its last byte a batch that is not complete is given up. Default: 24."
         ),
         "quota_waiting_jobs": _text(
-            "N",
-            "How many jobs of one tenant wait for a worker; 0: any number. Default: 1000.",
+            "N", "How many jobs of one tenant wait for a worker; 0: any number. Default: 1000."
         ),
         "quota_running_jobs": _QUOTA_RUNNING_JOBS,
-        "quota_datasets": _text(
-            "N",
-            "How many datasets one tenant has; 0: any number. Default: 10000.",
-        ),
+        "quota_datasets": _text("N", "How many datasets one tenant has; 0: any number. Default: 10000."),
         "quota_loading_batches": _text(
-            "N",
-            "How many batches of one tenant are being uploaded; 0: any number. Default: 1000.",
+            "N", "How many batches of one tenant are being uploaded; 0: any number. Default: 1000."
         ),
         "quota_staged_mb": _text(
             "MB",
@@ -168,8 +148,7 @@ _ADOPT_LAKE = _flag(
             "100000.",
         ),
         "quota_watches": _text(
-            "N",
-            "How many watches of one tenant a server has; 0: any number. Default: 25000.",
+            "N", "How many watches of one tenant a server has; 0: any number. Default: 25000."
         ),
         "quota_transfers": _text(
             "N",
@@ -199,8 +178,7 @@ def serve(settings: _Settings) -> None:
         "data_dir": _text("DIR", "The folder of the servers, with their files. Required."),
         "database_url": _text("URL", "The PostgreSQL database of the servers. Required."),
         "workers": _text(
-            "N",
-            "How many jobs run at once, beside one of a tenant that runs none. Default: 1.",
+            "N", "How many jobs run at once, beside one of a tenant that runs none. Default: 1."
         ),
         "memory_limit_mb": _MEMORY_LIMIT,
         "threads": _THREADS,
