@@ -211,6 +211,22 @@ def test_s23_members_chosen_under_one_key_are_not_kept_under_another() -> None:
     assert found == {"segmentMembership": MapSelection(memberships, {"ups": of_s1, "aam": memberships})}
 
 
+def test_s23_a_path_through_64_maps_is_cut_out_as_fast_as_each_map_once() -> None:
+    depth = 64
+    whole: FieldType = ObjectType({"last": TEXT, "other": TEXT})
+    plain: FieldType = ObjectType({"last": TEXT})
+    for _ in range(depth):
+        whole = MapType(whole)
+    by_key = plain
+    for _ in range(depth):
+        by_key, plain = MapSelection(plain, {"k": by_key}), MapType(plain)
+    path = ".".join(["deep", *["k"] * depth, "last"])
+
+    found = select_fields(ObjectType({"deep": whole}), [path], "spec.fields").fields
+
+    assert found == ObjectType({"deep": by_key})
+
+
 def test_s2_a_key_that_is_a_namespace_is_found_without_regard_to_case() -> None:
     spellings = {"segmentMembership": {"ups": "UPS"}, "identityMap": {"email": "Email"}}
 

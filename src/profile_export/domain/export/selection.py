@@ -252,27 +252,30 @@ class _Pruning:
         # An object behind a map is pruned once for each key: its names are numbered once.
         self._places: dict[int, Mapping[str, int]] = {}
 
-    def of(self, member: FieldType, wanted: _Wanted) -> FieldType:
-        """Cut any type down."""
+    def of(self, member: FieldType, wanted: _Wanted, *, by_key: bool = True) -> FieldType:
+        """Cut any type down; without `by_key` every entry of a map keeps what is wanted of any."""
         if isinstance(member, ArrayType):
-            return ArrayType(self.of(member.item, wanted))
+            return ArrayType(self.of(member.item, wanted, by_key=by_key))
         if wanted.whole:
             return member
         if isinstance(member, MapType):
-            every = _Wanted.of_all(wanted.members.values())
-            return MapSelection(
-                self.of(member.value, every),
-                {key: self.of(member.value, behind) for key, behind in wanted.members.items()},
-            )
-        return self.of_object(member, wanted) if isinstance(member, ObjectType) else member
+            # Not by key below: maps within maps would double what there is to cut at each of their levels.
+            every = self.of(member.value, _Wanted.of_all(wanted.members.values()), by_key=False)
+            if not by_key:
+                return MapType(every)
+            keys = {key: self.of(member.value, behind) for key, behind in wanted.members.items()}
+            return MapSelection(every, keys)
+        return self.of_object(member, wanted, by_key=by_key) if isinstance(member, ObjectType) else member
 
-    def of_object(self, schema: ObjectType, wanted: _Wanted) -> ObjectType:
+    def of_object(self, schema: ObjectType, wanted: _Wanted, *, by_key: bool = True) -> ObjectType:
         """Keep of an object the members that are wanted, in its own order."""
         places = self._places.get(id(schema))
         if places is None:
             places = self._places[id(schema)] = {name: place for place, name in enumerate(schema.fields)}
         names = sorted(wanted.members, key=places.__getitem__)
-        return ObjectType({name: self.of(schema.fields[name], wanted.members[name]) for name in names})
+        return ObjectType(
+            {name: self.of(schema.fields[name], wanted.members[name], by_key=by_key) for name in names}
+        )
 
 
 def known_paths(schema: ObjectType) -> list[str]:
