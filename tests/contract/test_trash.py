@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from profile_export.application.loading import Loading, LoadingRooms, RowLimits
+from profile_export.application.loading import Loading, RowLimits
 from profile_export.domain.catalog.batches import MERGED_FROM, BatchState
 from profile_export.ingest.task import Expense
 from profile_export.lake.local import Trash
@@ -50,8 +50,16 @@ class Keeper:
     @property
     def leftovers(self) -> Leftovers:
         house, database = self.house, self.house.database
-        rooms = LoadingRooms(house.catalog, Schemas(database), house.uploads, house.lake, house.children)
-        loading = Loading(rooms, RowLimits(100_000, 10_000), Expense(), house.new_id)
+        loading = Loading(
+            house.catalog,
+            Schemas(database),
+            house.uploads,
+            house.lake,
+            house.children,
+            RowLimits(100_000, 10_000),
+            Expense(),
+            house.new_id,
+        )
         both = StoreAndLake(
             Instances(database), Named(database), house.compactions, house.dropped, house.lake
         )

@@ -18,7 +18,7 @@ from profile_export.application.batches import BatchUseCases
 from profile_export.application.datasets import DatasetUseCases
 from profile_export.application.doors import Streams
 from profile_export.application.jobs import Estimates, JobUseCases
-from profile_export.application.loading import Loading, LoadingRooms, RowLimits
+from profile_export.application.loading import Loading, RowLimits
 from profile_export.application.ports import Engine, Lake
 from profile_export.application.profiles import Mappings, PolicyUseCases, ProfileUseCases
 from profile_export.application.schemas import SchemaUseCases
@@ -105,11 +105,10 @@ class Application:
         changes = Changes(self._database, settings.job_retention)
         self._watchers = Watchers(settings.quotas.watches)
         limits = RowLimits(settings.max_record_bytes, settings.max_event_bytes)
-        rooms = LoadingRooms(catalog, schemas, uploads, self._lake, self._ingesting)
         expense = Expense(
             settings.ingest_cpu_seconds, settings.ingest_cpu_seconds_per_mib, settings.child_memory_mb
         )
-        loading = Loading(rooms, limits, expense, new_id)
+        loading = Loading(catalog, schemas, uploads, self._lake, self._ingesting, limits, expense, new_id)
         sessions = UploadSessions(uploads, loading, new_id)
         estimates = Estimates(snapshots, engines, self._lake, new_id)
         mappings = Mappings(next(iter(engines.values())), self._lake, new_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,7 +43,82 @@ from profile_export.store.files.uploads import (
 )
 
 _VIOLATIONS_TOLD = 10
+_RETRY_AFTER = timedelta(seconds=1)
+_MOST_PAGE_BYTES = 2 * 1024 * 1024
+"""How many bytes of rows a page has: clients take 4 MiB in one message, of which some tell why."""
+_Result = TypeVar("_Result")
 _log = structlog.get_logger(__name__)
+
+
+class AbandonedError(Exception):
+    """Nobody waits for the work any more, so it was ended."""
+
+
+class Interest:
+    """That of a caller in work that runs in a task of its own, most of which goes on to its end in any case."""
+
+    def __init__(self) -> None:
+        self._lost = False
+        self._part: asyncio.Future[Any] | None = None
+
+    def lose(self) -> None:
+        """Say that nobody waits any more."""
+        self._lost = True
+        if self._part is not None:
+            self._part.cancel()
+
+    async def during(self, part: Coroutine[Any, Any, _Result]) -> _Result:
+        """Do a part of the work for as long as somebody waits.
+
+        Raises:
+            AbandonedError: Nobody does.
+        """
+        doing = asyncio.ensure_future(part)
+        if self._lost:
+            doing.cancel()
+        self._part = doing
+        try:
+            return await doing
+        except asyncio.CancelledError:
+            if self._lost:
+                raise AbandonedError from None
+            raise
+        finally:
+            self._part = None
+
+
+class Turns:
+    """Runs work for one key after the other.
+
+    A caller that is cancelled leaves the work that it began, which goes on to its end but for what it does only while
+    somebody waits.
+    """
+
+    def __init__(self) -> None:
+        self._at_work: dict[Hashable, asyncio.Task[Any]] = {}
+
+    async def take(self, key: Hashable, work: Callable[[Interest], Coroutine[Any, Any, _Result]]) -> _Result:
+        """Wait until nothing is being done for a key, and do `work` then.
+
+        Raises:
+            Exception: Whatever the work raises.
+        """
+        while before := self._at_work.get(key):
+            await asyncio.wait([before])
+        interest = Interest()
+        task = asyncio.create_task(work(interest))
+        self._at_work[key] = task
+        task.add_done_callback(lambda _: self._ended(key, task))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            interest.lose()
+            raise
+
+    def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        del self._at_work[key]
+        if not task.cancelled():
+            task.exception()  # asked for, or the loop complains when the caller is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +213,6 @@ def _of_whole_file(reason: Reason, message: str) -> RowsRefusedError:
     return RowsRefusedError((RowError(None, reason.value, message),), 0)
 
 
-_RETRY_AFTER = timedelta(seconds=1)
-_MOST_PAGE_BYTES = 2 * 1024 * 1024
-"""How many bytes of rows a page has: clients take 4 MiB in one message, of which some tell why."""
-
-
 @dataclass(frozen=True, slots=True)
 class RowLimits:
     """How many bytes one row may have."""
@@ -156,37 +226,28 @@ class RowLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadingRooms:
-    """What loading works with."""
+class Loading:
+    """Turns what was uploaded into batches, for all tenants."""
 
     catalog: Catalog
     schemas: Schemas
     uploads: Uploads
     lake: Lake
     children: Pool
-
-
-class Loading:
-    """Turns what was uploaded into batches, for all tenants."""
-
-    def __init__(
-        self, rooms: LoadingRooms, limits: RowLimits, expense: Expense, new_id: Callable[[], str]
-    ) -> None:
-        self._catalog, self._schemas = rooms.catalog, rooms.schemas
-        self._uploads, self._lake, self._children = rooms.uploads, rooms.lake, rooms.children
-        self._limits, self._expense = limits, expense
-        self._new_id = new_id
-        self._completing = Turns()
+    limits: RowLimits
+    expense: Expense
+    new_id: Callable[[], str]
+    completing: Turns = field(default_factory=Turns, init=False)
 
     def staged(self, upload: Upload) -> Path:
         """Return the place of a file's bytes as sent."""
-        return self._lake.upload(upload.staged_as)
+        return self.lake.upload(upload.staged_as)
 
     async def received(self, upload: Upload) -> int:
         """Return how many bytes of a file have arrived."""
         if upload.byte_count is not None:
             return upload.byte_count
-        return await asyncio.to_thread(self._lake.received, upload.staged_as)
+        return await asyncio.to_thread(self.lake.received, upload.staged_as)
 
     async def take(
         self, tenant: Tenant, opened: OpenUpload, sha256: str, byte_count: int, interest: Interest
@@ -218,7 +279,7 @@ class Loading:
             raise conflict.as_precondition() from None
         except FileNotFoundError:
             # The bytes leave with a batch that is given up.
-            await self._uploads.check_loading(tenant, opened.batch.id)
+            await self.uploads.check_loading(tenant, opened.batch.id)
             raise
         await self.clear_away([opened.upload.staged_as])
         return batch
@@ -234,16 +295,16 @@ class Loading:
             NotFoundError: There is no such batch.
             UnavailableError: The process that parses has died; the batch can be completed again.
         """
-        return await self._completing.take(
+        return await self.completing.take(
             (tenant, batch_id), lambda interest: self._complete(tenant, batch_id, interest)
         )
 
     async def _complete(self, tenant: Tenant, batch_id: str, interest: Interest) -> Batch | None:
-        while (opened := await self._uploads.loading_batch(tenant, batch_id)) is not None:
+        while (opened := await self.uploads.loading_batch(tenant, batch_id)) is not None:
             sent: dict[str, IngestedFile] = {}
             try:
                 await self._settle(tenant, opened, sent, interest)
-                batch = await self._uploads.commit_batch(tenant, batch_id, sent)
+                batch = await self.uploads.commit_batch(tenant, batch_id, sent)
             except Exception as error:
                 await self._drop(sent, opened.uploads)
                 match error:
@@ -256,7 +317,7 @@ class Loading:
                         raise rows_rejected(error.rows) from None
                     case FileNotFoundError():
                         # The bytes leave with a batch that is given up.
-                        await self._uploads.check_loading(tenant, batch_id)
+                        await self.uploads.check_loading(tenant, batch_id)
                 raise
             else:
                 await self._drop(opened.uploads, sent)
@@ -270,7 +331,7 @@ class Loading:
         Raises:
             DomainError: As `Uploads.abort_batch`.
         """
-        batch, folder, staged = await self._uploads.abort_batch(tenant, batch_id, reason)
+        batch, folder, staged = await self.uploads.abort_batch(tenant, batch_id, reason)
         await self._remove(folder)
         await self.clear_away(staged)
         return batch
@@ -284,7 +345,7 @@ class Loading:
         folder: str = "",
     ) -> None:
         """Refuse a file and remove what there is of it, but for the rows that were rejected, in `folder`."""
-        await self._uploads.refuse_upload(tenant, opened, errors, rejected_rows, folder)
+        await self.uploads.refuse_upload(tenant, opened, errors, rejected_rows, folder)
         await self.clear_away([opened.upload.staged_as])
 
     async def clear_away(self, staged: Collection[str]) -> None:
@@ -293,11 +354,11 @@ class Loading:
         Args:
             staged: The names that the bytes have. As long as they are there, an end may not have been cleared up after.
         """
-        for batch in await self._uploads.ended(staged):
+        for batch in await self.uploads.ended(staged):
             needed = [*batch.files, *(f"{folder}/{REJECTED_FILE}" for folder in batch.rejected_in)]
-            await asyncio.to_thread(self._lake.keep_only, batch.folder, needed)
+            await asyncio.to_thread(self.lake.keep_only, batch.folder, needed)
         for name in staged:
-            await asyncio.to_thread(self._lake.forget_upload, name)
+            await asyncio.to_thread(self.lake.forget_upload, name)
 
     async def rejected_rows(self, batch: Batch, request: PageRequest) -> Page[tuple[str, RejectedRow]]:
         """Return a page of the rows that were refused, each with the name of its file, in the order of both.
@@ -308,7 +369,7 @@ class Loading:
             InvalidArgumentError: The page token is not one of ours.
         """
         kept = [upload for upload in batch.uploads if upload.rejected_rows]
-        async with self._lake.readable(f"{upload.folder}/{REJECTED_FILE}" for upload in kept):
+        async with self.lake.readable(f"{upload.folder}/{REJECTED_FILE}" for upload in kept):
             found = await asyncio.to_thread(self._rejected_rows, kept, request)
         if sum(len(row.text.encode()) for _, row in found) > _MOST_PAGE_BYTES:
             request = replace(request, size=len(found) - 1)
@@ -324,7 +385,7 @@ class Loading:
         for upload in uploads:
             if upload.file_name < after_file:
                 continue
-            path = self._lake.root / upload.folder / REJECTED_FILE
+            path = self.lake.root / upload.folder / REJECTED_FILE
             for row in read_rejected(path, after_row if upload.file_name == after_file else 0):
                 found.append((upload.file_name, row))
                 room -= len(row.text.encode())
@@ -337,11 +398,11 @@ class Loading:
     async def _alone(self, tenant: Tenant, opened: OpenUpload, sent: SentFile, interest: Interest) -> Batch:
         while True:
             # Asked for anew: another batch may have taught the dataset fields meanwhile.
-            dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
+            dataset = await self.catalog.get_dataset(tenant, opened.dataset.id)
             ingested = await self._ingested(tenant, dataset, sent, (dataset.fields, 0), interest)
             try:
                 committed = {sent.upload.file_name: ingested}
-                return await self._uploads.commit_batch(tenant, sent.batch_id, committed)
+                return await self.uploads.commit_batch(tenant, sent.batch_id, committed)
             except FieldsGrewError:
                 await self._remove(ingested.folder)
             except DomainError:
@@ -352,14 +413,14 @@ class Loading:
         self, tenant: Tenant, opened: OpenUpload, sent: SentFile, interest: Interest
     ) -> Batch:
         """Ingest a file with the row numbers it will have if no file of a smaller name comes after it."""
-        dataset = await self._catalog.get_dataset(tenant, opened.dataset.id)
-        beside = await self._uploads.beside(tenant, sent.batch_id, sent.upload.file_name)
+        dataset = await self.catalog.get_dataset(tenant, opened.dataset.id)
+        beside = await self.uploads.beside(tenant, sent.batch_id, sent.upload.file_name)
         fields = dataset.fields
         for known in beside.fields:
             fields = union_objects(fields, known)
         ingested = await self._ingested(tenant, dataset, sent, (fields, beside.first_row), interest)
         try:
-            return await self._uploads.accept_upload(tenant, opened, ingested)
+            return await self.uploads.accept_upload(tenant, opened, ingested)
         except DomainError:
             await self._remove(ingested.folder)
             raise
@@ -392,8 +453,8 @@ class Loading:
     ) -> IngestedFile:
         """Ingest a file into a folder of its own; `known` are the fields that it has at least, and its first row."""
         fields, first_row = known
-        schema = await self._schemas.get(tenant, dataset.schema.id)
-        folder = f"{sent.folder}/{self._new_id()}"
+        schema = await self.schemas.get(tenant, dataset.schema.id)
+        folder = f"{sent.folder}/{self.new_id()}"
         task = IngestTask(
             source=self.staged(sent.upload),
             format=sent.upload.format,
@@ -401,20 +462,20 @@ class Loading:
             batch_id=sent.batch_id,
             fields=fields,
             identity_fields=dataset.identity_fields,
-            folder=self._lake.staging(folder),
+            folder=self.lake.staging(folder),
             first_row=first_row,
             max_bad_records=sent.upload.max_bad_records,
-            max_row_bytes=self._limits.of(dataset.kind),
+            max_row_bytes=self.limits.of(dataset.kind),
             declared=frozenset(declared.path for declared in dataset.declared_fields),
             rules=schema.rules,
-            bytes_held=self._expense.bytes_held,
+            bytes_held=self.expense.bytes_held,
         )
         try:
-            limits = self._expense.limits(sent.byte_count)
-            result = await interest.during(self._children.run(ingest, task, tenant, limits))
+            limits = self.expense.limits(sent.byte_count)
+            result = await interest.during(self.children.run(ingest, task, tenant, limits))
         except Exception as error:
             if isinstance(error, RowsRefusedError) and error.rejected_rows:
-                await asyncio.to_thread(self._lake.publish, [f"{folder}/{REJECTED_FILE}"])
+                await asyncio.to_thread(self.lake.publish, [f"{folder}/{REJECTED_FILE}"])
             else:
                 await self._remove(folder)
             if (refused := fault_of_file(error, sent.batch_id)) is not None:
@@ -428,7 +489,7 @@ class Loading:
             raise
         ingested = ingested_file(result, folder, sent, first_row)
         rejected = [f"{folder}/{REJECTED_FILE}"] if ingested.rejected_rows else []
-        await asyncio.to_thread(self._lake.publish, [*(file.path for file in ingested.files), *rejected])
+        await asyncio.to_thread(self.lake.publish, [*(file.path for file in ingested.files), *rejected])
         return ingested
 
     async def _drop(self, made: Mapping[Any, IngestedFile], counting: Mapping[Any, IngestedFile]) -> None:
@@ -439,7 +500,7 @@ class Loading:
             await self._remove(folder)
 
     async def _remove(self, folder: str) -> None:
-        await asyncio.to_thread(self._lake.remove, folder)
+        await asyncio.to_thread(self.lake.remove, folder)
 
 
 class _FileRefusedError(Exception):
@@ -448,77 +509,3 @@ class _FileRefusedError(Exception):
     def __init__(self, folder: str, rows: RowsRefusedError) -> None:
         super().__init__(folder)
         self.folder, self.rows = folder, rows
-
-
-_Result = TypeVar("_Result")
-
-
-class AbandonedError(Exception):
-    """Nobody waits for the work any more, so it was ended."""
-
-
-class Interest:
-    """That of a caller in work that runs in a task of its own, most of which goes on to its end in any case."""
-
-    def __init__(self) -> None:
-        self._lost = False
-        self._part: asyncio.Future[Any] | None = None
-
-    def lose(self) -> None:
-        """Say that nobody waits any more."""
-        self._lost = True
-        if self._part is not None:
-            self._part.cancel()
-
-    async def during(self, part: Coroutine[Any, Any, _Result]) -> _Result:
-        """Do a part of the work for as long as somebody waits.
-
-        Raises:
-            AbandonedError: Nobody does.
-        """
-        doing = asyncio.ensure_future(part)
-        if self._lost:
-            doing.cancel()
-        self._part = doing
-        try:
-            return await doing
-        except asyncio.CancelledError:
-            if self._lost:
-                raise AbandonedError from None
-            raise
-        finally:
-            self._part = None
-
-
-class Turns:
-    """Runs work for one key after the other.
-
-    A caller that is cancelled leaves the work that it began, which goes on to its end but for what it does only while
-    somebody waits.
-    """
-
-    def __init__(self) -> None:
-        self._at_work: dict[Hashable, asyncio.Task[Any]] = {}
-
-    async def take(self, key: Hashable, work: Callable[[Interest], Coroutine[Any, Any, _Result]]) -> _Result:
-        """Wait until nothing is being done for a key, and do `work` then.
-
-        Raises:
-            Exception: Whatever the work raises.
-        """
-        while before := self._at_work.get(key):
-            await asyncio.wait([before])
-        interest = Interest()
-        task = asyncio.create_task(work(interest))
-        self._at_work[key] = task
-        task.add_done_callback(lambda _: self._ended(key, task))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            interest.lose()
-            raise
-
-    def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        del self._at_work[key]
-        if not task.cancelled():
-            task.exception()  # asked for, or the loop complains when the caller is gone

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -99,57 +99,46 @@ class Places:
         self._taken -= 1
 
 
+@dataclass(frozen=True, slots=True)
 class Worker:
     """Runs one job after the other until it is told to stop."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a job needs of every room
-        self,
-        name: str,
-        places: Places,
-        attempts: Attempts,
-        keeper: LeaseKeeper,
-        snapshots: Snapshots,
-        wakeups: Wakeups,
-        engines: Mapping[str, Engine],
-        lake: Lake,
-        receipts: ReceiptWriter,
-    ) -> None:
-        self._receipts = receipts
-        self._keeper = keeper
-        self._name = name
-        self._places = places
-        self._attempts = attempts
-        self._snapshots = snapshots
-        self._wakeups = wakeups
-        self._engines = engines
-        self._lake = lake
-        self._stopping = asyncio.Event()
+    name: str
+    places: Places
+    attempts: Attempts
+    keeper: LeaseKeeper
+    snapshots: Snapshots
+    wakeups: Wakeups
+    engines: Mapping[str, Engine]
+    lake: Lake
+    receipts: ReceiptWriter
+    stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def stop_claiming(self) -> None:
         """Claim no further job, and give the current one back."""
-        self._stopping.set()
+        self.stopping.set()
 
     async def run(self) -> None:
         """Claim and carry out jobs until told to stop."""
-        with self._wakeups.of_due_jobs() as due:
-            while not self._stopping.is_set():
+        with self.wakeups.of_due_jobs() as due:
+            while not self.stopping.is_set():
                 due.clear()
-                claim = await _answer(self._places.claim(self._name))
+                claim = await _answer(self.places.claim(self.name))
                 if claim:
                     try:
                         await self._carry_out(claim)
                     finally:
-                        self._places.leave()
+                        self.places.leave()
                 else:
                     # Polling backs the wake-ups up, and finds jobs whose back-off is over.
-                    await first_of(due.wait(), self._stopping.wait(), seconds=POLL_SECONDS)
+                    await first_of(due.wait(), self.stopping.wait(), seconds=POLL_SECONDS)
 
     async def _carry_out(self, claim: Claim) -> None:
         """Run the attempt beside its heartbeat; whatever ends it, the job moves on or is given back.
 
         Where even that fails, the lease runs out, and whoever looks for timeouts moves the job.
         """
-        attempt = _Attempt(claim, self._attempts, self._snapshots, self._engines, self._lake)
+        attempt = _Attempt(claim, self)
         log = _log.bind(job_id=claim.job.id, attempt=claim.fence.attempt)
         log.info("attempt_started")
         work = asyncio.create_task(attempt.run())
@@ -171,7 +160,7 @@ class Worker:
                 await self._end(claim, attempt, work)
             except LeaseLostError:
                 log.warning("lease_lost")
-                await self._attempts.leave(claim.fence)
+                await self.attempts.leave(claim.fence)
         except Exception:
             log.exception("attempt_not_ended")
 
@@ -186,23 +175,23 @@ class Worker:
         trusted_until = attempt.claim.begun + TRUSTED_SECONDS
         loop = asyncio.get_running_loop()
         next_beat = loop.time() + HEARTBEAT_SECONDS
-        with self._wakeups.of_job(fence.job_id) as changed:
-            async with self._keeper.holding(fence, trusted_until) as held:
+        with self.wakeups.of_job(fence.job_id) as changed:
+            async with self.keeper.holding(fence, trusted_until) as held:
                 while not work.done():
-                    if self._stopping.is_set():
+                    if self.stopping.is_set():
                         return True
                     changed.clear()
                     if (asked := loop.time()) >= next_beat:
                         next_beat = asked + HEARTBEAT_SECONDS
-                        state = await _answer(self._attempts.heartbeat(fence, attempt.progress))
+                        state = await _answer(self.attempts.heartbeat(fence, attempt.progress))
                         if state:
                             held.beat(asked)
                     else:
-                        state = await _answer(self._attempts.state_of(fence))
+                        state = await _answer(self.attempts.state_of(fence))
                     if state is JobState.CANCELLING:
                         return True
                     remaining = max(0.0, next_beat - loop.time())
-                    await first_of(changed.wait(), self._stopping.wait(), work, seconds=remaining)
+                    await first_of(changed.wait(), self.stopping.wait(), work, seconds=remaining)
         return False
 
     async def _end(self, claim: Claim, attempt: _Attempt, work: asyncio.Task[None]) -> None:
@@ -212,47 +201,38 @@ class Worker:
         if isinstance(error, LeaseLostError):
             raise error
         if error is None and not work.cancelled():
-            await self._receipts.write_all()
+            await self.receipts.write_all()
             for folder in claim.folders.values():
                 kept = [*(file.path for file in attempt.committed), f"{folder}/{RECEIPT_FILE}"]
-                await asyncio.to_thread(self._lake.keep_only, folder, kept)
+                await asyncio.to_thread(self.lake.keep_only, folder, kept)
             return
         try:
-            if await self._attempts.state_of(fence) is JobState.CANCELLING:
-                await self._attempts.let_go(fence)
+            if await self.attempts.state_of(fence) is JobState.CANCELLING:
+                await self.attempts.let_go(fence)
             elif error is None:
-                await self._attempts.release(fence)
+                await self.attempts.release(fence)
                 return
             else:
-                job = await self._attempts.end_with_error(fence, attempt.describe(error))
+                job = await self.attempts.end_with_error(fence, attempt.describe(error))
                 if not job.is_final:
                     return
         except FailedPreconditionError:
             # A cancel came between the look and the move.
-            await self._attempts.let_go(fence)
+            await self.attempts.let_go(fence)
         for folder in claim.folders.values():
-            await asyncio.to_thread(self._lake.remove, folder)
+            await asyncio.to_thread(self.lake.remove, folder)
 
 
 class _Attempt:
     """One attempt at a job: what it has reached, and the work itself."""
 
-    def __init__(
-        self,
-        claim: Claim,
-        attempts: Attempts,
-        snapshots: Snapshots,
-        engines: Mapping[str, Engine],
-        lake: Lake,
-    ) -> None:
+    def __init__(self, claim: Claim, worker: Worker) -> None:
         self.claim = claim
         self.progress = Progress(Phase.PLAN, claim.fence.attempt, 0, 0)
         self.committed: Sequence[DataFile] = ()
         self._done_before, self._pace = 0, Pace(0, time.monotonic())
-        self._attempts = attempts
-        self._snapshots = snapshots
-        self._engines = engines
-        self._lake = lake
+        self._attempts, self._snapshots = worker.attempts, worker.snapshots
+        self._engines, self._lake = worker.engines, worker.lake
 
     @property
     def _engine(self) -> Engine:

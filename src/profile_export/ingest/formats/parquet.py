@@ -228,12 +228,6 @@ def row_values(batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[dict[str,
         yield from _json_values(taken.to_struct_array())
 
 
-def row_texts(batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[str]:
-    """Yield some rows of a batch as JSON text, as they were read."""
-    for row in row_values(batch, rows):
-        yield json.dumps(row, ensure_ascii=False, default=str)
-
-
 def _json_values(column: pa.Array) -> list[Any]:
     # By way of Arrow's text: Python has no nanoseconds and no year 10000.
     column = plain_values(column)
@@ -282,7 +276,9 @@ def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) ->
     number = 1
     for batch in read_batches(task):
         table, refused = columns.stored(batch)
-        for row, text in zip(sorted(refused), row_texts(batch, sorted(refused)), strict=True):
+        rows = sorted(refused)
+        for row, value in zip(rows, row_values(batch, rows), strict=True):
+            text = json.dumps(value, ensure_ascii=False, default=str)
             refusals.add(number + row, refused[row], text)
         number += batch.num_rows
         writer.add(table)
