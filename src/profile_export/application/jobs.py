@@ -39,7 +39,7 @@ from profile_export.store.jobs.jobs import Jobs, NewJob
 MOST_SECONDS = 600.0
 """How long one estimate may take by the clock, from its turn on."""
 _MOST_AT_ONCE = 2
-"""As few as can be, for each takes as much memory as a job: of two places, one stays free for another tenant."""
+"""How many estimates run at once: each takes as much memory as a job. Of two places, one stays free for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def _takes_long(asked: ExportRequest, unions: Mapping[DatasetKind, ObjectType]) 
 
 
 def _notes(plan: ExportPlan, sample: KeyRange, counts: ExportCounts) -> tuple[str, ...]:
-    """Only who has looked at every profile knows that nobody is in a segment."""
+    """Return the notes of a plan. Those about counts are left out unless the sample holds every profile."""
     return notes_of(plan, counts) if sample.share == 1 else plan.notes
 
 

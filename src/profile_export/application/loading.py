@@ -55,7 +55,7 @@ class AbandonedError(Exception):
 
 
 class Interest:
-    """That of a caller in work that runs in a task of its own, most of which goes on to its end in any case."""
+    """A caller's interest in work that runs in a task of its own. A part of that work ends without it."""
 
     def __init__(self) -> None:
         self._lost = False
@@ -378,7 +378,7 @@ class Loading:
     def _rejected_rows(
         self, uploads: Sequence[Upload], request: PageRequest
     ) -> list[tuple[str, RejectedRow]]:
-        """Read one row more than a page has, or fewer that have too many bytes without the last of them."""
+        """Read one row more than a page has; or stop after the row whose bytes exceed those of a page."""
         after_file, after_row = request.place
         found: list[tuple[str, RejectedRow]] = []
         room = _MOST_PAGE_BYTES
@@ -493,7 +493,7 @@ class Loading:
         return ingested
 
     async def _drop(self, made: Mapping[Any, IngestedFile], counting: Mapping[Any, IngestedFile]) -> None:
-        """Remove what was ingested, but for what is the same in what counts."""
+        """Remove the folders of files that were ingested, except for folders that also hold what counts."""
         for folder in {ingested.folder for ingested in made.values()} - {
             one.folder for one in counting.values()
         }:

@@ -57,7 +57,7 @@ _MOST_COMPARED = 200
 _COMPARED_AT_ONCE = 500
 _MOST_KEPT = 16
 _MOST_MADE_AT_ONCE = 2
-"""As few as can be, for each takes all cores: of two places, one stays free for another tenant."""
+"""How many mappings are made at once. Each takes all cores; of two places, one stays free for another tenant."""
 _MOST_LOOKED_UP_AT_ONCE = 4
 """How many people's rows are held at a time, over all tenants; see `MOST_HELD`."""
 _MadeOf: TypeAlias = tuple[Whose, frozenset[tuple[str, int]]]
@@ -178,7 +178,7 @@ class Mappings:
         self._turns = FairTurns(_MOST_MADE_AT_ONCE)
 
     async def together(self, whose: Whose, plan: ExportPlan, key: IdentityKey) -> frozenset[IdentityKey]:
-        """Return the keys of all identities of the person of a tenant that has one, itself among them.
+        """Return the keys of all identities of the person that has the identity `key`, this key among them.
 
         Raises:
             EngineDiedError: The engine's process ended; another try may succeed.

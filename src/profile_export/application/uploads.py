@@ -24,9 +24,9 @@ from profile_export.domain.errors import (
 from profile_export.store.files.uploads import OpenUpload, Uploads
 
 _SIGN_OF_LIFE_SECONDS = 60.0
-"""How often an upload says that its bytes arrive: a batch of which nobody says so for hours is given up."""
+"""How often an upload notes in the store that bytes arrive: a chore gives up batches without such a note for hours."""
 _MORE_BYTES = 16 * 1024 * 1024
-"""For how many bytes at a time an upload asks for room."""
+"""How many bytes of room an upload reserves at a time."""
 _RETRY_AFTER = timedelta(seconds=1)
 _Argument = TypeVar("_Argument")
 

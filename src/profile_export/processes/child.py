@@ -39,7 +39,7 @@ from profile_export.processes.messages import (
 )
 
 _CONTAINERS_BETWEEN_COLLECTIONS = 50_000
-"""Thousands of parsed records at a time wait for Arrow, none in a cycle: looking for those took a fifth of the time."""
+"""Thousands of parsed records wait for Arrow, none of them in a cycle; looking for cycles took a fifth of the time."""
 _RESERVED_BYTES = 500_000_000
 """What a child reserves of the system's memory without using it: libraries' data, stacks of threads."""
 _PR_SET_PDEATHSIG = 1

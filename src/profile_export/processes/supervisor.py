@@ -44,7 +44,7 @@ _POLL_SECONDS = 0.05
 """How often a child that works under limits is looked at."""
 _MEGABYTE = 1_000_000
 _UTIME, _STIME = 11, 12
-"""Of `/proc/PID/stat`, counted behind the name of the program."""
+"""The places of two fields of `/proc/PID/stat`, counted behind the name of the program."""
 _log = structlog.get_logger(__name__)
 
 
@@ -62,7 +62,7 @@ class Child:
 
     @classmethod
     async def started(cls, niceness: int = 0) -> Child:
-        """Start one and wait until it listens.
+        """Start a child and wait until it listens.
 
         Raises:
             ChildDiedError: It ended at once.
@@ -141,7 +141,7 @@ class Child:
 
     @property
     def process_id(self) -> int:
-        """Of the system."""
+        """The process id."""
         return self._process.pid
 
     @property

@@ -16,6 +16,14 @@ from profile_export.domain.errors import ExhaustedError
 
 Whose = Hashable
 """For whom something is done, such as a tenant."""
+MOST_SECONDS = 20.0
+"""How long one piece may take, from its beginning; on a quiet machine what the limits allow takes two at most."""
+_RETRY_AFTER = timedelta(seconds=10)
+# Python computes in one thread at a time: the second is for who has to do less than the first.
+_THREADS = 2
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+_whose: ContextVar[Whose] = ContextVar("whose", default=None)
 
 
 class WaitedTooLongError(Exception):
@@ -23,7 +31,7 @@ class WaitedTooLongError(Exception):
 
 
 class FairTurns:
-    """Gives out so many places.
+    """Gives out a number of places.
 
     Who has none gets the next free one, the longest waiting first and round robin. Who has one gets another while
     nobody without waits, and another place stays free for those who may come.
@@ -98,16 +106,6 @@ async def _within(seconds: float | None, turn: asyncio.Future[None]) -> None:
             await turn
     except TimeoutError:
         raise WaitedTooLongError from None
-
-
-MOST_SECONDS = 20.0
-"""How long one piece may take, from its beginning; on a quiet machine what the limits allow takes two at most."""
-_RETRY_AFTER = timedelta(seconds=10)
-# Python computes in one thread at a time: the second is for who has to do less than the first.
-_THREADS = 2
-_Parameters = ParamSpec("_Parameters")
-_Result = TypeVar("_Result")
-_whose: ContextVar[Whose] = ContextVar("whose", default=None)
 
 
 class Computing:

@@ -1,4 +1,4 @@
-"""Keeps the leases of this process where its loop is held up: they are its right to go on, not a proof of leisure."""
+"""Renews the leases of this process from a thread while its event loop is too busy to renew them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from profile_export.store.jobs.attempts import Fence, Renewals
 
 TRUSTED_SECONDS = (LEASE_TTL - LEASE_MARGIN).total_seconds()
 LATE_SECONDS = 3.0
-"""After so long without a heartbeat, which come every second, a lease is renewed from here."""
+"""After so many seconds without a heartbeat, which come every second, the thread renews a lease."""
 MOST_SECONDS = 120.0
-"""So long after the last heartbeat a loop hangs, and its jobs are for others to do."""
+"""So many seconds after the last heartbeat, the loop counts as hanging: the thread stops, and others take the jobs."""
 _LOOK_SECONDS = 0.5
 _log = structlog.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""Where store and lake do not agree: what lies on the disk unnamed, and what is named and not there.
+"""Finds files that the store does not name, and names in the store whose files are not there.
 
 What a row once named, or what was made for one call, leaves the disk at once. Everything else goes to the trash: that
 the store does not know it may be the store's fault.
@@ -22,7 +22,7 @@ from profile_export.store.files.folders import DroppedFolders, Named, NamedFile
 from profile_export.store.files.snapshots import Compactions
 
 _UNDER_WAY = timedelta(hours=1)
-"""The longest that a process at work leaves files untouched which the store does not name yet."""
+"""For how long a process at work may leave files unmodified before the store names them."""
 _log = structlog.get_logger(__name__)
 
 

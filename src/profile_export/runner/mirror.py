@@ -32,7 +32,7 @@ class Mirror:
     """Changes one table after the other until it is told to stop."""
 
     poll_seconds = 5.0
-    """Polling also finds tables whose back-off is over or that are to be checked."""
+    """How often the mirror also looks by itself, for tables whose back-off is over or that are to be checked."""
 
     name: str
     """Unlike that of any other mirror."""

@@ -342,7 +342,7 @@ def _data_file(file: WrittenFile, folder: str) -> DataFile:
 
 
 async def _answer(asked: Awaitable[_T]) -> _T | None:
-    """Return the store's answer; None where it has none just now: it may be back before a lease is over.
+    """Return the store's answer; None if the store fails now, since it may be back before the lease is over.
 
     Raises:
         LeaseLostError: The answer is that.

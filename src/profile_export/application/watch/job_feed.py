@@ -20,11 +20,11 @@ from profile_export.store.db.wakeups import Wakeups
 from profile_export.store.jobs.changes import Advance, Change, Changes, Head, check_kept
 
 _MOST_CHANGES = 100
-"""As many are read, and sent in a message, at once."""
+"""How many changes are read at once, and sent in one message."""
 _MOST_BYTES = 256 * 1024
 """The changes of a message have no more bytes together; a single one may have more."""
 _LEAST_SECONDS = 0.02
-"""What comes within so short a time is read together."""
+"""Changes that come within so many seconds are read together."""
 _CACHE_BYTES = 32 * 1024 * 1024
 
 
@@ -127,7 +127,7 @@ class JobFeed(Reading):
 
     def __init__(self, changes: Changes, wakeups: Wakeups, encoder: FeedEncoder, tenant: Tenant) -> None:
         self.progresses: Sequence[Entry] = ()
-        """The latest of each running job, the newest last."""
+        """The latest progress of each running job, the newest last."""
         self._changes = changes
         self._wakeups = wakeups
         self._encoder = encoder
@@ -155,18 +155,10 @@ class JobFeed(Reading):
         check_kept(after, self._head.revision, self._head.forgotten)
 
     async def _read_on(self) -> None:
-        # Registered before the changes are read, so that none falls between the two.
-        with self._wakeups.of_any_job() as self._asked:
-            await self._read()
-            while self._head.tenant_id is None and not self.failed:
-                await self._pause()
-                await self._read()
+        await self._read_while(lambda: self._head.tenant_id is None, self._wakeups.of_any_job())
         if self._head.tenant_id is not None:
-            with self._wakeups.of_tenant(self._head.tenant_id) as self._asked:
-                while not self.failed:
-                    await self._read()
-                    await asyncio.sleep(_LEAST_SECONDS)
-                    await self._pause()
+            wakeups = self._wakeups.of_tenant(self._head.tenant_id)
+            await self._read_while(lambda: True, wakeups, _LEAST_SECONDS)
 
     async def _take_news(self) -> bool:
         head = await self._changes.head(self._tenant)

@@ -63,7 +63,7 @@ class JobLog(Reading):
         job_id: int,
     ) -> None:
         self.progress_number = 0
-        """Grows with each new progress; 0 while there is none."""
+        """The number of the latest progress, which grows with each; 0 while no progress is known."""
         self._jobs = jobs
         self._wakeups = wakeups
         self._encoder = encoder
@@ -117,12 +117,7 @@ class JobLog(Reading):
         return self._messages[key]
 
     async def _read_on(self) -> None:
-        # Registered before the log is read, so that no change falls between the two.
-        with self._wakeups.of_job(self._job_id) as self._asked:
-            await self._read()
-            while not self.failed and not self.is_complete:
-                await self._pause()
-                await self._read()
+        await self._read_while(lambda: not self.is_complete, self._wakeups.of_job(self._job_id))
 
     async def _take_news(self) -> bool:
         view, moves = await self._jobs.transitions_after(self._tenant, self._job_id, len(self._moves))

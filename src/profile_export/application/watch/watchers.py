@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -157,11 +157,24 @@ class Reading(ABC):
 
     @abstractmethod
     async def _read_on(self) -> None:
-        """Read and pause in turns, with `_asked` the flag that the store's wake-ups set."""
+        """Read and pause in turns, by `_read_while`."""
 
     @abstractmethod
     async def _take_news(self) -> bool:
         """Read once; say whether there is news to those who wait."""
+
+    async def _read_while(
+        self, goes_on: Callable[[], bool], wakeups: AbstractContextManager[asyncio.Event], rest: float = 0.0
+    ) -> None:
+        """Read after each wake-up, but no sooner than after `rest` seconds, until it fails or does not go on."""
+        # The flag is registered before the store is read, so that no change falls between the two.
+        with wakeups as self._asked:
+            await self._read()
+            while not self.failed and goes_on():
+                if rest:
+                    await asyncio.sleep(rest)
+                await self._pause()
+                await self._read()
 
     async def _read(self) -> None:
         self._asked.clear()

@@ -67,7 +67,7 @@ MOST_ROW_GROUPS = 20_000
 _TAIL_BYTES = 8
 _MAGIC = b"PAR1"
 _MOST_BYTES_OF_A_VALUE = 8
-"""Of one that has a fixed width, as Arrow holds most of them; of text there is what its row may have."""
+"""The most bytes of a value of fixed width, as Arrow holds most values. Text is limited by what its row may have."""
 _LIBRARYS_OWN = re.compile(r"\b\w+(?:Exception|Error): ")
 """The name of an exception, which stands in what the reader says and means nothing to who sent the file."""
 
@@ -261,7 +261,7 @@ def _json_value(value: Any, found: pa.DataType) -> Any:
 
 
 _MOST_VALUES_OF_A_BYTE = 8
-"""Of booleans, and of what is null."""
+"""How many values one byte holds if they are booleans or null."""
 
 
 def ingest_parquet(task: IngestTask, writer: BatchWriter, refusals: Refusals) -> IngestResult:

@@ -49,6 +49,8 @@ NO_PRIMARY = (
     "has no primary identity: none is marked in its identityMap, nor does a declared primary field hold one"
 )
 _ABSENT: tuple[object, ...] = (None, {})
+_STATES = pa.array(AUTHENTICATED_STATES)
+_ITEM = IDENTITY_MAP_TYPE.value.item if isinstance(IDENTITY_MAP_TYPE.value, ArrayType) else None
 
 
 class Claim(IntEnum):
@@ -286,10 +288,6 @@ def _kind(value: object) -> str:
         case int() | float():
             return "double"
     return type(value).__name__
-
-
-_STATES = pa.array(AUTHENTICATED_STATES)
-_ITEM = IDENTITY_MAP_TYPE.value.item if isinstance(IDENTITY_MAP_TYPE.value, ArrayType) else None
 
 
 class DeclaredColumn(NamedTuple):
