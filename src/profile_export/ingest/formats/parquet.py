@@ -51,13 +51,14 @@ from profile_export.ingest.rows.identities import (
     DeclaredColumn,
     Identified,
     Mention,
+    RowIdentities,
     check_identity_map,
     claim_of,
     identify,
     resolve,
     segment_namespace_refused,
 )
-from profile_export.ingest.rows.rows import Accepted, SystemColumns, missing_in_event, numbered, too_large
+from profile_export.ingest.rows.rows import Accepted, missing_in_event, numbered, system_columns, too_large
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.lake.data_files import ROWS_PER_GROUP, arrow_type, file_schema
 
@@ -376,9 +377,9 @@ class _Columns(Accepted):
     def _identify_rows(
         self, maps: list[Any], declared_columns: list[DeclaredColumn]
     ) -> tuple[list[pa.Array], pa.Array, Refused]:
-        system = SystemColumns(self.task.batch_id, self.next_row)
         declared = [(field.namespace, field.claim, field.ids.to_pylist()) for field in declared_columns]
         stored: list[dict[str, Any] | None] = []
+        found: list[RowIdentities] = []
         refused: Refused = {}
         for index, sent in enumerate(maps):
             try:
@@ -394,8 +395,9 @@ class _Columns(Accepted):
             for mention in mentions:
                 self.identity_namespaces.see(mention.namespace, self.next_row + len(stored))
             stored.append(identity_map)
-            system.add(identities)
-        return system.arrays(), pa.array(stored, arrow_type(IDENTITY_MAP_TYPE)), refused
+            found.append(identities)
+        system = system_columns(self.task.batch_id, self.next_row, found)
+        return system, pa.array(stored, arrow_type(IDENTITY_MAP_TYPE)), refused
 
     def _see_identities(self, found: Identified) -> None:
         firsts = [pc.index(found.namespaces, name).as_py() for name in pc.unique(found.namespaces)]

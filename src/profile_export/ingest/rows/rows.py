@@ -8,7 +8,7 @@ counts: the second may reject a row more, whose empty array turned out to be som
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -35,7 +35,6 @@ from profile_export.ingest.rows.identities import (
     Mention,
     NamespaceTally,
     RowIdentities,
-    Stated,
     check_identity_map,
     check_segment_namespaces,
     claim_of,
@@ -98,25 +97,13 @@ EVENT_NEEDS = {EVENT_ID: Reason.EVENT_ID_MISSING, EVENT_TIME: Reason.TIMESTAMP_M
 _MISSING = "is missing or empty, but an experience event needs it"
 
 
-class SystemColumns:
-    """The system columns of consecutive rows, filled row by row."""
-
-    def __init__(self, batch_id: str, first_row: int) -> None:
-        self._batch_id = batch_id
-        self._first_row = first_row
-        self._rows: list[tuple[str, str, str | None, int, int, list[Stated] | None]] = []
-
-    def add(self, identities: RowIdentities) -> None:
-        """Add the next row."""
-        self._rows.append((*identities.primary, identities.links or None))
-
-    def arrays(self) -> list[pa.Array]:
-        """Return the columns in the order of `SYSTEM_FIELDS`."""
-        arrays = [
-            pa.array([row[place] for row in self._rows], field.type)
-            for place, field in enumerate(SYSTEM_FIELDS[2:])
-        ]
-        return numbered(self._batch_id, self._first_row, arrays)
+def system_columns(batch_id: str, first_row: int, found: Sequence[RowIdentities]) -> list[pa.Array]:
+    """Return the system columns of consecutive rows, in the order of `SYSTEM_FIELDS`."""
+    rows = [(*identities.primary, identities.links or None) for identities in found]
+    columns = [
+        pa.array([row[place] for row in rows], field.type) for place, field in enumerate(SYSTEM_FIELDS[2:])
+    ]
+    return numbered(batch_id, first_row, columns)
 
 
 def numbered(batch_id: str, first_row: int, columns: list[pa.Array]) -> list[pa.Array]:
@@ -217,16 +204,12 @@ class RowChecker(Accepted):
 
 
 class RowBatch:
-    """Some consecutive rows on their way into Arrow."""
+    """Some consecutive rows on their way into Arrow: their values in the stored form, and whose they are."""
 
     def __init__(self, batch_id: str, first_row: int) -> None:
-        self.system = SystemColumns(batch_id, first_row)
+        self._batch_id, self._first_row = batch_id, first_row
         self.values: list[Mapping[str, Any]] = []
-
-    def add(self, value: Mapping[str, Any], identities: RowIdentities) -> None:
-        """Add the next row in its stored form."""
-        self.values.append(value)
-        self.system.add(identities)
+        self.identities: list[RowIdentities] = []
 
     def table(self, fields: ObjectType, *, has_untyped: bool) -> pa.Table:
         """Return the rows as a table with the system columns and `fields`.
@@ -237,7 +220,8 @@ class RowBatch:
         """
         values = [typed_part(value, fields) for value in self.values] if has_untyped else self.values
         members = pa.array(values, arrow_type(fields)).flatten()
-        return pa.Table.from_arrays([*self.system.arrays(), *members], schema=file_schema(fields))
+        system = system_columns(self._batch_id, self._first_row, self.identities)
+        return pa.Table.from_arrays([*system, *members], schema=file_schema(fields))
 
 
 def check_event(value: Mapping[str, Any]) -> None:
@@ -366,7 +350,8 @@ def _batches(read: ReadRows, task: IngestTask, checker: RowChecker, refusals: Re
         except (ValueRefusedError, TypeConflictError) as error:
             refusals.add(number, error, text)
             continue
-        batch.add(value, identities)
+        batch.values.append(value)
+        batch.identities.append(identities)
         size += len(text)
         if len(batch.values) == _ROWS_PER_BATCH or size >= _BYTES_PER_BATCH or _is_wide(batch, checker):
             yield batch
