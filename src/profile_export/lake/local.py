@@ -22,52 +22,11 @@ import structlog
 
 from profile_export.domain.export.plan import ESTIMATES, GRAPHS, MADE_NAME, MAPPINGS
 from profile_export.domain.export.receipt import RECEIPT_FILE
+from profile_export.lake.data_files import sync
 from profile_export.processes.plain_file import open_plain
 
 _NOT_LOCKABLE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a file system says that knows no locks: who uses the lake cannot be told there."""
-
-
-class Holding:
-    """This process's lock on the lake of a data directory; it goes with the process."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self._path = data_dir / "lake.lock"
-        self._file: BinaryIO | None = None
-
-    def take(self) -> None:
-        """Use the lake beside others. Waits for who takes it over at the moment.
-
-        Raises:
-            OSError: The data directory cannot be used.
-        """
-        self.let_go()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open_plain(self._path, "ab")
-        self._lock(fcntl.LOCK_SH)
-
-    def take_alone(self) -> bool:
-        """Keep others from using the lake, until it is taken again or let go; False if another process uses it."""
-        try:
-            self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def let_go(self) -> None:
-        """Use the lake no longer."""
-        if self._file:
-            self._file.close()
-            self._file = None
-
-    def _lock(self, how: int) -> None:
-        if self._file is None:
-            return
-        try:
-            fcntl.flock(self._file, how)
-        except OSError as error:
-            if error.errno not in _NOT_LOCKABLE:
-                raise
 
 
 CHUNK_BYTES = 1024 * 1024
@@ -86,7 +45,10 @@ class LocalLake:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self._trash, self._holding = Trash(data_dir), Holding(data_dir)
+        self._trash = Trash(data_dir)
+        self._lock_path = data_dir / "lake.lock"
+        self._lock_file: BinaryIO | None = None
+        """Locked by this process; the lock goes with the process."""
         self.root = data_dir / "lake"
         self._uploads = data_dir / "uploads"
 
@@ -107,16 +69,38 @@ class LocalLake:
         return str(self.root)
 
     def take(self) -> None:
-        """Use the lake beside others, see `Holding.take`."""
-        self._holding.take()
+        """Use the lake beside others. Waits for who takes it over at the moment.
+
+        Raises:
+            OSError: The data directory cannot be used.
+        """
+        self.let_go()
+        self._lock_path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_file = open_plain(self._lock_path, "ab")
+        self._lock(fcntl.LOCK_SH)
 
     def take_alone(self) -> bool:
-        """Keep others from using the lake, see `Holding.take_alone`."""
-        return self._holding.take_alone()
+        """Keep others from using the lake, until it is taken again or let go; False if another process uses it."""
+        try:
+            self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def let_go(self) -> None:
         """Use the lake no longer."""
-        self._holding.let_go()
+        if self._lock_file:
+            self._lock_file.close()
+            self._lock_file = None
+
+    def _lock(self, how: int) -> None:
+        if self._lock_file is None:
+            return
+        try:
+            fcntl.flock(self._lock_file, how)
+        except OSError as error:
+            if error.errno not in _NOT_LOCKABLE:
+                raise
 
     def readable(self, keys: Iterable[str]) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - the port's
         """Bring files below `root`, where they are."""
@@ -175,11 +159,7 @@ class LocalLake:
         """
         for folder in {(self.root / key).parent for key in keys}:
             for directory in (folder, *folder.parents):
-                descriptor = os.open(directory, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                sync(directory)
                 if directory == self.root:
                     break
 
@@ -334,7 +314,7 @@ class Trash:
             changed |= {source.parent, *_up_to(self._data_dir, target.parent)}
         for folder in changed:
             with suppress(FileNotFoundError):
-                _sync(folder)
+                sync(folder)
         if moved:
             _log.warning("moved_to_trash", trash=place.name, count=len(moved), paths=moved[:_MOST_SAID])
         else:
@@ -369,11 +349,3 @@ class Trash:
 def _up_to(top: Path, folder: Path) -> list[Path]:
     """Return a folder and those above it, up to one of them."""
     return [folder, *(parent for parent in folder.parents if parent.is_relative_to(top))]
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,7 +30,7 @@ _VALUES_HELD = 500_000
 """How many values of all columns are held, likewise."""
 
 
-def plain_rows(rows: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+def _plain_rows(rows: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """Yield rows as plain values, maps as dicts; little is made of what is not asked for."""
     start = 0
     while start < rows.num_rows:
@@ -45,26 +45,26 @@ def plain_rows(rows: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 def _fitting(rows: pa.RecordBatch) -> pa.RecordBatch:
     """Return the first rows, as many as are made together."""
     while rows.num_rows > 1:
-        counts = [value_count(column) for column in rows.columns]
+        counts = [_value_count(column) for column in rows.columns]
         if max(counts) <= _VALUES_OF_A_COLUMN and sum(counts) <= _VALUES_HELD:
             return rows
         rows = rows.slice(0, rows.num_rows // 2)
     return rows
 
 
-def value_count(column: pa.Array) -> int:
+def _value_count(column: pa.Array) -> int:
     """Return how many values a column has at all depths: members of objects, items of arrays, entries of maps."""
     kind, own = column.type, len(column)
     if not own:
         return 0
     if pa.types.is_struct(kind):
-        return own + sum(map(value_count, column.flatten()))
+        return own + sum(map(_value_count, column.flatten()))
     if pa.types.is_list(kind):
-        return own + value_count(column.flatten())
+        return own + _value_count(column.flatten())
     if pa.types.is_map(kind):
         # Keys and items of a slice are those of the whole array.
         first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
-        return own + sum(value_count(part.slice(first, end - first)) for part in (column.keys, column.items))
+        return own + sum(_value_count(part.slice(first, end - first)) for part in (column.keys, column.items))
     return own
 
 
@@ -77,7 +77,7 @@ def first_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         with open_data_file(path) as file:
             columns = [name for name in file.schema_arrow.names if name not in SYSTEM_COLUMNS]
             for batch in file.iter_batches(_ROWS_READ_AT_ONCE, columns=columns):
-                yield from plain_rows(batch)
+                yield from _plain_rows(batch)
 
 
 _KEY = [columns.KEY_HIGH, columns.KEY_LOW]
@@ -110,22 +110,19 @@ def source_rows(lake_root: Path, plan: ExportPlan, keys: Collection[IdentityKey]
             for rows in _rows(lake_root / file.path, wanted, _needed(plan, source)):
                 held += _held(rows)
                 if held > MOST_HELD:
-                    raise _too_much()
-                found += [_source_row(source.dataset_id, line) for line in plain_rows(rows)]
+                    raise ExhaustedError(
+                        "REQUEST_TOO_EXPENSIVE",
+                        f"The rows of this person take more than {MOST_HELD // 10**6} MB of memory. "
+                        "Ask for fewer fields, or export.",
+                        metadata={"limit": f"{MOST_HELD // 10**6}MB"},
+                    )
+                found += [_source_row(source.dataset_id, line) for line in _plain_rows(rows)]
     return found
 
 
 def _held(rows: pa.RecordBatch) -> int:
     """Return about how much memory rows take as objects."""
-    return _BYTES_OF_A_VALUE * sum(map(value_count, rows.columns)) + int(rows.nbytes)
-
-
-def _too_much() -> ExhaustedError:
-    return ExhaustedError(
-        "REQUEST_TOO_EXPENSIVE",
-        f"The rows of this person take more than {MOST_HELD // 10**6} MB of memory. Ask for fewer fields, or export.",
-        metadata={"limit": f"{MOST_HELD // 10**6}MB"},
-    )
+    return _BYTES_OF_A_VALUE * sum(map(_value_count, rows.columns)) + int(rows.nbytes)
 
 
 def _needed(plan: ExportPlan, source: Source) -> Sequence[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import ibis.expr.operations as ops
-import ibis.expr.types as ir
 import sqlglot.expressions as sge
+from cachetools import LRUCache, cached
 from ibis.backends.sql.compilers.duckdb import DuckDBCompiler
 
 from profile_export.domain.catalog import batches as columns
@@ -22,7 +21,6 @@ from profile_export.engines.expression.expression import export_expression, outp
 from profile_export.engines.expression.tables import WIDE, Shape
 
 _REMEMBERED = 64
-_texts: OrderedDict[str, str] = OrderedDict()
 
 
 class _Compiler(DuckDBCompiler):  # type: ignore[misc] # Ibis has no types
@@ -45,18 +43,11 @@ class _Compiler(DuckDBCompiler):  # type: ignore[misc] # Ibis has no types
         return super().visit_Cast(op, arg=arg, to=to)
 
 
+@cached(LRUCache(_REMEMBERED), key=repr)
 def compiled(shape: Shape) -> str:
     """Return the SQL of a shape's expression, remembered: making it can take longer than a small export."""
-    text = _texts.pop(shape.key, None) or _text_of(export_expression(shape))
-    _texts[shape.key] = text
-    if len(_texts) > _REMEMBERED:
-        _texts.popitem(last=False)
-    return text
-
-
-def _text_of(expression: ir.Table) -> str:
     compiler = _Compiler()
-    text: str = compiler.to_sqlglot(expression.unbind()).sql(dialect=compiler.dialect)
+    text: str = compiler.to_sqlglot(export_expression(shape).unbind()).sql(dialect=compiler.dialect)
     return text
 
 

@@ -35,8 +35,8 @@ from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.engines.duckdb.engine import Close, Failed, FindMapping, Open, Resolve, Run
 from profile_export.engines.duckdb.output import Output, compiled
 from profile_export.engines.duckdb.sources import (
-    Binding,
     MovedRows,
+    bound_tables,
     in_place,
     in_range,
     range_statements,
@@ -260,7 +260,7 @@ class DuckDbSession:
         longer than everything else together.
         """
         shape = shape_of(self._plan, linked=False)
-        queries = Binding(self._plan, shape, self._root).tables()
+        queries = bound_tables(self._plan, shape, self._root)
         if self._is_small:
             for table, query in queries.items():
                 self._connection.execute(f"CREATE TEMP TABLE {_ALL.format(table)} AS {query}")

@@ -1,4 +1,4 @@
-"""How DuckDB binds the sources of a plan: views over Parquet files, in the form that `inputs` describes.
+"""How DuckDB binds the sources of a plan: views over Parquet files, in the form that `expression.tables` describes.
 
 Nested files are never read with `union_by_name`: where their structs differ, a projection of nested columns ends in an
 internal error that takes the whole database with it (DuckDB 2.0). So every part is flattened by itself.
@@ -59,6 +59,7 @@ _SYSTEM = {
     "identity": columns.IDENTITY,
     "authenticated_state": columns.AUTHENTICATED_STATE,
 }
+_OF_OTHERS = ("key_high", "key_low", "batch_id", "namespace", "identity")
 _EVENT_LEAVES = (
     Leaf("event_id", (EVENT_ID,), TEXT, TEXT),
     Leaf("event_time", (EVENT_TIME,), TIMESTAMP, TIMESTAMP),
@@ -92,7 +93,7 @@ def type_name(kind: FieldType) -> str:
 
 
 def range_statements(key_range: KeyRange) -> tuple[str, ...]:
-    """Bind the range that the views of `source_view` show."""
+    """Bind the range that `in_range` means."""
     return tuple(
         f"SET VARIABLE {end} = CAST({key} AS BIGINT)"
         for end, key in (("lowest", key_range.low), ("highest", key_range.high))
@@ -106,71 +107,47 @@ def in_range(column: str) -> str:
 
 def scan(paths: Sequence[Path]) -> str:
     """Read Parquet files that have the same columns."""
-    return f"read_parquet([{listed(paths)}], hive_partitioning = false)"
+    # DuckDB takes every path for a pattern.
+    listed = ", ".join(text(_GLOB.sub(r"[\1]", str(path))) for path in paths)
+    return f"read_parquet([{listed}], hive_partitioning = false)"
 
 
-def listed(paths: Sequence[Path]) -> str:
-    """Write paths as DuckDB takes them: every one is a pattern."""
-    return ", ".join(text(_GLOB.sub(r"[\1]", str(path))) for path in paths)
+def bound_tables(plan: ExportPlan, shape: Shape, lake_root: Path) -> dict[str, str]:
+    """Select all rows of each table of `expression.tables` that has any, without `profile_*`."""
+    # Events of one instant and id are ordered by dataset id (S17).
+    ranks = {source: rank for rank, source in enumerate(sorted(source.dataset_id for source in plan.sources))}
+    found: dict[str, list[str]] = {}
+    for source in plan.sources:
+        table = _TABLES[source.kind] if source.takes_part else OTHERS
+        for part in source.parts:
+            paths = [lake_root / file.path for file in part.files if file.rows]
+            if paths:
+                selected = _columns(shape, source, ranks[source.dataset_id], part)
+                query = f"SELECT {', '.join(selected)} FROM {scan(paths)} AS file"
+                found.setdefault(table, []).append(query)
+    return {table: " UNION ALL ".join(queries) for table, queries in found.items()}
 
 
-class Binding:
-    """The sources of a plan, flattened."""
-
-    def __init__(self, plan: ExportPlan, shape: Shape, lake_root: Path) -> None:
-        self._shape = shape
-        self._root = lake_root
-        # Events of one instant and id are ordered by dataset id (S17).
-        ranks = {
-            source: rank for rank, source in enumerate(sorted(source.dataset_id for source in plan.sources))
-        }
-        self._parts = [
-            (source, ranks[source.dataset_id], part)
-            for source in plan.sources
-            for part in source.parts
-            if any(file.rows for file in part.files)
-        ]
-
-    def tables(self) -> dict[str, str]:
-        """Select all rows of each table of `inputs` that has any, without `profile_*`."""
-        found: dict[str, list[str]] = {}
-        for source, rank, part in self._parts:
-            table = _TABLES[source.kind] if source.takes_part else OTHERS
-            query = self._part(source, rank, part) if source.takes_part else self._other(part)
-            found.setdefault(table, []).append(query)
-        return {table: " UNION ALL ".join(queries) for table, queries in found.items()}
-
-    def _other(self, part: SourcePart) -> str:
-        aliases = ("key_high", "key_low", "batch_id", "namespace", "identity")
-        selected = [f"{name(_SYSTEM[alias])} AS {name(alias)}" for alias in aliases]
-        selected.append(_links())
-        return f"SELECT {', '.join(selected)} FROM {scan(self._files(part))} AS file"
-
-    def _files(self, part: SourcePart) -> list[Path]:
-        return [self._root / file.path for file in part.files if file.rows]
-
-    def _part(self, source: Source, rank: int, part: SourcePart) -> str:
-        selected = [f"{name(column)} AS {name(alias)}" for alias, column in _SYSTEM.items()]
-        selected.append(f"{rank}::INTEGER AS dataset")
-        selected.append(_links())
-        leaves = self._shape.bound_record_leaves
-        if source.kind is DatasetKind.EVENT:
-            leaves = (*_EVENT_LEAVES, *self._shape.event_leaves)
-        elif self._shape.upserts:
-            selected.append(f"{source.upserts} AS upserts")
-        selected += [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
-        return f"SELECT {', '.join(selected)} FROM {scan(self._files(part))} AS file"
-
-
-def _links() -> str:
-    return f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links"
+def _columns(shape: Shape, source: Source, rank: int, part: SourcePart) -> list[str]:
+    known = _SYSTEM if source.takes_part else _OF_OTHERS
+    selected = [f"{name(_SYSTEM[alias])} AS {name(alias)}" for alias in known]
+    selected.append(f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links")
+    if not source.takes_part:
+        return selected
+    selected.append(f"{rank}::INTEGER AS dataset")
+    leaves = shape.bound_record_leaves
+    if source.kind is DatasetKind.EVENT:
+        leaves = (*_EVENT_LEAVES, *shape.event_leaves)
+    elif shape.upserts:
+        selected.append(f"{source.upserts} AS upserts")
+    return selected + [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
 
 
 def in_place(rows: str, *, mapping: str | None = None, moved: Sequence[Path] = ()) -> str:
     """Select of `rows` those that belong to the bound range, with the key of their profile.
 
     Args:
-        rows: A query of `Binding.tables`.
+        rows: A query of `bound_tables`.
         mapping: The table of identities whose profile has another key than they; None if there are none.
         moved: Files that have the rows of those identities.
     """
@@ -202,7 +179,7 @@ def _find(path: FieldPath, fields: FieldType) -> FieldType | None:
 
 
 def _normal(value: str, kind: FieldType, depth: int) -> str:
-    """Make objects without any value null inside a value that has one (S13); files hold them as `inputs` says.
+    """Make objects without any value null inside a value that has one (S13); files may hold them.
 
     What is written here is evaluated wherever a query mentions the leaf, so each operand is written once.
     """

@@ -31,6 +31,7 @@ from profile_export.domain.schemas.types import (
 from profile_export.engines.expression.nested import (
     MERGED,
     admissions,
+    beside,
     filled_object,
     held_by_several,
     map_of,
@@ -59,6 +60,7 @@ from profile_export.engines.expression.tables import (
 )
 
 _PRIMARY = ("namespace", "identity", "authenticated_state")
+_PLACE = ("place",)
 
 
 def output_columns(shape: Shape) -> dict[str, str]:
@@ -95,11 +97,11 @@ def export_expression(shape: Shape) -> ir.Table:
     if records is not None:
         profiles = _with_merged_maps(shape, profiles, records)
     if records is not None and shape.selects_segments:
-        profiles = _beside(profiles, _admissions(shape, records))
+        profiles = beside(profiles, _admissions(shape, records), PROFILE)
     if events is not None and shape.events is not None:
-        profiles = _beside(profiles, attached_events(shape, shape.events, events))
+        profiles = beside(profiles, _attached_events(shape, shape.events, events), PROFILE)
     if shape.linked:
-        profiles = _beside(profiles, _identities(shape, records, events))
+        profiles = beside(profiles, _identities(shape, records, events), PROFILE)
     return _output(shape, profiles)
 
 
@@ -112,31 +114,28 @@ def _merged_records(shape: Shape, records: Rows) -> ir.Table:
     """Merge fragments leaf by leaf: each from the latest place that has it (S10, S12)."""
     leaves = [leaf.column for leaf in shape.record_leaves]
     rows = records.current([*PROFILE, *_PRIMARY, *leaves])
-    state = rows.authenticated_state
     return rows.group_by(list(PROFILE)).agg(
         fragments=rows.count(where=rows.newest if shape.upserts else None),
-        namespace=rows.namespace.arbitrary(),
-        identity=rows.identity.arbitrary(),
-        state=state.argmax(rows.place, where=state.notnull()),
-        **_newer(shape, rows),
+        **_told(shape, rows),
         **{leaf: rows[leaf].argmax(rows.place, where=rows[leaf].notnull()) for leaf in leaves},
     )
 
 
 def _counted_events(shape: Shape, events: Rows) -> ir.Table:
     rows = events.current([*PROFILE, *_PRIMARY])
+    return rows.group_by(list(PROFILE)).agg(events=rows.count(), **_told(shape, rows))
+
+
+def _told(shape: Shape, rows: ir.Table) -> dict[str, ir.Value]:
+    """Say what records and events tell alike of a profile: its primary identity, and whether a row is new enough."""
     state = rows.authenticated_state
-    return rows.group_by(list(PROFILE)).agg(
-        events=rows.count(),
-        namespace=rows.namespace.arbitrary(),
-        identity=rows.identity.arbitrary(),
-        state=state.argmax(rows.place, where=state.notnull()),
-        **_newer(shape, rows),
-    )
-
-
-def _newer(shape: Shape, rows: ir.Table) -> dict[str, ir.Value]:
-    return {"newer": rows.newer.any()} if shape.selects_newer else {}
+    newer = {"newer": rows.newer.any()} if shape.selects_newer else {}
+    return {
+        "namespace": rows.namespace.arbitrary(),
+        "identity": rows.identity.arbitrary(),
+        "state": state.argmax(rows.place, where=state.notnull()),
+        **newer,
+    }
 
 
 def _unlisted() -> ir.Table:
@@ -159,20 +158,11 @@ def _either(merged: ir.Table, happened: ir.Table) -> ir.Table:
     )
 
 
-def _beside(profiles: ir.Table, found: ir.Table) -> ir.Table:
-    """Add what was found out about some profiles; null for the others."""
-    joined = profiles.left_join(found, [profiles[name] == found[name] for name in PROFILE])
-    return joined.select(
-        *(profiles[name] for name in profiles.columns),
-        *(found[name] for name in found.columns if name not in PROFILE),
-    )
-
-
 def _with_merged_maps(shape: Shape, profiles: ir.Table, records: Rows) -> ir.Table:
     for leaf in shape.record_leaves:
         if isinstance(leaf.type, MapType):
             merged = _merged_map(shape, leaf, records).rename({f"{MERGED}_{leaf.column}": MERGED})
-            profiles = _beside(profiles, merged)
+            profiles = beside(profiles, merged, PROFILE)
     return profiles
 
 
@@ -206,22 +196,22 @@ def _identities(shape: Shape, records: Rows | None, events: Rows | None) -> ir.T
         if shape.upserts and not of_record:
             having, named = (found.mutate(place=wide(found.place)) for found in (having, named))
         linked.append(having.select(*PROFILE))
-        links.append(link_entries(having, PROFILE, of_record=of_record))
+        links.append(_link_entries(having, PROFILE, of_record=of_record))
         primaries.append((named, of_record))
     others = others_table() if shape.has_others and shape.graph is IdentityGraph.PDG else None
     if others is not None:
         linked.append(others.filter(others.links.notnull()).select(*PROFILE))
     several = ibis.union(*linked) if len(linked) > 1 else linked[0]
     entries = [
-        primary_entries(named.semi_join(several, list(PROFILE)), PROFILE, of_record=of_record)
+        _primary_entries(named.semi_join(several, list(PROFILE)), PROFILE, of_record=of_record)
         for named, of_record in primaries
     ]
     if others is not None:
-        unlisted = other_entries(others.semi_join(several, list(PROFILE)))
+        unlisted = _other_entries(others.semi_join(several, list(PROFILE)))
         if shape.upserts:
             unlisted = unlisted.mutate(place=wide(unlisted.place))
         entries.append(unlisted)
-    return identity_maps(ibis.union(*entries, *links), PROFILE, shape.identities, respelled=shape.respelled)
+    return _identity_maps(ibis.union(*entries, *links), PROFILE, shape.identities, respelled=shape.respelled)
 
 
 def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
@@ -263,19 +253,15 @@ def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
 def _values(shape: Shape, profiles: ir.Table) -> dict[str, ir.Value]:
     members: dict[str, ir.Value] = {}
     if shape.identities.type:
-        lone = lone_identity_map(profiles.namespace, profiles.identity, _state(profiles), shape.identities)
-        members[IDENTITY_MAP] = ibis.coalesce(profiles.identity_map, lone) if shape.linked else lone
+        state = profiles.state if "state" in profiles.columns else ibis.null("string")
+        members[IDENTITY_MAP] = _identity_map(profiles, state, shape.identities, linked=shape.linked)
     leaves = {leaf.path: _leaf(profiles, leaf) for leaf in shape.record_leaves}
     members |= rebuilt(shape.fields, leaves)
     if shape.events is not None:
         members[TIME_SERIES_EVENTS] = (
-            profiles.series if shape.has_events else ibis.null(series_type(shape.events))
+            profiles.series if shape.has_events else ibis.null(_series_type(shape.events))
         )
     return members
-
-
-def _state(profiles: ir.Table) -> ir.Value:
-    return profiles.state if "state" in profiles.columns else ibis.null("string")
 
 
 def _leaf(profiles: ir.Table, leaf: Leaf) -> ir.Value:
@@ -289,7 +275,10 @@ def _leaf(profiles: ir.Table, leaf: Leaf) -> ir.Value:
     return trimmed(value, leaf.type, leaf.kept)
 
 
-def primary_entries(rows: ir.Table, owner: Sequence[str], *, of_record: bool) -> ir.Table:
+# --- Identities ---
+
+
+def _primary_entries(rows: ir.Table, owner: Sequence[str], *, of_record: bool) -> ir.Table:
     """Return each row's primary identity as an entry of its owner's."""
     return rows.select(
         *dict.fromkeys((*owner, *KEY, "namespace", "place")),
@@ -300,7 +289,7 @@ def primary_entries(rows: ir.Table, owner: Sequence[str], *, of_record: bool) ->
     )
 
 
-def link_entries(rows: ir.Table, owner: Sequence[str], *, of_record: bool) -> ir.Table:
+def _link_entries(rows: ir.Table, owner: Sequence[str], *, of_record: bool) -> ir.Table:
     """Return each row's other identities as entries of its owner's; the rows must have some."""
     one = rows.select(*dict.fromkeys((*owner, "place", "current")), link=rows.links.unnest())
     return one.select(
@@ -320,26 +309,15 @@ def _current_state(rows: ir.Table, state: ir.Value) -> ir.Value:
     return rows.current.ifelse(state, ibis.null("string"))
 
 
-def other_entries(rows: ir.Table) -> ir.Table:
+def _other_entries(rows: ir.Table) -> ir.Table:
     """Return the identities on rows of sources that do not take part, as entries of their profiles (S4, S6)."""
     none, no_place = ibis.null("string"), ibis.literal(0, "int64")
-    flags = {"state": none, "is_primary": ibis.literal(value=False), "of_record": ibis.literal(value=False)}
-    own = rows.select(*PROFILE, *KEY, "namespace", place=no_place, id=rows.identity, **flags)
-    linking = rows.filter(rows.links.notnull())
-    one = linking.select(*PROFILE, link=linking.links.unnest())
-    linked = one.select(
-        *PROFILE,
-        key_high=one.link.key_high,
-        key_low=one.link.key_low,
-        namespace=one.link.namespace,
-        place=no_place,
-        id=one.link.id,
-        **flags,
-    )
-    return ibis.union(own, linked)
+    stated = rows.mutate(place=no_place, current=ibis.literal(value=False), authenticated_state=none)
+    own = _primary_entries(stated, PROFILE, of_record=False).mutate(is_primary=ibis.literal(value=False))
+    return ibis.union(own, _link_entries(stated.filter(stated.links.notnull()), PROFILE, of_record=False))
 
 
-def identity_maps(
+def _identity_maps(
     entries: ir.Table, owner: Sequence[str], kept: IdentitySelection, *, respelled: bool
 ) -> ir.Table:
     """Bring entries together per owner, every identity once.
@@ -377,13 +355,12 @@ def identity_maps(
     return people.select(*owner, "identities", **columns)
 
 
-def lone_identity_map(
-    namespace: ir.Value, identity: ir.Value, state: ir.Value, kept: IdentitySelection
-) -> ir.Value:
-    """Return the `identityMap` of whoever has one identity only."""
-    whole = {"id": identity, "authenticatedState": state, "primary": ibis.literal(value=True)}
+def _identity_map(rows: ir.Table, state: ir.Value, kept: IdentitySelection, *, linked: bool) -> ir.Value:
+    """Return the `identityMap` of each row's owner: made here for whoever has one identity only."""
+    whole = {"id": rows.identity, "authenticatedState": state, "primary": ibis.literal(value=True)}
     item = filled_object({member: whole[member] for member in kept.any_members})
-    return _chosen(ibis.map(ibis.array([namespace]), ibis.array([ibis.array([item])])), kept)
+    lone = _chosen(ibis.map(ibis.array([rows.namespace]), ibis.array([ibis.array([item])])), kept)
+    return ibis.coalesce(rows.identity_map, lone) if linked else lone
 
 
 def _chosen(whole: ir.Value, kept: IdentitySelection) -> ir.Value:
@@ -400,10 +377,10 @@ def _kept(item: ir.StructValue, members: Sequence[str]) -> ir.Value:
     return filled_object({member: item[member].cast(ibis_type(kind)) for member, kind in types.items()})
 
 
-_PLACE = ("place",)
+# --- Events ---
 
 
-def attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Table:
+def _attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Table:
     """Collect the events in the window per profile, in the order of S17.
 
     Returns:
@@ -419,15 +396,13 @@ def attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Tab
         rows = registered(rows, "namespace", NAMESPACES)
     if shows and shape.linked:
         rows = _with_own_identities(rows, shape, own, events)
-    values = {leaf.path: trimmed(rows[leaf.column], leaf.type, leaf.kept) for leaf in leaves}
     memberships = [leaf.column for leaf in leaves if leaf.path == (SEGMENT_MEMBERSHIP,)]
     if memberships and shape.segments_respelled:
         rows = _with_registered_segments(rows, memberships[0], events)
-        values = {leaf.path: trimmed(rows[leaf.column], leaf.type, leaf.kept) for leaf in leaves}
+    values = {leaf.path: trimmed(rows[leaf.column], leaf.type, leaf.kept) for leaf in leaves}
     members: dict[str, ir.Value] = {}
     if shows:
-        lone = lone_identity_map(rows.namespace, rows.identity, rows.authenticated_state, own)
-        members[IDENTITY_MAP] = ibis.coalesce(rows.identity_map, lone) if shape.linked else lone
+        members[IDENTITY_MAP] = _identity_map(rows, rows.authenticated_state, own, linked=shape.linked)
     members |= rebuilt(selection.fields, values)
     entry = {"time": rows.event_time, "id": rows.event_id, "dataset": rows.dataset, "place": rows.place}
     # Sorting columns come first, and of two events one differs: whatever is behind them is never compared.
@@ -436,7 +411,7 @@ def attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Tab
     return collected.mutate(series=collected.series.map(lambda item: item.event))
 
 
-def series_type(selection: EventShape) -> dt.DataType:
+def _series_type(selection: EventShape) -> dt.DataType:
     """Return the type of `timeSeriesEvents`."""
     return ibis_type(ArrayType(with_identities(selection.identities, selection.fields)))
 
@@ -445,17 +420,14 @@ def _with_own_identities(rows: ir.Table, shape: Shape, kept: IdentitySelection, 
     linked = events.every(["links", *_PRIMARY, "key_high", "key_low"])
     linked = linked.filter(linked.links.notnull(), linked.current, linked.attached)
     entries = ibis.union(
-        primary_entries(linked, _PLACE, of_record=False), link_entries(linked, _PLACE, of_record=False)
+        _primary_entries(linked, _PLACE, of_record=False), _link_entries(linked, _PLACE, of_record=False)
     )
-    maps = identity_maps(entries, _PLACE, kept, respelled=shape.respelled)
-    joined = rows.left_join(maps, rows.place == maps.place)
-    return joined.select(*(rows[name] for name in rows.columns), maps.identity_map)
+    maps = _identity_maps(entries, _PLACE, kept, respelled=shape.respelled)
+    return beside(rows, maps.select(*_PLACE, "identity_map"), _PLACE)
 
 
 def _with_registered_segments(rows: ir.Table, column: str, events: Rows) -> ir.Table:
     held = events.current([column])
     held = held.filter(held.attached, held[column].notnull())
     merged = merged_segments(held, _PLACE, column, respelled=True)
-    joined = rows.left_join(merged, rows.place == merged.place)
-    others = [rows[name] for name in rows.columns if name != column]
-    return joined.select(*others, merged[MERGED].name(column))
+    return beside(rows.drop(column), merged.rename({column: MERGED}), _PLACE)

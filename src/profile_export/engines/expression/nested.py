@@ -106,13 +106,19 @@ _QUALIFIED = "lastQualificationTime"
 _ENTERED = MembershipStatus.REALIZED.value
 
 
+def beside(rows: ir.Table, found: ir.Table, same: Sequence[str]) -> ir.Table:
+    """Add what was found out about those rows that are alike in some columns; null for the others."""
+    joined = rows.left_join(found, [rows[name] == found[name] for name in same])
+    return joined.select(
+        *(rows[name] for name in rows.columns),
+        *(found[name] for name in found.columns if name not in same),
+    )
+
+
 def registered(rows: ir.Table, column: str, spellings: str) -> ir.Table:
     """Replace a namespace as sent by its registered spelling (S2)."""
-    known = spellings_table(spellings)
-    joined = rows.left_join(known, rows[column] == known.sent)
-    found = joined.select(*(rows[name] for name in rows.columns), known.registered)
-    others = [name for name in rows.columns if name != column]
-    return found.select(*others, ibis.coalesce(found.registered, found[column]).name(column))
+    found = beside(rows, spellings_table(spellings).rename({column: "sent"}), [column])
+    return found.mutate(ibis.coalesce(found.registered, found[column]).name(column)).drop("registered")
 
 
 def held_by_several(rows: ir.Table, owner: Sequence[str]) -> ir.Table:
@@ -150,12 +156,7 @@ def merged_segments(rows: ir.Table, owner: Sequence[str], column: str, *, respel
     if respelled:
         entries = registered(entries, "namespace", SEGMENT_NAMESPACES)
     entries = entries.mutate(qualified=entries.kept[_QUALIFIED])
-    rank = ibis.row_number().over(
-        group_by=[*owner, "namespace", "segment"],
-        order_by=[ibis.desc("qualified", nulls_first=False), ibis.desc("place"), ibis.asc("sent")],
-    )
-    ranked = entries.mutate(rank=rank)
-    newest = ranked.filter(ranked["rank"] == 0)
+    newest = _newest(entries, [*owner, "namespace", "segment"])
     segments = _collected(newest, (*owner, "namespace"), "segment")
     return _collected(segments.rename(kept=MERGED), owner, "namespace")
 
@@ -183,12 +184,7 @@ def admissions(rows: ir.Table, owner: Sequence[str], column: str, *, respelled: 
     held = found.mutate(entry=found.held[found.sent][found.segment_id])
     entries = held.filter(held.entry.notnull())
     entries = entries.mutate(status=entries.entry["status"], qualified=entries.entry[_QUALIFIED])
-    rank = ibis.row_number().over(
-        group_by=[*owner, "position"],
-        order_by=[ibis.desc("qualified", nulls_first=False), ibis.desc("place"), ibis.asc("sent")],
-    )
-    ranked = entries.mutate(rank=rank)
-    newest = ranked.filter(ranked["rank"] == 0)
+    newest = _newest(entries, [*owner, "position"])
     counts = newest.statuses.contains(ibis.coalesce(newest.status, ibis.literal(_ENTERED)))
     after, before = newest.start_time, newest.end_time
     in_window = (after.isnull() & before.isnull()) | (
@@ -200,6 +196,16 @@ def admissions(rows: ir.Table, owner: Sequence[str], column: str, *, respelled: 
         members=newest.position.collect().sort(),
         admitted=newest.position.collect(where=counts & in_window).sort(),
     )
+
+
+def _newest(entries: ir.Table, same: Sequence[str]) -> ir.Table:
+    """Keep of entries for the same segment the one that counts (S15)."""
+    rank = ibis.row_number().over(
+        group_by=same,
+        order_by=[ibis.desc("qualified", nulls_first=False), ibis.desc("place"), ibis.asc("sent")],
+    )
+    ranked = entries.mutate(rank=rank)
+    return ranked.filter(ranked["rank"] == 0)
 
 
 def _with_place(owner: Sequence[str]) -> list[str]:

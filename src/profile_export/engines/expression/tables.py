@@ -15,9 +15,8 @@ keeps those of Parquet uploads as they came. Objects around leaves do not matter
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -42,7 +41,6 @@ from profile_export.domain.schemas.types import (
     ObjectType,
     Scalar,
     ScalarKind,
-    to_json,
 )
 
 _SCALARS = {
@@ -379,15 +377,6 @@ class Shape:
     def event_leaves(self) -> tuple[Leaf, ...]:
         """The leaves of event sources that the export needs; none if no event is attached."""
         return () if self.events is None else needed_leaves(self.events.fields, self.event_fields)
-
-    @cached_property
-    def key(self) -> str:
-        """Text that is equal for equal shapes only."""
-        events = self.events and [to_json(self.events.fields), repr(self.events.identities)]
-        types = [to_json(kind) for kind in (self.record_fields, self.event_fields, self.fields)]
-        told = {"record_fields", "event_fields", "fields", "events"}
-        others = [repr(getattr(self, member.name)) for member in fields(self) if member.name not in told]
-        return json.dumps([events, types, others])
 
 
 def shape_of(plan: ExportPlan, *, linked: bool) -> Shape:
