@@ -105,7 +105,7 @@ class IcebergMirror:
         """Return where the table stands; None if there is none, or its metadata are not where they should be."""
         with self._catalog() as catalog:
             table = self._load(catalog, dataset_id)
-            return None if table is None else state_of(table)
+            return None if table is None else _state_of(table)
 
     def sync(
         self, dataset_id: str, base: TableState, add: Sequence[MirroredBatch], remove: Collection[str]
@@ -126,18 +126,18 @@ class IcebergMirror:
         with self._catalog() as catalog:
             table = self._standing_at(catalog, dataset_id, base)
             found = self._read(add)
-            known = columns_of(table)
+            known = _columns_of(table)
             try:
                 fields = _union([known, *(file.fields for file in found)])
             except TypeConflictError as conflict:
                 raise TypesChangedError from conflict
-            if not can_read(fields, known):
+            if not _can_read(fields, known):
                 raise TypesChangedError
-            gone = files_of(table, remove)
-            commit(table, fields, gone, self._placed(dataset_id, fields, found))
+            gone = _files_of(table, remove)
+            _commit(table, fields, gone, self._placed(dataset_id, fields, found))
             if len(table.snapshots()) > MAX_SNAPSHOTS:
                 self._clean(dataset_id, table)
-            return state_of(table)
+            return _state_of(table)
 
     def rebuild(
         self, dataset_id: str, base: TableState | None, batches: Sequence[MirroredBatch]
@@ -173,19 +173,19 @@ class IcebergMirror:
                 table = self._create(catalog, dataset_id, fields)
             else:
                 return None
-            known = columns_of(table)
+            known = _columns_of(table)
             with suppress(TypeConflictError):  # with batches that have gone since: they bind nobody
                 fields = union_objects(known, fields)
             held = [task.file for task in table.scan().plan_files()]
             wanted = self._placed(dataset_id, fields, found)
-            if can_read(fields, known):
+            if _can_read(fields, known):
                 times = Counter(file.file_path for file in held)
                 right = {path for path in wanted if times[path] == 1}
                 gone = [file for file in held if file.file_path not in right]
-                commit(table, fields, gone, [path for path in wanted if path not in right])
+                _commit(table, fields, gone, [path for path in wanted if path not in right])
             else:
-                commit(table, fields, held, wanted, anew=True)
-            return state_of(table)
+                _commit(table, fields, held, wanted, anew=True)
+            return _state_of(table)
 
     def clean(self, dataset_id: str) -> TableState | None:
         """Expire snapshots, and remove what nothing names any more; None if there is no table.
@@ -198,7 +198,7 @@ class IcebergMirror:
             if table is None:
                 return None
             self._clean(dataset_id, table)
-            return state_of(table)
+            return _state_of(table)
 
     def drop(self, dataset_id: str) -> None:
         """Drop the table with its folder, whether or not there is one; the lake's files stay."""
@@ -216,8 +216,9 @@ class IcebergMirror:
         catalog = SqlCatalog(CATALOG, uri=self._catalog_uri)
         try:
             catalog.create_namespace_if_not_exists(MIRROR_NAMESPACE)
-            with _decided():
-                yield catalog
+            yield catalog
+        except (CommitFailedException, NoSuchTableError, TableAlreadyExistsError) as error:
+            raise MirrorConflictError from error
         finally:
             catalog.close()
 
@@ -230,10 +231,10 @@ class IcebergMirror:
 
     def _standing_at(self, catalog: SqlCatalog, dataset_id: str, base: TableState) -> Table:
         table = self._load(catalog, dataset_id)
-        if table is None or (str(table.metadata.table_uuid), snapshot_id_of(table)) != (
-            base.uuid,
-            base.snapshot_id,
-        ):
+        if table is None:
+            raise MirrorConflictError
+        found = _state_of(table)
+        if (found.uuid, found.snapshot_id) != (base.uuid, base.snapshot_id):
             raise MirrorConflictError
         return table
 
@@ -244,7 +245,7 @@ class IcebergMirror:
             catalog.drop_table(mirror_table(dataset_id))  # its metadata are gone
         return catalog.create_table(
             mirror_table(dataset_id),
-            arrow_schema(fields),
+            _arrow_schema(fields),
             f"file://{self._folder / dataset_id}",
             properties=_PROPERTIES,
         )
@@ -265,10 +266,10 @@ class IcebergMirror:
         locations: list[str] = []
         for file in found:
             place = self._lake / file.path
-            if not can_read(fields, file.fields):
-                cast = cast_fields(fields, file.fields)
-                source, place = place, self._folder / dataset_id / "data" / digest(cast) / file.path
-                copy_cast(source, cast, place)
+            if not _can_read(fields, file.fields):
+                cast = _cast_fields(fields, file.fields)
+                source, place = place, self._folder / dataset_id / "data" / _digest(cast) / file.path
+                _copy_cast(source, cast, place)
             locations.append(f"file://{place}")
         return locations
 
@@ -283,7 +284,7 @@ class IcebergMirror:
         ]
         if expired:
             table.maintenance.expire_snapshots().by_ids(expired).commit()
-        named = named_by(table)
+        named = _named_by(table)
         before = time.time() - max(_COMMIT_SECONDS, self._keep.total_seconds())
         # Only what a commit writes: whatever else is there was put there by somebody.
         for place in (self._folder / dataset_id).rglob("*"):
@@ -294,14 +295,6 @@ class IcebergMirror:
                 and place.stat().st_mtime < before
             ):
                 place.unlink()
-
-
-@contextmanager
-def _decided() -> Iterator[None]:
-    try:
-        yield
-    except (CommitFailedException, NoSuchTableError, TableAlreadyExistsError) as error:
-        raise MirrorConflictError from error
 
 
 def _check_batch(footer: pq.FileMetaData, path: str, batch_id: str) -> None:
@@ -326,7 +319,7 @@ _ABANDONED_SECONDS = 600
 """Who copies writes all the time: what nobody has written to for so long is of one that was killed."""
 
 
-def can_read(table: FieldType, file: FieldType) -> bool:
+def _can_read(table: FieldType, file: FieldType) -> bool:
     """Whether Iceberg lets a table of one type read a file of the other: fields may lack, decimals have fewer digits.
 
     All other widening of ours (long to double, long to decimal, decimal to double, more digits after the point) is
@@ -334,15 +327,15 @@ def can_read(table: FieldType, file: FieldType) -> bool:
     """
     match table, file:
         case ObjectType(known), ObjectType(stored):
-            return all(name in known and can_read(known[name], member) for name, member in stored.items())
+            return all(name in known and _can_read(known[name], member) for name, member in stored.items())
         case (ArrayType(known_item), ArrayType(stored_item)) | (MapType(known_item), MapType(stored_item)):
-            return can_read(known_item, stored_item)
+            return _can_read(known_item, stored_item)
         case DecimalType(), DecimalType():
             return table.scale == file.scale and table.precision >= file.precision
     return table == file
 
 
-def cast_fields(table: ObjectType, file: ObjectType) -> ObjectType:
+def _cast_fields(table: ObjectType, file: ObjectType) -> ObjectType:
     """Return the file's own fields, no more, with the types that the table has for them."""
     return ObjectType({name: _cast(table.fields[name], member) for name, member in file.fields.items()})
 
@@ -350,7 +343,7 @@ def cast_fields(table: ObjectType, file: ObjectType) -> ObjectType:
 def _cast(table: FieldType, file: FieldType) -> FieldType:
     match table, file:
         case ObjectType(), ObjectType():
-            return cast_fields(table, file)
+            return _cast_fields(table, file)
         case ArrayType(known_item), ArrayType(stored_item):
             return ArrayType(_cast(known_item, stored_item))
         case MapType(known_item), MapType(stored_item):
@@ -358,12 +351,12 @@ def _cast(table: FieldType, file: FieldType) -> FieldType:
     return table
 
 
-def digest(fields: FieldType) -> str:
+def _digest(fields: FieldType) -> str:
     """Return a short name for a type: 16 hex characters, the same for the same type in any process."""
     return sha256(dumps(to_json(fields)).encode()).hexdigest()[:16]
 
 
-def copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
+def _copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
     """Write a data file again with other types, unless that was done before; it appears whole or not at all."""
     if target.exists():
         return
@@ -383,7 +376,7 @@ def copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
     part.replace(target)
 
 
-def commit(
+def _commit(
     table: Table, fields: ObjectType, gone: Sequence[DataFile], added: Sequence[str], *, anew: bool = False
 ) -> None:
     """Change a table's columns and files in one step; nothing to change is no step.
@@ -395,7 +388,7 @@ def commit(
         added: Locations of files that it does not hold, or that are `gone`.
         anew: Columns may change their types, and older snapshots go.
     """
-    known = columns_of(table)
+    known = _columns_of(table)
     transaction = table.transaction()
     if fields != known:
         _evolve(transaction, known, fields)
@@ -410,19 +403,19 @@ def commit(
     transaction.commit_transaction()
 
 
-def columns_of(table: Table) -> ObjectType:
+def _columns_of(table: Table) -> ObjectType:
     """Return the columns of a table."""
     return stored_fields(table.schema().as_arrow())
 
 
-def files_of(table: Table, batch_ids: Collection[str]) -> list[DataFile]:
+def _files_of(table: Table, batch_ids: Collection[str]) -> list[DataFile]:
     """Return the files of these batches, those that the table holds."""
     # Not typed as it is called: mypy takes the signature from pydantic.
     of_them = In(BATCH_ID, batch_ids)  # type: ignore[call-arg, arg-type]  # as said
     return [task.file for task in table.scan(row_filter=of_them).plan_files()] if batch_ids else []
 
 
-def named_by(table: Table) -> set[str]:
+def _named_by(table: Table) -> set[str]:
     """Return the locations of all that the table's kept snapshots and metadata name."""
     named = {table.metadata_location, *(entry.metadata_file for entry in table.metadata.metadata_log)}
     manifests: dict[str, ManifestFile] = {}
@@ -435,18 +428,13 @@ def named_by(table: Table) -> set[str]:
     return named
 
 
-def snapshot_id_of(table: Table) -> int | None:
-    """Return the newest snapshot; None while there is none."""
-    snapshot = table.current_snapshot()
-    return None if snapshot is None else snapshot.snapshot_id
-
-
-def state_of(table: Table) -> TableState:
+def _state_of(table: Table) -> TableState:
     """Return where a table stands."""
+    newest = table.current_snapshot()
     numbers = [snapshot.sequence_number or 0 for snapshot in table.snapshots()]
     return TableState(
         uuid=str(table.metadata.table_uuid),
-        snapshot_id=snapshot_id_of(table),
+        snapshot_id=None if newest is None else newest.snapshot_id,
         sequence_number=max(numbers, default=0),
         oldest_sequence_number=min(numbers, default=0),
         snapshots=len(numbers),
@@ -454,7 +442,7 @@ def state_of(table: Table) -> TableState:
     )
 
 
-def arrow_schema(fields: ObjectType) -> pa.Schema:
+def _arrow_schema(fields: ObjectType) -> pa.Schema:
     """Return columns as Arrow has them, all of them optional."""
     return pa.schema(list(arrow_type(fields)))
 
@@ -463,14 +451,14 @@ def _evolve(transaction: Transaction, known: ObjectType, fields: ObjectType) -> 
     replaced = [
         name
         for name, column in known.fields.items()
-        if name not in fields.fields or not can_read(fields.fields[name], column)
+        if name not in fields.fields or not _can_read(fields.fields[name], column)
     ]
     if replaced:
         with transaction.update_schema(allow_incompatible_changes=True) as change:
             for name in replaced:
                 change.delete_column(name)
     with transaction.update_schema() as change:
-        change.union_by_name(arrow_schema(fields))
+        change.union_by_name(_arrow_schema(fields))
     # Our files have no field ids: columns are found by name, under the names as they are now.
     names = transaction.table_metadata.schema().name_mapping.model_dump_json()
     transaction.set_properties({TableProperties.DEFAULT_NAME_MAPPING: names})

@@ -19,7 +19,9 @@ from threading import Event, Thread
 from typing import Any
 
 import duckdb
+import ibis.expr.types as ir
 import pyarrow as pa
+from ibis.backends.sql.datatypes import DuckDBType
 
 from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import (
@@ -141,7 +143,6 @@ class DuckDbSession:
         ((self._threads,),) = self._connection.execute("SELECT current_setting('threads')").fetchall()
         self._widest = HIGHEST_KEY - LOWEST_KEY + 1
         self._shape: Shape | None = None
-        self._tables: tuple[str, ...] = ()
         self._mapping: tuple[Path, MappingFacts] | None = None
         self._moved: MovedRows | None = None
 
@@ -183,7 +184,7 @@ class DuckDbSession:
         if self._shape is None:
             self.resolve()
         shape = self._shape
-        if shape is None or not self._tables:
+        if shape is None or not self._flattened:
             return RangeResult()
         self._merge(shape, key_range)
         counts = self._output.count()
@@ -243,7 +244,7 @@ class DuckDbSession:
         with self._meter.measuring(self._plan.rows_in(key_slice) - quarter * (2 if shape.linked else 1)):
             self._connection.execute(f"{into} {compiled(shape)}")
         if shape.linked:
-            for table in self._tables:
+            for table in self._flattened:
                 self._connection.execute(f"DROP TABLE {table}")
 
     def _quarter(self, key_range: KeyRange) -> int:
@@ -289,28 +290,19 @@ class DuckDbSession:
 
     def _bind(self, shape: Shape) -> None:
         plan = self._plan
-        self._table(
-            tables.BATCHES,
-            "batch_id VARCHAR, first_place BIGINT, attached BOOLEAN, newer BOOLEAN",
-            tables.bound_batches(plan),
-        )
+        self._table(tables.batches_table(), tables.bound_batches(plan))
         if plan.segments:
-            self._table(
-                tables.SEGMENTS,
-                "position BIGINT, namespace VARCHAR, segment_id VARCHAR, statuses VARCHAR[],"
-                " start_time TIMESTAMPTZ, end_time TIMESTAMPTZ",
-                tables.bound_segments(plan.segments),
-            )
+            self._table(tables.segments_table(), tables.bound_segments(plan.segments))
         for table, spellings in (
             (tables.NAMESPACES, plan.namespaces),
             (tables.SEGMENT_NAMESPACES, plan.segment_namespaces),
         ):
             if spellings:
-                self._table(table, "sent VARCHAR, registered VARCHAR", spellings.items())
+                self._table(tables.spellings_table(table), spellings.items())
         if not shape.linked:
             for table, rows in self._flattened.items():
                 self._connection.execute(f"CREATE TEMP VIEW {table} AS {in_place(rows)}")
-        self._shape, self._tables = shape, tuple(self._flattened)
+        self._shape = shape
 
     def _materialise(self, key_slice: KeyRange) -> None:
         """Keep the rows of the bound slice: with links, the expression mentions them up to 23 times.
@@ -324,8 +316,10 @@ class DuckDbSession:
                 f"CREATE OR REPLACE TEMP TABLE {table} AS {in_place(rows, mapping=mapping, moved=moved)}"
             )
 
-    def _table(self, table: str, schema: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        self._connection.execute(f"CREATE TEMP TABLE {table} ({schema})")
+    def _table(self, unbound: ir.Table, rows: Iterable[tuple[Any, ...]]) -> None:
+        table = unbound.get_name()
+        types = ", ".join(f"{name} {DuckDBType.to_string(kind)}" for name, kind in unbound.schema().items())
+        self._connection.execute(f"CREATE TEMP TABLE {table} ({types})")
         # Whole columns: a statement per row would take longer than a small export if there are many batches.
         held = [list(column) for column in zip(*rows, strict=True)]
         if held:
