@@ -11,6 +11,7 @@ import ibis
 import pytest
 from ibis.config import Config
 
+from profile_export.domain.export.plan import EventSelection
 from profile_export.domain.export.selection import IdentitySelection
 from profile_export.domain.merging.merge import merge_profiles
 from profile_export.domain.merging.policy import IdentityGraph
@@ -25,7 +26,7 @@ from profile_export.domain.schemas.types import (
 )
 from profile_export.engines.duckdb import session as duckdb_session
 from profile_export.engines.expression.expression import export_expression
-from profile_export.engines.expression.tables import EventShape, Shape
+from profile_export.engines.expression.tables import Shape
 from tests.builders import at, events, plan_of, read_export, records, row, rows_of
 
 ITEM = ObjectType({"sku": TEXT, "price": DOUBLE})
@@ -103,7 +104,7 @@ def test_the_expression_compiles_for_spark_too(
         event_fields=EVENT_FIELDS,
         fields=KEPT,
         identities=IdentitySelection(("id",), {"Email": ("primary",)}),
-        events=EventShape(EVENT_FIELDS, IdentitySelection(("id",))),
+        events=EventSelection(EVENT_FIELDS, IdentitySelection(("id",)), None, None),
         empty_profiles=True,
         has_records=True,
         has_events=True,

@@ -1,4 +1,4 @@
-"""Data files: their Arrow schema; written sorted by identity key, safe on the disk, with their digest; and opened."""
+"""Data files: their Arrow schema; written sorted by identity key, with their digest; opened; checked by a receipt."""
 
 from __future__ import annotations
 
@@ -172,6 +172,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- Receipts ---
 
 
 def verify(receipt: Path) -> Verification:

@@ -319,6 +319,9 @@ _ABANDONED_SECONDS = 600
 """Who copies writes all the time: what nobody has written to for so long is of one that was killed."""
 
 
+# --- One table ---
+
+
 def _can_read(table: FieldType, file: FieldType) -> bool:
     """Whether Iceberg lets a table of one type read a file of the other: fields may lack, decimals have fewer digits.
 

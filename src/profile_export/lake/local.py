@@ -1,4 +1,4 @@
-"""The lake in a local folder, and who uses it. It blocks: callers on the event loop go through a thread."""
+"""The lake in a local folder, who uses it, and its trash. It blocks: callers on the event loop go through a thread."""
 
 from __future__ import annotations
 
@@ -287,7 +287,11 @@ _NAME = re.compile(r"([0-9]{8}T[0-9]{6}Z)-[0-9a-f]{8}")
 
 
 class Trash:
-    """The folder `trash` of a data directory. Paths are relative to that directory."""
+    """The folder `trash` of a data directory, for what lies in it and no row ever named. Paths are relative to it.
+
+    A folder of the trash says in its name when it was filled, which is all that its end is judged by; under it
+    everything lies at its former path.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir

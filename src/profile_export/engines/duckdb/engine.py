@@ -104,7 +104,12 @@ class Failed:
 
 
 class EngineAttempt:
-    """One try at a plan. One call at a time; leave the context to stop one that runs."""
+    """One try at a plan. One call at a time; leave the context to stop one that runs.
+
+    Raises:
+        EngineDiedError: Any call: the process ended or ran out of memory; another attempt may succeed.
+        EngineFailedError: Any call: a query failed.
+    """
 
     def __init__(self, process_id: int, ask: Callable[[object], Awaitable[Any]]) -> None:
         self.process_id = process_id
@@ -115,10 +120,6 @@ class EngineAttempt:
         """Return the file of the identity graph (`engines.identity.graph`), which lies in the attempt's folder.
 
         None where every identity is a profile of its own.
-
-        Raises:
-            EngineDiedError: As `resolve`.
-            EngineFailedError: As `resolve`.
         """
         path: Path | None = await self._ask(FindMapping())
         return path
@@ -127,21 +128,12 @@ class EngineAttempt:
         """Find out which identities are one person, and bring together what is theirs; once, before `run`.
 
         Leaves its files below `resolution/` in the attempt's folder.
-
-        Raises:
-            EngineDiedError: The process ended or ran out of memory; another attempt may succeed.
-            EngineFailedError: A query failed.
         """
         facts: ResolutionFacts = await self._ask(Resolve())
         return facts
 
     async def run(self, key_range: KeyRange) -> RangeResult:
-        """Write the files of one range into the attempt's folder, safe on the disk when this returns.
-
-        Raises:
-            EngineDiedError: As `resolve`.
-            EngineFailedError: As `resolve`.
-        """
+        """Write the files of one range into the attempt's folder, safe on the disk when this returns."""
         result: RangeResult = await self._ask(Run(key_range))
         return result
 

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from functools import reduce
 
 import ibis
-import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
-from profile_export.domain.export.plan import with_identities
+from profile_export.domain.export.plan import EventSelection
 from profile_export.domain.export.selection import IdentitySelection
 from profile_export.domain.merging.identity import MAX_IDENTITIES
 from profile_export.domain.merging.policy import IdentityGraph
@@ -23,7 +22,6 @@ from profile_export.domain.schemas.types import (
     IDENTITY_MEMBERS,
     SEGMENT_MEMBERSHIP,
     TIME_SERIES_EVENTS,
-    ArrayType,
     MapType,
     identity_item_type,
     identity_map_type,
@@ -48,7 +46,6 @@ from profile_export.engines.expression.tables import (
     PROFILE,
     SAME_EVENT,
     SAME_RECORD,
-    EventShape,
     Leaf,
     Rows,
     Shape,
@@ -259,7 +256,7 @@ def _values(shape: Shape, profiles: ir.Table) -> dict[str, ir.Value]:
     members |= rebuilt(shape.fields, leaves)
     if shape.events is not None:
         members[TIME_SERIES_EVENTS] = (
-            profiles.series if shape.has_events else ibis.null(_series_type(shape.events))
+            profiles.series if shape.has_events else ibis.null(ibis_type(shape.events.type))
         )
     return members
 
@@ -380,7 +377,7 @@ def _kept(item: ir.StructValue, members: Sequence[str]) -> ir.Value:
 # --- Events ---
 
 
-def _attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Table:
+def _attached_events(shape: Shape, selection: EventSelection, events: Rows) -> ir.Table:
     """Collect the events in the window per profile, in the order of S17.
 
     Returns:
@@ -409,11 +406,6 @@ def _attached_events(shape: Shape, selection: EventShape, events: Rows) -> ir.Ta
     sortable = ibis.struct(entry | {"event": filled_object(members)})
     collected = rows.group_by(list(PROFILE)).agg(series=sortable.collect().sort(), attached=rows.count())
     return collected.mutate(series=collected.series.map(lambda item: item.event))
-
-
-def _series_type(selection: EventShape) -> dt.DataType:
-    """Return the type of `timeSeriesEvents`."""
-    return ibis_type(ArrayType(with_identities(selection.identities, selection.fields)))
 
 
 def _with_own_identities(rows: ir.Table, shape: Shape, kept: IdentitySelection, events: Rows) -> ir.Table:

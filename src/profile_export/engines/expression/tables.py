@@ -16,7 +16,7 @@ keeps those of Parquet uploads as they came. Objects around leaves do not matter
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from profile_export.domain.catalog.datasets import DatasetKind
-from profile_export.domain.export.plan import ExportPlan
+from profile_export.domain.export.plan import EventSelection, ExportPlan
 from profile_export.domain.export.selection import IdentitySelection, SegmentSelection
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.domain.schemas.types import (
@@ -319,17 +319,14 @@ def wide(place: ir.IntegerValue, below: ir.IntegerValue | None = None) -> ir.Val
     return above if below is None else above + below
 
 
-@dataclass(frozen=True)
-class EventShape:
-    """Which fields and identities of events are attached."""
-
-    fields: ObjectType
-    identities: IdentitySelection
+# --- What decides the text of the expression ---
 
 
 @dataclass(frozen=True)
 class Shape:
     """The form of an export, without its data: see `ExportPlan` for the members it shares with it.
+
+    Everything else of a plan is bound, so that equal shapes compile once. `events` has no window therefore.
 
     `has_others` says whether any source that does not take part has rows, `linked` whether any row has more identities
     than its primary one, `respelled` and `segments_respelled` whether any namespace was sent in another than its
@@ -342,7 +339,7 @@ class Shape:
     event_fields: ObjectType
     fields: ObjectType
     identities: IdentitySelection
-    events: EventShape | None
+    events: EventSelection | None
     empty_profiles: bool
     has_records: bool
     has_events: bool
@@ -383,14 +380,16 @@ def shape_of(plan: ExportPlan, *, linked: bool) -> Shape:
     """Take from a plan what its expression depends on."""
     having_rows = [source for source in plan.sources if source.rows]
     kinds = {source.kind for source in having_rows if source.takes_part}
-    events = plan.events
+    events = plan.events and replace(
+        plan.events, fields=_filled(plan.events.fields), from_ingest_time=None, to_ingest_time=None
+    )
     return Shape(
         graph=plan.graph,
         record_fields=_filled(plan.record_fields),
         event_fields=_filled(plan.event_fields),
         fields=_filled(plan.fields),
         identities=plan.identities,
-        events=None if events is None else EventShape(_filled(events.fields), events.identities),
+        events=events,
         empty_profiles=plan.empty_profiles,
         has_records=DatasetKind.RECORD in kinds,
         has_events=DatasetKind.EVENT in kinds,
