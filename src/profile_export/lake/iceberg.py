@@ -7,7 +7,6 @@ since it would repeat an old decision on a new snapshot. After a conflict or an 
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import time
@@ -58,12 +57,14 @@ from profile_export.domain.schemas.types import (
     to_json,
     union_objects,
 )
-from profile_export.lake.data_files import arrow_type, footer_of, open_data_file, stored_fields
+from profile_export.lake.data_files import arrow_type, footer_of, open_data_file, stored_fields, sync
 
 CATALOG = "profile_export"
 MAX_SNAPSHOTS = 100
 # What a commit under way has written is not referenced yet; nothing younger than this is removed.
 _COMMIT_SECONDS = 3600
+_ABANDONED_SECONDS = 600
+"""Who copies writes all the time: what nobody has written to for so long is of one that was killed."""
 _WRITTEN = {".avro", ".json", ".parquet"}
 _PROPERTIES = {
     TableProperties.COMMIT_NUM_RETRIES: "0",
@@ -315,10 +316,6 @@ def _union(types: Iterable[ObjectType]) -> ObjectType:
     return reduce(union_objects, types, EMPTY)
 
 
-_ABANDONED_SECONDS = 600
-"""Who copies writes all the time: what nobody has written to for so long is of one that was killed."""
-
-
 # --- One table ---
 
 
@@ -368,14 +365,13 @@ def _copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
         if left.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
             left.unlink()
     part = target.with_name(f"{target.name}.{secrets.token_hex(8)}")
-    schema = pa.schema(list(arrow_type(fields)))
+    schema = _arrow_schema(fields)
     with open_data_file(source) as reader, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         # A row group fits into the memory, which so many rows of several need not.
         for group in range(reader.num_row_groups):
             # Not `safe`: a long that a double cannot hold exactly is rounded, as the engines do.
             writer.write_table(reader.read_row_group(group).cast(schema, safe=False))
-    with part.open("rb") as written:
-        os.fsync(written.fileno())
+    sync(part)
     part.replace(target)
 
 

@@ -29,7 +29,6 @@ from profile_export.domain.schemas.types import (
 from profile_export.engines.expression.nested import (
     MERGED,
     admissions,
-    beside,
     filled_object,
     held_by_several,
     map_of,
@@ -49,6 +48,7 @@ from profile_export.engines.expression.tables import (
     Leaf,
     Rows,
     Shape,
+    beside,
     events_table,
     ibis_type,
     others_table,

@@ -20,6 +20,7 @@ from profile_export.domain.schemas.types import (
 )
 from profile_export.engines.expression.tables import (
     SEGMENT_NAMESPACES,
+    beside,
     ibis_type,
     segments_table,
     spellings_table,
@@ -104,15 +105,6 @@ def map_of(entries: ir.ArrayValue, key: str, value: str) -> ir.MapValue:
 MERGED = "merged"
 _QUALIFIED = "lastQualificationTime"
 _ENTERED = MembershipStatus.REALIZED.value
-
-
-def beside(rows: ir.Table, found: ir.Table, same: Sequence[str]) -> ir.Table:
-    """Add what was found out about those rows that are alike in some columns; null for the others."""
-    joined = rows.left_join(found, [rows[name] == found[name] for name in same])
-    return joined.select(
-        *(rows[name] for name in rows.columns),
-        *(found[name] for name in found.columns if name not in same),
-    )
 
 
 def registered(rows: ir.Table, column: str, spellings: str) -> ir.Table:

@@ -251,6 +251,15 @@ _OF_BATCH = ("first_place", "attached", "newer")
 WIDE = dt.Decimal(38, 0, nullable=False)
 
 
+def beside(rows: ir.Table, found: ir.Table, same: Sequence[str]) -> ir.Table:
+    """Add what was found out about those rows that are alike in some columns; null for the others."""
+    joined = rows.left_join(found, [rows[name] == found[name] for name in same])
+    return joined.select(
+        *(rows[name] for name in rows.columns),
+        *(found[name] for name in found.columns if name not in same),
+    )
+
+
 class Rows:
     """The rows of one kind of source. Of rows that are the same thing only the one of the latest place is current.
 
@@ -285,18 +294,13 @@ class Rows:
         """Return columns of all rows, as `current`, and whether the row is `current`."""
         upserts = ("upserts",) if self._upserts else ()
         rows = self._placed(dict.fromkeys((*columns, *self._same, *upserts)))
-        newer = self._repeated
-        same = [rows[name] == newer[name] for name in self._same]
-        joined = rows.left_join(newer, same)
-        found = joined.select(*(rows[name] for name in rows.columns), newer.latest)
+        found = beside(rows, self._repeated, self._same)
         newest = found.latest.isnull() | (found.place == found.latest)
         if not self._upserts:
-            return found.select(*rows.columns, current=newest)
-        others = [name for name in rows.columns if name not in {"place", "upserts"}]
-        fragment = ibis.coalesce(found.latest, found.place)
-        return found.select(
-            *others, newest=newest, current=newest | found.upserts, place=wide(fragment, found.place)
-        )
+            return found.mutate(current=newest).drop("latest")
+        place = wide(ibis.coalesce(found.latest, found.place), found.place)
+        told = found.mutate(newest=newest, current=newest | found.upserts, place=place)
+        return told.drop("latest", "upserts")
 
     def _placed(self, columns: Sequence[str] | dict[str, None]) -> ir.Table:
         batches = batches_table()
