@@ -209,6 +209,7 @@ async def test_an_adopted_lake_is_the_databases_from_then_on(tmp_path: Path) -> 
     assert lake(tmp_path) == before
 
 
+@pytest.mark.slow
 async def test_a_lake_that_another_databases_server_uses_is_not_adopted(
     tmp_path: Path, postgres: Postgres
 ) -> None:

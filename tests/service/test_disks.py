@@ -114,6 +114,7 @@ def lake_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 # --- Full ---
 
 
+@pytest.mark.slow
 async def test_a_full_disk_fails_the_job_and_refuses_the_upload_until_there_is_room(
     tmp_path: Path, lake_disk: SmallDisk
 ) -> None:
@@ -198,6 +199,7 @@ async def test_an_engine_that_may_write_no_more_fails_the_job_with_a_reason(tmp_
 # --- Read-only ---
 
 
+@pytest.mark.slow
 async def test_a_read_only_lake_fails_the_job_and_refuses_the_upload_until_it_is_writable(
     tmp_path: Path, lake_disk: SmallDisk
 ) -> None:

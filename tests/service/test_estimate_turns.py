@@ -41,6 +41,7 @@ def left_of_estimates(server: Server) -> list[Path]:
     return list((server.lake / "estimates").iterdir())
 
 
+@pytest.mark.slow
 async def test_who_has_many_estimates_keeps_nobody_elses_waiting(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         # given a tenant of whose estimates one takes long, and others wait
@@ -66,6 +67,7 @@ async def test_who_has_many_estimates_keeps_nobody_elses_waiting(tmp_path: Path)
         assert left_of_estimates(server) == []
 
 
+@pytest.mark.slow
 async def test_an_estimate_that_takes_too_long_is_ended_and_the_next_one_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

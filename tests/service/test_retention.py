@@ -72,6 +72,7 @@ async def until_expired(caller: Caller, batch_id: str) -> batch_pb2.Batch:
     return batch
 
 
+@pytest.mark.slow  # three servers, each until a chore has looked
 async def test_what_is_too_old_expires_with_the_next_server_and_is_told_apart_from_what_never_was(
     tmp_path: Path,
 ) -> None:

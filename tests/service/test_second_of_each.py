@@ -71,6 +71,7 @@ async def test_another_engine_exports_the_same_rows(tmp_path: Path) -> None:
     assert found[0][0] == [person(1, "new"), person(2, "two"), {"crmId": "C3", "name": None}]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # the sweeper looks every few seconds
 async def test_another_lake_takes_uploads_and_exports_and_is_compacted_mirrored_and_swept(
     tmp_path: Path,

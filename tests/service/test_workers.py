@@ -66,6 +66,7 @@ async def test_two_workers_run_two_jobs_at_once(tmp_path: Path) -> None:
         assert [job.attempt for job in ended] == [1, 1]
 
 
+@pytest.mark.slow
 async def test_a_server_without_workers_runs_no_job_and_still_ends_what_is_over(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=0) as server:
         limit = Duration()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -22,21 +23,26 @@ def command(data_dir: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "profile_export", "serve", "--data-dir", str(data_dir), *options]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+@contextmanager
+def serving(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a server; give the process and its address."""
     with subprocess.Popen(
-        command(tmp_path / "data", "--grpc-address", "127.0.0.1:0"),
+        command(data_dir, "--grpc-address", "127.0.0.1:0"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        yield process
+        assert process.stdout
+        yield process, process.stdout.readline().removeprefix("listening on ").strip()
         process.kill()
 
 
-def address(server: subprocess.Popen[str]) -> str:
-    assert server.stdout
-    return server.stdout.readline().removeprefix("listening on ").strip()
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A data directory with a server, and where that listens."""
+    data_dir = tmp_path_factory.mktemp("first")
+    with serving(data_dir) as (_, address):
+        yield data_dir, address
 
 
 def create_dataset(channel: grpc.Channel, name: str) -> str:
@@ -50,28 +56,26 @@ def create_dataset(channel: grpc.Channel, name: str) -> str:
     return response.dataset.id
 
 
-def test_a_server_drains_on_sigterm_and_finds_its_data_again(
-    server: subprocess.Popen[str], tmp_path: Path
-) -> None:
-    with grpc.insecure_channel(address(server)) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        answer = health.Check(
-            health_pb2.HealthCheckRequest(service="profile_export.v1.ExportService"), timeout=SECONDS
-        )
-        made = create_dataset(channel, "kept")
-    server.send_signal(signal.SIGTERM)
-    _, log = server.communicate(timeout=SECONDS)
+def test_a_server_drains_on_sigterm_and_finds_its_data_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as (server, address):
+        with grpc.insecure_channel(address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = health.Check(
+                health_pb2.HealthCheckRequest(service="profile_export.v1.ExportService"), timeout=SECONDS
+            )
+            made = create_dataset(channel, "kept")
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=SECONDS)
 
-    with subprocess.Popen(
-        command(tmp_path / "data", "--grpc-address", "127.0.0.1:0"), stdout=subprocess.PIPE, text=True
-    ) as again:
-        with grpc.insecure_channel(address(again)) as channel:
+    with serving(tmp_path) as (again, address):
+        with grpc.insecure_channel(address) as channel:
             listed = channel.unary_unary(
                 "/profile_export.v1.DatasetService/ListDatasets",
                 request_serializer=ds.ListDatasetsRequest.SerializeToString,
                 response_deserializer=ds.ListDatasetsResponse.FromString,
             )(ds.ListDatasetsRequest(), timeout=SECONDS)
         again.terminate()
+        again.communicate(timeout=SECONDS)
 
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert server.returncode == again.returncode == 0
@@ -81,12 +85,12 @@ def test_a_server_drains_on_sigterm_and_finds_its_data_again(
 
 
 def test_a_second_server_on_the_same_data_is_refused_in_one_line(
-    server: subprocess.Popen[str], tmp_path: Path
+    first: tuple[Path, str],
 ) -> None:
-    address(server)
+    data_dir, _ = first
 
     second = subprocess.run(
-        command(tmp_path / "data", "--grpc-address", "127.0.0.1:0"),
+        command(data_dir, "--grpc-address", "127.0.0.1:0"),
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -99,8 +103,8 @@ def test_a_second_server_on_the_same_data_is_refused_in_one_line(
     assert "is in use by another process" in line
 
 
-def test_a_port_that_is_taken_is_refused_in_one_line(server: subprocess.Popen[str], tmp_path: Path) -> None:
-    taken = address(server)
+def test_a_port_that_is_taken_is_refused_in_one_line(first: tuple[Path, str], tmp_path: Path) -> None:
+    _, taken = first
 
     second = subprocess.run(
         command(tmp_path / "other", "--grpc-address", taken),

@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows."""
 
 import ast
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -51,6 +52,19 @@ def test_only_the_lake_touches_data_files() -> None:
 
     # The bytes of an upload that is under way are a file of this machine, which is written as they come.
     assert touching == {"application/uploads.py"}
+
+
+def test_a_server_loads_no_library_that_only_its_children_need() -> None:
+    loaded = (
+        "import profile_export.app.server, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+
+    modules = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert "grpc" in modules.split()
+    assert set(modules.split()) & {"duckdb", "ibis", "pyiceberg", "scipy"} == set()
 
 
 def test_every_module_is_named_for_what_it_holds() -> None:
