@@ -8,7 +8,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from profile_export.domain.catalog.datasets import DatasetKind
+from profile_export.domain.export.plan import PinnedFile, Source, SourcePart
+from profile_export.domain.schemas.types import EMPTY
 from profile_export.engines.duckdb.session import EngineError, failed
+from profile_export.engines.identity.links import DamagedFileError, links_in_files
 
 SOURCE = "crm/b/0.parquet"
 FULL = Path("/dev/full")
@@ -30,6 +34,15 @@ def told(error: EngineError) -> tuple[str, bool, bool]:
 
 def read(path: Path) -> EngineError:
     return error_of(f"SELECT * FROM read_parquet(['{path}'])")
+
+
+def links_of(path: Path) -> EngineError:
+    source = Source("crm", DatasetKind.RECORD, (SourcePart(EMPTY, (PinnedFile(str(path), 1, 1),)),))
+    try:
+        pairs = list(links_in_files([source], path.parent).pairs())
+    except (DamagedFileError, OSError) as error:
+        return error
+    pytest.fail(f"it was read: {pairs}")
 
 
 def made(folder: Path, content: bytes) -> Path:
@@ -84,17 +97,33 @@ def test_too_little_memory_is_told_with_the_way_out_and_ends_the_process(
     assert said.message.endswith("Give it more, or let fewer jobs run at once.")
 
 
+@pytest.mark.parametrize("by", [read, links_of])
 @pytest.mark.parametrize("content", [b"", b"no such thing, whatever it is"])
-def test_a_source_that_is_no_parquet_is_named_and_stays_so(tmp_path: Path, content: bytes) -> None:
-    said = failed(read(made(tmp_path, content)), {SOURCE})
+def test_a_source_that_is_no_parquet_is_named_and_stays_so(
+    tmp_path: Path, content: bytes, by: Callable[[Path], EngineError]
+) -> None:
+    said = failed(by(made(tmp_path, content)), {SOURCE})
 
     assert (said.code, said.retryable, said.died) == ("SOURCE_UNREADABLE", False, False)
     assert SOURCE in said.message
     assert said.message.count("\n") == 0
 
 
-def test_a_source_that_is_missing_may_come_back(tmp_path: Path) -> None:
-    assert told(read(tmp_path / SOURCE)) == ("SOURCE_UNREADABLE", True, False)
+def test_a_source_whose_pages_are_garbled_is_named_and_stays_so(tmp_path: Path) -> None:
+    path = made(tmp_path, b"")
+    duckdb.execute(
+        "COPY (SELECT 'b' AS _batch_id, range AS _key_high, range AS _key_low,"
+        f" [{{key_high: range, key_low: range}}] AS _links FROM range(1000)) TO '{path}' (FORMAT parquet)"
+    )
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+
+    assert told(links_of(path)) == ("SOURCE_UNREADABLE", False, False)
+
+
+@pytest.mark.parametrize("by", [read, links_of])
+def test_a_source_that_is_missing_may_come_back(tmp_path: Path, by: Callable[[Path], EngineError]) -> None:
+    assert told(by(tmp_path / SOURCE)) == ("SOURCE_UNREADABLE", True, False)
 
 
 def test_another_file_is_not_blamed_on_a_source(tmp_path: Path) -> None:
