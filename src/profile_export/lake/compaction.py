@@ -28,13 +28,13 @@ from profile_export.processes.supervisor import Pool
 _LEAST_ROWS, _MOST_ROWS = 16, 1024
 """How many rows of a source are read at a time; few are as long as rows may be."""
 _PARTS_OF_A_GROUP = 16
-"""So many times at least a source is read per row group, which fits into the memory: of long rows it has few."""
+"""A row group is read in at least so many parts. It fits into memory, and has few rows if they are long."""
 _BYTES_READ_AHEAD = 16 * 2**20
 _MOST_OPEN = 32
 _MOST_BYTES_OPEN = 64 * 2**20
-"""Of all sources that are open together, the row groups they are read at, before compression."""
+"""The uncompressed row groups at which all open sources are read, together at most."""
 _MOST_COLUMNS_OPEN = 30_000
-"""Of all sources that are open together: a column takes memory however little is in it."""
+"""The columns of all open sources, together at most: each takes memory however little is in it."""
 _ORDER = (columns.KEY_HIGH, columns.KEY_LOW, columns.ROW)
 _Place = tuple[int, ...]
 

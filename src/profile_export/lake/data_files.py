@@ -108,7 +108,7 @@ BYTES_PER_GROUP = 32 * 2**20
 """As Arrow holds them. A reader holds the whole column of a row group at once, in each of its threads."""
 _ROWS_READ_AT_ONCE = 2_048
 _BYTES_READ_AT_ONCE = 8 * 2**20
-"""So many rows, but none of the next row group, and several times over: rows too long for that get smaller groups."""
+"""An engine reads so many rows of a row group at once, and holds them several times: long rows get smaller groups."""
 _MOST_SCHEMA_LEVELS = 1_000
 """Arrow reads a hundred unless it is told otherwise. An array takes three of them, and rows may be nested 64 deep."""
 _SORTED_BY = [(name, "ascending") for name in (columns.KEY_HIGH, columns.KEY_LOW, columns.ROW)]

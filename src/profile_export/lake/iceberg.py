@@ -64,7 +64,7 @@ MAX_SNAPSHOTS = 100
 # What a commit under way has written is not referenced yet; nothing younger than this is removed.
 _COMMIT_SECONDS = 3600
 _ABANDONED_SECONDS = 600
-"""Who copies writes all the time: what nobody has written to for so long is of one that was killed."""
+"""A process that copies writes all the time: a copy not written to for so long was left by a killed process."""
 _WRITTEN = {".avro", ".json", ".parquet"}
 _PROPERTIES = {
     TableProperties.COMMIT_NUM_RETRIES: "0",

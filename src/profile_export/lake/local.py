@@ -26,7 +26,7 @@ from profile_export.lake.data_files import sync
 from profile_export.processes.plain_file import open_plain
 
 _NOT_LOCKABLE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""What a file system says that knows no locks: who uses the lake cannot be told there."""
+"""Errors of file systems without locks, where nobody can tell who uses the lake."""
 
 
 CHUNK_BYTES = 1024 * 1024
@@ -41,7 +41,7 @@ _OF_A_BATCH = re.compile(rf"{MADE_NAME.pattern}|[0-9]+|{re.escape(RECEIPT_FILE)}
 class LocalLake:
     """Data files under `root`, each in the folder of its batch, and the bytes of uploads that are under way.
 
-    What is taken out without anybody's having named it goes to `trash`.
+    Files that no row ever named are moved to the trash, not removed.
     """
 
     def __init__(self, data_dir: Path) -> None:

@@ -38,12 +38,12 @@ from profile_export.processes.supervisor import Child, Supervisor
 
 OnProgress = Callable[[EngineProgress], None]
 _RESERVE_AFTER_SECONDS = 1.0
-"""A child in reserve is started where jobs keep all others at work: the next tenant's shall not wait for its start."""
+"""If no child is idle so long after an attempt has begun, one is started, so that the next attempt need not wait."""
 _CLOSE_SECONDS = 1.0
-"""A child that takes longer to end an attempt hangs, or is busy with what a kill does at once."""
+"""A child that takes longer to end an attempt is killed: it hangs, or frees what a kill frees at once."""
 _MEGABYTE = 1_000_000
 _OVER_LIMIT = 1.25
-"""DuckDB keeps to its own limit, within a tenth of that of the process; what is this far above it does not."""
+"""A process that holds this many times its limit is killed. DuckDB keeps a process within a tenth of its limit."""
 _BESIDE_DUCKDB = 300 * _MEGABYTE
 """DuckDB's own limit covers its buffers, hash tables and sorts, beyond which it spills to the disk.
 
@@ -262,7 +262,7 @@ class DuckDbEngine:
             self._warming = asyncio.create_task(self._warm())
 
     async def _warm(self) -> None:
-        # Nobody waits for this one: who needs a child and finds none sees the error for himself.
+        # Nobody waits for this task: an attempt that finds no child starts one itself, and gets the error.
         with suppress(EngineDiedError):
             self._idle.append(await self._spawned())
 

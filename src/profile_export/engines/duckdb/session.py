@@ -100,7 +100,7 @@ class ProgressMeter:
 
 _ROWS_READ_AT_ONCE = 100_000
 _FEW_ROWS, _FEWEST_ROWS = 4_096, 16
-"""A slice of a few rows takes its memory for what each thread reads at once; one of the fewest cannot be halved."""
+"""From the first down, memory goes to what each thread reads at once; from the second down, a slice is not halved."""
 _LINKED_ROWS_AT_ONCE = 25_000
 _LINKED = {
     "key_high": columns.KEY_HIGH,
@@ -330,7 +330,7 @@ class DuckDbSession:
 EngineError = duckdb.Error | DamagedFileError | OSError | MemoryError
 _NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _WRAPPED = '{"exception_type"'
-"""What a thread of DuckDB's hands to another is an error in JSON, within the text of an error."""
+"""So begins the JSON in which DuckDB passes an error on from another thread, within the text of an error."""
 _SPILL_LIMIT = "max_temp_directory_size"
 """DuckDB takes no more of the disk than was free at the start, and calls it memory when that is used up."""
 

@@ -43,7 +43,7 @@ def key_records(high: npt.NDArray[np.int64], low: npt.NDArray[np.int64]) -> Keys
 _COLUMNS = ("key_high", "key_low", "profile_high", "profile_low")
 _SCHEMA = pa.schema([pa.field(column, pa.int64(), nullable=False) for column in _COLUMNS])
 _ROWS_PER_GROUP = 65_536
-# The 2: in mappings of before, which are none any more, the high half chose a profile's key.
+# Version 2: in former mappings, which are not read any more, the high half chose a profile's key.
 _BATCHES, _COMPONENTS = b"profile_export.batches.2", b"profile_export.components"
 
 
@@ -130,7 +130,7 @@ _PROFILE = ("profile_high", "profile_low")
 
 
 class OpenMapping:
-    """A mapping's file, which stays readable for as long as this is there, and needs nobody to remove it."""
+    """A mapping's file as a memory map, which stays readable when the file is removed, and goes with this object."""
 
     def __init__(self, path: Path) -> None:
         self._file = pa.memory_map(str(path))
@@ -178,7 +178,7 @@ class KeptGraphs:
     def fetch(self, batches: Mapping[str, int], target: Path) -> bool:
         """Get the graph that was made from most of these batches and from no other; False if there is none.
 
-        It stands at `target` then, where pruning cannot reach it. One that turns out to be damaged is removed.
+        The graph is then at `target`, where pruning cannot reach it. A damaged graph is removed.
         """
         fitting = []
         for file in self._newest_first():
@@ -190,14 +190,16 @@ class KeptGraphs:
             with suppress(OSError):
                 _link(file, target)
                 if _digest(target) == file.stem:
-                    _touch(file)
+                    # Pruned meanwhile, or not ours to touch: the link that was made of it is as good.
+                    with suppress(OSError):
+                        os.utime(file)
                     return True
                 file.unlink()
             target.unlink(missing_ok=True)
         return False
 
     def keep(self, mapping: Path) -> None:
-        """Keep a mapping whose bytes are safe on the disk, and of all no more than a few.
+        """Keep a mapping whose bytes are safe on the disk, and remove all but the newest few.
 
         It appears whole or not at all. A graph that cannot be kept costs the next attempt time, and this one nothing.
         """
@@ -210,7 +212,7 @@ class KeptGraphs:
                 file.unlink(missing_ok=True)
 
     def _newest_first(self) -> list[Path]:
-        """Return the graphs by the time when they were made or of use."""
+        """Return the graphs, first the one that was made or used last."""
         found = []
         with suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
@@ -230,12 +232,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
         with target.open("rb") as copy:
             os.fsync(copy.fileno())
-
-
-def _touch(file: Path) -> None:
-    # Pruned meanwhile, or not ours to touch: the link that was made of it is as good.
-    with suppress(OSError):
-        os.utime(file)
 
 
 def _digest(file: Path) -> str:
