@@ -53,7 +53,7 @@ from profile_export.engines.identity.resolution import Space, mapping_of
 _POLL_SECONDS = 0.2
 
 
-class ProgressMeter:
+class _ProgressMeter:
     """Turns the progress of DuckDB's queries into source rows done, which never falls."""
 
     def __init__(
@@ -139,7 +139,7 @@ class DuckDbSession:
         self._connection.execute("SET parquet_metadata_cache = true")
         self._memory = _memory_of(self._connection)
         self._output = Output(self._connection, plan, folder, segment_folders, self._memory)
-        self._meter = ProgressMeter(self._connection, plan.rows, report)
+        self._meter = _ProgressMeter(self._connection, plan.rows, report)
         ((self._threads,),) = self._connection.execute("SELECT current_setting('threads')").fetchall()
         self._widest = HIGHEST_KEY - LOWEST_KEY + 1
         self._shape: Shape | None = None

@@ -77,15 +77,15 @@ def name(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
-def type_name(kind: FieldType) -> str:
+def _type_name(kind: FieldType) -> str:
     """Write a field type as DuckDB does."""
     match kind:
         case ObjectType(fields):
-            return f"STRUCT({', '.join(f'{name(member)} {type_name(field)}' for member, field in fields.items())})"
+            return f"STRUCT({', '.join(f'{name(member)} {_type_name(field)}' for member, field in fields.items())})"
         case ArrayType(item):
-            return f"{type_name(item)}[]"
+            return f"{_type_name(item)}[]"
         case MapType(value):
-            return f"MAP(VARCHAR, {type_name(value)})"
+            return f"MAP(VARCHAR, {_type_name(value)})"
         case DecimalType(precision, scale):
             return f"DECIMAL({precision}, {scale})"
         case Scalar(scalar):
@@ -165,10 +165,10 @@ def _leaf(leaf: Leaf, fields: ObjectType) -> str:
     """Select a leaf in normal form as the union schema types it; null where the part does not know it."""
     found = _find(leaf.path, fields)
     if found is None:
-        return f"CAST(NULL AS {type_name(leaf.type)})"
+        return f"CAST(NULL AS {_type_name(leaf.type)})"
     # Always cast: members of equal types may still differ in their order.
     value = _normal("file." + ".".join(name(step) for step in leaf.path), found, 0)
-    return f"CAST({value} AS {type_name(leaf.type)})"
+    return f"CAST({value} AS {_type_name(leaf.type)})"
 
 
 def _find(path: FieldPath, fields: FieldType) -> FieldType | None:

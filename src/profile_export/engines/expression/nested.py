@@ -30,12 +30,8 @@ from profile_export.engines.expression.tables import (
 def filled_object(members: Mapping[str, ir.Value]) -> ir.StructValue:
     """Make an object, or null where no member has a value (S13)."""
     made = ibis.struct(dict(members))
-    return any_filled(members).ifelse(made, ibis.null(made.type()))
-
-
-def any_filled(members: Mapping[str, ir.Value]) -> ir.BooleanValue:
-    """Say whether one of the members has a value."""
-    return reduce(or_, [member.notnull() for member in members.values()])
+    has_value = reduce(or_, [member.notnull() for member in members.values()])
+    return has_value.ifelse(made, ibis.null(made.type()))
 
 
 def rebuilt(

@@ -90,7 +90,7 @@ def without_empty(kind: FieldType) -> FieldType | None:
             return kind
 
 
-def needed_leaves(kept: ObjectType, schema: ObjectType) -> tuple[Leaf, ...]:
+def _needed_leaves(kept: ObjectType, schema: ObjectType) -> tuple[Leaf, ...]:
     """List the leaves below `kept`, which is a subtree of `schema`, in order. Neither may hold empty objects."""
     found = _leaves(kept, schema, ())
     # Numbered, since dotted paths are ambiguous as soon as a name holds a dot itself.
@@ -358,7 +358,7 @@ class Shape:
     @cached_property
     def record_leaves(self) -> tuple[Leaf, ...]:
         """The leaves of record sources that are merged."""
-        return needed_leaves(self.fields, self.record_fields)
+        return _needed_leaves(self.fields, self.record_fields)
 
     @cached_property
     def membership(self) -> Leaf:
@@ -377,7 +377,7 @@ class Shape:
     @cached_property
     def event_leaves(self) -> tuple[Leaf, ...]:
         """The leaves of event sources that the export needs; none if no event is attached."""
-        return () if self.events is None else needed_leaves(self.events.fields, self.event_fields)
+        return () if self.events is None else _needed_leaves(self.events.fields, self.event_fields)
 
 
 def shape_of(plan: ExportPlan, *, linked: bool) -> Shape:
