@@ -20,7 +20,6 @@ from profile_export.domain.schemas.types import (
 )
 from profile_export.engines.expression.tables import (
     SEGMENT_NAMESPACES,
-    beside,
     ibis_type,
     segments_table,
     spellings_table,
@@ -105,8 +104,11 @@ _ENTERED = MembershipStatus.REALIZED.value
 
 def registered(rows: ir.Table, column: str, spellings: str) -> ir.Table:
     """Replace a namespace as sent by its registered spelling (S2)."""
-    found = beside(rows, spellings_table(spellings).rename({column: "sent"}), [column])
-    return found.mutate(ibis.coalesce(found.registered, found[column]).name(column)).drop("registered")
+    known = spellings_table(spellings)
+    joined = rows.left_join(known, rows[column] == known.sent)
+    found = joined.select(*(rows[name] for name in rows.columns), known.registered)
+    others = [name for name in rows.columns if name != column]
+    return found.select(*others, ibis.coalesce(found.registered, found[column]).name(column))
 
 
 def held_by_several(rows: ir.Table, owner: Sequence[str]) -> ir.Table:

@@ -297,10 +297,10 @@ class Rows:
         found = beside(rows, self._repeated, self._same)
         newest = found.latest.isnull() | (found.place == found.latest)
         if not self._upserts:
-            return found.mutate(current=newest).drop("latest")
+            return found.select(*rows.columns, current=newest)
+        others = [name for name in rows.columns if name not in {"place", "upserts"}]
         place = wide(ibis.coalesce(found.latest, found.place), found.place)
-        told = found.mutate(newest=newest, current=newest | found.upserts, place=place)
-        return told.drop("latest", "upserts")
+        return found.select(*others, newest=newest, current=newest | found.upserts, place=place)
 
     def _placed(self, columns: Sequence[str] | dict[str, None]) -> ir.Table:
         batches = batches_table()
