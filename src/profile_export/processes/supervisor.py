@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from profile_export.processes.messages import (
     NO_LIMITS,
     ChildDiedError,
     Done,
+    Hold,
     Limits,
     Load,
     Raised,
@@ -217,8 +218,126 @@ def _cpu_seconds(process_id: int) -> float:
         return 0.0
 
 
+class WarmChildren:
+    """Children for one kind of work. Where there may be another, one waits with its libraries loaded.
+
+    Args:
+        supervisor: Where they come from.
+        most: How many of them may wait for work; beyond these, a child ends with its work.
+        ready: The request that a child answers before it waits, which loads its libraries; None: children start with
+            their work, and none is started in reserve.
+        reserve_after: How many seconds the last one that waited is at work before another is started in reserve.
+        niceness: How far they stand back behind others that want a processor, 0 to 19.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        *,
+        most: int,
+        ready: Load | Hold | None,
+        reserve_after: float,
+        niceness: int = 0,
+    ) -> None:
+        self._supervisor, self._most, self._ready = supervisor, most, ready
+        self._reserve_after, self._niceness = reserve_after, niceness
+        self._idle: list[Child] = []
+        self._all: set[Child] = set()
+        self._closed = False
+        self._warming: asyncio.Task[None] | None = None
+
+    @property
+    def all(self) -> Collection[Child]:
+        """All of them, at work or not."""
+        return self._all
+
+    @asynccontextmanager
+    async def one(self, cleared: Callable[[Child], Awaitable[bool]] | None = None) -> AsyncIterator[Child]:
+        """Take a child for the block. Leaving it while the child still works ends the child.
+
+        Args:
+            cleared: Clears a child for the next one who takes it, and says whether it can be used again; None: there is
+                nothing to clear.
+
+        Raises:
+            ChildDiedError: No child can be started.
+            OSError: The system gives no further process.
+        """
+        child = await self._taken()
+        reserve = asyncio.get_running_loop().call_later(self._reserve_after, self.warm)
+        try:
+            yield child
+        finally:
+            reserve.cancel()
+            await asyncio.shield(self._given_back(child, cleared))
+
+    def warm(self) -> None:
+        """Begin to start a child in reserve, if none waits and there may be another."""
+        is_warming = self._warming is not None and not self._warming.done()
+        may_wait = not self._idle and len(self._all) < self._most
+        if self._ready is not None and may_wait and not is_warming and not self._closed:
+            self._warming = asyncio.create_task(self._warmed())
+
+    async def close(self) -> None:
+        """Kill all, whatever they do. None will wait for work again."""
+        self._closed = True
+        if self._warming is not None:
+            self._warming.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._warming
+        await asyncio.gather(*(self._ended(child) for child in tuple(self._all)))
+
+    async def start(self) -> None:
+        """Start a child in reserve, and return when it waits.
+
+        Raises:
+            ChildDiedError: It ended.
+            OSError: The system gives no further process.
+        """
+        self._idle.append(await self._started())
+
+    async def _taken(self) -> Child:
+        if not self._idle and self._warming is not None:
+            await asyncio.shield(self._warming)
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+            # It died while it was idle, for whatever reason: that must not cost a piece of work.
+            await self._ended(child)
+        return await self._started()
+
+    async def _given_back(self, child: Child, cleared: Callable[[Child], Awaitable[bool]] | None) -> None:
+        can_be_used = not child.busy and child.alive and (cleared is None or await cleared(child))
+        if can_be_used and len(self._idle) < self._most and not self._closed:
+            self._idle.append(child)
+        else:
+            await self._ended(child)
+            self.warm()
+
+    async def _started(self) -> Child:
+        child = await self._supervisor.child(self._niceness)
+        self._all.add(child)
+        try:
+            if self._ready is not None:
+                await child.ask(self._ready)
+        except BaseException:
+            await self._ended(child)
+            raise
+        return child
+
+    async def _ended(self, child: Child) -> None:
+        self._all.discard(child)
+        await self._supervisor.end(child)
+
+    async def _warmed(self) -> None:
+        # Nobody waits for this task: who needs a child and finds none starts one, and gets the error.
+        with suppress(ChildDiedError, OSError):
+            await self.start()
+
+
 class Pool:
-    """Children for one kind of work.
+    """Children that take turns at one kind of work.
 
     Args:
         supervisor: Where they come from.
@@ -237,13 +356,13 @@ class Pool:
         niceness: int = 0,
         limits: Limits = NO_LIMITS,
     ) -> None:
-        self._supervisor, self._limits = supervisor, limits
-        self._most, self._warm_for, self._niceness = most, warm_for, niceness
+        self._limits = limits
         self._turns = FairTurns(most)
-        self._idle: list[Child] = []
-        self._children: set[Child] = set()
+        ready = None if warm_for is None else Load(warm_for)
+        self._children = WarmChildren(
+            supervisor, most=most, ready=ready, reserve_after=_RESERVE_AFTER_SECONDS, niceness=niceness
+        )
         self._closed = False
-        self._warming: asyncio.Task[None] | None = None
 
     async def run(
         self,
@@ -263,78 +382,25 @@ class Pool:
         """
         limits = limits or self._limits
         async with self._turns.taken(whose):
-            child = await self._taken()
-            reserve = self._reserve_later()
-            try:
+            if self._closed:
+                raise ChildDiedError
+            async with self._children.one() as child:
                 result: _Result = await child.ask(Run(work, task, limits), limits=limits)
                 return result
-            finally:
-                if reserve is not None:
-                    reserve.cancel()
-                await asyncio.shield(self._given_back(child))
 
     @property
     def is_busy(self) -> bool:
         """Whether a child is at work."""
-        return any(child.busy for child in self._children)
-
-    async def close(self) -> None:
-        """Kill all children of the pool, whatever they do."""
-        self._closed = True
-        await asyncio.gather(*(self._supervisor.end(child) for child in tuple(self._children)))
+        return any(child.busy for child in self._children.all)
 
     def warm(self) -> None:
-        """Begin to start a child, if none is idle and there may be another."""
-        is_warming = self._warming is not None and not self._warming.done()
-        if self._warm_for is not None and self._may_reserve and not is_warming:
-            self._warming = asyncio.create_task(self._warmed(self._warm_for))
+        """Begin to start a child in reserve, if none waits and there may be another."""
+        self._children.warm()
 
-    @property
-    def _may_reserve(self) -> bool:
-        return not self._idle and len(self._children) < self._most
-
-    def _reserve_later(self) -> asyncio.TimerHandle | None:
-        if self._warm_for is None or not self._may_reserve:
-            return None
-        return asyncio.get_running_loop().call_later(_RESERVE_AFTER_SECONDS, self.warm)
-
-    async def _taken(self) -> Child:
-        if not self._idle and self._warming is not None:
-            await asyncio.shield(self._warming)
-        while self._idle:
-            child = self._idle.pop()
-            if child.alive and not self._closed:
-                return child
-            # It died while it was idle, for whatever reason: that must not cost a piece of work.
-            await self._ended(child)
-        return await self._started()
-
-    async def _given_back(self, child: Child) -> None:
-        if child.busy or not child.alive:
-            await self._ended(child)
-            self.warm()
-        else:
-            self._idle.append(child)
-
-    async def _ended(self, child: Child) -> None:
-        self._children.discard(child)
-        await self._supervisor.end(child)
-
-    async def _started(self) -> Child:
-        if self._closed:
-            raise ChildDiedError
-        child = await self._supervisor.child(self._niceness)
-        self._children.add(child)
-        return child
-
-    async def _warmed(self, work: Callable[[Any], object]) -> None:
-        # Nobody waits for this one: who needs a child and finds none sees the error for himself.
-        with suppress(ChildDiedError, OSError):
-            child = await self._started()
-            try:
-                await child.ask(Load(work))
-            finally:
-                await self._given_back(child)
+    async def close(self) -> None:
+        """Kill all children of the pool, whatever they do; there will be none again."""
+        self._closed = True
+        await self._children.close()
 
 
 class Supervisor:

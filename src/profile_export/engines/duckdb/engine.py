@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from profile_export.processes.messages import (
     Say,
     TooExpensiveError,
 )
-from profile_export.processes.supervisor import Child, Supervisor
+from profile_export.processes.supervisor import Child, Supervisor, WarmChildren
 
 OnProgress = Callable[[EngineProgress], None]
 _RESERVE_AFTER_SECONDS = 1.0
@@ -158,18 +158,19 @@ class DuckDbEngine:
         warm: int = 1,
         supervisor: Supervisor | None = None,
     ) -> None:
-        self._supervisor = supervisor or Supervisor()
         self._limits = (
             NO_LIMITS
             if memory_limit_mb is None
             else Limits(memory_bytes=int(memory_limit_mb * _MEGABYTE * _OVER_LIMIT))
         )
         self._settings = _settings(memory_limit_mb, threads)
-        self._memory_limit_mb, self._warm_children = memory_limit_mb, warm
-        self._idle: list[Child] = []
-        self._children: set[Child] = set()
-        self._warming: asyncio.Task[None] | None = None
-        self._closed = False
+        self._memory_limit_mb = memory_limit_mb
+        self._children = WarmChildren(
+            supervisor or Supervisor(),
+            most=warm,
+            ready=Hold(_hosted, None),
+            reserve_after=_RESERVE_AFTER_SECONDS,
+        )
 
     @property
     def values_per_range(self) -> int:
@@ -181,22 +182,18 @@ class DuckDbEngine:
     @property
     def children(self) -> tuple[int, ...]:
         """The process ids of all children, at work or not."""
-        return tuple(child.process_id for child in self._children)
+        return tuple(child.process_id for child in self._children.all)
 
     async def start(self) -> None:
         """Warm a child, so that the first attempt need not wait for its libraries to load."""
-        self._idle.append(await self._spawned())
+        try:
+            await self._children.start()
+        except ChildDiedError as died:
+            raise _crashed(died) from None
 
     async def close(self) -> None:
         """End every child, also those in an attempt."""
-        self._closed = True
-        if self._warming is not None:
-            self._warming.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._warming
-        self._idle.clear()
-        await asyncio.gather(*(self._supervisor.end(child) for child in self._children))
-        self._children.clear()
+        await self._children.close()
 
     @asynccontextmanager
     async def attempt(
@@ -219,69 +216,23 @@ class DuckDbEngine:
         Raises:
             EngineDiedError: No child can be started.
         """
-        child = await self._taken()
-        asyncio.get_running_loop().call_later(_RESERVE_AFTER_SECONDS, self._reserve)
-        try:
+        async with AsyncExitStack() as taken:
+            try:
+                child = await taken.enter_async_context(self._children.one(self._cleared))
+            except ChildDiedError as died:
+                raise _crashed(died) from None
             ask = partial(self._ask, child, on_progress)
             await ask(Open(plan, lake_root, folder, self._settings, tuple(segment_folders)))
             yield EngineAttempt(child.process_id, ask)
-        finally:
-            await asyncio.shield(self._given_back(child))
 
-    async def _taken(self) -> Child:
-        if self._warming is not None and not self._idle:
-            await asyncio.shield(self._warming)
-        while self._idle:
-            child = self._idle.pop()
-            if child.alive:
-                return child
-            # It died while it was idle, for whatever reason: that must not cost an attempt.
-            await self._ended(child)
-        return await self._spawned()
-
-    async def _given_back(self, child: Child) -> None:
-        if not child.busy:
-            with suppress(EngineDiedError, EngineFailedError, TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._ask(child, lambda _progress: None, Close())
-                if len(self._idle) < self._warm_children and not self._closed:
-                    self._idle.append(child)
-                    return
-        await self._ended(child)
-        self._reserve()
-
-    def _reserve(self) -> None:
-        """Begin to warm a child, if none is idle and there may be another."""
-        is_warming = self._warming is not None and not self._warming.done()
-        if (
-            not self._idle
-            and len(self._children) < self._warm_children
-            and not is_warming
-            and not self._closed
-        ):
-            self._warming = asyncio.create_task(self._warm())
-
-    async def _warm(self) -> None:
-        # Nobody waits for this task: an attempt that finds no child starts one itself, and gets the error.
-        with suppress(EngineDiedError):
-            self._idle.append(await self._spawned())
-
-    async def _spawned(self) -> Child:
+    async def _cleared(self, child: Child) -> bool:
+        """Have a child close its attempt; say whether it has done so in time."""
         try:
-            child = await self._supervisor.child()
-        except ChildDiedError as died:
-            raise _crashed(died) from None
-        self._children.add(child)
-        try:
-            await child.ask(Hold(_hosted, None))
-        except ChildDiedError as died:
-            await self._ended(child)
-            raise _crashed(died) from None
-        return child
-
-    async def _ended(self, child: Child) -> None:
-        self._children.discard(child)
-        await self._supervisor.end(child)
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._ask(child, lambda _progress: None, Close())
+        except (EngineDiedError, EngineFailedError, TimeoutError):
+            return False
+        return True
 
     async def _ask(self, child: Child, on_progress: OnProgress, request: object) -> Any:
         """Send a request and wait for its answer.
