@@ -13,7 +13,13 @@ import pyarrow.parquet as pq
 from pyiceberg.table import StaticTable
 from sqlalchemy import update
 
-from profile_export.domain.catalog.batches import DataFile, MirrorStatus, UploadStart
+from profile_export.domain.catalog.batches import (
+    DataFile,
+    IngestedFile,
+    MirrorStatus,
+    NamespaceUse,
+    UploadStart,
+)
 from profile_export.domain.catalog.datasets import DatasetChange, NewDataset, SchemaRef, Tenant
 from profile_export.domain.schemas.types import EMPTY
 from profile_export.lake.iceberg import IcebergMirror
@@ -21,7 +27,7 @@ from profile_export.lake.local import LocalLake
 from profile_export.runner.mirror import Mirror
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
-from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
+from profile_export.store.db.tables import batches
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.folders import DroppedFolders, Named
 from profile_export.store.files.mirrors import LEASE_TTL, Mirrors

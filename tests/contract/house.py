@@ -14,7 +14,13 @@ from typing import Any
 import pytest_asyncio
 from sqlalchemy import update
 
-from profile_export.domain.catalog.batches import BatchState, DataFile, UploadStart
+from profile_export.domain.catalog.batches import (
+    BatchState,
+    DataFile,
+    IngestedFile,
+    NamespaceUse,
+    UploadStart,
+)
 from profile_export.domain.catalog.datasets import IdentityField, NewDataset, SchemaRef, Tenant
 from profile_export.domain.export.plan import ExportPlan, plan_export
 from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
@@ -27,7 +33,7 @@ from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.chores import Compactor, Sweeper
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database
-from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches
+from profile_export.store.db.tables import batches
 from profile_export.store.files.folders import DroppedFolders
 from profile_export.store.files.snapshots import Compactions, Snapshots
 from profile_export.store.files.uploads import Uploads

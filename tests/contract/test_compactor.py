@@ -101,7 +101,7 @@ async def test_a_merge_that_a_revert_overtakes_is_void(house: House) -> None:
     await house.people(crm, *range(10))
     merge = await house.compactions.next_merge(())
     assert merge
-    sources = tuple(house.lake.root / path for one in merge.segments for path in one.paths)
+    sources = tuple(house.lake.root / path for one in merge.runs for path in one.paths)
     file = compact(CompactTask(sources, house.lake.staging(f"{crm}/merged") / "0.parquet"))
 
     await house.ended("p3", BatchState.REVERTED)
@@ -122,8 +122,8 @@ async def test_a_merge_of_merged_files_is_void_when_one_of_them_is_gone(house: H
     await house.compactor.step()
     merge = await house.compactions.next_merge(())
     assert merge
-    assert [one.is_compacted for one in merge.segments] == [True] * 10
-    sources = tuple(house.lake.root / path for one in merge.segments for path in one.paths)
+    assert [one.is_compacted for one in merge.runs] == [True] * 10
+    sources = tuple(house.lake.root / path for one in merge.runs for path in one.paths)
     file = compact(CompactTask(sources, house.lake.staging(f"{crm}/merged") / "0.parquet"))
 
     await house.ended("p3", BatchState.REVERTED)

@@ -21,7 +21,7 @@ from profile_export.domain.catalog.allowances import (
     TooManyError,
     field_count,
 )
-from profile_export.domain.catalog.batches import BatchState, UploadStart
+from profile_export.domain.catalog.batches import BatchState, IngestedFile, NamespaceUse, UploadStart
 from profile_export.domain.catalog.datasets import (
     DatasetChange,
     DatasetKind,
@@ -36,14 +36,7 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.catalog.tenants import IDENTITY, SEGMENT
 from profile_export.store.db.database import Database
-from profile_export.store.db.tables import (
-    IngestedFile,
-    NamespaceUse,
-    batches,
-    namespace_spellings,
-    namespaces,
-    tenants,
-)
+from profile_export.store.db.tables import batches, namespace_spellings, namespaces, tenants
 from profile_export.store.files.uploads import Uploads
 from tests.databases import Place
 

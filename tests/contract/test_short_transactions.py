@@ -13,7 +13,13 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import event, update
 
-from profile_export.domain.catalog.batches import BatchState, DataFile, UploadStart
+from profile_export.domain.catalog.batches import (
+    BatchState,
+    DataFile,
+    IngestedFile,
+    NamespaceUse,
+    UploadStart,
+)
 from profile_export.domain.catalog.datasets import (
     DatasetChange,
     DatasetKind,
@@ -34,7 +40,7 @@ from profile_export.domain.schemas.types import TEXT, ObjectType, TypeConflictEr
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.schemas import Schemas
 from profile_export.store.db.database import Database, database_time
-from profile_export.store.db.tables import IngestedFile, NamespaceUse, batches, datasets
+from profile_export.store.db.tables import batches, datasets
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.snapshots import Snapshots
 from profile_export.store.files.uploads import Uploads

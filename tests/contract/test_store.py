@@ -13,7 +13,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text, update
 
-from profile_export.domain.catalog.batches import BatchState, DataFile, UploadStart
+from profile_export.domain.catalog.batches import (
+    BatchState,
+    DataFile,
+    IngestedFile,
+    NamespaceUse,
+    UploadStart,
+)
 from profile_export.domain.catalog.datasets import IdentityField, NewDataset, SchemaRef, Tenant
 from profile_export.domain.errors import FailedPreconditionError
 from profile_export.domain.export.plan import ExportCounts
@@ -24,7 +30,7 @@ from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.domain.schemas.types import TEXT, ArrayType, ObjectType
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time, migrate
-from profile_export.store.db.tables import IngestedFile, NamespaceUse, jobs, metadata
+from profile_export.store.db.tables import jobs, metadata
 from profile_export.store.db.transactions import CannotOpenError
 from profile_export.store.files.batches import Batches
 from profile_export.store.files.folders import DroppedFolders

@@ -11,16 +11,16 @@ from profile_export.domain.catalog.batches import (
     MOST_MERGED,
     MOST_MERGED_BYTES,
     MOST_MERGED_ROWS,
-    Segment,
+    BatchRun,
     next_merge,
 )
 
 
-def segment(rows: int, size: int = 1_000, key: int = 0) -> Segment:
-    return Segment(key, is_compacted=False, rows=rows, bytes=size, paths=())
+def segment(rows: int, size: int = 1_000, key: int = 0) -> BatchRun:
+    return BatchRun(key, is_compacted=False, rows=rows, bytes=size, paths=())
 
 
-def segments(number: int, rows: int, size: int = 1_000) -> list[Segment]:
+def segments(number: int, rows: int, size: int = 1_000) -> list[BatchRun]:
     return [segment(rows, size, key) for key in range(number)]
 
 
@@ -28,7 +28,7 @@ def segments(number: int, rows: int, size: int = 1_000) -> list[Segment]:
 class Dataset:
     """A dataset that is compacted after each of its batches, down to the last merge."""
 
-    segments: list[Segment] = field(default_factory=list)
+    segments: list[BatchRun] = field(default_factory=list)
     rewritten: int = 0
     most: int = 0
     keys: Iterator[int] = field(default_factory=count)
@@ -39,7 +39,7 @@ class Dataset:
             total, size = sum(one.rows for one in merged), sum(one.bytes for one in merged)
             self.segments = [one for one in self.segments if one not in merged]
             self.segments.append(
-                Segment(next(self.keys), is_compacted=True, rows=total, bytes=size, paths=())
+                BatchRun(next(self.keys), is_compacted=True, rows=total, bytes=size, paths=())
             )
             self.rewritten += total
         self.most = max(self.most, len(self.segments))

@@ -13,7 +13,15 @@ import structlog
 
 from profile_export.application.ports import Lake
 from profile_export.domain.catalog.allowances import MOST_BATCH_SPELLINGS, TooManyError
-from profile_export.domain.catalog.batches import Batch, DataFile, RejectedRow, RowError, Upload
+from profile_export.domain.catalog.batches import (
+    Batch,
+    DataFile,
+    IngestedFile,
+    NamespaceUse,
+    RejectedRow,
+    RowError,
+    Upload,
+)
 from profile_export.domain.catalog.datasets import Dataset, DatasetKind, Tenant
 from profile_export.domain.errors import (
     DomainError,
@@ -33,7 +41,6 @@ from profile_export.processes.messages import ChildDiedError, TooExpensiveError
 from profile_export.processes.supervisor import Pool
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.schemas import Schemas
-from profile_export.store.db.tables import IngestedFile, NamespaceUse
 from profile_export.store.files.uploads import (
     BatchChangedError,
     FieldsGrewError,

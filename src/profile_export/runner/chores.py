@@ -252,7 +252,7 @@ class Compactor:
         # A commit that is cancelled goes on to its end, so from here on only its answer says whose the folder is. What
         # has only begun then is cleared up at the next start.
         if await self.compactions.commit(merge, folder, file):
-            _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.segments), rows=file.rows)
+            _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.runs), rows=file.rows)
         else:
             await self._give_up(folder)
 
@@ -261,7 +261,7 @@ class Compactor:
         await self.compactions.give_up([folder])
 
     async def _merged(self, merge: Merge, folder: str) -> WrittenFile:
-        paths = [path for segment in merge.segments for path in segment.paths]
+        paths = [path for run in merge.runs for path in run.paths]
         async with self.lake.readable(paths):
             sources = tuple(self.lake.root / path for path in paths)
             file = await self.merge_files(sources, self.lake.staging(folder) / _MERGED_FILE)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+from profile_export.domain.merging.identity import fold_namespace
+from profile_export.domain.schemas.types import FieldPath, ObjectType
 
 _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -271,6 +273,52 @@ def _not_loading(batch: Batch) -> FailedPreconditionError:
     )
 
 
+# --- What ingestion made of a file ---
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceUse:
+    """How a file spells its namespaces: of each one the spelling of its first place, and all spellings."""
+
+    first_spellings: tuple[str, ...] = ()
+    all_spellings: frozenset[str] = frozenset()
+
+
+def used_together(uses: Iterable[NamespaceUse]) -> NamespaceUse:
+    """Return how several files, in their order, spell their namespaces together."""
+    first: dict[str, str] = {}
+    spellings: set[str] = set()
+    for use in uses:
+        for spelling in use.first_spellings:
+            first.setdefault(fold_namespace(spelling), spelling)
+        spellings |= use.all_spellings
+    return NamespaceUse(tuple(first.values()), frozenset(spellings))
+
+
+@dataclass(frozen=True, slots=True)
+class IngestedFile:
+    """What an uploaded file turned out to hold.
+
+    `folder` is where its data files and rejected rows are, `first_row` the number of its first row within the batch.
+    `fields` are those its files were written with. `untyped` are the paths of arrays that were left out because
+    nobody knew the type of their items (S13). `sha256` and `byte_count` are those of the bytes as sent. `errors` are
+    the first of the rejected rows.
+    """
+
+    folder: str
+    files: tuple[DataFile, ...]
+    first_row: int
+    rows: int
+    fields: ObjectType
+    identity_namespaces: NamespaceUse
+    segment_namespaces: NamespaceUse
+    untyped: tuple[FieldPath, ...]
+    sha256: str
+    byte_count: int
+    rejected_rows: int = 0
+    errors: tuple[RowError, ...] = ()
+
+
 # --- System columns of a data file ---
 # Batch number and ingest time are not among them: they are known only at the commit, stand on the batch's row and are
 # bound to a plan.
@@ -295,24 +343,24 @@ where there is none."""
 SYSTEM_COLUMNS = (BATCH_ID, ROW, NAMESPACE, IDENTITY, AUTHENTICATED_STATE, KEY_HIGH, KEY_LOW, LINKS)
 
 # --- Compaction ---
-# Runs of batches, called segments, lie in tiers by their rows: 1 to 9, 10 to 99, and so on. Ten of a tier are merged
-# into one of a higher tier or into a full one, so a row is written at most once per tier, and at most nine segments of
-# each tier remain.
+# Runs of batches lie in tiers by their rows: 1 to 9, 10 to 99, and so on. Ten of a tier are merged
+# into one of a higher tier or into a full one, so a row is written at most once per tier, and at most nine runs of each
+# tier remain.
 
 MERGED_FROM = 10
-"""How many segments of a tier must wait before they are merged."""
+"""How many runs of a tier must wait before they are merged."""
 MOST_MERGED = 100
-"""How many segments are merged at once where more are waiting."""
+"""How many runs are merged at once where more are waiting."""
 MOST_MERGED_ROWS = 500_000
 MOST_MERGED_BYTES = 64 * 2**20
 """How much one merged file may hold: half of what another may, since merging takes memory and time in one piece."""
 FULL_ROWS = MOST_MERGED_ROWS // 2
 FULL_BYTES = MOST_MERGED_BYTES // 2
-"""From this size on a segment stays as it is, so that any two that are merged fit into one file."""
+"""From this size on a run stays as it is, so that any two that are merged fit into one file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class BatchRun:
     """Rows that lie together: the files of one batch, or a compacted file.
 
     `key` is that of the batch or of the compacted file, within its kind; `paths` are relative to the lake's root.
@@ -330,24 +378,24 @@ class Segment:
         return self.rows >= FULL_ROWS or self.bytes >= FULL_BYTES
 
 
-def next_merge(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Choose two or more segments to merge into one file next; none if everything lies well as it is.
+def next_merge(runs: Sequence[BatchRun]) -> tuple[BatchRun, ...]:
+    """Choose two or more runs to merge into one file next; none if everything lies well as it is.
 
-    `segments` were written with the same fields, none is without rows, and they stand in the order to merge them in.
+    `runs` were written with the same fields, none is without rows, and they stand in the order to merge them in.
     """
-    tiers: dict[int, list[Segment]] = defaultdict(list)
-    for segment in segments:
-        if not segment.is_full:
-            tiers[len(str(segment.rows))].append(segment)
+    tiers: dict[int, list[BatchRun]] = defaultdict(list)
+    for run in runs:
+        if not run.is_full:
+            tiers[len(str(run.rows))].append(run)
     waiting = [tier for tier, found in tiers.items() if len(found) >= MERGED_FROM]
     rows = size = 0
-    chosen: list[Segment] = []
+    chosen: list[BatchRun] = []
     # As many of the first as one file can hold: any two fit, since none is full.
-    for segment in tiers[min(waiting)][:MOST_MERGED] if waiting else ():
-        rows, size = rows + segment.rows, size + segment.bytes
+    for run in tiers[min(waiting)][:MOST_MERGED] if waiting else ():
+        rows, size = rows + run.rows, size + run.bytes
         if rows > MOST_MERGED_ROWS or size > MOST_MERGED_BYTES:
             break
-        chosen.append(segment)
+        chosen.append(run)
     return tuple(chosen)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Select, insert, select, tuple_, update
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas, check_dataset_fields
+from profile_export.domain.catalog.batches import NamespaceUse
 from profile_export.domain.catalog.datasets import (
     Dataset,
     DatasetChange,
@@ -50,7 +51,7 @@ from profile_export.store.catalog.tenants import (
 )
 from profile_export.store.db.columns import columns_of, digest_of, write_ahead
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible
-from profile_export.store.db.tables import UNFINISHED, NamespaceUse, datasets, jobs
+from profile_export.store.db.tables import UNFINISHED, datasets, jobs
 from profile_export.store.db.transactions import Transaction, characters, page_rows
 from profile_export.store.files.folders import drop
 from profile_export.store.files.mirrors import ask_drop

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from profile_export.domain.catalog.allowances import check_tenant_namespaces, quota_exceeded
+from profile_export.domain.catalog.batches import NamespaceUse
 from profile_export.domain.catalog.datasets import Dataset, DatasetKind, SchemaRef, Tenant, union_by_kind
 from profile_export.domain.errors import AlreadyExistsError
 from profile_export.domain.job import JobState
@@ -33,7 +34,6 @@ from profile_export.store.db.columns import value_of
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import (
     LOADING,
-    NamespaceUse,
     batches,
     datasets,
     field_sets,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 from sqlalchemy import (
     BigInteger,
@@ -22,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-from profile_export.domain.catalog.batches import BatchState, DataFile, RowError, UploadState
+from profile_export.domain.catalog.batches import BatchState, IngestedFile, RowError, UploadState
 from profile_export.domain.catalog.datasets import DatasetKind, FieldDeclaration, IdentityField
 from profile_export.domain.export.plan import ExportCounts, ExportPlan
 from profile_export.domain.export.receipt import Receipt
@@ -37,67 +35,9 @@ from profile_export.domain.job import (
     Progress,
     Resolved,
 )
-from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph
-from profile_export.domain.schemas.types import FieldPath, ObjectType
+from profile_export.domain.schemas.types import ObjectType
 from profile_export.store.db.columns import Instant, Json, Span, Word
-
-
-@dataclass(frozen=True, slots=True)
-class NamespaceUse:
-    """How a file spells its namespaces: of each one the spelling of its first place, and all spellings."""
-
-    first_spellings: tuple[str, ...] = ()
-    all_spellings: frozenset[str] = frozenset()
-
-
-def used_together(uses: Iterable[NamespaceUse]) -> NamespaceUse:
-    """Return how several files, in their order, spell their namespaces together."""
-    first: dict[str, str] = {}
-    spellings: set[str] = set()
-    for use in uses:
-        for spelling in use.first_spellings:
-            first.setdefault(fold_namespace(spelling), spelling)
-        spellings |= use.all_spellings
-    return NamespaceUse(tuple(first.values()), frozenset(spellings))
-
-
-@dataclass(frozen=True, slots=True)
-class IngestedFile:
-    """What an uploaded file turned out to hold.
-
-    `folder` is where its data files and rejected rows are, `first_row` the number of its first row within the batch.
-    `fields` are those its files were written with. `untyped` are the paths of arrays that were left out because
-    nobody knew the type of their items (S13). `sha256` and `byte_count` are those of the bytes as sent. `errors` are
-    the first of the rejected rows.
-    """
-
-    folder: str
-    files: tuple[DataFile, ...]
-    first_row: int
-    rows: int
-    fields: ObjectType
-    identity_namespaces: NamespaceUse
-    segment_namespaces: NamespaceUse
-    untyped: tuple[FieldPath, ...]
-    sha256: str
-    byte_count: int
-    rejected_rows: int = 0
-    errors: tuple[RowError, ...] = ()
-
-
-def accepted(ingested: IngestedFile) -> dict[str, Any]:
-    """Return what the row of a complete file says."""
-    return {
-        "state": UploadState.COMPLETE,
-        "byte_count": ingested.byte_count,
-        "staged_bytes": ingested.byte_count,
-        "sha256": ingested.sha256,
-        "folder": ingested.folder,
-        "rejected_rows": ingested.rejected_rows,
-        "errors": ingested.errors,
-    }
-
 
 metadata = MetaData(
     naming_convention={

@@ -26,8 +26,8 @@ from profile_export.domain.catalog.batches import (
     FULL_BYTES,
     FULL_ROWS,
     MERGED_FROM,
+    BatchRun,
     BatchState,
-    Segment,
     next_merge,
 )
 from profile_export.domain.catalog.datasets import DatasetKind, Tenant
@@ -135,11 +135,11 @@ class Merge:
 
     dataset_id: str
     field_set_id: int
-    segments: tuple[Segment, ...]
+    runs: tuple[BatchRun, ...]
 
     def keys(self, *, compacted: bool) -> list[int]:
         """Return the keys of its batches or of its compacted files."""
-        return [segment.key for segment in self.segments if segment.is_compacted is compacted]
+        return [run.key for run in self.runs if run.is_compacted is compacted]
 
 
 class Compactions(Store):
@@ -149,12 +149,12 @@ class Compactions(Store):
     async def next_merge(self, resting: Collection[str]) -> Merge | None:
         """Return what is worth merging now, in any dataset but those; None if everything lies well as it is."""
         async with self.database.read() as connection:
-            segments = union_all(_batches_alone(batches.c.dataset_id), _small(compactions.c.dataset_id))
-            dataset = segments.subquery().c.dataset_id
+            small = union_all(_batches_alone(batches.c.dataset_id), _small(compactions.c.dataset_id))
+            dataset = small.subquery().c.dataset_id
             crowded = select(dataset).where(dataset.not_in(resting)).group_by(dataset)
             found = await connection.execute(crowded.having(func.count() >= MERGED_FROM))
             for dataset_id in found.scalars().all():
-                for field_set_id, together in (await _segments(connection, dataset_id)).items():
+                for field_set_id, together in (await _runs(connection, dataset_id)).items():
                     if chosen := next_merge(together):
                         return Merge(dataset_id, field_set_id, chosen)
         return None
@@ -276,7 +276,7 @@ def _small(*columns: ColumnElement[Any]) -> Select[Any]:
     )
 
 
-async def _segments(connection: Transaction, dataset_id: str) -> dict[int, list[Segment]]:
+async def _runs(connection: Transaction, dataset_id: str) -> dict[int, list[BatchRun]]:
     """Return what is worth merging in a dataset, by the fields it was written with, the oldest first."""
     alone = _batches_alone(batches.c.key, batches.c.rows, batches.c.bytes, files.c.path, files.c.field_set_id)
     alone = alone.join(files, files.c.batch_key == batches.c.key).where(batches.c.dataset_id == dataset_id)
@@ -284,17 +284,17 @@ async def _segments(connection: Transaction, dataset_id: str) -> dict[int, list[
     for row in await connection.execute(alone.order_by(batches.c.number, files.c.key)):
         by_batch[row.key].append(row)
     small = _small(*compactions.c).where(compactions.c.dataset_id == dataset_id).order_by(compactions.c.key)
-    found: dict[int, list[Segment]] = defaultdict(list)
+    found: dict[int, list[BatchRun]] = defaultdict(list)
     for row in await connection.execute(small):
-        segment = Segment(row.key, is_compacted=True, rows=row.rows, bytes=row.bytes, paths=(row.path,))
-        found[row.field_set_id].append(segment)
+        run = BatchRun(row.key, is_compacted=True, rows=row.rows, bytes=row.bytes, paths=(row.path,))
+        found[row.field_set_id].append(run)
     for key, rows in by_batch.items():
         first = rows[0]
         # The files of one batch may have been written with different fields: such a one stays as it is.
         if all(row.field_set_id == first.field_set_id for row in rows):
             paths = tuple(row.path for row in rows)
-            segment = Segment(key, is_compacted=False, rows=first.rows, bytes=first.bytes, paths=paths)
-            found[first.field_set_id].append(segment)
+            run = BatchRun(key, is_compacted=False, rows=first.rows, bytes=first.bytes, paths=paths)
+            found[first.field_set_id].append(run)
     return found
 
 

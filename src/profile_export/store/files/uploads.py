@@ -7,13 +7,22 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    Row,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas, check_batch_namespaces
 from profile_export.domain.catalog.batches import (
     Batch,
     BatchState,
     DataFile,
+    IngestedFile,
     RowError,
     Upload,
     UploadStart,
@@ -22,8 +31,13 @@ from profile_export.domain.catalog.batches import (
     check_completable,
     check_file_count,
     check_takes_file,
+    used_together,
 )
-from profile_export.domain.catalog.datasets import Dataset, DatasetKind, Tenant
+from profile_export.domain.catalog.datasets import (
+    Dataset,
+    DatasetKind,
+    Tenant,
+)
 from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError
 from profile_export.domain.schemas.types import ObjectType, is_wide, type_at, union_objects
 from profile_export.processes.turns import compute_if
@@ -46,7 +60,7 @@ from profile_export.store.catalog.tenants import (
 )
 from profile_export.store.db.columns import digest_of, value_of, write_ahead
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible
-from profile_export.store.db.tables import IngestedFile, accepted, batches, field_sets, uploads, used_together
+from profile_export.store.db.tables import batches, field_sets, uploads
 from profile_export.store.db.transactions import Transaction
 from profile_export.store.files.batches import (
     AddedFile,
@@ -542,3 +556,16 @@ async def _note_accepted(connection: Transaction, batch_key: int, sent: Mapping[
         uploads.c.batch_key == batch_key, uploads.c.file_name == bindparam("of_file")
     )
     await connection.execute(query, rows)
+
+
+def accepted(ingested: IngestedFile) -> dict[str, Any]:
+    """Return what the row of a complete file says."""
+    return {
+        "state": UploadState.COMPLETE,
+        "byte_count": ingested.byte_count,
+        "staged_bytes": ingested.byte_count,
+        "sha256": ingested.sha256,
+        "folder": ingested.folder,
+        "rejected_rows": ingested.rejected_rows,
+        "errors": ingested.errors,
+    }
