@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import subprocess
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from profile_export.client import (
     export_spec,
 )
 from tests.system.line import Line, received
-from tests.system.terminal import Terminal
+from tests.system.terminal import COMMAND, Terminal, environment
 
 
 @pytest.fixture
@@ -345,3 +347,36 @@ async def test_a_watch_and_a_download_that_were_cut_go_on_where_they_were(
     assert fetched[-1] == file.bytes > 2_000_000
     assert sha256(path.read_bytes()).hexdigest() == file.sha256
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "words", [("datasets", "list"), ("datasets", "list", "--json"), ("policies", "create", "--graph", "pdg")]
+)
+def test_output_that_nobody_takes_ends_a_command_with_one_line_or_none(terminal: Terminal, line: str) -> None:
+    command = [*COMMAND, *line.split(), "--sandbox", terminal.sandbox, "--address", terminal.address]
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    with Path("/dev/full").open("w") as full, os.fdopen(writer, "w") as gone:
+        disk, pipe = (
+            subprocess.run(
+                command, check=False, stdout=out, stderr=subprocess.PIPE, text=True, env=environment()
+            )
+            for out in (full, gone)
+        )
+
+    assert (disk.returncode, disk.stderr) == (1, "profile-export: Error: No space left on device\n")
+    assert (pipe.returncode, pipe.stderr) == (1, "")
+
+
+def test_a_name_steers_no_terminal(terminal: Terminal, tmp_path: Path) -> None:
+    document = {"$id": "https://x.org/s", "type": "object", "title": "Title\x1b[31m"}
+    (tmp_path / "schema.json").write_text(json.dumps(document))
+    terminal.get("datasets", "create", "CRM\x1b[31m\x1b]0;owned\a", "--kind", "record")
+    terminal.get("schemas", "register", tmp_path / "schema.json")
+
+    shown = terminal.get("datasets", "list") + terminal.get("schemas", "list")
+
+    assert "CRM" in shown
+    assert "Title" in shown
+    assert "\x1b" not in shown

@@ -1,5 +1,6 @@
 """The command line: talks to a server through `client`, and to `app` to become one."""
 
+import os
 import sys
 
 import typer
@@ -61,10 +62,10 @@ def main() -> None:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 1
     except OSError as error:
-        complain(f"{error.filename or 'Error'}: {error.strerror or error}")
+        # What standard output still holds would be written when the interpreter ends, and fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            complain(f"{error.filename or 'Error'}: {error.strerror or error}")
         code = 1
     sys.exit(code)

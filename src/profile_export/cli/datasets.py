@@ -109,7 +109,12 @@ async def create(
 
 def _show_all(datasets: list[Dataset]) -> None:
     rows = [
-        (dataset.id, kind_word(dataset.kind), moment(dataset.create_time.ToDatetime()), dataset.name)
+        (
+            dataset.id,
+            kind_word(dataset.kind),
+            moment(dataset.create_time.ToDatetime()),
+            one_line(dataset.name),
+        )
         for dataset in datasets
     ]
     way_out = "No datasets. Make one: profile-export datasets create NAME --kind record"

@@ -56,8 +56,8 @@ def _show_estimate(answer: EstimateJobResponse) -> None:
             figures.add_row(f"left out: {LEFT_OUT[one.reason]}", *_cells(one.profiles))
     screen.print(figures)
     for unknown in answer.unknown_fields:
-        nearest = f"; the nearest is {unknown.nearest}" if unknown.nearest else ""
-        line = f"No source has the field {unknown.path}{nearest}."
+        nearest = f"; the nearest is {one_line(unknown.nearest)}" if unknown.nearest else ""
+        line = f"No source has the field {one_line(unknown.path)}{nearest}."
         screen.print(Text(line, style="yellow"))
     for note in answer.notes:
         screen.print(Text(f"Note: {note}", style="yellow"))

@@ -92,7 +92,7 @@ def _show_all(schemas: list[Schema]) -> None:
             schema.id,
             str(schema.version),
             kind_word(schema.kind),
-            schema.title + (" (built in)" if schema.built_in else ""),
+            one_line(schema.title) + (" (built in)" if schema.built_in else ""),
         )
         for schema in schemas
     ]
@@ -112,7 +112,7 @@ def _show(schema: Schema) -> None:
     print_facts(
         [
             ("schema", schema.id),
-            ("title", schema.title or None),
+            ("title", one_line(schema.title) or None),
             ("kind", kind_word(schema.kind)),
             ("version", str(schema.version)),
             ("class", schema.class_id or None),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
@@ -47,18 +48,17 @@ def complain(line: str) -> None:
 
 def print_json(data: Any) -> None:
     """Write data as JSON."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def print_id(made: Any) -> None:
     """Write the id of what was made, for a script to take."""
-    sys.stdout.write(f"{made.id}\n")
+    typer.echo(made.id)
 
 
 def print_json_line(data: Any) -> None:
     """Write data as JSON on one line, at once."""
-    sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    typer.echo(json.dumps(data, ensure_ascii=False))
 
 
 def table(*headers: str, numbers: Iterable[str] = (), gap: int = 3) -> Table:
@@ -110,7 +110,9 @@ def values_by_path(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     else:
         yield (
             one_line(path),
-            one_line(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+            one_line(value)
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False, sort_keys=True),
         )
 
 
