@@ -349,9 +349,7 @@ async def test_a_watch_and_a_download_that_were_cut_go_on_where_they_were(
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize(
-    "words", [("datasets", "list"), ("datasets", "list", "--json"), ("policies", "create", "--graph", "pdg")]
-)
+@pytest.mark.parametrize("line", ["datasets list", "datasets list --json", "policies create --graph pdg"])
 def test_output_that_nobody_takes_ends_a_command_with_one_line_or_none(terminal: Terminal, line: str) -> None:
     command = [*COMMAND, *line.split(), "--sandbox", terminal.sandbox, "--address", terminal.address]
     reader, writer = os.pipe()
