@@ -12,11 +12,15 @@ from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.export.plan import PinnedFile, Source, SourcePart
 from profile_export.domain.schemas.types import EMPTY
 from profile_export.engines.duckdb.session import EngineError, failed
-from profile_export.engines.identity.links import DamagedFileError, links_in_files
+from profile_export.engines.identity.links import DamagedFileError, Links, links_in_files
 
 SOURCE = "crm/b/0.parquet"
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+PROCESS_IO = Path("/proc/self/io")
+LINKED = (
+    "'b' AS _batch_id, range AS _key_high, range AS _key_low, [{key_high: range, key_low: range}] AS _links"
+)
 NOISE = "SELECT range AS a, md5(range::VARCHAR) AS b FROM range(200_000)"
 
 
@@ -36,10 +40,14 @@ def read(path: Path) -> EngineError:
     return error_of(f"SELECT * FROM read_parquet(['{path}'])")
 
 
-def links_of(path: Path) -> EngineError:
+def links_in(path: Path) -> Links:
     source = Source("crm", DatasetKind.RECORD, (SourcePart(EMPTY, (PinnedFile(str(path), 1, 1),)),))
+    return links_in_files([source], path.parent)
+
+
+def links_of(path: Path) -> EngineError:
     try:
-        pairs = list(links_in_files([source], path.parent).pairs())
+        pairs = list(links_in(path).pairs())
     except (DamagedFileError, OSError) as error:
         return error
     pytest.fail(f"it was read: {pairs}")
@@ -109,12 +117,49 @@ def test_a_source_that_is_no_parquet_is_named_and_stays_so(
     assert said.message.count("\n") == 0
 
 
-def test_a_source_whose_pages_are_garbled_is_named_and_stays_so(tmp_path: Path) -> None:
-    path = made(tmp_path, b"")
-    duckdb.execute(
-        "COPY (SELECT 'b' AS _batch_id, range AS _key_high, range AS _key_low,"
-        f" [{{key_high: range, key_low: range}}] AS _links FROM range(1000)) TO '{path}' (FORMAT parquet)"
+def linked(folder: Path, select: str = LINKED, options: str = "") -> Path:
+    path = made(folder, b"")
+    duckdb.execute(f"COPY (SELECT {select} FROM range(10_000)) TO '{path}' (FORMAT parquet {options})")
+    return path
+
+
+@pytest.mark.parametrize("lost", ["_batch_id", "_key_high", "_key_low", "_links"])
+def test_a_source_without_one_of_our_columns_is_named_and_stays_so(tmp_path: Path, lost: str) -> None:
+    assert told(links_of(linked(tmp_path, LINKED.replace(lost, "other")))) == (
+        "SOURCE_UNREADABLE",
+        False,
+        False,
     )
+
+
+def test_a_source_with_a_row_without_a_key_is_named_and_stays_so(tmp_path: Path) -> None:
+    path = linked(tmp_path, LINKED.replace("range AS _key_low", "nullif(range, 7) AS _key_low"))
+
+    assert told(links_of(path)) == ("SOURCE_UNREADABLE", False, False)
+
+
+@pytest.mark.skipif(not PROCESS_IO.exists(), reason="this system does not count what a process reads")
+def test_links_of_a_wide_file_in_many_pieces_are_read_once(tmp_path: Path) -> None:
+    """A footer says something of each column of each piece: here it is nearly all of the file."""
+    wide = ", ".join(f"NULL::INTEGER AS field{number}" for number in range(1_000))
+    path = linked(tmp_path, f"{LINKED}, {wide}", ", ROW_GROUP_SIZE 2_048")
+    links = links_in(path)
+
+    before = read_bytes()
+    pairs = sum(len(keys) for keys, _ in links.pairs())
+
+    assert pairs == links.at_most() == 10_000
+    assert read_bytes() - before < 2 * path.stat().st_size
+
+
+def read_bytes() -> int:
+    name, number = PROCESS_IO.read_text().splitlines()[0].split()
+    assert name == "rchar:"
+    return int(number)
+
+
+def test_a_source_whose_pages_are_garbled_is_named_and_stays_so(tmp_path: Path) -> None:
+    path = linked(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
 

@@ -20,10 +20,8 @@ from typing import Any
 
 import duckdb
 import ibis.expr.types as ir
-import pyarrow as pa
 from ibis.backends.sql.datatypes import DuckDBType
 
-from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import (
     HIGHEST_KEY,
     LOWEST_KEY,
@@ -46,8 +44,16 @@ from profile_export.engines.duckdb.sources import (
 )
 from profile_export.engines.expression import tables
 from profile_export.engines.expression.tables import Shape, shape_of
-from profile_export.engines.identity.graph import MappingFacts
-from profile_export.engines.identity.links import DamagedFileError, LinkedRows, Links, links_in_files
+from profile_export.engines.identity.graph import MappingFacts, key_records
+from profile_export.engines.identity.links import (
+    Batches,
+    DamagedFileError,
+    LinkedPlace,
+    LinkedRows,
+    Links,
+    Pairs,
+    links_in_files,
+)
 from profile_export.engines.identity.resolution import Space, mapping_of
 
 _POLL_SECONDS = 0.2
@@ -101,13 +107,7 @@ class _ProgressMeter:
 _ROWS_READ_AT_ONCE = 100_000
 _FEW_ROWS, _FEWEST_ROWS = 4_096, 16
 """From the first down, memory goes to what each thread reads at once; from the second down, a slice is not halved."""
-_LINKED_ROWS_AT_ONCE = 25_000
-_LINKED = {
-    "key_high": columns.KEY_HIGH,
-    "key_low": columns.KEY_LOW,
-    "batch_id": columns.BATCH_ID,
-    "links": columns.LINKS,
-}
+_PAIRS_AT_ONCE = 250_000
 _ALL = "all_{}"
 _MAPPING = "mapping"
 
@@ -158,10 +158,19 @@ class DuckDbSession:
         if self._mapping is None and self._plan.graph is IdentityGraph.PDG and self._links.at_most():
             folder = self._folder / "resolution"
             folder.mkdir()
-            # The database holds no more than what small plans read at once, and does nothing meanwhile.
-            space = Space(self._memory // 2, folder)
-            self._mapping = mapping_of(self._plan, self._links, self._root, space)
+            half = self._memory // 2
+            with self._limited_to(half):
+                self._mapping = mapping_of(self._plan, self._links, self._root, Space(half, folder))
         return self._mapping and self._mapping[0]
+
+    @contextmanager
+    def _limited_to(self, memory: int) -> Iterator[None]:
+        """Leave the database so much memory, in bytes, while this lasts: it holds what small plans read at once."""
+        self._connection.execute(f"SET memory_limit = '{memory}B'")
+        try:
+            yield
+        finally:
+            self._connection.execute(f"SET memory_limit = '{self._memory}B'")
 
     def resolve(self) -> ResolutionFacts:
         """Find out who is one person, where the graph asks for it, and bind the sources accordingly.
@@ -276,17 +285,24 @@ class DuckDbSession:
             sources = (source for source in self._plan.sources if by_graph or source.takes_part)
             return links_in_files(sources, self._root)
         held = [_ALL.format(table) for table in self._flattened if by_graph or table != tables.OTHERS]
-        return Links(LinkedRows(self._links_in(table), partial(self._linked_rows, table)) for table in held)
+        return Links(self._links_in(table) for table in held)
 
-    def _links_in(self, table: str) -> int:
+    def _links_in(self, table: str) -> LinkedPlace:
         ((links,),) = self._connection.execute(f"SELECT coalesce(sum(len(links)), 0) FROM {table}").fetchall()
-        return int(links)
+        return LinkedPlace([LinkedRows(int(links))], partial(self._pairs_in, table))
 
-    def _linked_rows(self, table: str, _names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        named = ", ".join(f"{ours} AS {column}" for ours, column in _LINKED.items())
+    def _pairs_in(self, table: str, _rows: object, batches: Batches) -> Iterator[Pairs]:
+        wanted = "" if batches is None else "AND batch_id IN (SELECT unnest($batches))"
         # As a relation: what a statement gives would be held as a whole first.
-        rows = self._connection.sql(f"SELECT {named} FROM {table} WHERE links IS NOT NULL")
-        yield from rows.to_arrow_reader(_LINKED_ROWS_AT_ONCE)
+        found = self._connection.sql(
+            "SELECT high, low, link.key_high, link.key_low FROM ("
+            "SELECT key_high AS high, key_low AS low, unnest(links) AS link"
+            f" FROM {table} WHERE links IS NOT NULL {wanted})",
+            params=None if batches is None else {"batches": sorted(batches)},
+        )
+        for some in found.to_arrow_reader(_PAIRS_AT_ONCE):
+            high, low, other_high, other_low = (column.to_numpy() for column in some.columns)
+            yield key_records(high, low), key_records(other_high, other_low)
 
     def _bind(self, shape: Shape) -> None:
         plan = self._plan

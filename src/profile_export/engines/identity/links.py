@@ -22,7 +22,10 @@ from profile_export.domain.export.plan import Source
 from profile_export.engines.identity.graph import Keys, key_records
 
 Pairs = tuple[Keys, Keys]
+Batches = Collection[str] | None
+"""The batches that a row has to be of; None: of any."""
 _LINKED_KEY = (f"{columns.LINKS}.list.element.key_high", f"{columns.LINKS}.list.element.key_low")
+_READ = (columns.KEY_HIGH, columns.KEY_LOW, *_LINKED_KEY)
 _ROWS_AT_ONCE = 65_536
 _MOST_SCHEMA_LEVELS = 1_000
 """Arrow reads a hundred unless it is told otherwise; `lake.data_files` says how many there may be."""
@@ -34,53 +37,109 @@ class DamagedFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LinkedRows:
-    """Rows that have at most so many links.
+    """Rows that have at most so many links, such as a row group of a file, which is its `number`.
 
-    `read` yields some rows at a time, with the columns asked for, or more. Their batch ids lie between the two of
-    `ids`; without them nothing is known.
+    Their batch ids lie between the two of `ids`; without them nothing is known.
     """
 
     links: int
-    read: Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
+    number: int = 0
     ids: tuple[str, str] | None = None
 
-    def may_hold(self, batches: Sequence[str]) -> bool:
-        """Say whether a row may belong to one of these batches, given in order."""
-        return self.ids is None or bisect_left(batches, self.ids[0]) < bisect_right(batches, self.ids[1])
+    def may_hold(self, batches: Sequence[str] | None) -> bool:
+        """Say whether there is a link on a row of one of these batches, given in order; None: on any row."""
+        if batches is None or self.ids is None:
+            return self.links > 0
+        return self.links > 0 and bisect_left(batches, self.ids[0]) < bisect_right(batches, self.ids[1])
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedPlace:
+    """A table or file with such rows. `read` yields the pairs of some of them, some ten thousands at once."""
+
+    rows: Sequence[LinkedRows]
+    read: Callable[[Sequence[LinkedRows], Batches], Iterable[Pairs]]
 
 
 class Links:
-    """The links of some rows; `batches` narrow them down to the rows of these."""
+    """The links in some places; `batches` narrow them down to the rows of these."""
 
-    def __init__(self, rows: Iterable[LinkedRows]) -> None:
-        self._rows = [some for some in rows if some.links]
+    def __init__(self, places: Iterable[LinkedPlace]) -> None:
+        self._places = list(places)
         self.share_read = 0.0
         """How much of what was asked for last has been read, between 0 and 1."""
 
-    def at_most(self, batches: Collection[str] | None = None) -> int:
+    def at_most(self, batches: Batches = None) -> int:
         """Return how many links there are at most; 0 if there is none."""
-        return sum(rows.links for rows in self._holding(batches))
+        return sum(rows.links for _, holding in self._holding(batches) for rows in holding)
 
-    def pairs(self, batches: Collection[str] | None = None) -> Iterator[Pairs]:
+    def pairs(self, batches: Batches = None) -> Iterator[Pairs]:
         """Yield the identities that a link joins, some ten thousands at once."""
         read, at_most = 0, self.at_most(batches)
-        wanted = None if batches is None else pa.array(batches, pa.string())
-        names = [columns.KEY_HIGH, columns.KEY_LOW, *_LINKED_KEY]
-        if wanted is not None:
-            names.append(columns.BATCH_ID)
-        for rows in self._holding(batches):
-            for some in rows.read(names):
-                yield _pairs(
-                    some if wanted is None else some.filter(pc.is_in(some[columns.BATCH_ID], wanted))
-                )
-            read += rows.links
+        for place, holding in self._holding(batches):
+            yield from place.read(holding, batches)
+            read += sum(rows.links for rows in holding)
             self.share_read = read / at_most
 
-    def _holding(self, batches: Collection[str] | None) -> list[LinkedRows]:
-        if batches is None:
-            return self._rows
-        ordered = sorted(batches)
-        return [rows for rows in self._rows if rows.may_hold(ordered)]
+    def _holding(self, batches: Batches) -> Iterator[tuple[LinkedPlace, Sequence[LinkedRows]]]:
+        ordered = None if batches is None else sorted(batches)
+        for place in self._places:
+            if holding := [rows for rows in place.rows if rows.may_hold(ordered)]:
+                yield place, holding
+
+
+def links_in_files(sources: Iterable[Source], lake_root: Path) -> Links:
+    """Find the links of all rows of some sources, which are read as they are asked for.
+
+    Raises:
+        OSError: A file is gone, or the disk failed; reading raises it, too.
+        DamagedFileError: As it says; reading raises it, too.
+    """
+    files = (file for source in sources for part in source.parts for file in part.files if file.rows)
+    return Links(_in_file(lake_root / file.path) for file in files)
+
+
+def _in_file(path: Path) -> LinkedPlace:
+    with _opened(path) as file:
+        footer = file.metadata
+        key, batch_id = (_place(footer, column) for column in (_LINKED_KEY[0], columns.BATCH_ID))
+        groups = (footer.row_group(number) for number in range(footer.num_row_groups))
+        rows = [
+            _in_row_group(number, group.column(key), group.column(batch_id))
+            for number, group in enumerate(groups)
+        ]
+    return LinkedPlace(rows, partial(_pairs_in_file, path))
+
+
+def _place(footer: pq.FileMetaData, column: str) -> int:
+    """Return where a column stands. Ours stand before those of users, of whom there may be thousands."""
+    for at in range(footer.num_columns):
+        if footer.schema.column(at).path == column:
+            return at
+    raise KeyError(column)
+
+
+def _in_row_group(number: int, key: pq.ColumnChunkMetaData, batch_id: pq.ColumnChunkMetaData) -> LinkedRows:
+    ids = batch_id.statistics
+    # A row without links counts as one null there, and a link always has a key.
+    nulls = key.statistics.null_count if key.statistics is not None else None
+    known = ids is not None and ids.has_min_max
+    return LinkedRows(key.num_values - (nulls or 0), number, (ids.min, ids.max) if known else None)
+
+
+def _pairs_in_file(path: Path, groups: Iterable[LinkedRows], batches: Batches) -> Iterator[Pairs]:
+    wanted = None if batches is None else pa.array(batches, pa.string())
+    names = [*_READ] if wanted is None else [*_READ, columns.BATCH_ID]
+    with _opened(path) as file:
+        for group in groups:
+            # Apart, since a row group holds fewer rows where they have many links.
+            for rows in file.iter_batches(
+                _ROWS_AT_ONCE, row_groups=[group.number], columns=names, use_threads=False
+            ):
+                if wanted is None:
+                    yield _pairs(rows)
+                else:
+                    yield _pairs(rows.filter(pc.is_in(rows[columns.BATCH_ID], wanted)))
 
 
 def _pairs(rows: pa.RecordBatch) -> Pairs:
@@ -92,52 +151,16 @@ def _pairs(rows: pa.RecordBatch) -> Pairs:
     return key_records(high, low), key_records(other_high, other_low)
 
 
-def links_in_files(sources: Iterable[Source], lake_root: Path) -> Links:
-    """Find the links of all rows of some sources, which are read as they are asked for.
-
-    Raises:
-        OSError: A file is gone, or the disk failed; reading raises it, too.
-        DamagedFileError: As it says; reading raises it, too.
-    """
-    files = (file for source in sources for part in source.parts for file in part.files if file.rows)
-    return Links(rows for file in files for rows in _row_groups(lake_root / file.path))
-
-
-def _row_groups(path: Path) -> Iterator[LinkedRows]:
-    with _opened(path) as file:
-        footer = file.metadata
-    batch_ids, keys = (_place(footer, column) for column in (columns.BATCH_ID, _LINKED_KEY[0]))
-    for number in range(footer.num_row_groups):
-        group = footer.row_group(number)
-        ids, key = group.column(batch_ids).statistics, group.column(keys)
-        # A row without links counts as one null there, and a link always has a key.
-        nulls = key.statistics.null_count if key.statistics is not None else None
-        known = ids is not None and ids.has_min_max
-        yield LinkedRows(
-            key.num_values - (nulls or 0),
-            partial(_read, path, number),
-            (ids.min, ids.max) if known else None,
-        )
-
-
-def _place(footer: pq.FileMetaData, column: str) -> int:
-    """Return where a column stands. Ours stand before those of users, of whom there may be thousands."""
-    return next(at for at in range(footer.num_columns) if footer.schema.column(at).path == column)
-
-
-def _read(path: Path, group: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with _opened(path) as file:
-        yield from file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=names, use_threads=False)
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, schema_depth_limit=_MOST_SCHEMA_LEVELS) as file:
             yield file
-    except (pa.ArrowInvalid, OSError) as error:
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         # Arrow seldom names the file, and calls it an OSError without a number where a page cannot be decoded.
-        first, *_ = str(error).splitlines()
+        first, *_ = str(error).splitlines() or [type(error).__name__]
         sentence = f"{path}: {first}"
         if isinstance(error, OSError) and error.errno:
             raise OSError(error.errno, sentence) from error
