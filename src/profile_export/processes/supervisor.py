@@ -226,7 +226,7 @@ class WarmChildren:
         most: How many of them may wait for work; beyond these, a child ends with its work.
         ready: The request that a child answers before it waits, which loads its libraries; None: children start with
             their work, and none is started in reserve.
-        reserve_after: How many seconds the last one that waited is at work before another is started in reserve.
+        reserve_after: How many seconds after one was taken another is started in reserve, if none waits then.
         niceness: How far they stand back behind others that want a processor, 0 to 19.
     """
 
@@ -264,11 +264,11 @@ class WarmChildren:
             OSError: The system gives no further process.
         """
         child = await self._taken()
-        reserve = asyncio.get_running_loop().call_later(self._reserve_after, self.warm)
+        # Also where this one is done by then and another has taken its place: the next may be somebody else's.
+        asyncio.get_running_loop().call_later(self._reserve_after, self.warm)
         try:
             yield child
         finally:
-            reserve.cancel()
             await asyncio.shield(self._given_back(child, cleared))
 
     def warm(self) -> None:
@@ -294,7 +294,8 @@ class WarmChildren:
             ChildDiedError: It ended.
             OSError: The system gives no further process.
         """
-        self._idle.append(await self._started())
+        # Those that have worked are taken first: they remember what they have compiled.
+        self._idle.insert(0, await self._started())
 
     async def _taken(self) -> Child:
         if not self._idle and self._warming is not None:
