@@ -88,7 +88,7 @@ types: $(READY) ## mypy --strict
 
 .PHONY: test
 test: $(READY) $(NODE_READY) ## All tests but the slow ones
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --hypothesis-profile=quick
 
 .PHONY: test-all
 test-all: $(READY) $(NODE_READY) ## All tests, coverage floors, a short benchmark

@@ -22,6 +22,8 @@ from tests.databases import Place, Postgres, compile_statements_once
 settings.register_profile("ci", derandomize=True, deadline=None)
 # For looking further by hand: pytest --hypothesis-profile=search
 settings.register_profile("search", deadline=None, max_examples=2_000)
+# Half as many: for `make test`, which runs before each commit.
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=50)
 settings.load_profile("ci")
 
 # Plain lines: drawn for people, a single stack trace takes a quarter of a second.

@@ -60,6 +60,7 @@ async def profile(people: ProfileUseCases, identity: str) -> FoundProfile:
     return found
 
 
+@pytest.mark.slow
 async def test_who_is_looked_up_is_told_the_same_after_a_compaction(
     house: House, engine: DuckDbEngine
 ) -> None:

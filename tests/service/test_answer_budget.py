@@ -35,7 +35,11 @@ def long(number: int) -> str:
     return f"{number:04}".ljust(1_000, "n")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session", params=["sqlite", "postgresql"])
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="session",
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)],
+)
 async def idle(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[grpc.aio.Channel]:

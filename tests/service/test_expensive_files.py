@@ -52,9 +52,9 @@ async def strict(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stri
 @pytest.mark.parametrize(
     ("sent", "upload_format"),
     [
-        pytest.param(SLOW, PARQUET, id="texts"),
+        pytest.param(SLOW, PARQUET, id="texts", marks=pytest.mark.slow),
         pytest.param(repeated_text(10_000, 5_000_000), PARQUET, id="one-text"),
-        pytest.param(wide_csv(4_900, 1_500), CSV, id="cells"),
+        pytest.param(wide_csv(4_900, 1_500), CSV, id="cells", marks=pytest.mark.slow),
     ],
 )
 async def test_a_file_over_a_limit_is_refused_and_nothing_of_it_stays(

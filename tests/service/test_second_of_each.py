@@ -49,6 +49,7 @@ def person(number: int, name: str) -> dict[str, str]:
     return {"crmId": f"C{number}", "name": name}
 
 
+@pytest.mark.slow
 async def test_another_engine_exports_the_same_rows(tmp_path: Path) -> None:
     found = []
     for name, engine in (("own", None), ("reference", ReferenceEngine())):

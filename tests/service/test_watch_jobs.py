@@ -318,6 +318,7 @@ async def test_history_that_is_not_kept_is_refused_with_the_oldest_revision_ther
     assert len(listed) == 4
 
 
+@pytest.mark.slow
 async def test_a_job_that_retention_removes_is_told_and_what_came_before_is_not_kept(tmp_path: Path) -> None:
     # given a job that ended two days ago, and one that waits
     settings = load({**settings_for(tmp_path), "workers": "0", "job_retention_days": "1"}, {})

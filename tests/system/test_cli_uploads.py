@@ -105,7 +105,7 @@ async def start(
     )
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_an_upload_that_was_killed_half_way_is_repeated_and_every_row_is_there_once(
     terminal: Terminal, noise: Path, tmp_path: Path, *, several: bool
 ) -> None:
