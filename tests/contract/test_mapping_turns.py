@@ -48,6 +48,7 @@ async def plans_of(house: House, count: int) -> list[ExportPlan]:
     return plans
 
 
+@pytest.mark.slow
 async def test_who_makes_many_keeps_nobody_else_waiting(house: House, engine: DuckDbEngine) -> None:
     # given a tenant of whose mappings one takes long, and others wait, also for the same one
     plans, mappings = await plans_of(house, 4), Counted(house, engine)

@@ -61,6 +61,7 @@ class Neighbour:
         return took
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(86_400 if LONG else 300)
 async def test_a_damaged_file_counts_whole_or_leaves_nothing_and_keeps_nobody_waiting(
     server: Attacked, seed: str, pytestconfig: pytest.Config

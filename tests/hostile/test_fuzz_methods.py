@@ -67,6 +67,7 @@ class Outcomes:
         self.faults.append(f"{of.method.name}, {of.kind}: {what}\n    sent {shown}")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(86_400 if LONG else 300)
 async def test_no_bytes_that_a_method_is_sent_harm_the_server_or_tell_of_it(
     server: Attacked, seed: str, pytestconfig: pytest.Config

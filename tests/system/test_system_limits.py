@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import pytest
 import pytest_asyncio
 
 from tests.service.harness import Caller, refusal_of
@@ -60,6 +61,7 @@ async def test_files_that_may_grow_no_further_refuse_an_upload_until_they_may(
     assert (await caller.upload(dataset, "b", noise())).rows == PEOPLE
 
 
+@pytest.mark.slow
 async def test_too_many_open_files_refuse_an_upload_until_there_may_be_more(
     server: tuple[int, Caller],
 ) -> None:
