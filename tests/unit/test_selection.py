@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.export.selection import (
+    MOST_MAPS_SQUARED,
     IdentitySelection,
     Selection,
     UnknownFieldError,
@@ -211,20 +212,52 @@ def test_s23_members_chosen_under_one_key_are_not_kept_under_another() -> None:
     assert found == {"segmentMembership": MapSelection(memberships, {"ups": of_s1, "aam": memberships})}
 
 
+def within_maps(depth: int, leaf: FieldType) -> FieldType:
+    return MapType(within_maps(depth - 1, leaf)) if depth else leaf
+
+
+def by_key(depth: int, leaf: FieldType) -> FieldType:
+    return MapSelection(within_maps(depth - 1, leaf), {"k": by_key(depth - 1, leaf)}) if depth else leaf
+
+
 def test_s23_a_path_through_64_maps_is_cut_out_as_fast_as_each_map_once() -> None:
     depth = 64
-    whole: FieldType = ObjectType({"last": TEXT, "other": TEXT})
-    plain: FieldType = ObjectType({"last": TEXT})
-    for _ in range(depth):
-        whole = MapType(whole)
-    by_key = plain
-    for _ in range(depth):
-        by_key, plain = MapSelection(plain, {"k": by_key}), MapType(plain)
+    schema = ObjectType({"deep": within_maps(depth, ObjectType({"last": TEXT, "other": TEXT}))})
     path = ".".join(["deep", *["k"] * depth, "last"])
 
-    found = select_fields(ObjectType({"deep": whole}), [path], "spec.fields").fields
+    found = select_fields(schema, [path], "spec.fields").fields
 
-    assert found == ObjectType({"deep": by_key})
+    assert found == ObjectType({"deep": by_key(depth, ObjectType({"last": TEXT}))})
+
+
+def test_s23_what_some_key_keeps_is_possible_behind_every_map_above() -> None:
+    leaf = ObjectType({"a": TEXT, "b": TEXT, "c": TEXT})
+
+    found = select_fields(
+        ObjectType({"m": within_maps(2, leaf)}), ["m.x.p.b", "m.y.p.a", "m.y.q.b"], "spec.fields"
+    )
+
+    one, both = (
+        {"a": ObjectType({"a": TEXT}), "b": ObjectType({"b": TEXT})},
+        ObjectType({"a": TEXT, "b": TEXT}),
+    )
+    kept = {
+        "x": MapSelection(one["b"], {"p": one["b"]}),
+        "y": MapSelection(both, {"p": one["a"], "q": one["b"]}),
+    }
+    assert found.fields == ObjectType({"m": MapSelection(MapType(both), kept)})
+
+
+def test_paths_through_more_maps_within_maps_than_there_may_be_are_refused() -> None:
+    schema = ObjectType({"deep": within_maps(10, TEXT)})
+    paths = [".".join(["deep", f"k{number}", *["k"] * 9]) for number in range(MOST_MAPS_SQUARED // 100)]
+
+    select_fields(schema, paths, "spec.fields")
+    with pytest.raises(InvalidArgumentError, match="add up to 100,100, and may to 100,000") as caught:
+        select_fields(schema, [*paths, paths[0]], "spec.fields")
+
+    assert caught.value.reason == "TOO_MANY_ITEMS"
+    assert [violation.field for violation in caught.value.violations] == ["spec.fields"]
 
 
 def test_s2_a_key_that_is_a_namespace_is_found_without_regard_to_case() -> None:

@@ -182,7 +182,8 @@ class ExportSpec(_message.Message):
         """Optional. Field paths such as `person.name` or `identityMap`, one per entry, without commas; they may name
         an object or lead through arrays and maps. They choose columns, never rows. Empty: every field of the union
         schema that some exported profile can have. `identities.id` and the like select from `identityMap`.
-        `timeSeriesEvents` is refused: use event_list. At most 5,000 items of at most 1,024 characters each.
+        `timeSeriesEvents` is refused: use event_list. At most 5,000 items of at most 1,024 characters each. The
+        squares of how many maps each of them leads through add up to at most 100,000.
         """
 
     @_builtins.property

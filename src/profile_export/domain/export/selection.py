@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -27,6 +27,8 @@ from profile_export.domain.schemas.types import (
 )
 
 UNKNOWN_FIELD = "UNKNOWN_FIELD"
+MOST_MAPS_SQUARED = 100_000
+"""How much paths through maps within maps may ask for. What is kept of each map says what is kept of all maps below."""
 
 # The older layout of a profile had a list `identities`; the guide's examples still select from it (S25).
 _IDENTITIES = "identities"
@@ -140,7 +142,7 @@ def select_fields(
 
     Raises:
         UnknownFieldError: A path is unknown.
-        InvalidArgumentError: A path is `timeSeriesEvents`.
+        InvalidArgumentError: A path is `timeSeriesEvents`, or paths lead through too many maps within maps.
     """
     attributes = ObjectType({name: member for name, member in schema.fields.items() if name != IDENTITY_MAP})
     if not paths:
@@ -148,30 +150,38 @@ def select_fields(
     wanted = _Wanted()
     members: set[str] = set()
     namespaces: dict[str, set[str]] = {}
+    maps_squared = 0
     for index, text in enumerate(paths):
-        path = _resolved(schema, text, f"{request_field}[{index}]", spellings or {})
+        path, maps = _resolved(schema, text, f"{request_field}[{index}]", spellings or {})
+        maps_squared += maps**2
         if path in _ALIASES:
             members.update(_ALIASES[path])
         elif path[0] == IDENTITY_MAP:
             namespaces.setdefault(path[1], set()).update(path[2:] or IDENTITY_MEMBERS)
         else:
             wanted.add(path)
+    if maps_squared > MOST_MAPS_SQUARED:
+        raise InvalidArgumentError.of_field(
+            request_field,
+            f"lead through too many maps within maps: the squares of how many each path leads through add up to "
+            f"{maps_squared:,}, and may to {MOST_MAPS_SQUARED:,}. Name fewer keys, or the map that they are in.",
+            "TOO_MANY_ITEMS",
+            limit=str(MOST_MAPS_SQUARED),
+        )
     chosen = {namespace: _ordered(found) for namespace, found in namespaces.items()}
     return Selection(_Pruning().of_object(attributes, wanted), IdentitySelection(_ordered(members), chosen))
 
 
 def _resolved(
     schema: ObjectType, text: str, where: str, spellings: Mapping[str, Mapping[str, str]]
-) -> FieldPath:
-    """Return a path as it is known, or an alias; errors as `select_fields`."""
+) -> tuple[FieldPath, int]:
+    """Return a path as it is known, or an alias, and how many maps it leads through; errors as `select_fields`."""
     path = _registered(_names(text), spellings)
     if path[0] == TIME_SERIES_EVENTS:
         raise InvalidArgumentError.of_field(
             where, "events are switched on and their fields chosen by 'event_list'."
         )
-    if path not in _ALIASES:
-        _check_path(schema, path, where)
-    return path
+    return path, 0 if path in _ALIASES else _maps_on(schema, path, where)
 
 
 def _names(text: str) -> FieldPath:
@@ -200,27 +210,39 @@ def unknown_paths(schema: ObjectType, paths: Sequence[str], request_field: str) 
     return unknown
 
 
-def _check_path(schema: ObjectType, path: FieldPath, where: str) -> None:
+def _maps_on(schema: ObjectType, path: FieldPath, where: str) -> int:
+    """Return how many maps a path leads through.
+
+    Raises:
+        UnknownFieldError: It leads nowhere.
+    """
     member: FieldType = schema
+    maps = 0
     for name in path:
         while isinstance(member, ArrayType):
             member = member.item
         if isinstance(member, MapType):
             member = member.value
+            maps += 1
             continue
         found = member.fields.get(name) if isinstance(member, ObjectType) else None
         if found is None:
             raise UnknownFieldError(where, UnknownPath(".".join(path), schema))
         member = found
+    return maps
 
 
 class _Wanted:
-    """What paths name below a place, as a tree: `whole` says that one of them ends there."""
+    """What paths name below a place, as a tree: `whole` says that one of them ends there.
 
-    __slots__ = ("members", "whole")
+    `not_by_key` is what is kept there if every entry of a map keeps what is wanted of any, once that has been found.
+    """
+
+    __slots__ = ("members", "not_by_key", "whole")
 
     def __init__(self) -> None:
         self.whole = False
+        self.not_by_key: FieldType | None = None
         self.members: dict[str, _Wanted] = {}
 
     def add(self, path: FieldPath) -> None:
@@ -231,17 +253,17 @@ class _Wanted:
         place.whole = True
 
     @classmethod
-    def of_all(cls, some: Iterable[_Wanted]) -> _Wanted:
+    def of_all(cls, some: Collection[_Wanted]) -> _Wanted:
         """Return what any of them names."""
+        if len(some) == 1:
+            return next(iter(some))
         together = cls()
         below: dict[str, list[_Wanted]] = {}
         for one in some:
             together.whole |= one.whole
             for name, member in one.members.items():
                 below.setdefault(name, []).append(member)
-        together.members = {
-            name: found[0] if len(found) == 1 else cls.of_all(found) for name, found in below.items()
-        }
+        together.members = {name: cls.of_all(found) for name, found in below.items()}
         return together
 
 
@@ -256,6 +278,14 @@ class _Pruning:
         """Cut any type down; without `by_key` every entry of a map keeps what is wanted of any."""
         if isinstance(member, ArrayType):
             return ArrayType(self.of(member.item, wanted, by_key=by_key))
+        if by_key:
+            return self._cut(member, wanted, by_key=True)
+        # Each map above asks for it.
+        if wanted.not_by_key is None:
+            wanted.not_by_key = self._cut(member, wanted, by_key=False)
+        return wanted.not_by_key
+
+    def _cut(self, member: FieldType, wanted: _Wanted, *, by_key: bool) -> FieldType:
         if wanted.whole:
             return member
         if isinstance(member, MapType):
