@@ -36,7 +36,7 @@ OnSaid = Callable[[Any], None]
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 _RESERVE_AFTER_SECONDS = 0.25
-"""A child in reserve is started where the last idle one is at work for longer than a small file takes."""
+"""A child in reserve is started where none is idle so long after one was taken: longer than a small file takes."""
 # Strangers' work has a hard limit of memory, which counts all that an allocator reserves: the default one of Arrow
 # reserves a gigabyte at once.
 _ALLOCATOR = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
@@ -299,7 +299,8 @@ class WarmChildren:
 
     async def _taken(self) -> Child:
         if not self._idle and self._warming is not None:
-            await asyncio.shield(self._warming)
+            # However it ends: who finds no child then starts one, and gets the error.
+            await asyncio.wait([self._warming])
         while self._idle:
             child = self._idle.pop()
             if child.alive:
@@ -332,7 +333,7 @@ class WarmChildren:
         await self._supervisor.end(child)
 
     async def _warmed(self) -> None:
-        # Nobody waits for this task: who needs a child and finds none starts one, and gets the error.
+        # Nobody gets this task's error: see `_taken`.
         with suppress(ChildDiedError, OSError):
             await self.start()
 
