@@ -33,7 +33,7 @@ from profile_export.domain.errors import (
     UnavailableError,
 )
 from profile_export.domain.lists import Page, PageRequest, cut_page
-from profile_export.domain.schemas.types import ObjectType, TypeConflictError, type_at, union_objects
+from profile_export.domain.schemas.types import ObjectType, TypeConflictError, type_at
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.output import REJECTED_FILE, RowsRefusedError, read_rejected
 from profile_export.ingest.task import Expense, IngestResult, IngestTask, NamespacesSent
@@ -47,6 +47,7 @@ from profile_export.store.files.uploads import (
     OpenBatch,
     OpenUpload,
     Uploads,
+    fields_with,
 )
 
 _VIOLATIONS_TOLD = 10
@@ -422,9 +423,7 @@ class Loading:
         """Ingest a file with the row numbers it will have if no file of a smaller name comes after it."""
         dataset = await self.catalog.get_dataset(tenant, opened.dataset.id)
         beside = await self.uploads.beside(tenant, sent.batch_id, sent.upload.file_name)
-        fields = dataset.fields
-        for known in beside.fields:
-            fields = union_objects(fields, known)
+        fields = await fields_with(dataset.fields, beside.fields)
         ingested = await self._ingested(tenant, dataset, sent, (fields, beside.first_row), interest)
         try:
             return await self.uploads.accept_upload(tenant, opened, ingested)
@@ -439,9 +438,10 @@ class Loading:
 
         `settled` gets what each file holds then, by name.
         """
-        fields, first_row = opened.dataset.fields, 0
-        for ingested in opened.uploads.values():
-            fields = union_objects(fields, ingested.fields)
+        fields = await fields_with(
+            opened.dataset.fields, [ingested.fields for ingested in opened.uploads.values()]
+        )
+        first_row = 0
         for upload, ingested in opened.uploads.items():
             right = ingested
             if ingested.first_row != first_row or any(type_at(fields, path) for path in ingested.untyped):

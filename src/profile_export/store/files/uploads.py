@@ -231,7 +231,7 @@ class Uploads(Store):
             row = await existing_batch(connection, id_of(tenant), opened.batch.id)
             _check_still_loading(row)
             ids = await field_sets_of(connection, row.dataset_id, {digest: fields_written})
-            values = accepted(ingested) | {
+            values = _accepted(ingested) | {
                 "facts": ingested_written,
                 "rows": ingested.rows,
                 "field_set_id": ids[digest],
@@ -380,9 +380,9 @@ class Uploads(Store):
             file_name: await compute_if(is_wide([ingested.fields]), digest_of, ingested.fields)
             for file_name, ingested in sent.items()
         }
-        different = {
-            digests[file_name]: await write_ahead(field_sets.c.fields, ingested.fields)
-            for file_name, ingested in sent.items()
+        different = {digests[file_name]: ingested.fields for file_name, ingested in sent.items()}
+        written = {
+            digest: await write_ahead(field_sets.c.fields, fields) for digest, fields in different.items()
         }
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
@@ -401,7 +401,7 @@ class Uploads(Store):
             for kind, use in used.items():
                 await register_namespaces(connection, tenant_id, kind, use)
             [place] = await next_places(connection, tenant_id)
-            field_set_ids = await field_sets_of(connection, row.dataset_id, different)
+            field_set_ids = await field_sets_of(connection, row.dataset_id, written)
             counted: list[DataFile] = []
             added: list[AddedFile] = []
             for index, (file_name, ingested) in enumerate(sent.items()):
@@ -423,7 +423,7 @@ class Uploads(Store):
         self, connection: Transaction, tenant_id: Any, dataset_id: str, sent: Mapping[str, IngestedFile]
     ) -> Growth:
         dataset = await dataset_of(connection, tenant_id, dataset_id)
-        fields = await _fields_with(dataset, sent)
+        fields = await fields_with(dataset.fields, [ingested.fields for ingested in sent.values()])
         return await foresee_growth(connection, tenant_id, [(dataset, fields)])
 
     @uninterruptible
@@ -529,10 +529,13 @@ def _check_still_loading(row: Row[Any]) -> None:
         )
 
 
-async def _fields_with(dataset: Dataset, sent: Mapping[str, IngestedFile]) -> ObjectType:
-    """Return what a dataset knows with the fields of files, unless these contradict it or each other."""
-    found = [ingested.fields for ingested in sent.values()]
-    return await compute_if(is_wide(found), lambda: reduce(union_objects, found, dataset.fields))
+async def fields_with(known: ObjectType, found: Sequence[ObjectType]) -> ObjectType:
+    """Return what a dataset knows with the fields of its files, none of which may be there.
+
+    Raises:
+        TypeConflictError: These contradict it or each other.
+    """
+    return await compute_if(is_wide([known, *found]), reduce, union_objects, found, known)
 
 
 async def _check_same_files(
@@ -550,7 +553,7 @@ async def _check_same_files(
 async def _note_accepted(connection: Transaction, batch_key: int, sent: Mapping[str, IngestedFile]) -> None:
     """Note that files, by name, are complete, and that it need not be known any more what they hold."""
     rows = [
-        {"of_file": file_name} | accepted(ingested) | {"facts": None} for file_name, ingested in sent.items()
+        {"of_file": file_name} | _accepted(ingested) | {"facts": None} for file_name, ingested in sent.items()
     ]
     query = update(uploads).where(
         uploads.c.batch_key == batch_key, uploads.c.file_name == bindparam("of_file")
@@ -558,7 +561,7 @@ async def _note_accepted(connection: Transaction, batch_key: int, sent: Mapping[
     await connection.execute(query, rows)
 
 
-def accepted(ingested: IngestedFile) -> dict[str, Any]:
+def _accepted(ingested: IngestedFile) -> dict[str, Any]:
     """Return what the row of a complete file says."""
     return {
         "state": UploadState.COMPLETE,
