@@ -372,8 +372,8 @@ def test_identities_come_from_the_map_and_from_declared_fields(uploader: Uploade
     assert "_links" not in second
     assert [(link["namespace"], link["id"]) for link in third["_links"]] == [("ecid", "c"), ("Email", "x")]
     assert set(third["identityMap"]) == {"ecid"}
-    assert [use.spelling for use in result.identity_namespaces.uses] == ["ECID", "CRM", "Email"]
-    assert result.identity_namespaces.spellings == {"ECID", "ecid", "CRM", "Email"}
+    assert result.identity_namespaces.first_spellings == ("ECID", "CRM", "Email")
+    assert result.identity_namespaces.all_spellings == {"ECID", "ecid", "CRM", "Email"}
 
 
 def test_an_integer_identity_is_written_in_decimal(uploader: Uploader) -> None:
@@ -505,7 +505,7 @@ def test_segment_membership_is_stored_as_a_map(uploader: Uploader) -> None:
     assert uploader.values(result)[0]["segmentMembership"] == {
         "ups": {"s1": {"lastQualificationTime": NOON, "status": "existing", "validUntil": None}}
     }
-    assert [(use.spelling, use.first_row) for use in result.segment_namespaces.uses] == [("ups", 0)]
+    assert result.segment_namespaces.first_spellings == ("ups",)
 
 
 # --- Events ---
@@ -581,16 +581,9 @@ def test_bad_rows_are_left_out_of_all_columns(uploader: Uploader) -> None:
         (4, "IDENTITY_INVALID", "contact.email"),
         (6, "IDENTITY_INVALID", "identityMap.A[].id"),
     ]
-    assert [(use.spelling, use.first_row) for use in result.identity_namespaces.uses] == [
-        ("CRM", 100),
-        ("Email", 100),
-        ("Seven", 102),
-    ]
-    assert [(use.spelling, use.first_row) for use in result.segment_namespaces.uses] == [
-        ("ups", 100),
-        ("last", 102),
-    ]
-    assert result.segment_namespaces.spellings == {"ups", "UPS", "last"}
+    assert result.identity_namespaces.first_spellings == ("CRM", "Email", "Seven")
+    assert result.segment_namespaces.first_spellings == ("ups", "last")
+    assert result.segment_namespaces.all_spellings == {"ups", "UPS", "last"}
 
 
 def test_a_rejected_row_is_kept_as_json(uploader: Uploader) -> None:

@@ -305,7 +305,7 @@ def test_a_row_that_only_the_second_reading_rejects_counts(uploader: Uploader) -
         (2, "PRIMARY_IDENTITY_MISSING", ""),
     ]
     assert [(row["_row"], row["_identity"]) for row in uploader.rows(result)] == [(10, "2"), (11, "3")]
-    assert [(use.spelling, use.first_row) for use in result.identity_namespaces.uses] == [("CRM", 10)]
+    assert result.identity_namespaces.first_spellings == ("CRM",)
     assert result.untyped == (("b",),)
     assert [error.row for error in refusal.rows] == [1, 2]
 
@@ -322,8 +322,8 @@ def test_a_rejected_row_teaches_neither_fields_nor_namespaces(uploader: Uploader
 
     assert list(result.fields.fields) == ["identityMap", "segmentMembership", "crmId", "n"]
     assert result.untyped == ()
-    assert result.identity_namespaces.spellings == {"CRM"}
-    assert result.segment_namespaces.spellings == frozenset()
+    assert result.identity_namespaces.all_spellings == {"CRM"}
+    assert result.segment_namespaces.all_spellings == frozenset()
 
 
 # --- The kept rows ---

@@ -65,7 +65,7 @@ def test_a_nul_in_a_segments_namespace_is_its_rows_fault(uploader: Uploader, nam
 
     assert (error.row, error.code, error.message) == (2, "VALUE_INVALID", IN_NAMESPACE)
     assert (result.rows, result.rejected_rows) == (2, 1)
-    assert result.segment_namespaces.spellings == {"ups"}
+    assert result.segment_namespaces.all_spellings == {"ups"}
 
 
 @pytest.mark.parametrize("make", [json_lines, json_array])

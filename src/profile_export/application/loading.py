@@ -17,7 +17,6 @@ from profile_export.domain.catalog.batches import (
     Batch,
     DataFile,
     IngestedFile,
-    NamespaceUse,
     RejectedRow,
     RowError,
     Upload,
@@ -36,7 +35,7 @@ from profile_export.domain.lists import Page, PageRequest, cut_page
 from profile_export.domain.schemas.types import ObjectType, TypeConflictError, type_at
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.output import REJECTED_FILE, RowsRefusedError, read_rejected
-from profile_export.ingest.task import Expense, IngestResult, IngestTask, NamespacesSent
+from profile_export.ingest.task import Expense, IngestResult, IngestTask
 from profile_export.processes.messages import ChildDiedError, TooExpensiveError
 from profile_export.processes.supervisor import Pool
 from profile_export.store.catalog.datasets import Catalog
@@ -151,18 +150,14 @@ def ingested_file(result: IngestResult, folder: str, sent: SentFile, first_row: 
         first_row=first_row,
         rows=result.rows,
         fields=result.fields,
-        identity_namespaces=_use(result.identity_namespaces),
-        segment_namespaces=_use(result.segment_namespaces),
+        identity_namespaces=result.identity_namespaces,
+        segment_namespaces=result.segment_namespaces,
         untyped=result.untyped,
         sha256=sent.sha256,
         byte_count=sent.byte_count,
         rejected_rows=result.rejected_rows,
         errors=result.errors,
     )
-
-
-def _use(sent: NamespacesSent) -> NamespaceUse:
-    return NamespaceUse(tuple(use.spelling for use in sent.uses), sent.spellings)
 
 
 def rows_rejected(refused: RowsRefusedError) -> DomainError:

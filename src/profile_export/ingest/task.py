@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from profile_export.domain.catalog.batches import RowError
+from profile_export.domain.catalog.batches import NamespaceUse, RowError
 from profile_export.domain.catalog.datasets import DatasetKind, IdentityField
 from profile_export.domain.export.plan import WrittenFile
 from profile_export.domain.schemas.types import FieldPath, ObjectType
@@ -43,23 +43,6 @@ class IngestTask:
 
 
 @dataclass(frozen=True, slots=True)
-class NamespaceUse:
-    """A namespace as a batch uses it: as compared, as its first place spells it, and that place's `_row`."""
-
-    folded: str
-    spelling: str
-    first_row: int
-
-
-@dataclass(frozen=True, slots=True)
-class NamespacesSent:
-    """The namespaces of a batch (S2), in the order of their first places, and all spellings that it holds."""
-
-    uses: tuple[NamespaceUse, ...]
-    spellings: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
 class IngestResult:
     """What an upload turned out to hold.
 
@@ -72,8 +55,8 @@ class IngestResult:
     files: tuple[WrittenFile, ...]
     rows: int
     fields: ObjectType
-    identity_namespaces: NamespacesSent
-    segment_namespaces: NamespacesSent
+    identity_namespaces: NamespaceUse
+    segment_namespaces: NamespaceUse
     untyped: tuple[FieldPath, ...]
     rejected_rows: int
     errors: tuple[RowError, ...]

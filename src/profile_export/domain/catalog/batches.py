@@ -278,7 +278,10 @@ def _not_loading(batch: Batch) -> FailedPreconditionError:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceUse:
-    """How a file spells its namespaces: of each one the spelling of its first place, and all spellings."""
+    """How a file spells its namespaces (S2): of each one the spelling of its first place, and all spellings.
+
+    The former are in the order of these places.
+    """
 
     first_spellings: tuple[str, ...] = ()
     all_spellings: frozenset[str] = frozenset()

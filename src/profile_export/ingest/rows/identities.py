@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from profile_export.domain.catalog.allowances import MOST_BATCH_SPELLINGS
+from profile_export.domain.catalog.batches import NamespaceUse
 from profile_export.domain.catalog.datasets import IdentityField
 from profile_export.domain.errors import Reason
 from profile_export.domain.merging.identity import (
@@ -40,7 +41,6 @@ from profile_export.domain.schemas.types import (
 )
 from profile_export.ingest.output import FileRefusedError
 from profile_export.ingest.rows.conform import Place, Refused, conform, entries_of, field_type
-from profile_export.ingest.task import NamespacesSent, NamespaceUse
 from profile_export.lake.data_files import LINK, arrow_type
 
 AUTHENTICATED_STATES = ("ambiguous", "authenticated", "loggedOut")
@@ -219,10 +219,11 @@ class NamespaceTally:
         if first_row == row and spelling < known:
             self._first[folded] = spelling, row
 
-    def sent(self) -> NamespacesSent:
+    def sent(self) -> NamespaceUse:
         """Return what was seen so far."""
-        uses = tuple(NamespaceUse(folded, spelling, row) for folded, (spelling, row) in self._first.items())
-        return NamespacesSent(uses, frozenset(self._spellings))
+        return NamespaceUse(
+            tuple(spelling for spelling, _ in self._first.values()), frozenset(self._spellings)
+        )
 
 
 def _item(item: object, path: FieldPath) -> dict[str, Any]:
