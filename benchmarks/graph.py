@@ -53,7 +53,7 @@ class _Sample:
 
 
 def measure_graph(folder: Path, *, edges: int, more: int, runs: int) -> list[Line]:
-    """Measure resolution from files to the mapping, its components alone, and its extension.
+    """Measure resolution from files to the graph, its components alone, and its extension.
 
     Args:
         folder: For the files.
@@ -74,14 +74,14 @@ def measure_graph(folder: Path, *, edges: int, more: int, runs: int) -> list[Lin
     what = f"graph of {edges:,} edges"
     return [
         Line.timed(
-            f"{what}: files to mapping / components of numbers by scipy", _time(anew), _time(scipys), "report"
+            f"{what}: files to graph / components of numbers by scipy", _time(anew), _time(scipys), "report"
         ),
         Line.timed("  components of numbers in chunks / by scipy", _time(alone), _time(scipys), "report"),
         Line.timed(
             f"  a kept graph extended by {more:,} edges / made anew", _time(again), _time(anew), "report"
         ),
         Line(
-            f"  peak memory, files to mapping, limit {_MEMORY_LIMIT_MB} MB / of scipy",
+            f"  peak memory, files to graph, limit {_MEMORY_LIMIT_MB} MB / of scipy",
             megabytes(_peak(anew)),
             megabytes(_peak(scipys)),
             f"{_peak(anew) / _peak(scipys):.2f}x",
@@ -110,17 +110,17 @@ def _resolved(sample: _Sample, *, extended: bool) -> Cost:
     """Resolve all batches but the last; or do so first, and measure only what the last one takes."""
     graphs = "graphs/1" if extended else ""
     shutil.rmtree(sample.lake / "graphs", ignore_errors=True)
-    first = partial(_mapping, _plan(sample, sample.batches[:-1], graphs), sample.lake)
+    first = partial(_graph, _plan(sample, sample.batches[:-1], graphs), sample.lake)
     if not extended:
         return cost_of(first)
     in_child(partial(cost_of, first))
-    return cost_of(partial(_mapping, _plan(sample, sample.batches, graphs), sample.lake))
+    return cost_of(partial(_graph, _plan(sample, sample.batches, graphs), sample.lake))
 
 
-def _mapping(plan: ExportPlan, lake: Path) -> None:
+def _graph(plan: ExportPlan, lake: Path) -> None:
     scratch = lake / "attempt"
     session = DuckDbSession(plan, lake, scratch, {"memory_limit": f"{_MEMORY_LIMIT_MB}MB"}, lambda *_: None)
-    session.mapping()
+    session.identity_graph()
     session.close()
     shutil.rmtree(scratch)
 

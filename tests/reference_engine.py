@@ -52,7 +52,7 @@ class _Attempt:
     async def resolve(self) -> ResolutionFacts:
         return ResolutionFacts()  # merging resolves
 
-    async def mapping(self) -> Path | None:
+    async def identity_graph(self) -> Path | None:
         return None
 
     async def run(self, key_range: KeyRange) -> RangeResult:

@@ -25,7 +25,7 @@ from profile_export.domain.merging.identity import Identity, IdentityKey, identi
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.engines.duckdb import session as duckdb_session
 from profile_export.engines.duckdb.session import DuckDbSession
-from profile_export.engines.identity.graph import KEY, KeptGraphs, MappingWriter, mapping_facts
+from profile_export.engines.identity.graph import KEY, GraphWriter, KeptGraphs, graph_facts
 from profile_export.processes.supervisor import Pool, Supervisor
 from tests.builders import Part, plan_of, records, row
 from tests.contract.house import House
@@ -66,13 +66,13 @@ def session(plan: ExportPlan, lake: Path) -> Iterator[DuckDbSession]:
         opened.close()
 
 
-def rows(mapping: Path | None) -> Rows:
-    return [] if mapping is None else [tuple(line.values()) for line in pq.read_table(mapping).to_pylist()]
+def rows(graph: Path | None) -> Rows:
+    return [] if graph is None else [tuple(line.values()) for line in pq.read_table(graph).to_pylist()]
 
 
 def resolved(plan: ExportPlan, lake: Path) -> Rows:
     with session(plan, lake) as opened:
-        return rows(opened.mapping())
+        return rows(opened.identity_graph())
 
 
 def rebuilt(plan: ExportPlan, lake: Path) -> Rows:
@@ -85,11 +85,11 @@ def kept(lake: Path) -> list[Path]:
 
 
 def made_from(lake: Path) -> list[set[str]]:
-    return sorted((set(mapping_facts(file).batches) for file in kept(lake)), key=sorted)
+    return sorted((set(graph_facts(file).batches) for file in kept(lake)), key=sorted)
 
 
 def joined(*pairs: str) -> Rows:
-    """The mapping of identities of which each two are one person, and no three."""
+    """The graph of identities of which each two are one person, and no three."""
     both = [sorted((identity_key(Identity("Id", name)) for name in pair), key=low_first) for pair in pairs]
     return sorted((*moved, *profile) for profile, moved in both)
 
@@ -103,11 +103,11 @@ def plant(lake: Path, pair: str, **batches: int) -> None:
     """Keep a graph of these batches that says what none of them does: so one can tell when it is used."""
     ((high, low, *profile),) = joined(pair)
     with TemporaryDirectory(dir=lake) as folder:
-        mapping = Path(folder) / "mapping.parquet"
-        with MappingWriter(mapping) as writer:
+        graph = Path(folder) / "graph.parquet"
+        with GraphWriter(graph) as writer:
             writer.write(np.array([(high, low)], KEY), np.array([tuple(profile)], KEY))
             writer.finish(1, batches)
-        KeptGraphs(lake / GRAPHS).keep(mapping)
+        KeptGraphs(lake / GRAPHS).keep(graph)
 
 
 @pytest.fixture(params=["rows in tables", "rows in files"])
@@ -210,7 +210,7 @@ def test_whatever_was_kept_before_a_graph_is_the_one_that_its_batches_give(
             with session(current, lake) as opened, session(replace(current, graph_folder=""), lake) as anew:
                 facts = opened.resolve()
                 assert facts == anew.resolve()
-                assert rows(opened.mapping()) == rows(anew.mapping())
+                assert rows(opened.identity_graph()) == rows(anew.identity_graph())
 
 
 # --- Damage, and others at work ---
@@ -235,7 +235,7 @@ def another_file(file: Path) -> None:
 
 
 def of_before(file: Path) -> None:
-    """A mapping whose profiles have the keys whose high half is the smallest, as it was kept then."""
+    """A graph whose profiles have the keys whose high half is the smallest, as it was kept then."""
     metadata = pq.read_metadata(file).metadata
     batches = metadata[b"profile_export.batches.2"]
     former = {b"profile_export.batches": batches, b"profile_export.components": b"1"}
@@ -269,7 +269,7 @@ def test_a_graph_of_before_is_not_used(lake: Path) -> None:
 def test_behind_a_damaged_graph_a_smaller_one_is_extended(lake: Path) -> None:
     plant(lake, "pq", b1=1)
     plant(lake, "rs", b1=1, b3=3)
-    damaged = next(file for file in kept(lake) if len(mapping_facts(file).batches) == 2)
+    damaged = next(file for file in kept(lake) if len(graph_facts(file).batches) == 2)
     changed_inside(damaged)
 
     assert resolved(plan(lake, [1], [3]), lake) == joined("pq", "de")
@@ -290,13 +290,13 @@ def test_a_session_goes_on_when_its_graph_is_removed(lake: Path) -> None:
     current = plan(lake, [1], [2])
     resolved(current, lake)
     with session(current, lake) as opened:
-        mapping = opened.mapping()
+        graph = opened.identity_graph()
         shutil.rmtree(lake / GRAPHS)
 
         facts = opened.resolve()
         results = [opened.run(key_range) for key_range in current.ranges()]
 
-        assert opened.mapping() == mapping
+        assert opened.identity_graph() == graph
     assert (facts.identities, facts.components) == (3, 1)
     assert sum(result.counts.profiles_exported for result in results) == 1
 

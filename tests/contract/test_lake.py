@@ -53,7 +53,7 @@ def test_a_stretch_is_read_in_chunks(lake: LocalLake, offset: int, length: int) 
 def test_only_the_files_that_count_are_kept_and_empty_folders_go(lake: LocalLake) -> None:
     kept = put(lake, "d/b/2/0-0.parquet")
     put(lake, "d/b/1/0-0.parquet")
-    put(lake, "d/b/2/resolution/mapping.parquet")
+    put(lake, "d/b/2/resolution/graph.parquet")
     other = put(lake, "d/other/1/0-0.parquet")
 
     lake.keep_only("d/b", [kept])

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from profile_export.api.convert.values import plain
-from profile_export.application.profiles import Mappings
+from profile_export.application.profiles import IdentityGraphs
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.export.lookup import EventListing, FoundProfile, events_of, profile_of
 from profile_export.domain.export.plan import ExportPlan
@@ -68,11 +68,11 @@ class House:
         numbers = count()
         where = LocalLake(lake)
         where.root = lake
-        mappings = Mappings(self._engine, where, lambda: str(next(numbers)))
+        graphs = IdentityGraphs(self._engine, where, lambda: str(next(numbers)))
         found = {}
         for identity in identities:
             key = identity_key(identity)
-            keys = await mappings.together("tenant", plan, key) if plan.graph is IdentityGraph.PDG else {key}
+            keys = await graphs.together("tenant", plan, key) if plan.graph is IdentityGraph.PDG else {key}
             found[identity] = source_rows(lake, plan, keys)
         assert not any((lake / "mappings").glob("*"))
         return found

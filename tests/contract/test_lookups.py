@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from profile_export.application import profiles
-from profile_export.application.profiles import Asked, Mappings, ProfileUseCases
+from profile_export.application.profiles import Asked, IdentityGraphs, ProfileUseCases
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.errors import (
     ExhaustedError,
@@ -27,7 +27,7 @@ from profile_export.domain.export.lookup import FoundProfile
 from profile_export.domain.merging.identity import Identity
 from profile_export.domain.merging.policy import BUILT_IN_POLICY, IdentityGraph
 from profile_export.engines.duckdb.engine import DuckDbEngine
-from profile_export.engines.identity.graph import Keys, MappingWriter, OpenMapping, key_records
+from profile_export.engines.identity.graph import GraphWriter, Keys, OpenGraph, key_records
 from profile_export.lake import rows as source_rows
 from profile_export.store.catalog.policies import Policies
 from tests.contract.house import TENANT, House, children, house, pinned
@@ -50,8 +50,8 @@ async def policy(house: House) -> None:
 
 
 def lookups(house: House, engine: DuckDbEngine) -> ProfileUseCases:
-    mappings = Mappings(engine, house.lake, house.new_id)
-    return ProfileUseCases(house.snapshots, Policies(house.database), mappings, house.lake)
+    graphs = IdentityGraphs(engine, house.lake, house.new_id)
+    return ProfileUseCases(house.snapshots, Policies(house.database), graphs, house.lake)
 
 
 async def profile(people: ProfileUseCases, identity: str) -> FoundProfile:
@@ -99,7 +99,7 @@ async def test_who_is_who_is_found_out_once_until_a_batch_comes_or_goes(
     assert len((await profile(people, "Email:e0")).identities) == 3
 
 
-async def test_of_many_mappings_those_asked_for_last_are_kept(
+async def test_of_many_identity_graphs_those_asked_for_last_are_kept(
     house: House, engine: DuckDbEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profiles, "_MOST_KEPT", 1)
@@ -157,12 +157,12 @@ def test_keys_that_share_a_half_are_told_apart(tmp_path: Path) -> None:
         high, low = np.array(pairs, dtype=np.int64).T
         return key_records(high, low)
 
-    mapping = tmp_path / "mapping.parquet"
+    graph = tmp_path / "graph.parquet"
     identities, profiles = keys((5, 1), (5, 2), (6, 1), (7, 3)), keys((0, 0), (0, 9), (0, 0), (0, 9))
-    with MappingWriter(mapping) as writer:
+    with GraphWriter(graph) as writer:
         writer.write(identities, profiles)
         writer.finish(2, {})
-    opened = OpenMapping(mapping)
+    opened = OpenGraph(graph)
 
     assert opened.together((5, 1)) == {(0, 0), (5, 1), (6, 1)}
     assert opened.together((0, 9)) == {(0, 9), (5, 2), (7, 3)}

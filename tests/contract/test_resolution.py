@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.engines.identity.graph import KEY, Keys, MappingFacts, mapping_facts
+from profile_export.engines.identity.graph import KEY, GraphFacts, Keys, graph_facts
 from profile_export.engines.identity.links import Pairs
 from profile_export.engines.identity.resolution import Space, extend, resolve
 
@@ -61,33 +61,33 @@ def in_chunks(pairs: Sequence[Pair], size: int = 7) -> Iterator[Pairs]:
         yield keys(ones), keys(others)
 
 
-def rows(mapping: Path) -> list[tuple[Key, Key]]:
-    key_high, key_low, high, low = (column.to_pylist() for column in pq.read_table(mapping).columns)
+def rows(graph: Path) -> list[tuple[Key, Key]]:
+    key_high, key_low, high, low = (column.to_pylist() for column in pq.read_table(graph).columns)
     return list(zip(zip(key_high, key_low, strict=True), zip(high, low, strict=True), strict=True))
 
 
 def resolved(
     pairs: Sequence[Pair], memory: int = PLENTY, *, chunk: int = 7
-) -> tuple[list[tuple[Key, Key]], MappingFacts]:
+) -> tuple[list[tuple[Key, Key]], GraphFacts]:
     with TemporaryDirectory() as folder:
-        mapping = Path(folder) / "mapping.parquet"
-        facts = resolve(in_chunks(pairs, chunk), len(pairs), {}, Space(memory, Path(folder)), mapping)
-        assert mapping_facts(mapping) == facts
+        graph = Path(folder) / "graph.parquet"
+        facts = resolve(in_chunks(pairs, chunk), len(pairs), {}, Space(memory, Path(folder)), graph)
+        assert graph_facts(graph) == facts
         # Nothing is left of what waited on disk.
-        assert [file.name for file in Path(folder).iterdir()] == ["mapping.parquet"]
-        return rows(mapping), facts
+        assert [file.name for file in Path(folder).iterdir()] == ["graph.parquet"]
+        return rows(graph), facts
 
 
 def extended(
     old: Sequence[Pair], new: Sequence[Pair], memory: int = PLENTY
-) -> tuple[list[tuple[Key, Key]], MappingFacts]:
+) -> tuple[list[tuple[Key, Key]], GraphFacts]:
     with TemporaryDirectory() as folder:
-        kept, mapping = Path(folder) / "kept.parquet", Path(folder) / "mapping.parquet"
+        kept, graph = Path(folder) / "kept.parquet", Path(folder) / "graph.parquet"
         space = Space(memory, Path(folder))
         resolve(in_chunks(old), len(old), {}, space, kept)
-        facts = extend(kept, in_chunks(new), len(new), {}, space, mapping)
-        assert mapping_facts(mapping) == facts
-        return rows(mapping), facts
+        facts = extend(kept, in_chunks(new), len(new), {}, space, graph)
+        assert graph_facts(graph) == facts
+        return rows(graph), facts
 
 
 def random_pairs(count: int, identities: int, seed: int = 0) -> list[Pair]:
@@ -105,7 +105,7 @@ def spread(number: int) -> Key:
 
 
 def one_profile(everybody: Iterable[Key]) -> list[tuple[Key, Key]]:
-    """The mapping of identities that all are one person."""
+    """The identity graph of identities that all are one person."""
     first, *others = sorted(everybody, key=low_first)
     return [(key, first) for key in sorted(others)]
 
@@ -127,8 +127,8 @@ def test_identities_that_share_half_of_their_key_are_two() -> None:
     assert facts.components == 4
 
 
-def test_without_pairs_there_is_an_empty_mapping() -> None:
-    assert resolved([]) == ([], MappingFacts(0, 0, {}))
+def test_without_pairs_there_is_an_empty_graph() -> None:
+    assert resolved([]) == ([], GraphFacts(0, 0, {}))
 
 
 @pytest.mark.parametrize("memory", [TINY, SMALL, PLENTY])
@@ -205,13 +205,13 @@ def test_profiles_are_spread_evenly_over_equal_ranges(memory: int) -> None:
 @pytest.mark.parametrize("memory", [1, PLENTY], ids=["many new pairs", "few new pairs"])
 @given(PAIRS, PAIRS)
 @pytest.mark.slow
-def test_an_extended_mapping_is_the_one_that_all_pairs_give(
+def test_an_extended_graph_is_the_one_that_all_pairs_give(
     memory: int, old: list[Pair], new: list[Pair]
 ) -> None:
     assert extended(old, new, memory) == resolved([*old, *new])
 
 
-def test_a_large_mapping_is_extended_within_its_groups_before_and_behind_them() -> None:
+def test_a_large_graph_is_extended_within_its_groups_before_and_behind_them() -> None:
     old = random_pairs(100_000, 150_000, seed=3)
     touched = random.Random(4).sample(old, 40)
     new = [(one, other) for (one, _), (other, _) in zip(touched[::2], touched[1::2], strict=True)]

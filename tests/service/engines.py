@@ -64,8 +64,8 @@ class _GatedAttempt:
     async def resolve(self) -> ResolutionFacts:
         return await self._attempt.resolve()
 
-    async def mapping(self) -> Path | None:
-        return await self._attempt.mapping()
+    async def identity_graph(self) -> Path | None:
+        return await self._attempt.identity_graph()
 
     async def run(self, key_range: KeyRange) -> RangeResult:
         await self._gates.before_run()

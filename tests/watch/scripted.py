@@ -104,7 +104,7 @@ class _ScriptedAttempt:
     async def resolve(self) -> ResolutionFacts:
         return ResolutionFacts()
 
-    async def mapping(self) -> Path | None:
+    async def identity_graph(self) -> Path | None:
         return None
 
     async def run(self, key_range: KeyRange) -> RangeResult:  # noqa: ARG002 - the port's signature

@@ -20,7 +20,7 @@ from profile_export.application.doors import Streams
 from profile_export.application.jobs import Estimates, JobUseCases
 from profile_export.application.loading import Loading, RowLimits
 from profile_export.application.ports import Engine, Lake
-from profile_export.application.profiles import Mappings, PolicyUseCases, ProfileUseCases
+from profile_export.application.profiles import IdentityGraphs, PolicyUseCases, ProfileUseCases
 from profile_export.application.schemas import SchemaUseCases
 from profile_export.application.uploads import UploadSessions
 from profile_export.application.watch.job_feed import FeedWatches
@@ -111,8 +111,8 @@ class Application:
         loading = Loading(catalog, schemas, uploads, self._lake, self._ingesting, limits, expense, new_id)
         sessions = UploadSessions(uploads, loading, new_id)
         estimates = Estimates(snapshots, engines, self._lake, new_id)
-        mappings = Mappings(next(iter(engines.values())), self._lake, new_id)
-        lookups = ProfileUseCases(snapshots, policies, mappings, self._lake)
+        graphs = IdentityGraphs(next(iter(engines.values())), self._lake, new_id)
+        lookups = ProfileUseCases(snapshots, policies, graphs, self._lake)
         pages = Pages(self._jobs.instances.token_key)
         datasets = DatasetUseCases(catalog, Mirrors(self._database), batches, self._lake, new_id)
         transfers = Streams("transfers", settings.quotas.transfers, "Wait until some have ended.")

@@ -31,7 +31,7 @@ class EngineAttempt(Protocol):
     async def run(self, key_range: KeyRange) -> RangeResult:
         """Write the files of one range of profiles."""
 
-    async def mapping(self) -> Path | None:
+    async def identity_graph(self) -> Path | None:
         """Return the file that says which identities have a profile of another key than theirs.
 
         It lies in the attempt's folder. None where every identity is a profile of its own. Asked instead of `resolve`.

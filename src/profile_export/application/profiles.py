@@ -43,7 +43,7 @@ from profile_export.domain.merging.identity import Identity, IdentityKey, identi
 from profile_export.domain.merging.merge import SourceRow
 from profile_export.domain.merging.policy import IdentityGraph, MergePolicy, PolicyChange
 from profile_export.domain.schemas.types import EMPTY
-from profile_export.engines.identity.graph import OpenMapping
+from profile_export.engines.identity.graph import OpenGraph
 from profile_export.lake.rows import source_rows
 from profile_export.processes.turns import FairTurns, Whose, compute, compute_if
 from profile_export.store.catalog.policies import Policies
@@ -57,11 +57,11 @@ _MOST_COMPARED = 200
 _COMPARED_AT_ONCE = 500
 _MOST_KEPT = 16
 _MOST_MADE_AT_ONCE = 2
-"""How many mappings are made at once. Each takes all cores; of two places, one stays free for another tenant."""
+"""How many identity graphs are made at once. Each takes all cores; of two places, one stays free for another tenant."""
 _MOST_LOOKED_UP_AT_ONCE = 4
 """How many people's rows are held at a time, over all tenants; see `MOST_HELD`."""
 _MadeOf: TypeAlias = tuple[Whose, frozenset[tuple[str, int]]]
-"""Whose mapping it is, and of which batches it is made: their ids are a tenant's own."""
+"""Whose identity graph it is, and of which batches it is made: their ids are a tenant's own."""
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
@@ -164,16 +164,16 @@ def _ignore(_progress: EngineProgress) -> None:
     pass
 
 
-class Mappings:
-    """Mappings of identities to profiles, each kept while it is among those asked for last.
+class IdentityGraphs:
+    """Identity graphs, each kept while it is among those asked for last.
 
     They are made for the tenants by turns, one at a time of each. Who keeps the most loses one first.
     """
 
     def __init__(self, engine: Engine, lake: Lake, new_id: Callable[[], str]) -> None:
         self._engine, self._lake, self._new_id = engine, lake, new_id
-        self._kept: OrderedDict[_MadeOf, OpenMapping | None] = OrderedDict()
-        # Each is there for as long as somebody makes its mapping, or waits for it.
+        self._kept: OrderedDict[_MadeOf, OpenGraph | None] = OrderedDict()
+        # Each is there for as long as somebody makes its graph, or waits for it.
         self._making: WeakValueDictionary[_MadeOf, asyncio.Lock] = WeakValueDictionary()
         self._turns = FairTurns(_MOST_MADE_AT_ONCE)
 
@@ -184,35 +184,35 @@ class Mappings:
             EngineDiedError: The engine's process ended; another try may succeed.
             EngineFailedError: A query failed.
         """
-        mapping = await self._mapping(whose, plan)
-        return frozenset({key}) if mapping is None else await asyncio.to_thread(mapping.together, key)
+        graph = await self._graph(whose, plan)
+        return frozenset({key}) if graph is None else await asyncio.to_thread(graph.together, key)
 
-    async def _mapping(self, whose: Whose, plan: ExportPlan) -> OpenMapping | None:
-        """Return the mapping; None if nobody has two identities."""
+    async def _graph(self, whose: Whose, plan: ExportPlan) -> OpenGraph | None:
+        """Return the identity graph; None if nobody has two identities."""
         made_of = whose, frozenset((batch.id, batch.number) for batch in plan.batches)
         # Who wants the same needs no turn: it waits for the one that is made, and not for those of others.
         async with self._making.setdefault(made_of, asyncio.Lock()):
             if made_of not in self._kept:
                 async with self._turns.taken(whose):
-                    mapping = await self._made(plan)
-                self._keep(made_of, mapping)
+                    graph = await self._made(plan)
+                self._keep(made_of, graph)
             self._kept.move_to_end(made_of)
             return self._kept[made_of]
 
-    def _keep(self, made_of: _MadeOf, mapping: OpenMapping | None) -> None:
-        self._kept[made_of] = mapping
+    def _keep(self, made_of: _MadeOf, graph: OpenGraph | None) -> None:
+        self._kept[made_of] = graph
         if len(self._kept) > _MOST_KEPT:
             shares = Counter(whose for whose, _ in self._kept)
             largest = max(shares.values())
             del self._kept[next(one for one in self._kept if shares[one[0]] == largest)]
 
-    async def _made(self, plan: ExportPlan) -> OpenMapping | None:
+    async def _made(self, plan: ExportPlan) -> OpenGraph | None:
         folder = f"{MAPPINGS}/{self._new_id()}"
         # No value of the rows is needed, only whose they are.
         bare = replace(plan, fields=EMPTY, events=None)
         async with passing_attempt(self._engine, self._lake, bare, folder) as attempt:
-            mapping = await attempt.mapping()
-            return await asyncio.to_thread(OpenMapping, mapping) if mapping else None
+            graph = await attempt.identity_graph()
+            return await asyncio.to_thread(OpenGraph, graph) if graph else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +232,9 @@ class Asked:
 class ProfileUseCases:
     """Looks people up in what the store and the lake hold now."""
 
-    def __init__(self, snapshots: Snapshots, policies: Policies, mappings: Mappings, lake: Lake) -> None:
+    def __init__(self, snapshots: Snapshots, policies: Policies, graphs: IdentityGraphs, lake: Lake) -> None:
         self._snapshots, self._policies = snapshots, policies
-        self._mappings, self._lake = mappings, lake
+        self._graphs, self._lake = graphs, lake
         self._turns = FairTurns(_MOST_LOOKED_UP_AT_ONCE)
 
     async def profile(self, asked: Asked) -> tuple[FoundProfile, MergePolicy]:
@@ -278,7 +278,7 @@ class ProfileUseCases:
         keys: Collection[IdentityKey] = {key}
         if plan.graph is IdentityGraph.PDG:
             with telling_engine_errors("RESOLUTION_FAILED"):
-                keys = await self._mappings.together(tenant, plan, key)
+                keys = await self._graphs.together(tenant, plan, key)
         async with self._turns.taken(tenant), self._lake.readable(plan.paths):
             rows = await compute(source_rows, self._lake.root, plan, keys)
             return policy, await compute(answer, plan, rows, asked.identity)

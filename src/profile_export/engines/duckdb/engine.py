@@ -77,7 +77,7 @@ class Resolve:
 
 
 @dataclass(frozen=True, slots=True)
-class FindMapping:
+class FindGraph:
     """Asks which identities have a profile of another key than theirs; answered by a path, or None."""
 
 
@@ -116,12 +116,12 @@ class EngineAttempt:
         """Of the child that works on it."""
         self._ask = ask
 
-    async def mapping(self) -> Path | None:
+    async def identity_graph(self) -> Path | None:
         """Return the file of the identity graph (`engines.identity.graph`), which lies in the attempt's folder.
 
         None where every identity is a profile of its own.
         """
-        path: Path | None = await self._ask(FindMapping())
+        path: Path | None = await self._ask(FindGraph())
         return path
 
     async def resolve(self) -> ResolutionFacts:

@@ -32,7 +32,7 @@ from profile_export.domain.export.plan import (
     ResolutionFacts,
 )
 from profile_export.domain.merging.policy import IdentityGraph
-from profile_export.engines.duckdb.engine import Close, Failed, FindMapping, Open, Resolve, Run
+from profile_export.engines.duckdb.engine import Close, Failed, FindGraph, Open, Resolve, Run
 from profile_export.engines.duckdb.output import Output, compiled
 from profile_export.engines.duckdb.sources import (
     MovedRows,
@@ -44,7 +44,7 @@ from profile_export.engines.duckdb.sources import (
 )
 from profile_export.engines.expression import tables
 from profile_export.engines.expression.tables import Shape, shape_of
-from profile_export.engines.identity.graph import MappingFacts, key_records
+from profile_export.engines.identity.graph import GraphFacts, key_records
 from profile_export.engines.identity.links import (
     Batches,
     DamagedFileError,
@@ -54,7 +54,7 @@ from profile_export.engines.identity.links import (
     Pairs,
     links_in_files,
 )
-from profile_export.engines.identity.resolution import Space, mapping_of
+from profile_export.engines.identity.resolution import Space, graph_of
 
 _POLL_SECONDS = 0.2
 
@@ -109,7 +109,7 @@ _FEW_ROWS, _FEWEST_ROWS = 4_096, 16
 """From the first down, memory goes to what each thread reads at once; from the second down, a slice is not halved."""
 _PAIRS_AT_ONCE = 250_000
 _ALL = "all_{}"
-_MAPPING = "mapping"
+_GRAPH = "identity_graph"
 
 
 class DuckDbSession:
@@ -143,25 +143,25 @@ class DuckDbSession:
         ((self._threads,),) = self._connection.execute("SELECT current_setting('threads')").fetchall()
         self._widest = HIGHEST_KEY - LOWEST_KEY + 1
         self._shape: Shape | None = None
-        self._mapping: tuple[Path, MappingFacts] | None = None
+        self._graph: tuple[Path, GraphFacts] | None = None
         self._moved: MovedRows | None = None
 
     def close(self) -> None:
         """Give everything back."""
         self._connection.close()
 
-    def mapping(self) -> Path | None:
-        """Return the file that says which identities of the plan's batches have a profile of another key (`mapping`).
+    def identity_graph(self) -> Path | None:
+        """Return the file that says which identities of the plan's batches have a profile of another key.
 
         None where every identity is a profile of its own. Found once, and without moving a row.
         """
-        if self._mapping is None and self._plan.graph is IdentityGraph.PDG and self._links.at_most():
+        if self._graph is None and self._plan.graph is IdentityGraph.PDG and self._links.at_most():
             folder = self._folder / "resolution"
             folder.mkdir()
             half = self._memory // 2
             with self._limited_to(half):
-                self._mapping = mapping_of(self._plan, self._links, self._root, Space(half, folder))
-        return self._mapping and self._mapping[0]
+                self._graph = graph_of(self._plan, self._links, self._root, Space(half, folder))
+        return self._graph and self._graph[0]
 
     @contextmanager
     def _limited_to(self, memory: int) -> Iterator[None]:
@@ -175,14 +175,14 @@ class DuckDbSession:
     def resolve(self) -> ResolutionFacts:
         """Find out who is one person, where the graph asks for it, and bind the sources accordingly.
 
-        Leaves `resolution/` in the folder: the mapping, and the rows that move for it.
+        Leaves `resolution/` in the folder: the graph, and the rows that move for it.
         """
         facts, links = ResolutionFacts(), self._links
         with self._meter.measuring(self._plan.rows // 2, lambda: links.share_read):
-            self.mapping()
-        if self._mapping is not None:
-            mapping, found = self._mapping
-            moved = self._move(mapping)
+            self.identity_graph()
+        if self._graph is not None:
+            graph, found = self._graph
+            moved = self._move(graph)
             facts = ResolutionFacts(found.identities, found.components, found.moved, moved)
         self._bind(shape_of(self._plan, linked=links.at_most() > 0))
         self._meter.begin()
@@ -202,16 +202,16 @@ class DuckDbSession:
         self._connection.execute("DROP TABLE profiles")
         return RangeResult(files, counts)
 
-    def _move(self, mapping: Path) -> int:
+    def _move(self, graph: Path) -> int:
         """Bring the rows of identities to their profiles; return how many."""
         self._connection.execute(
-            f"CREATE TEMP VIEW {_MAPPING} AS SELECT * FROM {scan([mapping])} WHERE {in_range('key_high')}"
+            f"CREATE TEMP VIEW {_GRAPH} AS SELECT * FROM {scan([graph])} WHERE {in_range('key_high')}"
         )
-        self._moved = MovedRows(mapping.parent, len(self._plan.ranges()))
+        self._moved = MovedRows(graph.parent, len(self._plan.ranges()))
         rows = 0
         for table, query in self._flattened.items():
             with self._meter.measuring(self._plan.rows // 2 // len(self._flattened)):
-                rows += self._moved.write(self._connection, table, query, mapping)
+                rows += self._moved.write(self._connection, table, query, graph)
         return rows
 
     # --- Merging ---
@@ -325,11 +325,11 @@ class DuckDbSession:
 
         Without links, it is faster to read the few columns that each of fewer mentions needs.
         """
-        mapping = _MAPPING if self._moved else None
+        graph = _GRAPH if self._moved else None
         for table, rows in self._flattened.items():
             moved = self._moved.files(table, key_slice) if self._moved else ()
             self._connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE {table} AS {in_place(rows, mapping=mapping, moved=moved)}"
+                f"CREATE OR REPLACE TEMP TABLE {table} AS {in_place(rows, graph=graph, moved=moved)}"
             )
 
     def _table(self, unbound: ir.Table, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -445,8 +445,8 @@ class HostedEngine:
                 return None
             case Resolve() if session is not None:
                 return replace(session.resolve(), peak_memory_bytes=_peak_memory())
-            case FindMapping() if session is not None:
-                return session.mapping()
+            case FindGraph() if session is not None:
+                return session.identity_graph()
             case Run(key_range) if session is not None:
                 return replace(session.run(key_range), peak_memory_bytes=_peak_memory())
             case Close():

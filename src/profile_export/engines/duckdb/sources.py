@@ -143,19 +143,19 @@ def _columns(shape: Shape, source: Source, rank: int, part: SourcePart) -> list[
     return selected + [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
 
 
-def in_place(rows: str, *, mapping: str | None = None, moved: Sequence[Path] = ()) -> str:
+def in_place(rows: str, *, graph: str | None = None, moved: Sequence[Path] = ()) -> str:
     """Select of `rows` those that belong to the bound range, with the key of their profile.
 
     Args:
         rows: A query of `bound_tables`.
-        mapping: The table of identities whose profile has another key than they; None if there are none.
+        graph: The table of identities whose profile has another key than they; None if there are none.
         moved: Files that have the rows of those identities.
     """
     stay = f"SELECT key_high AS profile_high, key_low AS profile_low, * FROM ({rows}) AS rows"
     stay += f" WHERE {in_range('key_high')}"
-    if mapping is not None:
+    if graph is not None:
         same = "moved.key_high = rows.key_high AND moved.key_low = rows.key_low"
-        stay += f" AND NOT EXISTS (SELECT 1 FROM {mapping} AS moved WHERE {same})"
+        stay += f" AND NOT EXISTS (SELECT 1 FROM {graph} AS moved WHERE {same})"
     if not moved:
         return stay
     return f"{stay} UNION ALL SELECT * FROM {scan(moved)} WHERE {in_range('profile_high')}"
@@ -249,12 +249,12 @@ class MovedRows:
         self._last = min(ranges, _MOST_BUCKETS) - 1
         self._width = (HIGHEST_KEY - LOWEST_KEY + 1) // (self._last + 1)
 
-    def write(self, connection: duckdb.DuckDBPyConnection, table: str, rows: str, mapping: Path) -> int:
-        """Write those rows of a table's query that a mapping moves; return how many."""
+    def write(self, connection: duckdb.DuckDBPyConnection, table: str, rows: str, graph: Path) -> int:
+        """Write those rows of a table's query that a graph moves; return how many."""
         bucket = f"least((found.profile_high::HUGEINT - {LOWEST_KEY}) // {self._width}, {self._last})"
         moving = (
             f"SELECT found.profile_high, found.profile_low, rows.*, {bucket} AS {_BUCKET} FROM ({rows}) AS rows"
-            f" JOIN {scan([mapping])} AS found"
+            f" JOIN {scan([graph])} AS found"
             " ON found.key_high = rows.key_high AND found.key_low = rows.key_low"
         )
         ((copied, *_),) = connection.execute(

@@ -43,13 +43,13 @@ def key_records(high: npt.NDArray[np.int64], low: npt.NDArray[np.int64]) -> Keys
 _COLUMNS = ("key_high", "key_low", "profile_high", "profile_low")
 _SCHEMA = pa.schema([pa.field(column, pa.int64(), nullable=False) for column in _COLUMNS])
 _ROWS_PER_GROUP = 65_536
-# Version 2: in former mappings, which are not read any more, the high half chose a profile's key.
+# Version 2: in former graphs, which are not read any more, the high half chose a profile's key.
 _BATCHES, _COMPONENTS = b"profile_export.batches.2", b"profile_export.components"
 
 
 @dataclass(frozen=True, slots=True)
-class MappingFacts:
-    """What a mapping holds and was made of.
+class GraphFacts:
+    """What an identity graph holds and was made of.
 
     `moved` identities have a profile of another key than they, `components` profiles have several identities. `batches`
     are numbers by id: an id might be used again, a number never is.
@@ -65,8 +65,8 @@ class MappingFacts:
         return self.moved + self.components
 
 
-class MappingWriter:
-    """Writes a mapping from the smallest identity key to the greatest."""
+class GraphWriter:
+    """Writes an identity graph from the smallest identity key to the greatest."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -89,34 +89,34 @@ class MappingWriter:
             self._file.write_table(pa.table(halves, schema=_SCHEMA), row_group_size=-(-rows // groups))
         self._moved += rows
 
-    def finish(self, components: int, batches: Mapping[str, int]) -> MappingFacts:
-        """Say what the mapping was made of; when this returns, its bytes survive a crash of the machine."""
+    def finish(self, components: int, batches: Mapping[str, int]) -> GraphFacts:
+        """Say what the graph was made of; when this returns, its bytes survive a crash of the machine."""
         self._file.add_key_value_metadata(
             {_BATCHES: json.dumps(batches).encode(), _COMPONENTS: str(components).encode()}
         )
         self._file.close()
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
-        return MappingFacts(self._moved, components, batches)
+        return GraphFacts(self._moved, components, batches)
 
 
-def mapping_facts(path: Path) -> MappingFacts:
-    """Read what a mapping was made of.
+def graph_facts(path: Path) -> GraphFacts:
+    """Read what an identity graph was made of.
 
     Raises:
         OSError: There is no such file.
-        ValueError: It is not a mapping, or not a whole one.
+        ValueError: It is not an identity graph, or not a whole one.
     """
     found = pq.read_metadata(path)
     try:
         batches = dict(json.loads(found.metadata[_BATCHES]))
-        return MappingFacts(found.num_rows, int(found.metadata[_COMPONENTS]), batches)
+        return GraphFacts(found.num_rows, int(found.metadata[_COMPONENTS]), batches)
     except (KeyError, TypeError) as error:  # no metadata at all, or not ours
-        message = f"{path.name} is not a mapping"
+        message = f"{path.name} is not an identity graph"
         raise ValueError(message) from error
 
 
-def mapping_rows(path: Path) -> Iterator[tuple[Keys, Keys]]:
+def graph_rows(path: Path) -> Iterator[tuple[Keys, Keys]]:
     """Yield identities and the keys of their profiles, some ten thousands at once, in the order of the file."""
     # Read ahead, a file is held until its end.
     with pq.ParquetFile(path, pre_buffer=False) as file:
@@ -129,26 +129,26 @@ _IDENTITY = ("key_high", "key_low")
 _PROFILE = ("profile_high", "profile_low")
 
 
-class OpenMapping:
-    """A mapping's file as a memory map, which stays readable when the file is removed, and goes with this object."""
+class OpenGraph:
+    """A graph's file as a memory map, which stays readable when the file is removed, and goes with this object."""
 
     def __init__(self, path: Path) -> None:
         self._file = pa.memory_map(str(path))
 
     def together(self, key: IdentityKey) -> frozenset[IdentityKey]:
-        """Return the keys of all identities that the mapping gives the same profile as one. Blocks."""
+        """Return the keys of all identities that the graph gives the same profile as one. Blocks."""
         (profile,) = _pairs(self._file, _PROFILE, _IDENTITY, key) or [key]
         return frozenset({key, profile, *_pairs(self._file, _IDENTITY, _PROFILE, profile)})
 
 
 def _pairs(
-    mapping: pa.NativeFile, wanted: tuple[str, str], by: tuple[str, str], key: IdentityKey
+    graph: pa.NativeFile, wanted: tuple[str, str], by: tuple[str, str], key: IdentityKey
 ) -> list[IdentityKey]:
     """Return one pair of columns of the rows in which the other is a key.
 
     One half of the other is read first, and the rest only where it is found: that is a tenth of the time.
     """
-    file, (high, low) = pq.ParquetFile(mapping), by
+    file, (high, low) = pq.ParquetFile(graph), by
     leaf = file.schema_arrow.names.index(high)
     found: list[IdentityKey] = []
     for group in range(file.num_row_groups):
@@ -183,7 +183,7 @@ class KeptGraphs:
         fitting = []
         for file in self._newest_first():
             with suppress(OSError, ValueError):
-                made_from = mapping_facts(file).batches
+                made_from = graph_facts(file).batches
                 if made_from.items() <= batches.items():
                     fitting.append((len(made_from), file))
         for _, file in sorted(fitting, reverse=True):
@@ -198,16 +198,16 @@ class KeptGraphs:
             target.unlink(missing_ok=True)
         return False
 
-    def keep(self, mapping: Path) -> None:
-        """Keep a mapping whose bytes are safe on the disk, and remove all but the newest few.
+    def keep(self, graph: Path) -> None:
+        """Keep a graph whose bytes are safe on the disk, and remove all but the newest few.
 
         It appears whole or not at all. A graph that cannot be kept costs the next attempt time, and this one nothing.
         """
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            second_name = mapping.with_suffix(".kept")
-            _link(mapping, second_name)
-            second_name.replace(self._folder / f"{_digest(mapping)}.parquet")
+            second_name = graph.with_suffix(".kept")
+            _link(graph, second_name)
+            second_name.replace(self._folder / f"{_digest(graph)}.parquet")
             for file in self._newest_first()[_MOST_KEPT:]:
                 file.unlink(missing_ok=True)
 

@@ -32,12 +32,12 @@ from profile_export.engines.identity.components import (
 )
 from profile_export.engines.identity.graph import (
     KEY,
+    GraphFacts,
+    GraphWriter,
     KeptGraphs,
     Keys,
-    MappingFacts,
-    MappingWriter,
-    mapping_facts,
-    mapping_rows,
+    graph_facts,
+    graph_rows,
 )
 from profile_export.engines.identity.links import Links, Pairs
 
@@ -58,33 +58,33 @@ class Space:
     folder: Path
 
 
-def mapping_of(plan: ExportPlan, links: Links, lake_root: Path, space: Space) -> tuple[Path, MappingFacts]:
-    """Return the mapping of exactly the plan's batches, as a file in the space's folder.
+def graph_of(plan: ExportPlan, links: Links, lake_root: Path, space: Space) -> tuple[Path, GraphFacts]:
+    """Return the graph of exactly the plan's batches, as a file in the space's folder.
 
     Where the plan says where graphs are kept, one of all its batches is taken as it is; the largest of some of them is
     extended by the links of the others; one that has a batch which does not count any more is of no use, since no
     one can tell what it alone had linked.
     """
     batches = {batch.id: batch.number for batch in plan.batches}
-    kept, mapping = space.folder / "kept.parquet", space.folder / "mapping.parquet"
+    kept, graph = space.folder / "kept.parquet", space.folder / "graph.parquet"
     graphs = KeptGraphs(lake_root / plan.graph_folder) if plan.graph_folder else None
     if graphs is not None and graphs.fetch(batches, kept):
-        facts = mapping_facts(kept)
+        facts = graph_facts(kept)
         if facts.batches == batches:
-            return kept.rename(mapping), facts
+            return kept.rename(graph), facts
         others = batches.keys() - facts.batches.keys()
-        facts = extend(kept, links.pairs(others), links.at_most(others), batches, space, mapping)
+        facts = extend(kept, links.pairs(others), links.at_most(others), batches, space, graph)
     else:
-        facts = resolve(links.pairs(), links.at_most(), batches, space, mapping)
+        facts = resolve(links.pairs(), links.at_most(), batches, space, graph)
     if graphs is not None:
-        graphs.keep(mapping)
-    return mapping, facts
+        graphs.keep(graph)
+    return graph, facts
 
 
 def resolve(
-    pairs: Iterable[Pairs], at_most: int, batches: Mapping[str, int], space: Space, mapping: Path
-) -> MappingFacts:
-    """Find the connected components of pairs of identities and write their mapping.
+    pairs: Iterable[Pairs], at_most: int, batches: Mapping[str, int], space: Space, graph: Path
+) -> GraphFacts:
+    """Find the connected components of pairs of identities and write their graph.
 
     A profile's key is the one of its component with the smallest low half (of equals, with the smallest high half).
     Whoever has only one identity stays where they are.
@@ -92,9 +92,9 @@ def resolve(
     Args:
         pairs: Identities that occur together, in chunks.
         at_most: How many pairs there are at most.
-        batches: What they come from, as `MappingFacts` has it.
+        batches: What they come from, as `GraphFacts` has it.
         space: What it may use.
-        mapping: The file to write.
+        graph: The file to write.
     """
     numbering = _Numbering(at_most, space)
     for ones, others in pairs:
@@ -103,7 +103,7 @@ def resolve(
     components = Components(numbering.size)
     for chunk in range(edges.count):
         components.join(edges.take(chunk))
-    with MappingWriter(mapping) as writer:
+    with GraphWriter(graph) as writer:
         profiles = _write(numbering, components, writer)
         return writer.finish(profiles, batches)
 
@@ -171,11 +171,11 @@ class _Numbering:
         return edges
 
 
-def _write(numbering: _Numbering, components: Components, writer: MappingWriter) -> int:
+def _write(numbering: _Numbering, components: Components, writer: GraphWriter) -> int:
     """Write which identities have another profile; return how many profiles have several identities.
 
-    Numbers follow the low half of keys and the mapping follows the high one. So identities go with their keys to the
-    part that has the key of their profile, and from there, with that key, to where they lie in the mapping.
+    Numbers follow the low half of keys and the graph follows the high one. So identities go with their keys to the
+    part that has the key of their profile, and from there, with that key, to where they lie in the graph.
     """
     parts, starts, labels, folder = numbering.parts, numbering.starts, components.labels, numbering.folder
     asked = Buckets("asked", [("identity", KEY), ("profile", labels.dtype)], parts, folder)
@@ -220,38 +220,38 @@ _BYTES_PER_PAIR = 500
 
 
 def extend(
-    kept: Path, pairs: Iterable[Pairs], at_most: int, batches: Mapping[str, int], space: Space, mapping: Path
-) -> MappingFacts:
-    """Write the mapping of all pairs that `kept` was made from and of some more.
+    kept: Path, pairs: Iterable[Pairs], at_most: int, batches: Mapping[str, int], space: Space, graph: Path
+) -> GraphFacts:
+    """Write the graph of all pairs that `kept` was made from and of some more.
 
-    Few new pairs cost two readings of the old mapping and no sort of it; many are resolved together with its rows,
+    Few new pairs cost two readings of the old graph and no sort of it; many are resolved together with its rows,
     each of which is a pair as well.
 
     Args:
-        kept: A mapping.
+        kept: A graph.
         pairs: The new pairs, in chunks.
         at_most: How many new pairs there are at most.
-        batches: What the new mapping is made from, as `MappingFacts` has it.
+        batches: What the new graph is made from, as `GraphFacts` has it.
         space: What it may use.
-        mapping: The file to write.
+        graph: The file to write.
     """
     waiting, held, count = iter(pairs), [], 0
     for chunk in waiting:
         held.append(chunk)
         count += len(chunk[0])
         if count * _BYTES_PER_PAIR > space.bytes:
-            everything = chain(held, waiting, mapping_rows(kept))
-            return resolve(everything, at_most + mapping_facts(kept).moved, batches, space, mapping)
+            everything = chain(held, waiting, graph_rows(kept))
+            return resolve(everything, at_most + graph_facts(kept).moved, batches, space, graph)
     ends = np.empty((2, count), KEY)
     if held:
         ends[0], ends[1] = (np.concatenate(side) for side in zip(*held, strict=True))
-    return _Extension(kept, ends).write(batches, mapping)
+    return _Extension(kept, ends).write(batches, graph)
 
 
 class _Extension:
-    """New pairs as edges between the profiles of the old mapping: `roots`, the keys of those they touch, in order.
+    """New pairs as edges between the profiles of the old graph: `roots`, the keys of those they touch, in order.
 
-    An identity that the old mapping does not list is a profile of its own.
+    An identity that the old graph does not list is a profile of its own.
     """
 
     def __init__(self, kept: Path, ends: Keys) -> None:
@@ -264,14 +264,14 @@ class _Extension:
         components.join(ranks[root_numbers[numbers]].reshape(2, -1).T)
         self.labels = np.argsort(ranks)[components.labels[ranks]]
 
-    def write(self, batches: Mapping[str, int], mapping: Path) -> MappingFacts:
-        """Write the new mapping."""
+    def write(self, batches: Mapping[str, int], graph: Path) -> GraphFacts:
+        """Write the new graph."""
         moved = self.labels != np.arange(len(self.labels))
         identities, profiles = self.roots[moved], self.roots[self.labels][moved]
         had_several = np.zeros(len(self.roots), dtype=np.bool_)
-        with MappingWriter(mapping) as writer:
+        with GraphWriter(graph) as writer:
             done = 0
-            for old_identities, old_profiles in mapping_rows(self._kept):
+            for old_identities, old_profiles in graph_rows(self._kept):
                 places, found = find(self.roots, old_profiles)
                 had_several[places[found]] = True
                 old_profiles[found] = self.roots[self.labels[places[found]]]
@@ -287,13 +287,13 @@ class _Extension:
             has_several = np.bincount(self.labels, minlength=len(self.roots)) > 1
             has_several[self.labels[had_several]] = True
             more = int(np.count_nonzero(has_several)) - int(np.count_nonzero(had_several))
-            return writer.finish(mapping_facts(self._kept).components + more, batches)
+            return writer.finish(graph_facts(self._kept).components + more, batches)
 
 
 def _profiles_of(known: Keys, kept: Path) -> Keys:
     """Return the profile key of each identity, given in order."""
     roots = known.copy()
-    for identities, profiles in mapping_rows(kept) if len(known) else ():
+    for identities, profiles in graph_rows(kept) if len(known) else ():
         start = np.searchsorted(known["high"], identities["high"][0])
         end = np.searchsorted(known["high"], identities["high"][-1], side="right")
         places, found = find(identities, known[start:end])

@@ -1,4 +1,4 @@
-"""Mappings of several tenants: nobody's keep another's waiting, or cost another the ones that are kept."""
+"""Identity graphs of several tenants: nobody's keep another's waiting, or cost another the ones that are kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from profile_export.application import profiles as lookups
-from profile_export.application.profiles import Mappings
+from profile_export.application.profiles import IdentityGraphs
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.merging.identity import Identity, IdentityKey, identity_key
 from profile_export.engines.duckdb.engine import DuckDbEngine
@@ -23,12 +23,12 @@ GREEDY, MODEST = "greedy", "modest"
 
 
 class Counted:
-    """Mappings of a house, and how many have been begun."""
+    """Identity graphs of a house, and how many have been begun."""
 
     def __init__(self, house: House, engine: DuckDbEngine) -> None:
         self._house = house
         self.begun, self.began = 0, asyncio.Event()
-        self._mappings = Mappings(engine, house.lake, self._begin)
+        self._graphs = IdentityGraphs(engine, house.lake, self._begin)
 
     def _begin(self) -> str:
         self.begun += 1
@@ -36,11 +36,11 @@ class Counted:
         return self._house.new_id()
 
     async def together(self, whose: str, plan: ExportPlan) -> frozenset[IdentityKey]:
-        return await self._mappings.together(whose, plan, SOMEBODY)
+        return await self._graphs.together(whose, plan, SOMEBODY)
 
 
 async def plans_of(house: House, count: int) -> list[ExportPlan]:
-    """Make plans of one batch more each: each has a mapping of its own."""
+    """Make plans of one batch more each: each has a graph of its own."""
     crm, plans = await house.dataset(), []
     for number in range(count):
         await house.people(crm, number)
@@ -50,57 +50,57 @@ async def plans_of(house: House, count: int) -> list[ExportPlan]:
 
 @pytest.mark.slow
 async def test_who_makes_many_keeps_nobody_else_waiting(house: House, engine: DuckDbEngine) -> None:
-    # given a tenant of whose mappings one takes long, and others wait, also for the same one
-    plans, mappings = await plans_of(house, 4), Counted(house, engine)
+    # given a tenant of whose graphs one takes long, and others wait, also for the same one
+    plans, graphs = await plans_of(house, 4), Counted(house, engine)
     await engine.start()
     [held] = engine.children
     os.kill(held, signal.SIGSTOP)
-    greedy = [asyncio.create_task(mappings.together(GREEDY, plans[0]))]
-    await mappings.began.wait()
-    greedy += [asyncio.create_task(mappings.together(GREEDY, plan)) for plan in plans]
+    greedy = [asyncio.create_task(graphs.together(GREEDY, plans[0]))]
+    await graphs.began.wait()
+    greedy += [asyncio.create_task(graphs.together(GREEDY, plan)) for plan in plans]
 
     # when another wants one
-    found = await mappings.together(MODEST, plans[0])
+    found = await graphs.together(MODEST, plans[0])
 
     # then it is made while those wait
     assert found == {SOMEBODY, identity_key(Identity("Email", "e0"))}
-    assert mappings.begun == 2
+    assert graphs.begun == 2
     assert not any(task.done() for task in greedy)
     # and each of those is made once
     os.kill(held, signal.SIGCONT)
     assert [len(people) for people in await asyncio.gather(*greedy)] == [2, 2, 3, 3, 3]
-    assert mappings.begun == 5
+    assert graphs.begun == 5
 
 
 async def test_who_wants_one_that_is_being_made_begins_it_anew_when_its_maker_has_gone(
     house: House, engine: DuckDbEngine
 ) -> None:
-    [plan], mappings = await plans_of(house, 1), Counted(house, engine)
+    [plan], graphs = await plans_of(house, 1), Counted(house, engine)
     await engine.start()
     os.kill(engine.children[0], signal.SIGSTOP)
-    maker = asyncio.create_task(mappings.together(GREEDY, plan))
-    await mappings.began.wait()
-    waiting = asyncio.create_task(mappings.together(GREEDY, plan))
+    maker = asyncio.create_task(graphs.together(GREEDY, plan))
+    await graphs.began.wait()
+    waiting = asyncio.create_task(graphs.together(GREEDY, plan))
 
     maker.cancel()
 
     assert len(await waiting) == 2
-    assert mappings.begun == 2
+    assert graphs.begun == 2
 
 
 async def test_who_has_more_kept_than_others_loses_his_own_first(
     house: House, engine: DuckDbEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lookups, "_MOST_KEPT", 3)
-    plans, mappings = await plans_of(house, 4), Counted(house, engine)
-    await mappings.together(MODEST, plans[0])
+    plans, graphs = await plans_of(house, 4), Counted(house, engine)
+    await graphs.together(MODEST, plans[0])
 
     for plan in plans:
-        await mappings.together(GREEDY, plan)
+        await graphs.together(GREEDY, plan)
 
-    assert mappings.begun == 5
+    assert graphs.begun == 5
     for whose, plan in ((MODEST, plans[0]), (GREEDY, plans[3]), (GREEDY, plans[2])):
-        await mappings.together(whose, plan)
-    assert mappings.begun == 5
-    await mappings.together(GREEDY, plans[1])
-    assert mappings.begun == 6
+        await graphs.together(whose, plan)
+    assert graphs.begun == 5
+    await graphs.together(GREEDY, plans[1])
+    assert graphs.begun == 6
