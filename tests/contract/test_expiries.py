@@ -21,7 +21,7 @@ from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.job import JobError, JobState, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
 from profile_export.processes.supervisor import Pool, Supervisor
-from profile_export.runner.chores import ExpirySweeper
+from profile_export.runner.chores import ExpiryChore
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import (
     batches,
@@ -111,8 +111,8 @@ class Keeper:
         await self.house.attempts.commit(claim.fence)
         return claim
 
-    def sweeper(self, job_retention: timedelta | None) -> ExpirySweeper:
-        return ExpirySweeper(self.expiries, Changes(self.house.database), job_retention, MONTH)
+    def chore(self, job_retention: timedelta | None) -> ExpiryChore:
+        return ExpiryChore(self.expiries, Changes(self.house.database), job_retention, MONTH)
 
     async def refusal(self, job_id: int, tenant: Tenant = TENANT) -> str:
         """Name a job in every way there is; return the one reason for which it is not found."""
@@ -406,10 +406,10 @@ async def test_a_job_that_had_no_effect_expires_too(keeper: Keeper, state: JobSt
 # --- In the background ---
 
 
-async def run(sweeper: ExpirySweeper) -> int:
+async def run(chore: ExpiryChore) -> int:
     """Take steps until nothing more is waiting; return how many there were."""
     steps = 1
-    while await sweeper.step():
+    while await chore.step():
         steps += 1
     return steps
 
@@ -426,9 +426,9 @@ async def test_each_step_is_a_short_transaction_and_a_crash_between_two_leaves_t
     await keeper.jobs_aged(2 * MONTH, *ended)
 
     # when one server takes a step and is gone, and another goes on
-    await keeper.sweeper(MONTH).step()
+    await keeper.chore(MONTH).step()
     left = await keeper.counting(dataset_id), await keeper.house.jobs.list(TENANT, page_of())
-    steps = await run(keeper.sweeper(MONTH))
+    steps = await run(keeper.chore(MONTH))
 
     # then each job and batch was there whole, or is gone whole
     assert (left[0], [view.job.id for view in left[1].items]) == (names[2:], ended[2:])
@@ -461,7 +461,7 @@ async def test_without_a_retention_jobs_stay_for_ever_and_former_ones_are_still_
     await keeper.time_passes(REMEMBERED)
 
     # when the server is told of no retention any more
-    await run(keeper.sweeper(None))
+    await run(keeper.chore(None))
 
     # then
     assert await keeper.refusal(former) == "JOB_NOT_FOUND"

@@ -13,7 +13,7 @@ import pytest_asyncio
 from sqlalchemy import select, text, update
 
 from profile_export.domain.job import LEASE_TTL
-from profile_export.runner.chores import TimeoutSweeper
+from profile_export.runner.chores import TimeoutChore
 from profile_export.runner.keeper import LATE_SECONDS, MOST_SECONDS, Held, LeaseKeeper
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import leases
@@ -32,7 +32,7 @@ class Leased(Store):
         super().__init__(place)
         self.renewals = Renewals(self.database)
         self.keeper = LeaseKeeper(self.renewals)
-        self.sweeper = TimeoutSweeper(Timeouts(self.database), self.keeper)
+        self.chore = TimeoutChore(Timeouts(self.database), self.keeper)
 
     async def rest(self) -> timedelta:
         """For how long the lease is still good."""
@@ -173,11 +173,11 @@ async def test_a_process_takes_no_job_from_itself_while_it_keeps_its_lease(store
     await store.leave(timedelta(seconds=-1))
 
     async with store.keeper.holding(claim.fence, time.monotonic() + 60):
-        assert not await store.sweeper.step()
+        assert not await store.chore.step()
         await store.attempts.heartbeat(claim.fence, RUNNING)
     await store.leave(timedelta(seconds=-1))
 
-    assert await store.sweeper.step()
+    assert await store.chore.step()
     with pytest.raises(LeaseLostError):
         await store.attempts.heartbeat(claim.fence, RUNNING)
 

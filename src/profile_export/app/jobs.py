@@ -21,7 +21,7 @@ from profile_export.runner.belonging import (
     LakeInUseError,
     LakeMissingError,
 )
-from profile_export.runner.chores import TimeoutSweeper, keep_at
+from profile_export.runner.chores import TimeoutChore, keep_at
 from profile_export.runner.keeper import LeaseKeeper
 from profile_export.runner.worker import Places, ReceiptWriter, Worker
 from profile_export.store.db.columns import make_codecs
@@ -84,7 +84,7 @@ class JobRunner:
             for number in range(places.number)
         ]
         self._beside: list[Callable[[], Coroutine[None, None, None]]] = [
-            partial(keep_at, TimeoutSweeper(self.timeouts, self._keeper)),
+            partial(keep_at, TimeoutChore(self.timeouts, self._keeper)),
             *(one.run for one in notices),
         ]
         self._working: list[asyncio.Task[None]] = []

@@ -35,8 +35,8 @@ from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool
 from profile_export.runner.chores import (
     Compactor,
-    ExpirySweeper,
-    StaleUploadSweeper,
+    ExpiryChore,
+    StaleUploadChore,
     Sweeper,
     keep_at,
     repeat,
@@ -144,8 +144,8 @@ class Application:
         expiries = Expiries(self._database)
         self._chores = (
             Sweeper(dropped, self._lake, grace),
-            ExpirySweeper(expiries, changes, settings.job_retention, settings.watch_history),
-            StaleUploadSweeper(expiries, loading, timedelta(hours=settings.upload_expiry_hours)),
+            ExpiryChore(expiries, changes, settings.job_retention, settings.watch_history),
+            StaleUploadChore(expiries, loading, timedelta(hours=settings.upload_expiry_hours)),
         )
         both = StoreAndLake(self._jobs.instances, Named(self._database), compactions, dropped, self._lake)
         self._leftovers = Leftovers(both, loading, timedelta(days=settings.trash_days))

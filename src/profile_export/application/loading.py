@@ -94,7 +94,7 @@ class Interest:
             self._part = None
 
 
-class Turns:
+class KeyedLock:
     """Runs work for one key after the other.
 
     A caller that is cancelled leaves the work that it began, which goes on to its end but for what it does only while
@@ -240,7 +240,7 @@ class Loading:
     limits: RowLimits
     expense: Expense
     new_id: Callable[[], str]
-    completing: Turns = field(default_factory=Turns, init=False)
+    completing: KeyedLock = field(default_factory=KeyedLock, init=False)
 
     def staged(self, upload: Upload) -> Path:
         """Return the place of a file's bytes as sent."""

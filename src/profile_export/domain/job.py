@@ -25,15 +25,15 @@ class JobState(StrEnum):
     """Where a job stands; the comment says who moves it next."""
 
     NEW = "new"
-    """A worker claims it, a caller cancels it, or the sweeper finds its run time used up."""
+    """A worker claims it, a caller cancels it, or a chore finds its run time used up."""
     PROCESSING = "processing"
-    """The worker that holds its lease ends it, a caller asks to cancel it, or the sweeper finds its time over."""
+    """The worker that holds its lease ends it, a caller asks to cancel it, or a chore finds its time over."""
     SUCCEEDED = "succeeded"
     """Nobody: final. Its batch counts."""
     FAILED = "failed"
     """Nobody: final. Its errors say why; nothing of it is visible."""
     CANCELLING = "cancelling"
-    """The worker that holds its lease lets go of it, or the sweeper finds the lease over."""
+    """The worker that holds its lease lets go of it, or a chore finds the lease over."""
     CANCELLED = "cancelled"
     """Nobody: final. Nothing of it is visible."""
 

@@ -98,7 +98,7 @@ async def repeat(
 
 
 @dataclass(frozen=True, slots=True)
-class TimeoutSweeper:
+class TimeoutChore:
     """Looks for timeouts; every server has one, whether or not it runs jobs."""
 
     poll_seconds = 1.0
@@ -110,12 +110,12 @@ class TimeoutSweeper:
         """End what is over. A worker that still runs such an attempt learns of it as of every change, and stops."""
         ended = await self.timeouts.end(self.keeper.keeps)
         for job in ended:
-            _log.warning("lapsed", job_id=job.id, attempt=job.attempt, state=job.state.value)
+            _log.warning("timed_out", job_id=job.id, attempt=job.attempt, state=job.state.value)
         return bool(ended)
 
 
 @dataclass(frozen=True, slots=True)
-class ExpirySweeper:
+class ExpiryChore:
     """Looks for what has become old enough; every server has one, whether or not it runs jobs."""
 
     poll_seconds = 60.0
@@ -128,7 +128,7 @@ class ExpirySweeper:
     """How far back watches of all jobs can go."""
 
     async def step(self) -> bool:
-        """Let go of some of what is due; the disk is the sweeper's, which finds there what a crash left for it."""
+        """Expire some of what is due. `Sweeper` removes the files, and finds those, too, that a crash left to it."""
         batches = await self.expiries.expire_batches()
         jobs = await self.expiries.expire_jobs(self.job_retention) if self.job_retention else ()
         forgotten = await self.expiries.forget_jobs()
@@ -139,7 +139,7 @@ class ExpirySweeper:
 
 
 @dataclass(frozen=True, slots=True)
-class StaleUploadSweeper:
+class StaleUploadChore:
     """Looks for batches that have been silent for too long; every server has one."""
 
     poll_seconds = 60.0

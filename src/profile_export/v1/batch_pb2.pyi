@@ -30,7 +30,7 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     """Not known. The server never sends it."""
     BATCH_STATE_LOADING: _BatchState.ValueType  # 1
     """Open: files are being written, nothing is visible. Moved next by the uploader (the end of UploadBatch,
-    CompleteBatch, AbortBatch), by its export job, or by the sweeper when the uploader has gone for good.
+    CompleteBatch, AbortBatch), by its export job, or by the service when the uploader has gone for good.
     """
     BATCH_STATE_SUCCEEDED: _BatchState.ValueType  # 2
     """Visible, counts for exports and downloads. Moved next by RevertBatch or by retention, if ever."""
@@ -54,7 +54,7 @@ BATCH_STATE_UNSPECIFIED: BatchState.ValueType  # 0
 """Not known. The server never sends it."""
 BATCH_STATE_LOADING: BatchState.ValueType  # 1
 """Open: files are being written, nothing is visible. Moved next by the uploader (the end of UploadBatch,
-CompleteBatch, AbortBatch), by its export job, or by the sweeper when the uploader has gone for good.
+CompleteBatch, AbortBatch), by its export job, or by the service when the uploader has gone for good.
 """
 BATCH_STATE_SUCCEEDED: BatchState.ValueType  # 2
 """Visible, counts for exports and downloads. Moved next by RevertBatch or by retention, if ever."""

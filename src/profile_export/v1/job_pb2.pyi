@@ -60,11 +60,11 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     """Not known. Only in JobTransition.from_state of the creation."""
     JOB_STATE_NEW: _JobState.ValueType  # 1
     """Accepted, or waiting for its next attempt. Moved next by a worker that claims it, by CancelJob, or by the
-    sweeper when its run time is used up.
+    service when its run time is used up.
     """
     JOB_STATE_PROCESSING: _JobState.ValueType  # 2
     """An attempt runs. Moved next by its worker (to SUCCEEDED, FAILED, or back to NEW for another attempt), by
-    CancelJob, or by the sweeper when the worker has died or the run time is used up.
+    CancelJob, or by the service when the worker has died or the run time is used up.
     """
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 3
     """The batch is visible, whole. Final: nobody moves it."""
@@ -72,7 +72,7 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     """Ended without a batch; `errors` says why. Final: nobody moves it."""
     JOB_STATE_CANCELLING: _JobState.ValueType  # 5
     """CancelJob was called while an attempt ran; nothing of it will be visible. Moved next by its worker, which
-    stops, or by the sweeper when the worker has died.
+    stops, or by the service when the worker has died.
     """
     JOB_STATE_CANCELLED: _JobState.ValueType  # 6
     """Ended by CancelJob, without a batch. Final: nobody moves it."""
@@ -84,11 +84,11 @@ JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Not known. Only in JobTransition.from_state of the creation."""
 JOB_STATE_NEW: JobState.ValueType  # 1
 """Accepted, or waiting for its next attempt. Moved next by a worker that claims it, by CancelJob, or by the
-sweeper when its run time is used up.
+service when its run time is used up.
 """
 JOB_STATE_PROCESSING: JobState.ValueType  # 2
 """An attempt runs. Moved next by its worker (to SUCCEEDED, FAILED, or back to NEW for another attempt), by
-CancelJob, or by the sweeper when the worker has died or the run time is used up.
+CancelJob, or by the service when the worker has died or the run time is used up.
 """
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 3
 """The batch is visible, whole. Final: nobody moves it."""
@@ -96,7 +96,7 @@ JOB_STATE_FAILED: JobState.ValueType  # 4
 """Ended without a batch; `errors` says why. Final: nobody moves it."""
 JOB_STATE_CANCELLING: JobState.ValueType  # 5
 """CancelJob was called while an attempt ran; nothing of it will be visible. Moved next by its worker, which
-stops, or by the sweeper when the worker has died.
+stops, or by the service when the worker has died.
 """
 JOB_STATE_CANCELLED: JobState.ValueType  # 6
 """Ended by CancelJob, without a batch. Final: nobody moves it."""

@@ -28,7 +28,7 @@ class BatchState(StrEnum):
     """Where a batch stands; the comment says who moves it next."""
 
     LOADING = "loading"
-    """The uploader, its export job, or the sweeper where the uploader has gone for good."""
+    """The uploader, its export job, or a chore where the uploader has gone for good."""
     SUCCEEDED = "succeeded"
     """Whoever reverts it, or retention; perhaps nobody."""
     FAILED = "failed"

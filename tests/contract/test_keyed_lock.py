@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from profile_export.application.loading import AbandonedError, Interest, Turns
+from profile_export.application.loading import AbandonedError, Interest, KeyedLock
 
 
 class Work:
@@ -39,12 +39,12 @@ async def until_it_waits() -> None:
 
 
 async def test_a_caller_that_is_cancelled_leaves_the_work_to_its_end() -> None:
-    turns, work = Turns(), Work()
-    first = asyncio.create_task(turns.take("a", lambda _: work.do("first")))
+    lock, work = KeyedLock(), Work()
+    first = asyncio.create_task(lock.take("a", lambda _: work.do("first")))
     await until_it_waits()
 
     first.cancel()
-    second = asyncio.create_task(turns.take("a", lambda _: work.do("second")))
+    second = asyncio.create_task(lock.take("a", lambda _: work.do("second")))
     await until_it_waits()
     before = list(work.told)
     work.go_on.set()
@@ -56,10 +56,10 @@ async def test_a_caller_that_is_cancelled_leaves_the_work_to_its_end() -> None:
 
 
 async def test_what_a_caller_alone_wants_ends_with_him_and_the_next_begins_it_anew() -> None:
-    turns, work = Turns(), Work()
-    first = asyncio.create_task(turns.take("a", partial(work.do_if_wanted, "first")))
+    lock, work = KeyedLock(), Work()
+    first = asyncio.create_task(lock.take("a", partial(work.do_if_wanted, "first")))
     await until_it_waits()
-    second = asyncio.create_task(turns.take("a", partial(work.do_if_wanted, "second")))
+    second = asyncio.create_task(lock.take("a", partial(work.do_if_wanted, "second")))
     await until_it_waits()
 
     first.cancel()
@@ -81,9 +81,9 @@ async def test_nothing_is_begun_for_a_caller_who_has_gone() -> None:
 
 
 async def test_work_for_other_things_does_not_wait() -> None:
-    turns, work = Turns(), Work()
+    lock, work = KeyedLock(), Work()
 
-    both = [asyncio.create_task(turns.take(key, partial(work.do_if_wanted, key))) for key in ("a", "b")]
+    both = [asyncio.create_task(lock.take(key, partial(work.do_if_wanted, key))) for key in ("a", "b")]
     await until_it_waits()
     work.go_on.set()
 
@@ -92,10 +92,10 @@ async def test_work_for_other_things_does_not_wait() -> None:
 
 
 async def test_what_work_raises_is_its_callers_alone() -> None:
-    turns, work = Turns(), Work()
-    first = asyncio.create_task(turns.take("a", work.fail))
+    lock, work = KeyedLock(), Work()
+    first = asyncio.create_task(lock.take("a", work.fail))
     await until_it_waits()
-    second = asyncio.create_task(turns.take("a", lambda _: work.do("second")))
+    second = asyncio.create_task(lock.take("a", lambda _: work.do("second")))
     work.go_on.set()
 
     with pytest.raises(LookupError):
