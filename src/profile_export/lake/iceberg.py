@@ -103,7 +103,7 @@ class IcebergMirror:
         )
 
     def look(self, dataset_id: str) -> TableState | None:
-        """Return where the table stands; None if there is none, or its metadata are not where they should be."""
+        """Return the state of the table; None if there is none, or its metadata are not where they should be."""
         with self._catalog() as catalog:
             table = self._load(catalog, dataset_id)
             return None if table is None else _state_of(table)
@@ -299,7 +299,7 @@ class IcebergMirror:
 
 
 def _check_batch(footer: pq.FileMetaData, path: str, batch_id: str) -> None:
-    """Refuse a file that does not say, in its statistics, that all its rows are the batch's: nothing would find it.
+    """Refuse a file whose statistics do not say that all its rows are the batch's: no filter by batch would find it.
 
     Raises:
         MirrorError: As said.
@@ -316,7 +316,7 @@ def _union(types: Iterable[ObjectType]) -> ObjectType:
     return reduce(union_objects, types, EMPTY)
 
 
-# --- One table ---
+# --- Types of a table and of its files ---
 
 
 def _can_read(table: FieldType, file: FieldType) -> bool:
@@ -375,10 +375,13 @@ def _copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
     part.replace(target)
 
 
+# --- Commits ---
+
+
 def _commit(
     table: Table, fields: ObjectType, gone: Sequence[DataFile], added: Sequence[str], *, anew: bool = False
 ) -> None:
-    """Change a table's columns and files in one step; nothing to change is no step.
+    """Change a table's columns and files in one commit; make none where nothing changes.
 
     Args:
         table: It is refreshed.
@@ -428,7 +431,7 @@ def _named_by(table: Table) -> set[str]:
 
 
 def _state_of(table: Table) -> TableState:
-    """Return where a table stands."""
+    """Return the state of a table, on which the next commit is decided."""
     newest = table.current_snapshot()
     numbers = [snapshot.sequence_number or 0 for snapshot in table.snapshots()]
     return TableState(

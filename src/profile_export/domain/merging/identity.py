@@ -46,7 +46,10 @@ def key_of(namespace: str, identity_id: str) -> IdentityKey:
 
 @lru_cache(1024)
 def key_prefix(namespace: str) -> bytes:
-    """Return what stands before an id in the text that its key is computed of; few namespaces have many ids."""
+    """Return the prefix that all keys of a namespace are hashed with.
+
+    Cached: a tenant has few namespaces and many ids.
+    """
     return f"{fold_namespace(namespace)}\0".encode()
 
 

@@ -197,7 +197,7 @@ class DuckDbSession:
             return RangeResult()
         self._merge(shape, key_range)
         counts = self._output.count()
-        with self._meter.measuring(self._quarter(key_range)):
+        with self._meter.measuring(self._progress_share(key_range)):
             files = self._output.write(shape, key_range.index) if counts.profiles_exported else ()
         self._connection.execute("DROP TABLE profiles")
         return RangeResult(files, counts)
@@ -246,18 +246,21 @@ class DuckDbSession:
     def _merge_slice(self, shape: Shape, key_slice: KeyRange, into: str) -> None:
         for statement in range_statements(key_slice):
             self._connection.execute(statement)
-        quarter = self._quarter(key_slice)
+        share = self._progress_share(key_slice)
         if shape.linked:
-            with self._meter.measuring(quarter):
+            with self._meter.measuring(share):
                 self._materialise(key_slice)
-        with self._meter.measuring(self._plan.rows_in(key_slice) - quarter * (2 if shape.linked else 1)):
+        with self._meter.measuring(self._plan.rows_in(key_slice) - share * (2 if shape.linked else 1)):
             self._connection.execute(f"{into} {compiled(shape)}")
         if shape.linked:
             for table in self._flattened:
                 self._connection.execute(f"DROP TABLE {table}")
 
-    def _quarter(self, key_range: KeyRange) -> int:
-        """About what it costs to materialise a range, and to write it, in rows: what is merged only is not done."""
+    def _progress_share(self, key_range: KeyRange) -> int:
+        """Return how many of a range's rows the progress counts for materialising it, and as many for writing it.
+
+        The rest is counted while the range is merged.
+        """
         return self._plan.rows_in(key_range) // 4
 
     # --- Binding ---

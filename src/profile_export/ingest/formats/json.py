@@ -1,8 +1,9 @@
-"""JSON: lines, one object each, of which blank ones are skipped but counted; and one array of objects. In UTF-8.
+"""Reads two formats in UTF-8: JSON lines, with one object per line, and one JSON array of objects.
 
-Item by item out of a window of the text, which grows only as far as an item that may still be accepted. Whatever
-is wrong inside an item that ends where its brackets say refuses that item; where the text is no JSON, nobody can say
-where the next item begins, and the file is refused.
+Blank lines of JSON lines are skipped, but have a row number. The items of an array are read one by one out of a window
+of the text, which grows only while the item in it may still be accepted. An item whose end its brackets show is refused
+alone, whatever is wrong inside it. Where they show no end, or the text there is no JSON, nobody can say where the next
+item begins, so the file is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from profile_export.ingest.task import IngestTask
 
 
 def json_decoder(known: FieldType) -> json.JSONDecoder:
-    """Return a decoder for values of a known type; what it raises is for `json_refusal`."""
+    """Return a decoder for values of a known type. `json_refusal` turns what it raises into a refusal."""
     return json.JSONDecoder(
         object_pairs_hook=_object,
         parse_constant=_refuse_constant,
@@ -33,7 +34,7 @@ def json_decoder(known: FieldType) -> json.JSONDecoder:
 
 
 def json_refusal(error: ValueError | RecursionError | ValueRefusedError) -> ValueRefusedError:
-    """Return why a text is refused, from what decoding it from UTF-8 or by `json_decoder` raised."""
+    """Return the refusal of a text for the error that decoding it from UTF-8 or by `json_decoder` raised."""
     match error:
         case ValueRefusedError():
             return error
@@ -106,7 +107,7 @@ def read_json_lines(task: IngestTask) -> Iterator[SentRow]:
 
 
 def bounded_lines(source: BinaryIO, limit: int) -> Iterator[bytes]:
-    """Yield lines with their ends; of one that is longer than `limit` so much that this and its text can be told."""
+    """Yield lines with their line ends. Of one longer than `limit`, yield enough to see that, and to show its text."""
     most = max(limit, MAX_TEXT_BYTES) + len(BYTE_ORDER_MARK) + len(_LINE_END) + 1
     while line := source.readline(most):
         yield line
@@ -160,7 +161,7 @@ def read_json_array(task: IngestTask) -> Iterator[SentRow]:
 
 
 class _Window:
-    """A part of the text; `position` is where reading stands in it."""
+    """The part of a file's text that is in memory; `position` is the index of the next character to read."""
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
@@ -171,7 +172,7 @@ class _Window:
         self.at_end = False
 
     def grow(self) -> None:
-        """Drop what lies before the position and read on, at least as much as is left.
+        """Drop the text before the position, and read at least as many bytes as there are characters left.
 
         Raises:
             FileRefusedError: The bytes are not UTF-8.
@@ -201,7 +202,7 @@ class _Window:
 
 
 class _Items:
-    """Takes one item of the array after another out of a window."""
+    """Reads the items of the array, one after another, out of a window."""
 
     def __init__(self, window: _Window, decoder: json.JSONDecoder, limit: int) -> None:
         self._window = window
@@ -210,12 +211,12 @@ class _Items:
         self._number = 0
 
     def broken(self, complaint: str) -> FileRefusedError:
-        """Return the refusal of the file, at the item where it cannot be read on."""
+        """Return the refusal of the file, which names the item after which it cannot be read on."""
         message = f"The file is not a JSON array: at item {self._number}, {complaint}."
         return FileRefusedError(message, self._number or None)
 
     def take(self) -> SentRow:
-        """Return the item that begins at the position, and go behind it.
+        """Return the item that begins at the position, and move the position behind it.
 
         Raises:
             FileRefusedError: The text is not JSON, or not UTF-8.
@@ -256,7 +257,7 @@ class _Items:
         return SentRow(self._number, record, text)
 
     def _skipped(self, brackets: _Brackets) -> SentRow:
-        """Go behind an item that is too large to be held."""
+        """Move the position behind an item that is too large for memory, and return its refusal."""
         window = self._window
         text = window.text[window.position :]
         end = None
@@ -271,7 +272,7 @@ class _Items:
 
 
 class _Brackets:
-    """Finds the end of an item by its brackets and quotes alone, in text that comes piece by piece."""
+    """Finds the end of one item by its brackets and quotes alone; its text may come in several pieces."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -280,7 +281,7 @@ class _Brackets:
         self._is_word: bool | None = None
 
     def end(self, text: str, start: int) -> int | None:
-        """Return where the item ends in the next piece of text, from `start` on; None if not in this one."""
+        """Return the index at which the item ends in its next piece, which begins at `start`; None if not in it."""
         at = start
         if self._is_word is None:
             self._is_word = text[start] not in '"{['

@@ -1,4 +1,4 @@
-"""Whose a row is: the identities that it states, its primary one, and the namespaces that a batch uses."""
+"""Finds the identities of each row, which of them is its primary one (S3), and the namespaces that a file uses (S2)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _ITEM = IDENTITY_MAP_TYPE.value.item if isinstance(IDENTITY_MAP_TYPE.value, Arra
 
 
 class Claim(IntEnum):
-    """What makes an identity a row's primary one (S3); the greater wins."""
+    """How strongly a place of a row claims that its identity is the primary one (S3); the greater claim wins."""
 
     NONE = 0
     DECLARED = 1
@@ -64,7 +64,7 @@ class Claim(IntEnum):
 
 
 class Mention(NamedTuple):
-    """One place of a row where an identity stands; `state` is None where absent or `ambiguous` (S6)."""
+    """An identity in one place of a row; `state` is None where absent or `ambiguous` (S6)."""
 
     namespace: str
     id: str
@@ -90,7 +90,7 @@ class RowIdentities(NamedTuple):
 
 
 def check_identity_map(value: object) -> tuple[dict[str, Any] | None, list[Mention]]:
-    """Bring a record's `identityMap` into its stored form and list what it mentions.
+    """Bring a record's `identityMap` into its stored form and list the identities in it.
 
     Args:
         value: The map as sent: namespaces to lists of items. Null members of an item count as absent.
@@ -131,7 +131,7 @@ def check_identity_map(value: object) -> tuple[dict[str, Any] | None, list[Menti
 
 
 def claim_of(declared: IdentityField) -> Claim:
-    """Return what standing in a declared identity field claims."""
+    """Return the claim of an identity that stands in a declared identity field."""
     return Claim.DECLARED if declared.primary else Claim.NONE
 
 
@@ -158,10 +158,11 @@ def identity_text(value: object, path: FieldPath) -> str | None:
 def resolve(mentions: Sequence[Mention]) -> RowIdentities:
     """Find a row's identities, each once however its namespace is spelled, and its primary one (S3).
 
-    Several places of one identity are one: its state is the first that is stated, its spelling the smallest in UTF-8.
+    An identity in several places has the first state that is not None, and the spelling of its namespace that is the
+    smallest in UTF-8.
 
     Args:
-        mentions: All places where one stands; at most one is DECLARED.
+        mentions: The identities of all places of the row; at most one is DECLARED.
 
     Raises:
         ValueRefusedError: There is no primary identity, or two are marked.
@@ -193,14 +194,14 @@ def resolve(mentions: Sequence[Mention]) -> RowIdentities:
 
 
 class NamespaceTally:
-    """Collects the namespaces of a batch (S2), row by row in their order."""
+    """Collects the namespaces of a file (S2), whose rows are noted in their order."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[str, int]] = {}
         self._spellings: set[str] = set()
 
     def see(self, spelling: str, row: int) -> None:
-        """Note a namespace of a row, counted from 0.
+        """Note that a row, by its `_row`, uses a namespace.
 
         Raises:
             FileRefusedError: There are more than any batch can have.
@@ -292,7 +293,7 @@ def _kind(value: object) -> str:
 
 
 class DeclaredColumn(NamedTuple):
-    """A declared identity field: what it holds as text, one value per row."""
+    """A declared identity field: its ids as text, one per row, null where it has none."""
 
     namespace: str
     claim: Claim
@@ -323,8 +324,8 @@ class _Mentions(NamedTuple):
 def identify(sent: pa.Array | None, declared: Sequence[DeclaredColumn], count: int) -> Identified | None:
     """Find what `resolve` finds, for all rows of a Parquet batch at once.
 
-    Only batches in which nothing is amiss are understood. Any other is left to be looked at row by row, which knows the
-    rows and the words of every refusal.
+    It takes only batches of which no row is refused. The caller reads any other row by row, which finds the row and the
+    reason of each refusal.
 
     Args:
         sent: The column `identityMap` of the file, None if it has none.
@@ -383,7 +384,7 @@ def _holds_identities(found: FieldType | None) -> bool:
 
 
 def _in_map(stored: pa.Array) -> _Mentions | None:
-    """Return what a checked column mentions, ordered by row and namespace."""
+    """Return the identities in a checked `identityMap`, ordered by row and namespace; None if one must be refused."""
     entries = entries_of(stored)
     rows = pc.list_parent_indices(entries).cast(pa.int64())
     keys, lists = entries.flatten().flatten()
@@ -446,7 +447,7 @@ def _mentions(
 
 
 def _joined(parts: list[_Mentions]) -> _Mentions | None:
-    """Return the mentions of all places, row by row; within a row in the order of the places."""
+    """Return the mentions of all parts, ordered by row, and within a row in the order of the parts."""
     if len(parts) < 2:  # noqa: PLR2004 - nothing to join
         return parts[0] if parts else None
     rows = pa.concat_arrays([part.rows for part in parts])
@@ -460,14 +461,17 @@ def _joined(parts: list[_Mentions]) -> _Mentions | None:
     )
 
 
-# --- Which is whose ---
+# --- Primary identities and links ---
 
 _Chosen = tuple[pa.Array, pa.Array, list[int]]
 """Per row the index of its primary mention; the indices of the links, and how many of them each row has."""
 
 
 def _declared_first(mentions: _Mentions, count: int) -> _Chosen | None:
-    """Choose among declared fields of different namespaces: no identity can stand in two of them."""
+    """Choose primaries and links where all places are declared fields of different namespaces, so no identity has two.
+
+    None where a row has no primary identity.
+    """
     is_primary = pc.equal(mentions.claims, int(Claim.DECLARED))
     primary = pc.indices_nonzero(is_primary)
     if len(primary) != count:
@@ -480,7 +484,10 @@ def _declared_first(mentions: _Mentions, count: int) -> _Chosen | None:
 
 
 def _resolved(mentions: _Mentions, count: int) -> _Chosen | None:
-    """Choose row by row; None where that is not certain, or changes how an identity is told."""
+    """Choose primaries and links row by row.
+
+    None where a row has no or two primary identities, or an identity has different spellings or states in its places.
+    """
     digests, claims = mentions.digests, mentions.claims.to_pylist()
     namespaces = mentions.stated.field("namespace").to_pylist()
     states = mentions.stated.field("authenticated_state").to_pylist()

@@ -195,10 +195,11 @@ class WrittenAhead:
 
 
 class Json(TypeDecorator[Any]):
-    """A domain value of one declared type, kept as JSON text; `indent` is None for text that nobody reads.
+    """Stores domain values of the type `kind` as JSON text.
 
-    What is long is read and written beside the loop, if it is read by `database.fetch_all`; what was read is kept for
-    a while, so it must not be changed.
+    `indent` is by how many spaces the text is indented for people who read the table; None: not at all. Long texts are
+    written beside the loop by `write_ahead`, and read beside it by `database.fetch_all`. A value that was read is
+    cached and given to the next reader of the same text, so no caller may change it.
     """
 
     impl = Text
