@@ -69,7 +69,6 @@ class House:
         self.when_named: Callable[[], None] = lambda: None
         self.catalog = Catalog(self.database)
         self.uploads = Uploads(self.database)
-        self.loading = Uploads(self.database)
         self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
         self.snapshots = Snapshots(self.database)
         self.compactions, self.dropped = Compactions(self.database), DroppedFolders(self.database)
@@ -99,7 +98,7 @@ class House:
         )
         none = NamespaceUse()
         facts = IngestedFile(folder, found, 0, result.rows, result.fields, none, none, (), "", 0)
-        await self.loading.commit_batch(TENANT, batch_id, {"1": facts})
+        await self.uploads.commit_batch(TENANT, batch_id, {"1": facts})
         return folder
 
     async def people(self, dataset_id: str, *numbers: int) -> None:

@@ -22,7 +22,7 @@ from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import Database, database_time
 from profile_export.store.db.tables import job_stamps, jobs
 from profile_export.store.jobs.attempts import Attempts, Claim
-from profile_export.store.jobs.expiries import MOST_AT_ONCE, Timeouts
+from profile_export.store.jobs.expiries import MOST_ENDED, Timeouts
 from profile_export.store.jobs.jobs import Jobs, NewJob
 from tests.databases import Place
 
@@ -266,7 +266,7 @@ async def test_timeouts_of_one_tenant_do_not_keep_those_of_another_waiting(queue
     hour = timedelta(hours=1)
     await queue.add(A, max_run_time=hour)
     [other] = await queue.add(B, max_run_time=hour)
-    await queue.many(A, 3 * MOST_AT_ONCE, hour)
+    await queue.many(A, 3 * MOST_ENDED, hour)
     async with queue.database.write() as connection:
         ago = await database_time(connection) - hour
         await connection.execute(update(jobs).values(deadline=ago + hour, create_time=ago))
@@ -274,7 +274,7 @@ async def test_timeouts_of_one_tenant_do_not_keep_those_of_another_waiting(queue
 
     ended = await Timeouts(queue.database).end()
 
-    assert len(ended) == MOST_AT_ONCE
+    assert len(ended) == MOST_ENDED
     assert other in {job.id for job in ended}
 
 

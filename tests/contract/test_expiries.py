@@ -418,7 +418,7 @@ async def test_each_step_is_a_short_transaction_and_a_crash_between_two_leaves_t
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given more than goes into one step
-    monkeypatch.setattr(expiries_of_store, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(expiries_of_store, "MOST_ENDED", 2)
     names = [f"b{number}" for number in range(5)]
     dataset_id = await keeper.dataset(MONTH, *names)
     ended = [(await keeper.exported()).job.id for _ in range(3)]

@@ -46,7 +46,6 @@ class Store:
         self.jobs = Jobs(self.database, None, shares)
         self.attempts = Attempts(self.database, shares)
         self.uploads = Uploads(self.database, shares)
-        self.loading = Uploads(self.database, shares)
         self.batches, self.expiries = Batches(self.database), Expiries(self.database)
 
     async def dataset(self, tenant: Tenant, schema: SchemaRef = RECORD, request_id: str = "") -> str:
@@ -96,7 +95,7 @@ def told(error: ExhaustedError, quota: str, limit: int) -> None:
 @of()
 async def test_a_batch_shows_the_first_errors_of_the_first_files(opened: Store) -> None:
     source = await opened.dataset(A)
-    await opened.loading.create_batch(A, source, "b", "", folder=f"{source}/b")
+    await opened.uploads.create_batch(A, source, "b", "", folder=f"{source}/b")
     for name, found in (("a", 0), ("c", 60), ("d", 60), ("e", 60)):
         errors = [RowError(row, "VALUE_INVALID", f"of {name}") for row in range(1, found + 1)]
         await opened.uploads.refuse_upload(A, await opened.open(A, source, "b", name), errors, found, "")
@@ -167,7 +166,7 @@ async def test_a_tenant_uploads_no_more_batches_at_once_than_it_may(opened: Stor
 
     refused = await refusals(
         *(opened.open(A, mine, f"u{number}") for number in range(3)),
-        *(opened.loading.create_batch(A, mine, f"c{number}", "", f"f{number}") for number in range(3)),
+        *(opened.uploads.create_batch(A, mine, f"c{number}", "", f"f{number}") for number in range(3)),
         opened.open(B, other, "u"),
     )
 
@@ -175,7 +174,7 @@ async def test_a_tenant_uploads_no_more_batches_at_once_than_it_may(opened: Stor
     told(refused[0], "loading_batches", 2)
     for batch_id in ("u0", "u1", "u2", "c0", "c1", "c2"):
         if await _is_loading(opened, batch_id):
-            await opened.loading.abort_batch(A, batch_id, "")
+            await opened.uploads.abort_batch(A, batch_id, "")
     await opened.open(A, mine, "after")
 
 
@@ -197,7 +196,7 @@ async def test_going_on_with_a_batch_is_not_refused_and_beginning_a_failed_one_a
 @of()
 async def test_a_batch_has_no_more_files_than_it_can_have(opened: Store) -> None:
     dataset_id = await opened.dataset(A)
-    await opened.loading.create_batch(A, dataset_id, "many", "", f"{dataset_id}/many")
+    await opened.uploads.create_batch(A, dataset_id, "many", "", f"{dataset_id}/many")
     await opened.open(A, dataset_id, "many", "0")
     async with opened.database.write() as connection:
         row = (await connection.execute(select(uploads))).one()._asdict()
@@ -254,7 +253,7 @@ async def test_what_ends_makes_room_for_other_bytes(opened: Store, end: str) -> 
 
     match end:
         case "abort":
-            await opened.loading.abort_batch(A, "1", "")
+            await opened.uploads.abort_batch(A, "1", "")
         case "refuse":
             await opened.uploads.refuse_upload(A, first, (), 0, "")
         case _:
@@ -280,7 +279,7 @@ async def test_batches_that_are_silent_for_too_long_are_given_up_and_no_others(o
     dataset_id = await opened.dataset(A)
     silent = await opened.open(A, dataset_id, "silent")
     alive = await opened.open(A, dataset_id, "alive")
-    await opened.loading.create_batch(A, dataset_id, "empty", "", f"{dataset_id}/empty")
+    await opened.uploads.create_batch(A, dataset_id, "empty", "", f"{dataset_id}/empty")
     destination = await opened.dataset(A, UNION)
     await opened.job(A, destination)
     hour = timedelta(hours=1)

@@ -49,7 +49,7 @@ class Store:
     def __init__(self, place: Place) -> None:
         self.database = Database(place)
         self.catalog, self.schemas = Catalog(self.database), Schemas(self.database)
-        self.uploads, self.loading = Uploads(self.database), Uploads(self.database)
+        self.uploads = Uploads(self.database)
 
     async def dataset(self, schema: str = CLASS, declared: tuple[FieldDeclaration, ...] = ()) -> str:
         new = NewDataset("d", "", SchemaRef(schema), {}, (), declared)
@@ -72,7 +72,7 @@ class Store:
             NamespaceUse(tuple(_different(used)), frozenset(used)) for used in (identities, segments)
         )
         facts = IngestedFile("x", (), 0, 0, known, named, of_segments, (), "sha", 1)
-        await self.loading.commit_batch(TENANT, batch_id, {"1": facts})
+        await self.uploads.commit_batch(TENANT, batch_id, {"1": facts})
         return batch_id
 
     async def count(self, table: Table) -> int:

@@ -63,7 +63,7 @@ class Store:
         self.tenant = Tenant()
         self.database = Database(place)
         self.catalog, self.schemas = Catalog(self.database), Schemas(self.database)
-        self.uploads, self.loading = Uploads(self.database), Uploads(self.database)
+        self.uploads = Uploads(self.database)
         self.batches, self.expiries = Batches(self.database), Expiries(self.database)
         self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
 
@@ -95,7 +95,7 @@ class Store:
 
     async def several(self, dataset_id: str, number: int) -> dict[str, IngestedFile]:
         """Fill a batch of so many files, each with fields and namespaces of its own."""
-        await self.loading.create_batch(self.tenant, dataset_id, "several", "", f"{dataset_id}/several")
+        await self.uploads.create_batch(self.tenant, dataset_id, "several", "", f"{dataset_id}/several")
         sent = {}
         for name in names(number):
             start = UploadStart(dataset_id, "several", name, "csv")
@@ -149,7 +149,7 @@ async def commit(store: Store, number: int, what: str) -> list[str]:
     await store.open(dataset_id, "b")
     sent = facts(**{what: names(number)})
     with store.counted() as statements:
-        await store.loading.commit_batch(store.tenant, "b", {"1": sent})
+        await store.uploads.commit_batch(store.tenant, "b", {"1": sent})
     return statements
 
 
@@ -172,14 +172,14 @@ async def commit_segments(store: Store, number: int) -> list[str]:
 async def complete_several(store: Store, number: int) -> list[str]:
     sent = await store.several(await store.dataset(), number)
     with store.counted() as statements:
-        await store.loading.commit_batch(store.tenant, "several", sent)
+        await store.uploads.commit_batch(store.tenant, "several", sent)
     return statements
 
 
 async def abort_several(store: Store, number: int) -> list[str]:
     await store.several(await store.dataset(), number)
     with store.counted() as statements:
-        await store.loading.abort_batch(store.tenant, "several", "")
+        await store.uploads.abort_batch(store.tenant, "several", "")
     return statements
 
 
@@ -249,7 +249,7 @@ async def expire_batches(store: Store, number: int) -> list[str]:
     for name in names(number):
         dataset_id = await store.dataset()
         await store.open(dataset_id, name)
-        await store.loading.commit_batch(store.tenant, name, {"1": facts()})
+        await store.uploads.commit_batch(store.tenant, name, {"1": facts()})
     async with store.database.write() as connection:
         before = await database_time(connection) - 2 * HOUR
         await connection.execute(update(batches).values(ingest_time=before))
@@ -331,18 +331,18 @@ async def test_what_was_foreseen_beside_other_sources_is_looked_at_again_where_t
     first, second = await store.dataset(), await store.dataset()
     for dataset_id in (first, second):
         await store.open(dataset_id, dataset_id)
-    foreseen = store.loading._foreseen  # noqa: SLF001 - the moment between the look and the commit
+    foreseen = store.uploads._foreseen  # noqa: SLF001 - the moment between the look and the commit
 
     async def overtaken(*of: Any) -> Any:
         growth = await foreseen(*of)
         monkeypatch.undo()
-        await store.loading.commit_batch(store.tenant, second, {"1": facts(fields=["Name"])})
+        await store.uploads.commit_batch(store.tenant, second, {"1": facts(fields=["Name"])})
         return growth
 
-    monkeypatch.setattr(store.loading, "_foreseen", overtaken)
+    monkeypatch.setattr(store.uploads, "_foreseen", overtaken)
 
     with pytest.raises(TypeConflictError):
-        await store.loading.commit_batch(store.tenant, first, {"1": facts(fields=["name"])})
+        await store.uploads.commit_batch(store.tenant, first, {"1": facts(fields=["name"])})
 
     batch = await store.batches.get_batch(store.tenant, first)
     assert batch.state is BatchState.LOADING
@@ -455,7 +455,7 @@ async def test_what_only_a_deleted_source_knew_may_be_said_otherwise(store: Stor
 async def test_plans_are_not_read_while_everybody_waits_for_a_delete(store: Store) -> None:
     source = await store.dataset()
     await store.open(source, "b")
-    await store.loading.commit_batch(store.tenant, "b", {"1": facts(files=["a"])})
+    await store.uploads.commit_batch(store.tenant, "b", {"1": facts(files=["a"])})
     for _ in range(FEW):
         claim = await store.claim(1)
         plan = plan_export(

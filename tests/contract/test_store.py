@@ -77,7 +77,6 @@ class Store:
         self.database = Database(place)
         self.catalog = Catalog(self.database)
         self.uploads, self.batches = Uploads(self.database), Batches(self.database)
-        self.loading = Uploads(self.database)
         self.jobs, self.attempts = Jobs(self.database), Attempts(self.database)
         self.snapshots = Snapshots(self.database)
 
@@ -89,7 +88,7 @@ class Store:
 
     async def upload(self, dataset_id: str, batch_id: str, facts: IngestedFile) -> None:
         await self.open(dataset_id, batch_id)
-        await self.loading.commit_batch(TENANT, batch_id, {"1": facts})
+        await self.uploads.commit_batch(TENANT, batch_id, {"1": facts})
 
     async def open(self, dataset_id: str, batch_id: str) -> None:
         start = UploadStart(dataset_id, batch_id, "1", "json_lines")
@@ -434,7 +433,7 @@ async def test_s13_an_upload_that_lacked_a_type_is_told_when_the_dataset_came_to
 
     late = facts(ObjectType({"id": TEXT}), untyped=(("tags",),))
     with pytest.raises(FieldsGrewError):
-        await store.loading.commit_batch(TENANT, "late", {"1": late})
+        await store.uploads.commit_batch(TENANT, "late", {"1": late})
 
     assert (await store.batches.get_batch(TENANT, "late")).state is BatchState.LOADING
 

@@ -239,7 +239,7 @@ async def test_what_was_committed_after_a_backup_is_kept_when_the_backup_takes_i
         await Keeper(house).start()
         dataset, union = await house.dataset(), await house.dataset(UNION)
         await house.people(dataset, 1)
-        await house.loading.create_batch(TENANT, dataset, "open", "", f"{dataset}/open")
+        await house.uploads.create_batch(TENANT, dataset, "open", "", f"{dataset}/open")
     async with backup_of(tmp_path, place, postgres) as backup:
         async with opened(House(tmp_path, Pool(Supervisor()), place)) as house:
             house.numbers = count(1_000)

@@ -98,7 +98,7 @@ class Application:
         self._mirroring = Pool(
             supervisor, niceness=_STAND_BACK, limits=Limits(_CHORE_SECONDS, memory_bytes=memory_bytes)
         )
-        batches = Batches(self._database)
+        self._mirrors, batches = Mirrors(self._database), Batches(self._database)
         catalog, policies = Catalog(self._database, settings.quotas), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database, settings.quotas)
         jobs = Jobs(self._database, settings.job_retention, settings.quotas)
@@ -114,7 +114,7 @@ class Application:
         graphs = IdentityGraphs(next(iter(engines.values())), self._lake, new_id)
         lookups = ProfileUseCases(snapshots, policies, graphs, self._lake)
         pages = Pages(self._jobs.instances.token_key)
-        datasets = DatasetUseCases(catalog, Mirrors(self._database), batches, self._lake, new_id)
+        datasets = DatasetUseCases(catalog, self._mirrors, batches, self._lake, new_id)
         transfers = Streams("transfers", settings.quotas.transfers, "Wait until some have ended.")
         self._services = contract(
             datasets=DatasetService(
@@ -134,7 +134,6 @@ class Application:
             ),
         )
         keep = timedelta(minutes=settings.mirror_keep_minutes)
-        self._mirrors = Mirrors(self._database)
         tables = MirrorTables(settings.data_dir, keep, settings.url)
         self._mirror = Mirror(self._jobs.name, self._mirrors, tables, self._mirroring, self._lake, keep)
         self._mirror_task: asyncio.Task[None] | None = None

@@ -36,7 +36,8 @@ _MOST_BYTES_OPEN = 64 * 2**20
 _MOST_COLUMNS_OPEN = 30_000
 """The columns of all open sources, together at most: each takes memory however little is in it."""
 _ORDER = (columns.KEY_HIGH, columns.KEY_LOW, columns.ROW)
-_Place = tuple[int, ...]
+_SortKey = tuple[int, ...]
+"""A row's values of `_ORDER`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,9 @@ class Merger:
 def compact(task: CompactTask) -> WrittenFile:
     """Write the rows of some data files, unchanged, into one, sorted as each of them is.
 
-    What it holds does not grow with the files: some row groups of rows, and what as many sources take as are open
-    together. Where there are more, they are merged in steps, over files beside the target, which are gone at the end.
+    Its memory does not grow with the files: it holds some row groups of rows, and what the sources take that are open
+    at once. Where there are more, parts of them are merged into files beside the target. These are merged again, and
+    removed at the end.
 
     Raises:
         OSError: The disk failed, or a source is gone.
@@ -88,7 +90,7 @@ def compact(task: CompactTask) -> WrittenFile:
 
 
 def _parts(sources: Sequence[Path]) -> list[list[Path]]:
-    """Cut sources into parts that may be open together, of two at least."""
+    """Cut sources into parts of two or more, each of sources that may be open at once."""
     parts: list[list[Path]] = [[]]
     taken = 0.0
     for source in sources:
@@ -102,7 +104,7 @@ def _parts(sources: Sequence[Path]) -> list[list[Path]]:
 
 
 def _share(source: Path) -> float:
-    """Return which share a file takes of what may be open."""
+    """Return which share of what may be open at once one file takes, in memory or in number."""
     footer = footer_of(source)
     groups = [int(footer.row_group(at).total_byte_size) for at in range(footer.num_row_groups)]
     column_count: int = footer.num_columns
@@ -130,8 +132,8 @@ def _merge(sources: Sequence[Path], target: Path) -> WrittenFile:
 
 def _in_groups(sources: Sequence[_Rows], schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield all rows in tables of about a row group, none with a row that belongs before those of an earlier one."""
-    gathered: list[_Some] = []
-    for further in _by_and_by(sources):
+    gathered: list[_Slice] = []
+    for further in _in_steps(sources):
         together = [*gathered, *further]
         rows, size = sum(some.rows for some in together), sum(some.bytes for some in together)
         if gathered and (rows > ROWS_PER_GROUP or size > BYTES_PER_GROUP):
@@ -141,17 +143,20 @@ def _in_groups(sources: Sequence[_Rows], schema: pa.Schema) -> Iterator[pa.Table
     yield _table(gathered, schema)
 
 
-def _table(gathered: Sequence[_Some], schema: pa.Schema) -> pa.Table:
+def _table(gathered: Sequence[_Slice], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_batches([some.batch for some in gathered], schema=schema)
 
 
-def _by_and_by(sources: Sequence[_Rows]) -> Iterator[list[_Some]]:
-    """Yield all rows, some of each source at a time, in no order among themselves but before all that follow."""
+def _in_steps(sources: Sequence[_Rows]) -> Iterator[list[_Slice]]:
+    """Yield all rows in steps: none belongs before a row of an earlier step; within a step they have no order.
+
+    A step has slices of all sources that have rows for it.
+    """
     reading = [source for source in sources if source.read()]
     # Enough for every source to be read a second time, or little would be sure to come before the rest.
     most = max(_BYTES_READ_AHEAD, 2 * sum(source.bytes_held for source in reading))
     while reading:
-        # What stands before the end of all that has been read has nothing before it that has not.
+        # No row that is still to be read belongs before the smallest of the last keys that were read.
         behind = min(reading, key=_Rows.end)
         if behind.holds_any and sum(source.bytes_held for source in sources) >= most:
             end = behind.end()
@@ -161,34 +166,34 @@ def _by_and_by(sources: Sequence[_Rows]) -> Iterator[list[_Some]]:
     yield [some for source in sources for some in source.held]
 
 
-class _Some:
-    """Some rows that follow each other in a file."""
+class _Slice:
+    """Rows that follow each other in a source, with their sort keys."""
 
-    def __init__(self, batch: pa.RecordBatch, places: Sequence[_Place], size: float) -> None:
-        self.batch, self.places, self.bytes = batch, places, size
+    def __init__(self, batch: pa.RecordBatch, keys: Sequence[_SortKey], size: float) -> None:
+        self.batch, self.keys, self.bytes = batch, keys, size
 
     @property
     def rows(self) -> int:
-        return len(self.places)
+        return len(self.keys)
 
-    def split(self, last: _Place) -> tuple[_Some, _Some]:
-        """Return the rows that stand there or before, and the others."""
-        where = bisect_right(self.places, last)
+    def split(self, last: _SortKey) -> tuple[_Slice, _Slice]:
+        """Return the rows whose sort keys are `last` or smaller, and the others."""
+        where = bisect_right(self.keys, last)
         before = self.bytes * where / self.rows
         return (
-            _Some(self.batch.slice(0, where), self.places[:where], before),
-            _Some(self.batch.slice(where), self.places[where:], self.bytes - before),
+            _Slice(self.batch.slice(0, where), self.keys[:where], before),
+            _Slice(self.batch.slice(where), self.keys[where:], self.bytes - before),
         )
 
 
 class _Rows:
-    """The rows of a file, in their order, of which some are held."""
+    """A source that is read from its first row to its last; `held` are rows that were read and not yet given out."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
         groups = (file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups))
         ahead = max(_LEAST_ROWS, min(_MOST_ROWS, max(groups, default=0) // _PARTS_OF_A_GROUP))
         self._batches = file.iter_batches(ahead, use_threads=False)
-        self.held: list[_Some] = []
+        self.held: list[_Slice] = []
 
     @property
     def holds_any(self) -> bool:
@@ -198,25 +203,25 @@ class _Rows:
     def bytes_held(self) -> float:
         return sum(some.bytes for some in self.held)
 
-    def end(self) -> _Place:
-        """Return where the last row that is held stands; before everything if there is none."""
-        return self.held[-1].places[-1] if self.held else ()
+    def end(self) -> _SortKey:
+        """Return the sort key of the last row that is held; if none is, one that is smaller than any."""
+        return self.held[-1].keys[-1] if self.held else ()
 
     def read(self) -> bool:
         """Hold some more rows; False if there are none."""
         batch = next(self._batches, None)
         if batch is None:
             return False
-        places = list(zip(*(batch.column(name).to_pylist() for name in _ORDER), strict=True))
-        self.held.append(_Some(batch, places, batch.nbytes))
+        keys = list(zip(*(batch.column(name).to_pylist() for name in _ORDER), strict=True))
+        self.held.append(_Slice(batch, keys, batch.nbytes))
         return True
 
-    def up_to(self, last: _Place) -> list[_Some]:
-        """Let go of the rows that stand there or before."""
-        gone: list[_Some] = []
-        while self.held and self.held[0].places[0] <= last:
+    def up_to(self, last: _SortKey) -> list[_Slice]:
+        """Give out the held rows whose sort keys are `last` or smaller."""
+        gone: list[_Slice] = []
+        while self.held and self.held[0].keys[0] <= last:
             some = self.held.pop(0)
-            if some.places[-1] > last:
+            if some.keys[-1] > last:
                 some, rest = some.split(last)
                 self.held.insert(0, rest)
             gone.append(some)

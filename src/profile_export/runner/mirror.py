@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple, Unpack
 
 import structlog
 
@@ -23,7 +23,7 @@ from profile_export.processes.messages import ChildDiedError, TooExpensiveError
 from profile_export.store.files.mirrors import LEASE_TTL, MirrorLostError, Mirrors, MirrorWork
 
 _log = structlog.get_logger(__name__)
-_Parameters = ParamSpec("_Parameters")
+_Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
 
 
@@ -115,10 +115,8 @@ class Mirror:
             state = await self._do(self.tables.rebuild, work.dataset_id, state, work.add)
         await self._end(work, state)
 
-    async def _do(
-        self, work: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
-    ) -> _Result:
-        return await self.elsewhere.run(_call, partial(work, *args, **kwargs))
+    async def _do(self, work: Callable[[Unpack[_Arguments]], _Result], *args: *_Arguments) -> _Result:
+        return await self.elsewhere.run(_call, partial(work, *args))
 
     async def _end(self, work: MirrorWork, state: TableState | None) -> None:
         await self.mirrors.done(work, state, self.check_every)

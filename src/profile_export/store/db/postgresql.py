@@ -216,7 +216,7 @@ def _why(error: BaseException | None) -> str:
     if isinstance(error, OSError):
         reason = error.strerror or str(error) or type(error).__name__
         return f"PostgreSQL cannot be reached: {' '.join(reason.split())}. See that it runs where --database-url says."
-    if hasattr(error, "sqlstate") and getattr(error, "sqlstate", None):
+    if _sqlstate(error):
         return (
             f"PostgreSQL cannot be reached: {_text(error)}. See to it, or name another with --database-url."
         )
@@ -227,9 +227,14 @@ def _why(error: BaseException | None) -> str:
     )
 
 
+def _sqlstate(error: object) -> str | None:
+    """Return the code of an error that the server tells; None if it is of another kind."""
+    return getattr(error, "sqlstate", None)
+
+
 def _text(error: object) -> str:
     """Return what the server says of an error, on one line; of others no more than their kind."""
-    if getattr(error, "sqlstate", None):
+    if _sqlstate(error):
         return " ".join(str(error).split()).rstrip(".")
     return type(error).__name__
 
@@ -244,6 +249,6 @@ def _tell_the_caller(context: ExceptionContext) -> None:
         return  # the pool makes another connection, and nobody need be told
     if context.is_disconnect:
         raise UnavailableError(*_UNAVAILABLE, retry_after=_RETRY_AFTER)
-    if getattr(context.original_exception, "sqlstate", None) == _NO_CHARACTER:
+    if _sqlstate(context.original_exception) == _NO_CHARACTER:
         message = "No text may contain a NUL character."
         raise InvalidArgumentError("TEXT_INVALID", message)

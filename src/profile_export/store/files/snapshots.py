@@ -52,7 +52,6 @@ from profile_export.store.catalog.tenants import (
 )
 from profile_export.store.db.database import MOST_AT_ONCE, Store, database_time, uninterruptible
 from profile_export.store.db.tables import batches, compactions, datasets, field_sets, files, merges
-from profile_export.store.db.tables import datasets as datasets_of_all
 from profile_export.store.db.transactions import Transaction, slices
 from profile_export.store.files.folders import drop
 
@@ -75,9 +74,9 @@ class Snapshots(Store):
         tenant_id = id_of(tenant)
         counts = (batches.c.tenant_id == tenant_id) & (batches.c.state == BatchState.SUCCEEDED)
         async with self.database.read() as connection:
-            datasets = {dataset.id: dataset for dataset in await source_datasets(connection, tenant_id)}
+            sources = {source.id: source for source in await source_datasets(connection, tenant_id)}
             pinned = await connection.all(_PINNED.where(counts))
-            of_tenant = select(datasets_of_all.c.id).where(datasets_of_all.c.tenant_id == tenant_id)
+            of_tenant = select(datasets.c.id).where(datasets.c.tenant_id == tenant_id)
             merged = select(compactions).where(compactions.c.dataset_id.in_(of_tenant), counting())
             compacted = await connection.all(merged.order_by(compactions.c.key))
             held = batches.c.compaction_key.in_(merged.with_only_columns(compactions.c.key))
@@ -97,28 +96,28 @@ class Snapshots(Store):
             }
         parts: dict[str, dict[int, list[PinnedFile]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
-            if row.dataset_id in datasets:
+            if row.dataset_id in sources:
                 parts[row.dataset_id][row.field_set_id].append(PinnedFile(row.path, row.rows, row.bytes))
         return Snapshot(
-            datasets={dataset.id: dataset.kind for dataset in datasets.values()},
+            datasets={source.id: source.kind for source in sources.values()},
             sources=tuple(
                 Source(
                     dataset_id,
-                    datasets[dataset_id].kind,
+                    sources[dataset_id].kind,
                     tuple(
                         SourcePart(fields_of[key], tuple(pinned_files))
                         for key, pinned_files in by_fields.items()
                     ),
-                    datasets[dataset_id].upserts,
+                    sources[dataset_id].upserts,
                 )
                 for dataset_id, by_fields in parts.items()
             ),
             batches=tuple(
                 PinnedBatch(row.id, row.number, row.ingest_time, row.dataset_id, row.rows)
                 for row in pinned
-                if row.dataset_id in datasets
+                if row.dataset_id in sources
             ),
-            unions=await union_of(list(datasets.values())),
+            unions=await union_of(list(sources.values())),
             namespaces=namespaces,
             segment_namespaces=segment_namespaces,
             spellings=spellings,

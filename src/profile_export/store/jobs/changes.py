@@ -74,11 +74,11 @@ class Listed:
 
 
 class Changes(Store):
-    """Changes of the jobs of all tenants; `job_retention` as for `Jobs`."""
+    """Changes of the jobs of all tenants; `kept_for` as for `Jobs`."""
 
-    def __init__(self, database: Database, job_retention: timedelta | None = None) -> None:
+    def __init__(self, database: Database, kept_for: timedelta | None = None) -> None:
         super().__init__(database)
-        self._kept_for = job_retention
+        self._kept_for = kept_for
 
     @uninterruptible
     async def head(self, tenant: Tenant) -> Head:
@@ -182,9 +182,10 @@ class Changes(Store):
         present = tuple(view for view in views.values() if view)
         return up_to, Listed(now, present, tuple(job_id for job_id, view in views.items() if not view))
 
-    async def forget(self, kept_for: timedelta) -> bool:
-        """Let resuming end where changes are older than that; say whether anything was forgotten."""
-        return any([await self._forget(tenant_id, kept_for) for tenant_id in await self._remembered()])
+    async def forget(self, history: timedelta) -> None:
+        """Let no watch resume after changes that are older than `history`."""
+        for tenant_id in await self._remembered():
+            await self._forget(tenant_id, history)
 
     @uninterruptible
     async def _remembered(self) -> Sequence[int]:
@@ -193,9 +194,9 @@ class Changes(Store):
             return await connection.values(select(tenants.c.id).where(some))
 
     @uninterruptible
-    async def _forget(self, tenant_id: int, kept_for: timedelta) -> bool:
+    async def _forget(self, tenant_id: int, history: timedelta) -> None:
         async with self.database.read() as connection:
-            before = await database_time(connection) - kept_for
+            before = await database_time(connection) - history
             query = select(tenants.c.job_revision, tenants.c.forgotten_job_revision)
             known = await connection.one(query.where(tenants.c.id == tenant_id))
             forgotten = known.forgotten_job_revision
@@ -212,10 +213,9 @@ class Changes(Store):
                 )
                 first_kept = min(first_kept, await connection.scalar(kept) or first_kept)
         if first_kept - 1 <= forgotten:
-            return False
+            return
         async with self.database.write() as connection:
             await forget_job_revisions(connection, tenant_id, first_kept - 1)
-        return True
 
 
 def check_kept(after: int, newest: int, forgotten: int) -> None:

@@ -33,8 +33,8 @@ from profile_export.store.files.folders import drop
 from profile_export.store.jobs.attempts import Fence, end_attempt
 from profile_export.store.jobs.jobs import JOB_COLUMNS, job_from, move_job, recorded_of, stamp
 
-# As many end before others have their turn: in one transaction of retention, or in one look for timeouts.
-MOST_AT_ONCE = 100
+MOST_ENDED = 100
+"""How many batches or jobs end before others have their turn: in one transaction, or one look for timeouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Expiries(Store):
         async with self.database.read() as connection:
             before = await database_time(connection) - REMEMBERED
             query = select(expired_jobs.c.job_id).where(expired_jobs.c.expire_time <= before)
-            query = query.order_by(expired_jobs.c.expire_time).limit(MOST_AT_ONCE)
+            query = query.order_by(expired_jobs.c.expire_time).limit(MOST_ENDED)
             ids = await connection.values(query)
         if ids:
             async with self.database.write() as connection:
@@ -180,9 +180,9 @@ async def _due_batches(connection: Transaction, now: datetime) -> Sequence[int]:
             batches.c.state == BatchState.SUCCEEDED,
             batches.c.ingest_time <= now - dataset.batch_retention,
         )
-        left = MOST_AT_ONCE - len(due)
+        left = MOST_ENDED - len(due)
         due += await connection.scalars(query.order_by(batches.c.ingest_time).limit(left))
-        if len(due) == MOST_AT_ONCE:
+        if len(due) == MOST_ENDED:
             break
     return due
 
@@ -208,7 +208,7 @@ async def _still_due(connection: Transaction, keys: Sequence[int], now: datetime
 async def _due_uploads(connection: Transaction, before: datetime) -> Sequence[int]:
     """Return the keys of batches that nothing was sent of since, the longest silent first."""
     query = select(batches.c.key).where(LOADING, batches.c.active_time <= before)
-    return await connection.values(query.order_by(batches.c.active_time).limit(MOST_AT_ONCE))
+    return await connection.values(query.order_by(batches.c.active_time).limit(MOST_ENDED))
 
 
 async def _due_jobs(connection: Transaction, before: datetime) -> Sequence[Row[Any]]:
@@ -222,7 +222,7 @@ async def _due_jobs(connection: Transaction, before: datetime) -> Sequence[Row[A
         jobs.c.end_time,
     )
     query = select(*columns).where(jobs.c.end_time <= before)
-    return await connection.all(query.order_by(jobs.c.end_time).limit(MOST_AT_ONCE))
+    return await connection.all(query.order_by(jobs.c.end_time).limit(MOST_ENDED))
 
 
 class Timeouts(Store):
@@ -254,7 +254,7 @@ class Timeouts(Store):
             )
             # Each tenant's first one goes before any tenant's second.
             turn = func.row_number().over(partition_by=over.c.tenant_id, order_by=over.c.id)
-            query = select(over.c.id).order_by(turn, over.c.id).limit(MOST_AT_ONCE)
+            query = select(over.c.id).order_by(turn, over.c.id).limit(MOST_ENDED)
             return await connection.values(query)
 
     @uninterruptible
