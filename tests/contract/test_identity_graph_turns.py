@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from profile_export.application import profiles as lookups
-from profile_export.application.profiles import IdentityGraphs
+from profile_export.application import identity_graphs as lookups
+from profile_export.application.identity_graphs import IdentityGraphs
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.merging.identity import Identity, IdentityKey, identity_key
 from profile_export.engines.duckdb.engine import DuckDbEngine

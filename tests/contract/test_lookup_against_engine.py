@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from profile_export.api.convert.values import plain
-from profile_export.application.profiles import IdentityGraphs
+from profile_export.application.identity_graphs import IdentityGraphs
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.export.lookup import EventListing, FoundProfile, events_of, profile_of
 from profile_export.domain.export.plan import ExportPlan

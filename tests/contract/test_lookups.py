@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from profile_export.application import profiles
-from profile_export.application.profiles import Asked, IdentityGraphs, ProfileUseCases
+from profile_export.application import identity_graphs
+from profile_export.application.identity_graphs import IdentityGraphs
+from profile_export.application.profiles import Asked, ProfileUseCases
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.errors import (
     ExhaustedError,
@@ -102,7 +103,7 @@ async def test_who_is_who_is_found_out_once_until_a_batch_comes_or_goes(
 async def test_of_many_identity_graphs_those_asked_for_last_are_kept(
     house: House, engine: DuckDbEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiles, "_MOST_KEPT", 1)
+    monkeypatch.setattr(identity_graphs, "_MOST_KEPT", 1)
     crm = await house.dataset()
     await house.people(crm, 0, 1)
     people = lookups(house, engine)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.application.profiles import nearest_path, nearest_paths, suggesting
+from profile_export.application.suggestions import nearest_path, nearest_paths, suggesting
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.export.selection import UnknownPath, select_fields
 from profile_export.domain.schemas.types import (

@@ -8,7 +8,8 @@ from profile_export.api.convert import profiles as convert
 from profile_export.api.convert.values import Pages, fitting, given, required
 from profile_export.api.interceptors import Context, current_tenant
 from profile_export.application.doors import compute
-from profile_export.application.profiles import PolicyUseCases, ProfileUseCases
+from profile_export.application.policies import PolicyUseCases
+from profile_export.application.profiles import ProfileUseCases
 from profile_export.domain.errors import UnimplementedError
 from profile_export.v1 import profile_service_pb2 as pb
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceServicer

@@ -17,10 +17,12 @@ from profile_export.app.processes import StartError
 from profile_export.application.batches import BatchUseCases
 from profile_export.application.datasets import DatasetUseCases
 from profile_export.application.doors import Streams
+from profile_export.application.identity_graphs import IdentityGraphs
 from profile_export.application.jobs import Estimates, JobUseCases
 from profile_export.application.loading import Loading, RowLimits
+from profile_export.application.policies import PolicyUseCases
 from profile_export.application.ports import Engine, Lake
-from profile_export.application.profiles import IdentityGraphs, PolicyUseCases, ProfileUseCases
+from profile_export.application.profiles import ProfileUseCases
 from profile_export.application.schemas import SchemaUseCases
 from profile_export.application.uploads import UploadSessions
 from profile_export.application.watch.job_feed import FeedWatches

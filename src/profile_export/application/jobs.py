@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from profile_export.application.ports import Engine, Lake
-from profile_export.application.profiles import passing_attempt, suggesting, telling_engine_errors
+from profile_export.application.ports import Engine, Lake, passing_attempt, telling_engine_errors
+from profile_export.application.suggestions import suggesting
 from profile_export.domain.catalog.datasets import DatasetKind, Tenant
 from profile_export.domain.errors import ExhaustedError
 from profile_export.domain.export.plan import (

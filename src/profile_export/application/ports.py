@@ -1,15 +1,19 @@
-"""What use cases and the runner need of the rooms below them."""
+"""What use cases and the runner need of the rooms below them, and how use cases begin an attempt of an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from profile_export.domain.catalog.batches import MirroredBatch, TableState
+from profile_export.domain.errors import FailedPreconditionError, UnavailableError
 from profile_export.domain.export.plan import (
+    EngineDiedError,
+    EngineFailedError,
     EngineProgress,
     ExportPlan,
     KeyRange,
@@ -165,6 +169,36 @@ class Lake(Protocol):
 
     def trash(self) -> Sequence[str]:
         """Return what the trash holds."""
+
+
+@contextmanager
+def telling_engine_errors(died: str) -> Iterator[None]:
+    """Tell a caller what an engine raises; `died` is the reason that is told where trying again may help."""
+    try:
+        yield
+    except EngineDiedError as error:
+        raise UnavailableError(died, str(error), retry_after=timedelta(seconds=1)) from error
+    except EngineFailedError as error:
+        raise FailedPreconditionError(error.code, str(error)) from error
+
+
+@asynccontextmanager
+async def passing_attempt(
+    engine: Engine, lake: Lake, plan: ExportPlan, folder: str, segment_folders: Sequence[Path] = ()
+) -> AsyncIterator[EngineAttempt]:
+    """Begin an attempt that nobody follows. Its folder is removed when the block ends."""
+    try:
+        async with (
+            lake.readable(plan.paths),
+            engine.attempt(plan, lake.root, lake.staging(folder), _ignore, segment_folders) as attempt,
+        ):
+            yield attempt
+    finally:
+        await asyncio.to_thread(lake.remove, folder)
+
+
+def _ignore(_progress: EngineProgress) -> None:
+    pass
 
 
 class MergeFiles(Protocol):

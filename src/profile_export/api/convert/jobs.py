@@ -17,7 +17,7 @@ from profile_export.api.convert.values import (
     timestamp,
 )
 from profile_export.application.jobs import Estimated
-from profile_export.application.profiles import nearest_paths
+from profile_export.application.suggestions import nearest_paths
 from profile_export.application.watch.job_feed import FeedEncoder, FeedOptions
 from profile_export.application.watch.job_log import JobEncoder, WatchOptions
 from profile_export.application.watch.watchers import Intervals
