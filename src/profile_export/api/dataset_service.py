@@ -1,4 +1,4 @@
-"""DatasetService: datasets, batches, uploads, data files. SchemaService: schemas, and the unions of classes."""
+"""DatasetService: datasets, batches, uploads, data files."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from profile_export.api.convert import datasets as convert
-from profile_export.api.convert.values import Pages, fitting, given, required, rows_that_fit
+from profile_export.api.convert.lists import Pages, fitting, rows_that_fit
+from profile_export.api.convert.values import given
 from profile_export.api.interceptors import Context, current_tenant
 from profile_export.application.batches import BatchUseCases
 from profile_export.application.datasets import DatasetUseCases, ShownDataset
 from profile_export.application.doors import Streams, compute_if
-from profile_export.application.schemas import SchemaUseCases
 from profile_export.application.uploads import UploadSession
 from profile_export.domain.errors import AbortedError, InvalidArgumentError
-from profile_export.domain.schemas.types import is_wide
 from profile_export.v1 import dataset_service_pb2 as pb
-from profile_export.v1 import schema_service_pb2
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
-from profile_export.v1.schema_service_pb2_grpc import SchemaServiceServicer
 
 _Answer = TypeVar("_Answer")
 # To read or write a message of so many takes a few milliseconds.
@@ -262,53 +258,3 @@ async def _ended_when_silent(idle: timedelta) -> AsyncIterator[Callable[[], None
 
 def _out_of_order(description: str) -> InvalidArgumentError:
     return InvalidArgumentError.of_field("message", description, "MESSAGE_ORDER")
-
-
-class SchemaService(SchemaServiceServicer):
-    """Converts calls about schemas."""
-
-    def __init__(self, schemas: SchemaUseCases, datasets: DatasetUseCases, pages: Pages) -> None:
-        self._schemas, self._datasets, self._pages = schemas, datasets, pages
-
-    async def CreateSchema(
-        self, request: schema_service_pb2.CreateSchemaRequest, context: Context
-    ) -> schema_service_pb2.CreateSchemaResponse:
-        schema, replayed = await self._schemas.register(
-            current_tenant(),
-            request.document,
-            request.referenced_documents,
-            convert.identity_fields(request.identity_fields),
-        )
-        return await compute_if(
-            is_wide([schema.fields]),
-            lambda: schema_service_pb2.CreateSchemaResponse(schema=convert.schema(schema), replayed=replayed),
-        )
-
-    async def GetSchema(
-        self, request: schema_service_pb2.GetSchemaRequest, context: Context
-    ) -> schema_service_pb2.GetSchemaResponse:
-        schema_id = required(request.schema_id, "schema_id")
-        schema = await self._schemas.get(current_tenant(), schema_id, given(request, "version"))
-        return await compute_if(
-            is_wide([schema.fields]),
-            lambda: schema_service_pb2.GetSchemaResponse(schema=convert.schema(schema)),
-        )
-
-    async def ListSchemas(
-        self, request: schema_service_pb2.ListSchemasRequest, context: Context
-    ) -> schema_service_pb2.ListSchemasResponse:
-        page = await self._schemas.list(current_tenant(), await self._pages.of_all(request))
-        schemas, token = fitting(page, partial(convert.schema, listed=True))
-        return schema_service_pb2.ListSchemasResponse(schemas=schemas, next_page_token=token)
-
-    async def GetUnionSchema(
-        self, request: schema_service_pb2.GetUnionSchemaRequest, context: Context
-    ) -> schema_service_pb2.GetUnionSchemaResponse:
-        name = required(request.schema_name, "schema_name")
-        fields, sources = await self._datasets.union(current_tenant(), name)
-        return await compute_if(
-            is_wide([fields]),
-            lambda: schema_service_pb2.GetUnionSchemaResponse(
-                union_schema=convert.union_schema(name, fields, sources)
-            ),
-        )

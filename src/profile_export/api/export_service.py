@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from profile_export.api.convert import jobs as convert
-from profile_export.api.convert.values import Pages, fitting
+from profile_export.api.convert.lists import Pages, fitting
 from profile_export.api.interceptors import Context, current_tenant
 from profile_export.application.doors import compute
 from profile_export.application.jobs import JobUseCases

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from profile_export.api.convert import profiles as convert
-from profile_export.api.convert.values import Pages, fitting, given, required
+from profile_export.api.convert.lists import Pages, fitting
+from profile_export.api.convert.values import given, required
 from profile_export.api.interceptors import Context, current_tenant
 from profile_export.application.doors import compute
 from profile_export.application.policies import PolicyUseCases

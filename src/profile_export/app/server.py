@@ -7,10 +7,11 @@ import os
 from datetime import UTC, datetime, timedelta
 
 from profile_export.api.convert.jobs import GrpcFeedEncoder, GrpcJobEncoder
-from profile_export.api.convert.values import Pages
-from profile_export.api.dataset_service import DatasetService, SchemaService
+from profile_export.api.convert.lists import Pages
+from profile_export.api.dataset_service import DatasetService
 from profile_export.api.export_service import ExportService
 from profile_export.api.profile_service import ProfileService
+from profile_export.api.schema_service import SchemaService
 from profile_export.api.server import GrpcServer, contract, create_server
 from profile_export.app.jobs import JobRunner, new_id
 from profile_export.app.processes import StartError

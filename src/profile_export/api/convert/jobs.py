@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from profile_export.api.convert.lists import rows_that_fit
 from profile_export.api.convert.values import (
     duration,
     given,
@@ -13,7 +14,6 @@ from profile_export.api.convert.values import (
     length_of_time,
     refuse_unbuilt,
     required,
-    rows_that_fit,
     timestamp,
 )
 from profile_export.application.jobs import Estimated

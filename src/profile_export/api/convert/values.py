@@ -1,26 +1,20 @@
-"""What requests and answers of all services share: required fields, times, pages, and rows as JSON has them."""
+"""What requests and answers of all services share: required fields, times, and rows as JSON has them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from profile_export.api.interceptors import current_tenant
 from profile_export.domain.errors import InvalidArgumentError, UnimplementedError
-from profile_export.domain.lists import MAX_PAGE_BYTES, Item, Page, PageRequest, Seal
 from profile_export.domain.schemas.types import EXACT_IN_A_DOUBLE
-
-_Item = TypeVar("_Item")
-_Written = TypeVar("_Written", bound=Message)
 
 
 def given(message: Message, field: str) -> Any:
@@ -116,11 +110,6 @@ Each is up to three messages in one another, and no language's protobuf reads mo
 """
 
 
-def rows_that_fit(values: Iterable[Mapping[str, object]]) -> list[Struct]:
-    """Write rows as objects, as many as an answer has room for, and at least one."""
-    return _that_fit(values, row)
-
-
 def row(value: Mapping[str, object]) -> Struct:
     """Write a row as an object; what it does not have is left out."""
     message = Struct()
@@ -157,53 +146,3 @@ def _single(value: Any) -> Any:
         case int() if not -EXACT_IN_A_DOUBLE <= value <= EXACT_IN_A_DOUBLE:
             return str(value)
     return value
-
-
-class Pages:
-    """Reads the page requests of all lists; their tokens hold at every server of the same database."""
-
-    def __init__(self, token_key: Callable[[], Awaitable[bytes]]) -> None:
-        self._token_key = token_key
-
-    async def of_all(self, request: Any) -> PageRequest:
-        """Read the page that is asked for of a list that is neither filtered nor sorted.
-
-        Raises:
-            InvalidArgumentError: As `of`.
-            UnimplementedError: The request has a filter or an order.
-        """
-        refuse_unbuilt(request, "filter", "order_by")
-        return await self.of(request)
-
-    async def of(self, request: Any) -> PageRequest:
-        """Read the page that is asked for; tokens hold for this tenant and the same request only.
-
-        Raises:
-            InvalidArgumentError: As `PageRequest.of`.
-        """
-        tenant = current_tenant()
-        rest = type(request)()
-        rest.CopyFrom(request)
-        rest.ClearField("page_size")
-        rest.ClearField("page_token")
-        arguments = sha256(rest.SerializeToString(deterministic=True)).hexdigest()
-        bound_to = (tenant.org, tenant.sandbox, request.DESCRIPTOR.full_name, arguments)
-        return PageRequest.of(request.page_size, request.page_token, Seal(await self._token_key(), bound_to))
-
-
-def fitting(page: Page[Item], write: Callable[[Item], _Written]) -> tuple[list[_Written], str]:
-    """Write the items of a page that fit into an answer, at least one; return the token of what follows them, too."""
-    written = _that_fit(page.items, write)
-    return written, page.first(len(written)).next_token
-
-
-def _that_fit(items: Iterable[_Item], write: Callable[[_Item], _Written]) -> list[_Written]:
-    written: list[_Written] = []
-    room = MAX_PAGE_BYTES
-    for item in items:
-        message = write(item)
-        room -= message.ByteSize()
-        if written and room < 0:
-            break
-        written.append(message)
-    return written
