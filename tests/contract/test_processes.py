@@ -61,6 +61,16 @@ def spin(_task: object) -> NoReturn:
         pass
 
 
+def spin_from(began: Path) -> NoReturn:
+    began.touch()
+    spin(None)
+
+
+def hold_the_interpreter_from(began: Path) -> int:
+    began.touch()
+    return hold_the_interpreter(None)
+
+
 def hold_the_interpreter(_task: object) -> int:
     return len(str(7 ** (10**8)))  # one instruction of minutes, in which no other thread runs
 
@@ -238,9 +248,12 @@ async def test_work_that_takes_too_much_is_ended_and_says_of_what(
 
 
 @pytest.mark.slow  # the system counts in whole seconds
-async def test_the_system_ends_what_uses_the_processor_while_nobody_can_look(pool: Pool) -> None:
-    working = asyncio.create_task(pool.run(spin, None, None, Limits(cpu_seconds=0.1)))
-    while not pool.is_busy:  # noqa: ASYNC110 - nothing tells
+async def test_the_system_ends_what_uses_the_processor_while_nobody_can_look(
+    pool: Pool, tmp_path: Path
+) -> None:
+    began = tmp_path / "began"
+    working = asyncio.create_task(pool.run(spin_from, began, None, Limits(cpu_seconds=0.1)))
+    while not began.exists():  # noqa: ASYNC110 - nothing else tells
         await asyncio.sleep(0)
 
     time.sleep(4)  # noqa: ASYNC251 - the loop is held up, which is the point
@@ -316,23 +329,24 @@ async def test_a_supervisor_that_is_closed_ends_everything_in_the_middle(tmp_pat
         await mine.run(pid, None)
 
 
-@pytest.mark.parametrize("work", ["hold_the_interpreter", "pid"], ids=["at work", "idle"])
-def test_a_child_ends_with_its_parent(work: str) -> None:
+@pytest.mark.parametrize("is_at_work", [True, False], ids=["at work", "idle"])
+def test_a_child_ends_with_its_parent(tmp_path: Path, *, is_at_work: bool) -> None:
     program = (
-        "import asyncio, os, signal\n"
+        "import asyncio, os, signal, sys\n"
+        "from pathlib import Path\n"
         "from profile_export.processes.supervisor import Pool, Supervisor\n"
-        "from tests.contract.test_processes import hold_the_interpreter, pid\n"
+        "from tests.contract.test_processes import hold_the_interpreter_from, pid\n"
         "async def main():\n"
         "    pool = Pool(Supervisor())\n"
         "    print(await pool.run(pid, None), flush=True)\n"
-        f"    working = asyncio.create_task(pool.run({work}, None))\n"
-        "    while not pool.is_busy: await asyncio.sleep(0)\n"
-        "    await asyncio.sleep(0.2)\n"
+        "    for began in map(Path, sys.argv[1:]):\n"
+        "        working = asyncio.create_task(pool.run(hold_the_interpreter_from, began))\n"
+        "        while not began.exists(): await asyncio.sleep(0)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"
     )
     parent = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *([tmp_path / "began"] if is_at_work else [])],
         check=False,
         stdout=subprocess.PIPE,
         text=True,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -120,19 +122,26 @@ async def test_a_slow_file_of_one_tenant_keeps_nobody_else_waiting(strict: Stric
         upload.cancel()
 
 
-async def test_a_caller_who_cancels_ends_the_reading_and_what_arrived_is_kept(
-    application: Application, caller: Caller
-) -> None:
-    def is_busy() -> bool:
-        return application.ingesting.is_busy
+def _readers(folder: Path) -> set[int]:
+    """Return the other processes that have a file of a folder open."""
+    found = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if descriptor.readlink().parent == folder:
+                found.add(int(descriptor.parts[2]))
+    return found - {os.getpid()}
 
+
+async def test_a_caller_who_cancels_ends_the_reading_and_what_arrived_is_kept(
+    data_dir: Path, caller: Caller
+) -> None:
     source = await caller.dataset("record", {"crmId": "CRM"})
     call = asyncio.ensure_future(caller.send(source, "b", SLOW, PARQUET))
-    while not is_busy():
+    while not _readers(data_dir / "uploads"):
         await asyncio.wait([call], timeout=0.01)
 
     call.cancel()
-    while is_busy():
+    while _readers(data_dir / "uploads"):
         await asyncio.wait([call, asyncio.create_task(caller.batch("b"))])
 
     batch = await caller.batch("b")

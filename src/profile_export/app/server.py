@@ -154,11 +154,6 @@ class Application:
         self._server: GrpcServer | None = None
 
     @property
-    def ingesting(self) -> Pool:
-        """The processes that read what strangers send."""
-        return self._ingesting
-
-    @property
     def port(self) -> int:
         """The port it listens on, once started."""
         if self._server is None:

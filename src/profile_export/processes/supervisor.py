@@ -390,11 +390,6 @@ class Pool:
                 result: _Result = await child.ask(Run(work, task, limits), limits=limits)
                 return result
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a child is at work."""
-        return any(child.busy for child in self._children.all)
-
     def warm(self) -> None:
         """Begin to start a child in reserve, if none waits and there may be another."""
         self._children.warm()
