@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import signal
@@ -387,8 +388,20 @@ async def test_a_fault_that_nobody_foresaw_fails_the_job_without_its_text(held: 
     assert "secret" not in error.message
 
 
-async def test_a_lake_that_refuses_once_is_tried_again(held: Held) -> None:
-    refusals = [OSError(28, "No space left on device")]
+@pytest.mark.parametrize(
+    ("refusal", "code", "way_out"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL", "Free some of it"),
+        (OSError(errno.EFBIG, "File too large"), "DISK_FULL", "Raise the limit of files' sizes"),
+        (OSError(errno.EROFS, "Read-only file system"), "LAKE_FAILED", "Make it writable"),
+        (OSError(errno.EINVAL, "Invalid"), "LAKE_FAILED", "See to the disk, and to who may write there"),
+    ],
+    ids=lambda value: value.strerror if isinstance(value, OSError) else "",
+)
+async def test_a_lake_that_refuses_once_is_tried_again(
+    held: Held, refusal: OSError, code: str, way_out: str
+) -> None:
+    refusals = [refusal]
 
     async def refuse_once() -> None:
         if refusals:
@@ -400,7 +413,7 @@ async def test_a_lake_that_refuses_once_is_tried_again(held: Held) -> None:
 
     assert (ended.state, ended.attempt) == (SUCCEEDED, 2)
     assert [(error.code, error.message) for error in ended.errors] == [
-        ("DISK_FULL", "The lake refused: No space left on device. Free some of it, then export again.")
+        (code, f"The lake refused: {refusal.strerror}. {way_out}, then export again.")
     ]
 
 

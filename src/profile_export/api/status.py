@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import MutableSequence
 from datetime import timedelta
 from typing import Any
@@ -25,6 +24,7 @@ from profile_export.domain.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from profile_export.domain.system_faults import system_fault
 
 DOMAIN = "profile-export"
 CODES: dict[type[DomainError], grpc.StatusCode] = {
@@ -40,50 +40,6 @@ CODES: dict[type[DomainError], grpc.StatusCode] = {
 }
 
 _SYSTEM_RETRY_AFTER = timedelta(seconds=5)
-# Of broken disks, and of those of the network, or of a program, that are away; not all systems know all of them.
-_BROKEN_OR_AWAY = (
-    *(
-        "EIO",
-        "ENXIO",
-        "ENODEV",
-        "EBUSY",
-        "ENODATA",
-        "EBADMSG",
-        "EUCLEAN",
-        "EREMOTEIO",
-        "ENOMEDIUM",
-        "ESTALE",
-        "ENOLINK",
-    ),
-    *("ENETDOWN", "ENETUNREACH", "ENOTCONN", "ESHUTDOWN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH"),
-)
-_FAILED = ("DISK_FAILED", "disk failed. See to it, and that it is mounted")
-_NOT_AS_LEFT = (
-    "DISK_FAILED",
-    "disk lacks a file or folder, or has something else in its place. See that it is mounted and as the server left it",
-)
-_NOT_ALLOWED = ("DISK_FAILED", "user may not read and write its files. Let it")
-_NO_MORE = "system gives it no more {}. End what takes them there, or raise the limit"
-# Errors of the system that the server runs on. The caller did not cause them, and may know them.
-_SYSTEM_ERRORS = {
-    errno.ENOSPC: ("DISK_FULL", "disk is full. Free some of it"),
-    errno.EDQUOT: ("DISK_FULL", "disk has no room left for its user. Free some of it, or raise the quota"),
-    errno.EFBIG: (
-        "DISK_FULL",
-        "disk or user may have no file as large as this. Raise the limit of files' sizes",
-    ),
-    errno.EROFS: ("DISK_READ_ONLY", "disk is read-only. Make it writable"),
-    errno.EACCES: _NOT_ALLOWED,
-    errno.EPERM: _NOT_ALLOWED,
-    errno.EMFILE: ("SYSTEM_LIMIT", _NO_MORE.format("open files")),
-    errno.ENFILE: ("SYSTEM_LIMIT", _NO_MORE.format("open files")),
-    errno.EAGAIN: ("SYSTEM_LIMIT", _NO_MORE.format("processes or locks")),
-    errno.ENOLCK: ("SYSTEM_LIMIT", _NO_MORE.format("processes or locks")),
-    errno.ENOMEM: ("SYSTEM_LIMIT", _NO_MORE.format("memory")),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), _NOT_AS_LEFT),
-    **{getattr(errno, name): _FAILED for name in _BROKEN_OR_AWAY if hasattr(errno, name)},
-}
-
 # A status travels twice in the trailers (grpc-message, percent-encoded, and the details, in base64), and a client
 # refuses trailers above 8 KiB: it would then see RESOURCE_EXHAUSTED instead of the error.
 _MOST_MESSAGE_BYTES = 800
@@ -145,12 +101,11 @@ def internal_status(request_id: str) -> Status:
 
 def system_refusal(error: Exception) -> UnavailableError | None:
     """Return what tells a caller that the server's system or disk fails it now; None if the error is another."""
-    known = _SYSTEM_ERRORS.get(error.errno or 0) if isinstance(error, OSError) else None
-    if known is None:
+    fault = system_fault(error)
+    if fault is None:
         return None
-    reason, what = known
-    message = f"The server's {what}, then send the same call again."
-    return UnavailableError(reason, message, retry_after=_SYSTEM_RETRY_AFTER)
+    message = f"The server's {fault.what}. {fault.way_out}, then send the same call again."
+    return UnavailableError(fault.reason, message, retry_after=_SYSTEM_RETRY_AFTER)
 
 
 def _status(code: grpc.StatusCode, message: str, info: ErrorInfo) -> Status:

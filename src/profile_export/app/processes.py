@@ -18,6 +18,7 @@ from structlog.typing import Processor
 
 from profile_export.api.server import BindError
 from profile_export.domain.errors import DomainError
+from profile_export.domain.system_faults import system_fault
 from profile_export.processes.plain_file import NotPlainFileError
 from profile_export.store.db.transactions import CannotOpenError, explained
 
@@ -59,17 +60,11 @@ def is_no_hang_up(record: logging.LogRecord) -> bool:
 
 
 _NO_FOLDER = "Move away what is no folder on the way there"
-_NOT_ALLOWED = "Let the user whom this runs as read and write there"
-_NO_ROOM = "Free some of the disk"
-_WAYS_OUT = {
+# A start names the place, so these say what is to be done there. All others have the way out of `system_fault`.
+_WAYS_OUT_THERE = {
     errno.ENOTDIR: _NO_FOLDER,
     errno.EEXIST: _NO_FOLDER,
     errno.EISDIR: "Move the folder there away",
-    errno.EACCES: _NOT_ALLOWED,
-    errno.EPERM: _NOT_ALLOWED,
-    errno.EROFS: "Make the disk writable",
-    errno.ENOSPC: _NO_ROOM,
-    errno.EDQUOT: _NO_ROOM,
 }
 _log = structlog.get_logger(__name__)
 
@@ -145,6 +140,8 @@ def _sentence(error: Exception) -> str:
         return f"{error.filename} is no plain file: move away what is there, then start again."
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
-        way_out = _WAYS_OUT.get(error.errno or 0, "See that it can be read and written")
+        fault = system_fault(error)
+        general = fault.way_out if fault else "See that it can be read and written"
+        way_out = _WAYS_OUT_THERE.get(error.errno or 0, general)
         return f"{place}{error.strerror}. {way_out}, then start again."
     return f"The start failed with {type(error).__name__}: --log-level debug shows the rest."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from profile_export.domain.export.plan import (
 )
 from profile_export.domain.export.receipt import RECEIPT_FILE
 from profile_export.domain.job import JobError, JobState, Pace, Phase, Progress, Resolved
+from profile_export.domain.system_faults import DISK_FULL, system_fault
 from profile_export.processes.turns import compute_if, computed_for
 from profile_export.runner.chores import first_of
 from profile_export.runner.keeper import TRUSTED_SECONDS, LeaseKeeper
@@ -326,10 +326,10 @@ class _Attempt:
             case DomainError():
                 return JobError(error.reason, error.message, phase, retryable=False, attempt=number)
             case OSError():
-                full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-                way_out = "Free some of it" if full else "See to the disk, and to who may write there"
+                fault = system_fault(error)
+                way_out = fault.way_out if fault else "See to the disk, and to who may write there"
                 message = f"The lake refused: {error.strerror}. {way_out}, then export again."
-                code = "DISK_FULL" if full else "LAKE_FAILED"
+                code = DISK_FULL if fault and fault.reason == DISK_FULL else "LAKE_FAILED"
                 return JobError(code, message, "lake", retryable=True, attempt=number)
             case _:
                 _log.error("attempt_failed", job_id=self.claim.job.id, attempt=number, exc_info=error)
