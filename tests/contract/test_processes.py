@@ -25,8 +25,15 @@ from profile_export.domain.errors import DomainError, FailedPreconditionError, I
 from profile_export.domain.schemas.xdm_places import SchemaInvalidError
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.output import RowsRefusedError
-from profile_export.processes.messages import ChildDiedError, Limits, TooExpensiveError, WorkFailedError
-from profile_export.processes.supervisor import Pool, Supervisor
+from profile_export.processes.messages import (
+    NO_LIMITS,
+    ChildDiedError,
+    Limits,
+    Run,
+    TooExpensiveError,
+    WorkFailedError,
+)
+from profile_export.processes.supervisor import Pool, Supervisor, WarmChildren
 from profile_export.processes.turns import FairTurns
 from tests.contract.ingesting import CRM, Uploader
 
@@ -273,6 +280,20 @@ def _use_the_processor(seconds: float) -> None:
     until = time.process_time() + seconds
     while time.process_time() < until:
         pass
+
+
+async def test_a_child_that_is_ended_when_its_work_was_just_done_works_for_nobody_else() -> None:
+    supervisor = Supervisor()
+    children = WarmChildren(supervisor, most=1, ready=None, reserve_after=60)
+    work = Run(pid, None, NO_LIMITS)
+
+    async with children.one() as ended:
+        await ended.ask(work)
+        ended.end_for(TooExpensiveError("1 second"))
+
+    async with children.one() as other:
+        assert await other.ask(work) != ended.process_id
+    await supervisor.close()
 
 
 # --- Ends ---

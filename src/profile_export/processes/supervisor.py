@@ -147,8 +147,8 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether its process is there."""
-        return self._process.returncode is None
+        """Whether its process is there, and nobody has ended it: the system may say so later."""
+        return self._process.returncode is None and self._killed_for is None
 
     def end_for(self, reason: Exception) -> None:
         """Kill it, and tell whoever waits for it the reason."""
