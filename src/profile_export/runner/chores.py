@@ -252,7 +252,7 @@ class Compactor:
         # A commit that is cancelled goes on to its end, so from here on only its answer says whose the folder is. What
         # has only begun then is cleared up at the next start.
         if await self.compactions.commit(merge, folder, file):
-            _log.info("compacted", dataset_id=merge.dataset_id, segments=len(merge.runs), rows=file.rows)
+            _log.info("compacted", dataset_id=merge.dataset_id, runs=len(merge.runs), rows=file.rows)
         else:
             await self._give_up(folder)
 
