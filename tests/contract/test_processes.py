@@ -27,9 +27,12 @@ from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.output import RowsRefusedError
 from profile_export.processes.messages import (
     NO_LIMITS,
+    Ask,
     ChildDiedError,
+    Hold,
     Limits,
     Run,
+    Say,
     TooExpensiveError,
     WorkFailedError,
 )
@@ -66,6 +69,16 @@ def opened_for_reading(path: Path) -> str:
 def spin(_task: object) -> NoReturn:
     while True:
         pass
+
+
+class ReadGuest:
+    """Is made when somebody has opened a pipe and closed it again."""
+
+    def __init__(self, path: Path, _say: Say) -> None:
+        path.read_text()
+
+    def answer(self, _request: object) -> int:
+        return os.getpid()
 
 
 def spin_from(began: Path) -> NoReturn:
@@ -293,6 +306,33 @@ async def test_a_child_that_is_ended_when_its_work_was_just_done_works_for_nobod
 
     async with children.one() as other:
         assert await other.ask(work) != ended.process_id
+    await supervisor.close()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_callers_who_do_not_wait_for_a_child_leave_one_that_is_starting(
+    tmp_path: Path, number: int
+) -> None:
+    supervisor, path = Supervisor(), tmp_path / "pipe"
+    os.mkfifo(path)
+    children = WarmChildren(supervisor, most=1, ready=Hold(ReadGuest, path), reserve_after=60)
+
+    for _ in range(number):
+        impatient = asyncio.create_task(children.one().__aenter__())
+        while not children.all:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0)
+        impatient.cancel()
+        await asyncio.wait([impatient])
+    async with asyncio.timeout(10):
+        while not children.all:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0)
+    (starting,) = children.all
+    with await asyncio.to_thread(path.open, "wb"):
+        pass
+
+    async with children.one() as child:
+        assert child is starting
+        assert await child.ask(Ask(None)) == child.process_id
     await supervisor.close()
 
 

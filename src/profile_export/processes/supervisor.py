@@ -263,7 +263,12 @@ class WarmChildren:
             ChildDiedError: No child can be started.
             OSError: The system gives no further process.
         """
-        child = await self._taken()
+        try:
+            child = await self._taken()
+        except asyncio.CancelledError:
+            # The child that was starting has ended with this. Callers who never wait long enough would never have one.
+            self.warm()
+            raise
         # Also where this one is done by then and another has taken its place: the next may be somebody else's.
         asyncio.get_running_loop().call_later(self._reserve_after, self.warm)
         try:
