@@ -1,12 +1,14 @@
 """The server around the servicers: one of the test's own, on loopback, called by grpc's client."""
 
 import asyncio
+import gc
 import importlib.util
 import itertools
 import json
 import logging
 import re
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -28,7 +30,7 @@ import profile_export
 from profile_export.api.interceptors import current_tenant
 from profile_export.api.server import BindError, GrpcServer, Service, contract, create_server
 from profile_export.api.status import CODES, status_of
-from profile_export.app.processes import configure_logs
+from profile_export.app.processes import configure_logs, run
 from profile_export.domain.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -666,3 +668,29 @@ def _has_ipv6() -> bool:
         except OSError:
             return False
     return True
+
+
+class EndingProcess:
+    """Ends by itself as soon as it has started."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    async def start(self) -> str:
+        return "working"
+
+    async def ended(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+async def test_a_process_whose_output_is_closed_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # so it is where somebody starts us with `>&-`
+    process = EndingProcess()
+
+    await run(lambda: process)
+
+    gc.unfreeze()
+    assert process.stopped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 import pytest
 
@@ -34,6 +35,21 @@ def test_a_fault_of_the_system_has_a_reason_a_way_out_and_a_time_to_come_back(re
     assert refusal.message.endswith(", then send the same call again.")
     assert ". " in refusal.message
     assert "/a/place" not in refusal.message
+
+
+def test_a_system_that_gives_no_further_thread_is_at_a_limit() -> None:
+    before = threading.stack_size(2**46)
+    try:
+        with pytest.raises(RuntimeError) as caught:
+            threading.Thread(target=int).start()
+    finally:
+        threading.stack_size(before)
+
+    refusal = system_refusal(caught.value)
+
+    assert refusal
+    assert refusal.reason == "SYSTEM_LIMIT"
+    assert system_refusal(RuntimeError("ours")) is None
 
 
 @pytest.mark.parametrize(

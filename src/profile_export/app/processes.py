@@ -105,8 +105,8 @@ async def run(make: Callable[[], Process]) -> None:
     # time it looks them over.
     gc.collect()
     gc.freeze()
-    sys.stdout.write(f"{ready}\n")
-    sys.stdout.flush()
+    # Where standard output is closed, this writes nothing.
+    print(ready, flush=True)  # noqa: T201 - it is for whoever started the process
     waits = [asyncio.ensure_future(told_to_stop.wait()), asyncio.ensure_future(process.ended())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     await process.stop()

@@ -77,6 +77,12 @@ _FAULTS = {
 }
 
 
+# Python says this where the system has given no further thread, and has no error number then.
+_NO_THREAD = "can't start new thread"
+
+
 def system_fault(error: BaseException) -> SystemFault | None:
     """Return what the system refuses; None if the error is another, which may be a fault of ours."""
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        return _FAULTS[errno.EAGAIN]
     return _FAULTS.get(error.errno or 0) if isinstance(error, OSError) else None
