@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from profile_export.domain.catalog.batches import (
     KEY_LOW,
     LINKS,
     NAMESPACE,
+    PROFILE_ID,
     ROW,
 )
 from profile_export.domain.catalog.datasets import BUILT_IN_SCHEMAS, DatasetKind
@@ -319,20 +321,25 @@ def _is_absent(stored: Any) -> bool:
 # --- Files out ---
 
 
-def read_export(folder: Path, names: Iterable[str], batch_id: str) -> list[dict[str, Any]]:
+def read_export(
+    folder: Path, names: Iterable[str], batch_id: str, *, with_ids: bool = False
+) -> list[dict[str, Any]]:
     """Read exported files back as the reference writes profiles: no null, no empty object or map, maps as dicts.
 
-    Every row must name the batch that it belongs to.
+    Every row must name the batch that it belongs to, and whose it is, which is kept `with_ids` alone.
     """
     profiles = []
     for name in names:
         table = pq.read_table(folder / name, partitioning=None)
         for line in table.to_pylist():
             assert line.pop(BATCH_ID) == batch_id
+            own = line.pop(PROFILE_ID)
+            assert re.fullmatch("[0-9a-f]{32}", own)
             pruned = {
                 column: _pruned(value, table.schema.field(column).type) for column, value in line.items()
             }
-            profiles.append({column: value for column, value in pruned.items() if value is not None})
+            ids = {PROFILE_ID: own} if with_ids else {}
+            profiles.append({column: value for column, value in pruned.items() if value is not None} | ids)
     return profiles
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog.batches import BATCH_ID, KEY_HIGH, KEY_LOW
+from profile_export.domain.catalog.batches import BATCH_ID, KEY_HIGH, KEY_LOW, PROFILE_ID
 from profile_export.domain.export.plan import (
     EngineProgress,
     ExportPlan,
@@ -64,7 +64,10 @@ class _Attempt:
             held = pq.read_table(self.lake_root / path, columns=[KEY_HIGH, KEY_LOW])
             keys |= set(zip(held[KEY_HIGH].to_pylist(), held[KEY_LOW].to_pylist(), strict=True))
         merged = merge_profiles(self.plan, source_rows(self.lake_root, self.plan, keys))
-        rows = [{**profile, BATCH_ID: self.plan.batch_id} for profile in merged.profiles]
+        rows = [
+            {**profile, PROFILE_ID: own, BATCH_ID: self.plan.batch_id}
+            for profile, own in zip(merged.profiles, merged.ids, strict=True)
+        ]
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{index}-0.parquet"
         pq.write_table(pa.Table.from_pylist(rows), file)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from profile_export.domain.catalog.batches import BATCH_ID
+from profile_export.domain.catalog.batches import BATCH_ID, PROFILE_ID
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.export.plan import (
     HIGHEST_KEY,
@@ -292,7 +292,14 @@ async def test_files_are_what_is_said_of_them_and_every_column_is_optional(
     path = tmp_path / "attempt" / file.name
     assert (file.bytes, file.sha256) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     schema = pq.read_schema(path)
-    assert schema.names == ["identityMap", "segmentMembership", "person", "timeSeriesEvents", BATCH_ID]
+    assert schema.names == [
+        "identityMap",
+        "segmentMembership",
+        "person",
+        "timeSeriesEvents",
+        PROFILE_ID,
+        BATCH_ID,
+    ]
     assert all(schema.field(name).nullable for name in schema.names)
     assert pq.read_metadata(path).num_rows == file.rows == 1
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
 from hypothesis import strategies as st
 
+from profile_export.domain.catalog.batches import PROFILE_ID
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.export.plan import HIGHEST_KEY, LOWEST_KEY, ExportCounts, ExportPlan, KeyRange
 from profile_export.domain.merging.merge import merge_profiles
@@ -45,7 +46,7 @@ class Exporter:
     def export(
         self, plan: ExportPlan, lake: Path, ranges: tuple[KeyRange, ...]
     ) -> tuple[dict[str, list[dict[str, Any]]], ExportCounts]:
-        """Carry out a plan, range by range; return the profiles of each batch."""
+        """Carry out a plan, range by range; return the profiles of each batch, with their ids."""
         return self._runner.run(self._export(plan, lake, ranges))
 
     async def _export(
@@ -62,7 +63,7 @@ class Exporter:
                 result = await attempt.run(key_range)
                 counts += result.counts
                 for file in result.files:
-                    written = read_export(folders[file.batch_id], [file.name], file.batch_id)
+                    written = read_export(folders[file.batch_id], [file.name], file.batch_id, with_ids=True)
                     assert len(written) == file.rows
                     profiles[file.batch_id] += written
         return profiles, counts
@@ -98,19 +99,22 @@ def check_plan(exporter: Exporter, plan: ExportPlan, export: Export, lake: Path)
     """Hold what the engine makes of a plan to what the reference makes of the rows, batch by batch.
 
     Returns:
-        The profiles that the engine exported, of all batches.
+        The profiles that the engine exported, of all batches, with their ids.
     """
     expected = merge_profiles(plan, rows_of(export.parts))
     if currently_in_test_context():  # of random data; what is published has no use for a note of 30,000 rows
         note(f"expected: {expected}")
-    every = list(zip(expected.profiles, expected.segments, strict=True))
+    named = [
+        {**profile, PROFILE_ID: own} for profile, own in zip(expected.profiles, expected.ids, strict=True)
+    ]
+    every = list(zip(named, expected.segments, strict=True))
     if plan.segment_batches:
         wanted = {
             batch: lines([profile for profile, admitted in every if position in admitted])
             for position, batch in enumerate(plan.segment_batches)
         }
     else:
-        wanted = {plan.batch_id: lines(list(expected.profiles))}
+        wanted = {plan.batch_id: lines(named)}
 
     profiles, counts = exporter.export(plan, lake, export.ranges)
 

@@ -313,6 +313,7 @@ def test_a_value_that_cannot_be_stored_is_refused_at_its_row(
         (people(f=pa.nulls(1, _deep(70))), "is nested deeper than 64 levels"),
         (people(1, **{"a.b": [1]}), "The field 'a.b' has a dot in its name"),
         (people(1, _row=[1]), "The field '_row' has the name of the system column"),
+        (people(1, _profile_id=["1"]), "The field '_profile_id' has the name of the system column"),
         (people(CrmId=["1"]), "The field 'CrmId' differs from 'crmId' beside it in case alone"),
         (pa.table([["1"], ["1"]], names=["crmId", "crmId"]), "The field 'crmId' stands twice."),
         (pa.table({"crmId": [1.5]}), "The field 'crmId' is double, but it is known as string."),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from profile_export.api.convert.values import plain
 from profile_export.application.identity_graphs import IdentityGraphs
+from profile_export.domain.catalog.batches import PROFILE_ID
 from profile_export.domain.errors import NotFoundError
 from profile_export.domain.export.lookup import EventListing, FoundProfile, events_of, profile_of
 from profile_export.domain.export.plan import ExportPlan
@@ -113,7 +114,8 @@ def check(house: House, export: Export) -> None:
         assert told.setdefault(person, found) == found
         check_events(plan, of_person, identity, found)
 
-    profiles, written = [found.values for found in told.values()], exported[plan.batch_id]
+    profiles = [found.values | {PROFILE_ID: found.id} for found in told.values()]
+    written = exported[plan.batch_id]
     note(f"looked up: {profiles}")
     assert lines(profiles) == lines(written)
     assert on_the_wire(profiles) == on_the_wire(written)

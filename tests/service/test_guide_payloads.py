@@ -33,7 +33,7 @@ async def exported(caller: Caller, **spec: Any) -> list[dict[str, Any]]:
     )
 
     rows = await caller.rows(job.batch_id)
-    return [{name: value for name, value in row.items() if name != "_batch_id"} for row in rows]
+    return [{name: value for name, value in row.items() if name[0] != "_"} for row in rows]
 
 
 async def test_profiles_only_has_no_events(caller: Caller) -> None:

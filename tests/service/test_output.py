@@ -11,7 +11,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from profile_export.v1 import job_pb2
+from profile_export.domain.merging.identity import Identity, profile_id
+from profile_export.v1 import job_pb2, merge_policy_pb2
 from tests.service.harness import Caller, types_of
 
 Reader = Callable[[list[str]], list[dict[str, Any]]]
@@ -99,6 +100,36 @@ async def test_every_column_of_the_output_is_optional_and_says_its_batch(caller:
     assert [row["_batch_id"] for row in await caller.rows(job.batch_id)] == [job.batch_id]
 
 
+async def test_rows_and_look_ups_of_one_person_have_one_id_while_the_identities_stay(caller: Caller) -> None:
+    # given two people, one of whom two sources know under other identities
+    crm = await caller.dataset("record", {"crmId": "CRM", "email": "Email"})
+    shop = await caller.dataset("record", {"email": "Email"})
+    out, other = await caller.dataset("union"), await caller.dataset("union")
+    await caller.upload(crm, "crm-1", [{"crmId": "1", "email": "a@x.org"}, {"crmId": "2"}])
+    await caller.upload(shop, "shop-1", [{"email": "a@x.org", "city": "Oslo"}])
+    graph = await caller.policy(merge_policy_pb2.IDENTITY_GRAPH_PDG)
+
+    async def ids(dataset: str, **options: Any) -> dict[str | None, str]:
+        job = await caller.export(dataset, **options)
+        return {row.get("crmId"): row["_profile_id"] for row in await caller.rows(job.batch_id)}
+
+    # when they are exported, change, and are exported into another dataset with other fields
+    first = await ids(out, policy=graph)
+    await caller.upload(crm, "crm-2", [{"crmId": "1", "name": "Ann"}])
+    await caller.upload(shop, "shop-2", [{"email": "a@x.org", "city": "Bergen"}, {"email": "new@x.org"}])
+    second = await ids(other, policy=graph, fields=["crmId", "city"])
+    alone = await ids(out)
+
+    # then their ids are the same, as a look-up by any identity has them
+    assert {crm_id: second[crm_id] for crm_id in first} == first
+    assert len(set(second.values())) == 3
+    for who, crm_id in (("CRM:1", "1"), ("Email:a@x.org", "1"), ("CRM:2", "2"), ("email:new@x.org", None)):
+        assert (await caller.profile(who, graph)).profile_id == second[crm_id]
+    # and with graph `none`, which has another person for each primary identity, the id is that identity's own
+    assert alone["1"] == profile_id(Identity("CRM", "1")) == (await caller.profile("CRM:1")).profile_id
+    assert first["1"] in {alone["1"], profile_id(Identity("Email", "a@x.org"))}
+
+
 async def test_a_job_without_any_source_succeeds_with_an_empty_batch(caller: Caller) -> None:
     job = await caller.export(await caller.dataset("union"))
 
@@ -120,7 +151,7 @@ async def test_fields_choose_columns_and_events_have_fields_of_their_own(caller:
     )
 
     [row] = await caller.rows(job.batch_id)
-    row.pop("_batch_id")
+    del row["_batch_id"], row["_profile_id"]
     assert row == {
         "identityMap": [("CRM", [{"id": "1"}])],
         "person": {"name": "n"},

@@ -128,7 +128,11 @@ async def exported(caller: Caller, policy: str) -> list[dict[str, Any]]:
         filter=job_pb2.ExportFilter(empty_profiles=True),
     )
     paths = [Path(unquote(urlsplit(file.location).path)) for file in await caller.files(job.batch_id)]
-    return [plain(row) for path in paths for row in read_export(path.parent, [path.name], job.batch_id)]
+    return [
+        plain(row)
+        for path in paths
+        for row in read_export(path.parent, [path.name], job.batch_id, with_ids=True)
+    ]
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -144,7 +148,7 @@ async def test_everybody_exported_is_looked_up_by_each_identity_and_told_the_sam
 
     # when each is looked up by each identity that finds it
     for row in rows:
-        attached = row.pop("timeSeriesEvents", [])
+        attached, own = row.pop("timeSeriesEvents", []), row.pop("_profile_id")
         items = [(namespace, item) for namespace, found in row["identityMap"].items() for item in found]
         for namespace, item in items:
             if graph == IDENTITY_GRAPH_NONE and not item.get("primary"):
@@ -153,7 +157,7 @@ async def test_everybody_exported_is_looked_up_by_each_identity_and_told_the_sam
             events = (await caller.events(f"{namespace}:{item['id']}", policy)).events
 
             # then values, identities and events are those of the row
-            assert MessageToDict(profile.values) == row
+            assert (MessageToDict(profile.values), profile.profile_id) == (row, own)
             assert [(one.namespace, one.id) for one in profile.identities] == sorted(
                 (namespace, item["id"]) for namespace, item in items
             )

@@ -220,7 +220,7 @@ def test_a_declared_path_without_a_name_or_with_too_many_is_refused(path: tuple[
     assert "dotted field path" in refused.message
 
 
-@pytest.mark.parametrize("path", ["_batch_id", "_ROW", "_links.id", "timeSeriesEvents"])
+@pytest.mark.parametrize("path", ["_batch_id", "_Profile_ID", "_ROW", "_links.id", "timeSeriesEvents"])
 def test_a_declared_path_that_begins_with_a_system_column_is_refused(path: str) -> None:
     refused = refusal_of(lambda: check_identity_fields(DatasetKind.RECORD, (declared(path),)))
 

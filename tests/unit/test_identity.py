@@ -13,6 +13,7 @@ from profile_export.domain.merging.identity import (
     identity_key,
     key_digests,
     key_prefix,
+    profile_id,
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -35,6 +36,12 @@ def test_the_key_of_an_identity_is_the_one_that_files_were_written_with(
 
     written = high.to_bytes(8, signed=True) + low.to_bytes(8, signed=True)
     assert written.hex() == GOLDEN[namespace, identity]
+
+
+@pytest.mark.parametrize(("namespace", "identity"), GOLDEN)
+def test_a_profile_has_the_key_of_its_first_identity_in_hex_as_its_id(namespace: str, identity: str) -> None:
+    # Whoever has kept an id joins later exports by it: a change here breaks that.
+    assert profile_id(Identity(namespace.upper(), identity)) == GOLDEN[namespace, identity]
 
 
 def test_keys_of_many_identities_are_those_of_each() -> None:

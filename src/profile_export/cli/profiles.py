@@ -40,6 +40,7 @@ Policy = Annotated[str, typer.Option(metavar="ID", help="Merge policy. Default: 
 def _show(profile: Profile) -> None:
     print_facts(
         [
+            ("id", profile.profile_id),
             ("identities", "\n".join(one_line(f"{one.namespace}:{one.id}") for one in profile.identities)),
             ("datasets", "\n".join(profile.dataset_ids)),
             ("policy", f"{profile.merge_policy.id} version {profile.merge_policy.version}"),

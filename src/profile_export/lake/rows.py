@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from profile_export.domain.catalog import batches as columns
-from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
+from profile_export.domain.catalog.batches import OWN_COLUMNS
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.errors import ExhaustedError
 from profile_export.domain.export.plan import HIGHEST_KEY, LOWEST_KEY, ExportPlan, Source
@@ -75,7 +75,7 @@ def first_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Yield rows of one file after the other, maps as dicts; as many as somebody asks for are read."""
     for path in paths:
         with open_data_file(path) as file:
-            columns = [name for name in file.schema_arrow.names if name not in SYSTEM_COLUMNS]
+            columns = [name for name in file.schema_arrow.names if name not in OWN_COLUMNS]
             for batch in file.iter_batches(_ROWS_READ_AT_ONCE, columns=columns):
                 yield from _plain_rows(batch)
 

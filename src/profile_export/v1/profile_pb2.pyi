@@ -60,6 +60,12 @@ class Profile(_message.Message):
     DATASET_IDS_FIELD_NUMBER: _builtins.int
     MERGE_POLICY_FIELD_NUMBER: _builtins.int
     INGEST_TIME_FIELD_NUMBER: _builtins.int
+    PROFILE_ID_FIELD_NUMBER: _builtins.int
+    profile_id: _builtins.str
+    """Output only. Which profile it is: 32 lower-case hexadecimal characters, the `_profile_id` of its exported rows.
+    The same in every export and look-up while its identities stay; with graph `pdg` another one may stand for all
+    of them when identities are linked, or no longer linked.
+    """
     @_builtins.property
     def values(self) -> _struct_pb2.Struct:
         """Output only. The merged row, without `timeSeriesEvents`. Instants are RFC 3339 text in UTC; longs that a
@@ -91,10 +97,11 @@ class Profile(_message.Message):
         dataset_ids: _abc.Iterable[_builtins.str] | None = ...,
         merge_policy: _merge_policy_pb2.MergePolicyRef | None = ...,
         ingest_time: _timestamp_pb2.Timestamp | None = ...,
+        profile_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ingest_time", b"ingest_time", "merge_policy", b"merge_policy", "values", b"values"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_ids", b"dataset_ids", "identities", b"identities", "ingest_time", b"ingest_time", "merge_policy", b"merge_policy", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_ids", b"dataset_ids", "identities", b"identities", "ingest_time", b"ingest_time", "merge_policy", b"merge_policy", "profile_id", b"profile_id", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -139,6 +139,7 @@ def event_listing(request: pb.ListProfileEventsRequest) -> EventListing:
 def profile(found: FoundProfile, policy: MergePolicy) -> profile_pb2.Profile:
     """Write a profile and the policy that it was merged under."""
     return profile_pb2.Profile(
+        profile_id=found.id,
         values=row(found.values),
         identities=[profile_pb2.Identity(namespace=one.namespace, id=one.id) for one in found.identities],
         dataset_ids=found.dataset_ids,

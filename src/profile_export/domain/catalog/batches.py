@@ -328,6 +328,8 @@ class IngestedFile:
 
 BATCH_ID = "_batch_id"
 """text: the batch that the row belongs to; also in exported files."""
+PROFILE_ID = "_profile_id"
+"""text, in exported files only: who the row is about (`profile_id`)."""
 ROW = "_row"
 """64-bit integer: the row's number in its batch, from 0."""
 NAMESPACE = "_namespace"
@@ -344,6 +346,9 @@ LINKS = "_links"
 where there is none."""
 
 SYSTEM_COLUMNS = (BATCH_ID, ROW, NAMESPACE, IDENTITY, AUTHENTICATED_STATE, KEY_HIGH, KEY_LOW, LINKS)
+"""Those of a file that was ingested."""
+OWN_COLUMNS = (*SYSTEM_COLUMNS, PROFILE_ID)
+"""Those of any file, none of which a user's field is called."""
 
 # --- Compaction ---
 # Runs of batches lie in tiers by their rows: 1 to 9, 10 to 99, and so on. Ten of a tier are merged

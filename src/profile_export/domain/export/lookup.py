@@ -23,7 +23,7 @@ from profile_export.domain.lists import (
     read_order,
     refused_token,
 )
-from profile_export.domain.merging.identity import MAX_IDENTITIES, Identity, fold_namespace
+from profile_export.domain.merging.identity import MAX_IDENTITIES, Identity, fold_namespace, profile_id
 from profile_export.domain.merging.merge import (
     EventKey,
     Person,
@@ -47,11 +47,12 @@ _NOWHERE = "look-up"
 class FoundProfile:
     """One person as merged under a policy.
 
-    `values` is the row that an export would write, without events. `identities` and `dataset_ids` are sorted, the
-    latter those that the person has records or events of. `ingest_time` is that of the newest record, of the newest
-    event if there is none.
+    `id` is what exported rows have as `_profile_id`, `values` what else an export would write, without events.
+    `identities` and `dataset_ids` are sorted, the latter those that the person has records or events of. `ingest_time`
+    is that of the newest record, of the newest event if there is none.
     """
 
+    id: str
     values: Profile
     identities: tuple[Identity, ...]
     dataset_ids: tuple[str, ...]
@@ -87,6 +88,7 @@ def profile_of(plan: ExportPlan, rows: Iterable[SourceRow], identity: Identity) 
     """Merge the one profile that an identity belongs to, also one that has events only; errors as `person_of`."""
     person = person_of(plan, rows, identity)
     return FoundProfile(
+        id=profile_id(person.first),
         values=written_profile(plan, person),
         identities=tuple(sorted(person.states)),
         dataset_ids=tuple(sorted({row.dataset_id for row in (*person.records, *person.events)})),

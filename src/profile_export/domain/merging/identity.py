@@ -44,6 +44,14 @@ def key_of(namespace: str, identity_id: str) -> IdentityKey:
     return high, low
 
 
+def profile_id(first: Identity) -> str:
+    """Return the id of the profile whose key is that of an identity: 32 hexadecimal characters, in lower case.
+
+    It is the same for as long as the profile keeps the identity, whatever else of it changes.
+    """
+    return _HALVES.pack(*identity_key(first)).hex()
+
+
 @lru_cache(1024)
 def key_prefix(namespace: str) -> bytes:
     """Return the prefix that all keys of a namespace are hashed with.

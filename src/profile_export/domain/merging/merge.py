@@ -19,7 +19,13 @@ from typing import Any, NamedTuple
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.export.plan import EventSelection, ExportCounts, ExportPlan, PinnedBatch
 from profile_export.domain.export.selection import IdentitySelection
-from profile_export.domain.merging.identity import MAX_IDENTITIES, Identity, IdentityKey, identity_key
+from profile_export.domain.merging.identity import (
+    MAX_IDENTITIES,
+    Identity,
+    IdentityKey,
+    identity_key,
+    profile_id,
+)
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.domain.schemas.types import (
     DOUBLE,
@@ -96,8 +102,12 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """What belongs to one profile, of what takes part: its records from the strongest, its events from the latest."""
+    """What belongs to one profile, of what takes part: its records from the strongest, its events from the latest.
 
+    `first` is the identity that gives the profile its key.
+    """
+
+    first: Identity
     states: Mapping[Identity, str | None]
     primaries: Collection[Identity]
     records: Sequence[Row]
@@ -188,6 +198,7 @@ def people(
         strongest = sorted(fragments[first], key=_strength, reverse=True)
         latest = sorted(attached[first], key=lambda event: event.place, reverse=True)
         yield Person(
+            first,
             _states(identities[first], [*strongest, *latest]),
             {row.primary for row in (*strongest, *latest)},
             strongest,
@@ -248,10 +259,12 @@ _DECIMALS = Context(prec=MAX_DECIMAL_DIGITS)
 class MergeResult:
     """The exported profiles by identity key, and what was read, kept and left out.
 
-    `segments` says of each profile at which positions of the plan's segments it is in one (S21).
+    `ids` says of each profile what its rows have as `_profile_id`, `segments` at which positions of the plan's segments
+    it is in one (S21).
     """
 
     profiles: tuple[Profile, ...]
+    ids: tuple[str, ...]
     segments: tuple[tuple[int, ...], ...]
     counts: ExportCounts
 
@@ -267,7 +280,7 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
     counts: Counter[str] = Counter(fragments_read=len(current), events_read=len(happened))
     namespaces: Counter[str] = Counter()
     members: Counter[int] = Counter()
-    profiles: list[tuple[Profile, tuple[int, ...]]] = []
+    profiles: list[tuple[Profile, str, tuple[int, ...]]] = []
     for person in persons:
         counts["profiles_read"] += 1
         merged = _merged_record(plan, [record.value for record in person.records])
@@ -278,15 +291,16 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
             counts.update(left_out)
             continue
         profile = _profile(plan, person, merged)
-        profiles.append((profile, admitted))
+        profiles.append((profile, profile_id(person.first), admitted))
         counts["profiles_merged"] += len(person.records) > 1
         counts["events_exported"] += len(profile.get(TIME_SERIES_EVENTS, ()))
         namespaces.update({identity.namespace for identity in person.states})
     counts["profiles_exported"] = len(profiles)
     figures: dict[str, Any] = dict(counts)
     return MergeResult(
-        tuple(profile for profile, _ in profiles),
-        tuple(admitted for _, admitted in profiles),
+        tuple(profile for profile, _, _ in profiles),
+        tuple(found for _, found, _ in profiles),
+        tuple(admitted for _, _, admitted in profiles),
         replace(
             ExportCounts(**figures),
             by_namespace=dict(sorted(namespaces.items())),

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
+from profile_export.domain.catalog.batches import OWN_COLUMNS
 from profile_export.domain.errors import Reason
 from profile_export.domain.schemas.types import (
     BOOLEAN,
@@ -52,7 +52,7 @@ _MAX_LONG = 2**63
 _NESTED = (dict, list)
 _TEXT, _DOUBLE, _BOOLEAN = ScalarKind.TEXT, ScalarKind.DOUBLE, ScalarKind.BOOLEAN
 _MOST_SHOWN = 40
-RESERVED = {name.casefold(): name for name in (*SYSTEM_COLUMNS, TIME_SERIES_EVENTS)}
+RESERVED = {name.casefold(): name for name in (*OWN_COLUMNS, TIME_SERIES_EVENTS)}
 _ALWAYS_MAPS = {IDENTITY_MAP: IDENTITY_MAP_TYPE, SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE}
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _INSTANT = re.compile(

@@ -56,6 +56,8 @@ _MOST_BYTES_PER_ROW_GROUP = 64 * 2**20
 """As DuckDB holds it while it is filled, by each thread; rows of a few fields come to their number before."""
 _OF_MEMORY = 32
 """A row group takes no more than this part of the memory, since it is encoded and compressed beside it."""
+# As `domain.merging.identity.profile_id` has it; of a negative number the digits are those of its two's complement.
+_PROFILE_ID = "lower(lpad(hex(profile_high), 16, '0') || lpad(hex(profile_low), 16, '0'))"
 _KEPT = "FILTER (WHERE left_out IS NULL)"
 _LEFT_OUT = "count(*) FILTER (WHERE left_out = '{}')"
 _COUNTS = {
@@ -136,6 +138,7 @@ class Output:
         outgoing = folder / f"range-{index}"
         self._connection.execute(f"SET VARIABLE batch_id = {text(batch_id)}")
         out = [f"{column} AS {name(field)}" for field, column in output_columns(shape).items()]
+        out.append(f"{_PROFILE_ID} AS {name(columns.PROFILE_ID)}")
         out.append(
             f"CASE WHEN profile_high IS NOT NULL THEN getvariable('batch_id') END AS {name(columns.BATCH_ID)}"
         )
