@@ -9,8 +9,8 @@ import logging
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -52,6 +52,7 @@ from profile_export.v1.profile_service_pb2_grpc import ProfileServiceServicer
 from profile_export.v1.schema_service_pb2_grpc import SchemaServiceServicer
 
 ECHO = "test.Echo"
+FULL = Path("/dev/full")
 ONE_SECOND = timedelta(seconds=1)
 AN_HOUR = timedelta(hours=1)
 KINDS: list[tuple[DomainError, grpc.StatusCode]] = [
@@ -464,21 +465,53 @@ async def test_a_client_that_leaves_ends_its_call(caller: Caller) -> None:
     assert [line["code"] for line in lines] == ["CANCELLED", "OK"]
 
 
-def test_the_log_is_json_lines_with_tracebacks_and_request_ids(capsys: pytest.CaptureFixture[str]) -> None:
+@contextmanager
+def logging_configured() -> Iterator[None]:
     before = structlog.get_config()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
         configure_logs("info")
-        structlog.contextvars.bind_contextvars(request_id="r1")
-        structlog.get_logger().debug("unheard")
-        structlog.get_logger().error("call", exc_info=ZeroDivisionError("why"))
-        logging.getLogger("a.library").warning("of %s", "others")
+        yield
     finally:
         structlog.contextvars.clear_contextvars()
         structlog.configure(**before)
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "closed",
+        pytest.param(
+            "on a full disk",
+            marks=pytest.mark.skipif(
+                not FULL.exists(), reason="this system has no device that is always full"
+            ),
+        ),
+    ],
+)
+def test_a_log_that_cannot_be_written_costs_no_call(monkeypatch: pytest.MonkeyPatch, stderr: str) -> None:
+    full = FULL.open("w", buffering=1) if stderr == "on a full disk" else None
+    monkeypatch.setattr(sys, "stderr", full)
+    monkeypatch.setattr(sys, "stdout", full)
+
+    with logging_configured():
+        structlog.get_logger().error("call")
+        logging.getLogger("a.library").warning("of %s", "others")
+
+    if full:
+        with suppress(OSError):
+            full.close()
+
+
+def test_the_log_is_json_lines_with_tracebacks_and_request_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_configured():
+        structlog.contextvars.bind_contextvars(request_id="r1")
+        structlog.get_logger().debug("unheard")
+        structlog.get_logger().error("call", exc_info=ZeroDivisionError("why"))
+        logging.getLogger("a.library").warning("of %s", "others")
 
     ours, theirs = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (ours["event"], ours["level"], ours["request_id"]) == ("call", "error", "r1")

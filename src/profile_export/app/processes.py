@@ -9,8 +9,9 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, suppress
+from io import TextIOBase
+from typing import Protocol, TextIO, cast
 
 import grpc.aio
 import structlog
@@ -25,8 +26,23 @@ from profile_export.store.db.transactions import CannotOpenError, explained
 _OF_GRPC = "grpc._cython.cygrpc"
 
 
+class _LogStream(TextIOBase):
+    """Stderr as a log needs it: a line is lost, and no call fails, where that cannot be written."""
+
+    def write(self, text: str) -> int:
+        """Write a line, or lose it."""
+        with suppress(OSError):
+            if sys.stderr is not None:
+                sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: stderr is written line by line."""
+
+
 def configure_logs(level: str) -> None:
     """Send everything of `level` (`debug`, `info`, `warning`, `error`) and above to stderr, as JSON lines."""
+    stream = cast("TextIO", _LogStream())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -38,10 +54,10 @@ def configure_logs(level: str) -> None:
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
