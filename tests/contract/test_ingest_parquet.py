@@ -274,19 +274,6 @@ def test_a_column_that_contradicts_a_known_type_is_refused(
             MapType(LONG),
             "2: The field 'f.*' has the key 'k' twice.",
         ),
-        ([None, []], pa.list_(pa.null()), TEXT, "2: The field 'f' is array, but it is known as string."),
-        (
-            [None, {"a": None}],
-            pa.struct([("a", pa.null())]),
-            ArrayType(TEXT),
-            "2: The field 'f' is object, but it is known as array<string>.",
-        ),
-        (
-            [[], [[("k", None)]]],
-            pa.list_(pa.map_(pa.string(), pa.null())),
-            ArrayType(ObjectType({"k": TEXT})),
-            "2: The field 'f[]' is map, but it is known as object.",
-        ),
     ],
 )
 def test_a_value_that_cannot_be_stored_is_refused_at_its_row(

@@ -292,24 +292,6 @@ def test_what_is_rejected_is_the_same_however_often_an_upload_is_read(uploader: 
     assert (result.rows, result.rejected_rows) == (4, 4)
 
 
-@pytest.mark.usefixtures("small_batches")
-def test_a_row_that_only_the_second_reading_rejects_counts(uploader: Uploader) -> None:
-    first = {"identityMap": {"First": [{"id": "1", "primary": True}]}, "a": []}
-    rows = [first, NOBODY, {"crmId": "2", "a": "x"}, {"crmId": "3", "b": []}]
-
-    refusal = uploader.refusal(as_lines(*rows), CRM, max_bad_records=1)
-    result = uploader.ingest(as_lines(*rows), CRM, max_bad_records=2, first_row=10)
-
-    assert [(error.row, error.code, error.path) for error in result.errors] == [
-        (1, "FIELD_TYPE_CONFLICT", "a"),
-        (2, "PRIMARY_IDENTITY_MISSING", ""),
-    ]
-    assert [(row["_row"], row["_identity"]) for row in uploader.rows(result)] == [(10, "2"), (11, "3")]
-    assert result.identity_namespaces.first_spellings == ("CRM",)
-    assert result.untyped == (("b",),)
-    assert [error.row for error in refusal.rows] == [1, 2]
-
-
 def test_a_rejected_row_teaches_neither_fields_nor_namespaces(uploader: Uploader) -> None:
     bad = {
         "identityMap": {"Bad": [{"id": "1"}]},

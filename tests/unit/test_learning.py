@@ -227,7 +227,7 @@ def test_what_no_double_can_hold_is_refused(sent: float | Decimal) -> None:
         (1, TIMESTAMP, "The field 'f' is double, but it is known as timestamp."),
         (1, MapType(TEXT), "The field 'f' is double, but it is known as map<string>."),
         ({"a": 1}, TEXT, "The field 'f' is object, but it is known as string."),
-        ([], TEXT, "The field 'f' is array, but it is known as string."),
+        ([None, "a"], TEXT, "The field 'f' is array, but it is known as string."),
         ("x", ArrayType(TEXT), "The field 'f' is string, but it is known as array<string>."),
         ([1], ArrayType(TEXT), "The field 'f[]' is double, but it is known as string."),
         ({"k": 1}, MapType(TEXT), "The field 'f.*' is double, but it is known as string."),

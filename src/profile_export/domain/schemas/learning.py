@@ -4,8 +4,9 @@ A value teaches its type by its JSON kind alone; where a type is known already, 
 changed in place, so that a refused row teaches nothing.
 
 A value in its stored form holds no null and no object without a value, except as an item of an array, where it is
-None (S13); instants are aware datetimes in UTC, cut to microseconds. An empty array whose item type nobody knows yet
-stays in the value, since a later row may teach it; `untyped` collects its path.
+None (S13); instants are aware datetimes in UTC. An empty array whose item type nobody knows yet stays in the value,
+since a later row may teach it; `untyped` collects its path. What teaches no type, such as `{}` or `[null]`, contradicts
+none either: where a field is known as something else, it is absent, so that the order of rows decides nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ MAX_NAMES = 5_000
 
 _MAX_LONG = 2**63
 _NESTED = (dict, list)
+_NESTED_TYPES: dict[type, tuple[type, ...]] = {dict: (ObjectType, MapType), list: (ArrayType,)}
 _TEXT, _DOUBLE, _BOOLEAN = ScalarKind.TEXT, ScalarKind.DOUBLE, ScalarKind.BOOLEAN
 _MOST_SHOWN = 40
 RESERVED = {name.casefold(): name for name in (*OWN_COLUMNS, TIME_SERIES_EVENTS)}
@@ -107,12 +109,29 @@ def check_value(
     if isinstance(value, _NESTED):
         if len(path) > MAX_DEPTH:
             raise ValueRefusedError(path[:3], f"is nested deeper than {MAX_DEPTH} levels")
+        if known is not None and not isinstance(known, _NESTED_TYPES[type(value)]) and teaches_nothing(value):
+            check_value(value, None, path, set())  # refused whether a type is known or not
+            return None, known
         if isinstance(value, list):
             return _check_array(value, known, path, untyped)
         if isinstance(known, MapType):
             return _check_map(value, known, path, untyped)
         return _check_object(value, known, path, untyped)
     return _check_single(value, known, path)
+
+
+def teaches_nothing(value: Any) -> bool:
+    """Whether a JSON value is null, or an object or array that holds nothing else at any depth (S13)."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
+        elif found is not None:
+            return False
+    return True
 
 
 def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath, folded: dict[str, str]) -> None:
@@ -169,7 +188,8 @@ def _check_object(
         if checked is None:
             continue
         if name not in fields:
-            check_name(name, fields, path, folded)
+            # What teaches no field stands beside none.
+            check_name(name, *((fields, path, folded) if learned is not None else ({}, path, {})))
         if learned is not None and learned is not fields.get(name):
             grown[name] = learned
             folded[name.casefold()] = name

@@ -297,7 +297,7 @@ class _Columns(Accepted):
         super().__init__(task)
         self.fields, self.untyped = self._accept(found)
 
-    def _accept(self, found: pa.Schema) -> tuple[ObjectType, list[FieldPath]]:
+    def _accept(self, found: pa.Schema) -> tuple[ObjectType, set[FieldPath]]:
         known = self.task.fields
         if SEGMENT_MEMBERSHIP in found.names:
             known = union_objects(known, ObjectType({SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE}))
@@ -310,7 +310,7 @@ class _Columns(Accepted):
             _check_identity_types(fields, paths)
         except (ValueRefusedError, TypeConflictError) as error:
             raise RowsRefusedError((row_error(None, error),), 0) from None
-        return fields, [path for path in untyped if type_at(fields, path) is None]
+        return fields, untyped
 
     def stored(self, batch: pa.RecordBatch) -> tuple[pa.Table, Refused]:
         """Return the next rows of the file that are accepted, with their system columns, and those that are not."""

@@ -235,10 +235,7 @@ def conform(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
     """
     column = plain_values(column)
     found = column.type
-    other = _other_kind(found, target)
-    if other:
-        place.refuse_where(column.is_valid(), TypeConflictError(place.path, target, other))
-    if other or pa.types.is_null(found):
+    if pa.types.is_null(found) or _is_other_kind(found, target):
         return pa.nulls(len(column), arrow_type(target))
     match target:
         case ObjectType():
@@ -260,20 +257,16 @@ def conform(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
             return _scalar(column, target, place)
 
 
-def _other_kind(found: pa.DataType, target: FieldType) -> str:
-    """Name what a column holds that taught no type, such as lists of nulls, where it cannot be the target; else empty.
+def _is_other_kind(found: pa.DataType, target: FieldType) -> bool:
+    """Whether a column that taught no type, such as lists of nulls, cannot be the target, so that it is absent (S13).
 
     A column that did teach one has been held to the target already.
     """
-    kind = ""
-    fitting: type | tuple[type, ...] = ()
     if is_list(found):
-        kind, fitting = "array", ArrayType
-    elif pa.types.is_struct(found):
-        kind, fitting = "object", (ObjectType, MapType)
-    elif pa.types.is_map(found):
-        kind, fitting = "map", MapType
-    return "" if isinstance(target, fitting) else kind
+        return not isinstance(target, ArrayType)
+    if pa.types.is_struct(found):
+        return not isinstance(target, ObjectType | MapType)
+    return pa.types.is_map(found) and not isinstance(target, MapType)
 
 
 def plain_values(column: pa.Array) -> pa.Array:

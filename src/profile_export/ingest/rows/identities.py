@@ -24,7 +24,7 @@ from profile_export.domain.merging.identity import (
     key_of,
     key_prefix,
 )
-from profile_export.domain.schemas.learning import ValueRefusedError, check_value
+from profile_export.domain.schemas.learning import ValueRefusedError, check_value, teaches_nothing
 from profile_export.domain.schemas.types import (
     BOOLEAN,
     IDENTITY_MAP,
@@ -48,7 +48,6 @@ EMPTY_ID = "is an empty text, which is no identity"
 NO_PRIMARY = (
     "has no primary identity: none is marked in its identityMap, nor does a declared primary field hold one"
 )
-_ABSENT: tuple[object, ...] = (None, {})
 _STATES = pa.array(AUTHENTICATED_STATES)
 _ITEM = IDENTITY_MAP_TYPE.value.item if isinstance(IDENTITY_MAP_TYPE.value, ArrayType) else None
 
@@ -102,16 +101,18 @@ def check_identity_map(value: object) -> tuple[dict[str, Any] | None, list[Menti
         ValueRefusedError: An item is not an identity.
         TypeConflictError: Something in it has another JSON type.
     """
-    if value is None:
-        return None, []
     if not isinstance(value, dict):
+        if teaches_nothing(value):
+            return None, []
         raise TypeConflictError((IDENTITY_MAP,), "map", _kind(value))
     kept: dict[str, Any] = {}
     mentions: list[Mention] = []
     for namespace in sorted(value):
         items = value[namespace]
         path = (IDENTITY_MAP, namespace)
-        if items is not None and not isinstance(items, list):
+        if not isinstance(items, list):
+            if teaches_nothing(items):
+                continue
             raise TypeConflictError(path, "array", _kind(items))
         if not items:
             continue
@@ -145,7 +146,7 @@ def identity_text(value: object, path: FieldPath) -> str | None:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if value is None or value == {}:
+    if teaches_nothing(value):
         return None
     if not isinstance(value, str):
         raise _invalid(path, f"is {_kind(value)}, but an identity is text or an integer")
@@ -228,11 +229,11 @@ class NamespaceTally:
 
 
 def _item(item: object, path: FieldPath) -> dict[str, Any]:
-    if item is None:
+    if not isinstance(item, dict) and teaches_nothing(item):
         item = {}
     if not isinstance(item, dict):
         raise TypeConflictError(path, "object", _kind(item))
-    kept: Mapping[str, Any] = {name: member for name, member in item.items() if member not in _ABSENT}
+    kept: Mapping[str, Any] = {name: member for name, member in item.items() if not teaches_nothing(member)}
     identity_id = identity_text(kept.get("id"), (*path, "id"))
     if identity_id is None:
         raise _invalid(path, "has no id")

@@ -3,7 +3,7 @@
 What a field is may become known only in the last row, but all files of a batch have the same fields. So rows wait in
 Arrow until the upload has been read; one that is too large to wait, or whose last rows taught the type of an array
 that earlier ones had left out, is read a second time with all that it taught. What the last reading rejects is what
-counts: the second may reject a row more, whose empty array turned out to be something else.
+counts.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.errors import Reason
 from profile_export.domain.schemas.learning import ValueRefusedError, check_record
 from profile_export.domain.schemas.types import (
+    EMPTY,
     EVENT_ID,
     EVENT_TIME,
     IDENTITY_MAP,
     SEGMENT_MEMBERSHIP,
     TEXT,
     ArrayType,
+    DecimalType,
     FieldPath,
     FieldType,
     MapType,
     ObjectType,
+    Scalar,
     TypeConflictError,
     type_at,
 )
@@ -50,46 +53,43 @@ def typed_part(value: Any, known: FieldType | None) -> Any:
     """Leave out of a stored value what has no known type: arrays that no row taught an item type (S13).
 
     Returns:
-        The value; None where nothing is left.
+        The value; None where nothing is left, or a later row taught another type.
     """
     match known:
-        case None:
-            return None
-        case ObjectType(fields):
-            kept = {name: typed_part(member, fields.get(name)) for name, member in (value or {}).items()}
+        case ObjectType(fields) if isinstance(value, dict):
+            kept = {name: typed_part(member, fields.get(name)) for name, member in value.items()}
             return {name: member for name, member in kept.items() if member is not None} or None
-        case MapType(item):
-            kept = {key: typed_part(member, item) for key, member in (value or {}).items()}
+        case MapType(item) if isinstance(value, dict):
+            kept = {key: typed_part(member, item) for key, member in value.items()}
             return {key: member for key, member in kept.items() if member is not None} or None
-        case ArrayType(item) if value is not None:
+        case ArrayType(item) if isinstance(value, list):
             return [typed_part(member, item) for member in value]
-    return value
+        case Scalar() | DecimalType() if not isinstance(value, dict | list):
+            return value
+    return None
 
 
 def still_untyped(untyped: Iterable[FieldPath], known: ObjectType) -> set[FieldPath]:
-    """Return those of the paths that `check_record` collected whose arrays have no item type even now.
-
-    Raises:
-        TypeConflictError: A later row taught that something else than an array stands there.
-    """
-    return {path for path in untyped if _leads_nowhere(path, known)}
+    """Return those of the paths that `check_record` collected where even now no array with a type of items stands."""
+    return {path for path in untyped if not isinstance(_found_at(path, known), ArrayType)}
 
 
-def _leads_nowhere(path: FieldPath, known: ObjectType) -> bool:
+def _found_at(path: FieldPath, known: ObjectType) -> FieldType | None:
+    """Return what is known at a path of `check_record`; EMPTY where something else stands on the way to it."""
     member: FieldType | None = known
-    for depth, name in enumerate((*path, "[]")):
-        match member, name:
-            case None, _:
-                return True
-            case ArrayType(item), "[]":
-                member = item
-            case MapType(value), "*":
-                member = value
-            case ObjectType(fields), _ if name != "[]":
+    for name in path:
+        match member:
+            case ObjectType(fields) if name != "[]":
                 member = fields.get(name)
-            case found, _:
-                raise TypeConflictError(path[:depth], found, "array" if name == "[]" else "object")
-    return False
+            case ArrayType(item) if name == "[]":
+                member = item
+            case MapType(value) if name == "*":
+                member = value
+            case _:
+                return EMPTY
+        if member is None:
+            return None
+    return member
 
 
 EVENT_NEEDS = {EVENT_ID: Reason.EVENT_ID_MISSING, EVENT_TIME: Reason.TIMESTAMP_MISSING}
@@ -136,7 +136,7 @@ class Accepted:
             fields=fields,
             identity_namespaces=self.identity_namespaces.sent(),
             segment_namespaces=self.segment_namespaces.sent(),
-            untyped=tuple(sorted(untyped)),
+            untyped=tuple(sorted(path for path in untyped if _found_at(path, fields) is None)),
             rejected_rows=refusals.count,
             errors=refusals.first,
         )
@@ -286,8 +286,8 @@ def ingest_rows(read: ReadRows, task: IngestTask, writer: BatchWriter, refusals:
     """
     checker = RowChecker(task, task.fields)
     waiting = _read_once(read, task, checker, refusals)
-    fields, left_out = checker.fields, _left_out(checker)
-    if waiting is not None and left_out is not None and all(part.left_out <= left_out for part in waiting):
+    fields, left_out = checker.fields, still_untyped(checker.untyped, checker.fields)
+    if waiting is not None and all(part.left_out <= left_out for part in waiting):
         for part in waiting:
             writer.add(_grown(part.table, fields))
     else:
@@ -295,9 +295,8 @@ def ingest_rows(read: ReadRows, task: IngestTask, writer: BatchWriter, refusals:
         refusals.restart()
         checker = RowChecker(task, fields)
         for batch in _batches(read, task, checker, refusals):
-            writer.add(batch.table(fields, has_untyped=left_out != set()))
-        left_out = _left_out(checker)
-    return checker.result(writer, refusals, fields, left_out or ())
+            writer.add(batch.table(fields, has_untyped=bool(left_out)))
+    return checker.result(writer, refusals, fields, left_out)
 
 
 def _read_once(
@@ -307,23 +306,14 @@ def _read_once(
     waiting: list[_Waiting] | None = []
     bytes_held = 0
     for batch in _batches(read, task, checker, refusals):
-        left_out = _left_out(checker)
-        if waiting is None or left_out is None:
-            waiting = None
+        if waiting is None:
             continue
+        left_out = still_untyped(checker.untyped, checker.fields)
         waiting.append(_Waiting(batch.table(checker.fields, has_untyped=bool(left_out)), left_out))
         bytes_held += waiting[-1].table.nbytes
         if bytes_held > task.bytes_held or checker.next_row - task.first_row > task.rows_per_file:
             waiting = None
     return waiting
-
-
-def _left_out(checker: RowChecker) -> set[FieldPath] | None:
-    """Return the paths of arrays without a type; None if a later row contradicts one: reading again finds the row."""
-    try:
-        return still_untyped(checker.untyped, checker.fields)
-    except TypeConflictError:
-        return None
 
 
 def _grown(table: pa.Table, fields: ObjectType) -> pa.Table:
