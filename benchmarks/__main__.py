@@ -26,11 +26,12 @@ from benchmarks.limit import measure_limit
 from benchmarks.program import ServerDiedError
 from benchmarks.report import Line, machine, megabytes, seconds, show
 from benchmarks.server import running
+from benchmarks.shape import measure_shapes
 from benchmarks.tiny import measure_lines, measure_tiny
 from benchmarks.watch import measure_watch
 from profile_export.client import ClientError
 
-_SERVED = (*(export.name for export in EXPORTS), "tiny", "batches", "lines")
+_SERVED = (*(export.name for export in EXPORTS), "tiny", "batches", "lines", "shape")
 _NAMES = (
     *_SERVED,
     "jobs",
@@ -144,6 +145,8 @@ async def _measure(names: Sequence[str], setting: Setting, *, short: bool) -> li
             lines += await measure_batches(server, setting.folder, batches=batches, rows=rows)
         if "lines" in names:
             lines += await measure_lines(server, setting.folder, 4_000 if short else 50_000)
+        if "shape" in names:
+            lines += await measure_shapes(server, setting.folder, (1 if short else 10) * _MEGABYTE)
         lines += await measure(server, names, setting)
         server.check()
         return [

@@ -162,12 +162,12 @@ def in_place(rows: str, *, graph: str | None = None, moved: Sequence[Path] = ())
 
 
 def _leaf(leaf: Leaf, fields: ObjectType) -> str:
-    """Select a leaf in normal form as the union schema types it; null where the part does not know it."""
+    """Select a leaf as the union schema types it; null where the part does not know it."""
     found = _find(leaf.path, fields)
     if found is None:
         return f"CAST(NULL AS {_type_name(leaf.type)})"
     # Always cast: members of equal types may still differ in their order.
-    value = _normal("file." + ".".join(name(step) for step in leaf.path), found, 0)
+    value = "file." + ".".join(name(step) for step in leaf.path)
     return f"CAST({value} AS {_type_name(leaf.type)})"
 
 
@@ -176,57 +176,6 @@ def _find(path: FieldPath, fields: FieldType) -> FieldType | None:
     for step in path:
         kind = kind.fields.get(step) if isinstance(kind, ObjectType) else None
     return kind and without_empty(kind)
-
-
-def _normal(value: str, kind: FieldType, depth: int) -> str:
-    """Make objects without any value null inside a value that has one (S13); files may hold them.
-
-    What is written here is evaluated wherever a query mentions the leaf, so each operand is written once.
-    """
-    if not _may_hold_empty(kind):
-        return value
-    match kind:
-        case ObjectType(fields):
-            members = {
-                field: _normal_part(f"{value}.{name(field)}", member, depth)
-                for field, member in fields.items()
-            }
-            return (
-                f"struct_pack({', '.join(f'{name(field)} := {member}' for field, member in members.items())})"
-            )
-        case ArrayType(item):
-            return f"list_transform({value}, lambda i{depth}: {_normal_part(f'i{depth}', item, depth + 1)})"
-        case MapType(entry):
-            inner = _normal(f"e{depth}.value", entry, depth + 1)
-            pair = f"{{k: e{depth}.key, v: {inner}}}"
-            return f"map_from_entries(list_transform(map_entries({value}), lambda e{depth}: {pair}))"
-    return value
-
-
-def _normal_part(value: str, kind: FieldType, depth: int) -> str:
-    inner = _normal(value, kind, depth)
-    return f"CASE WHEN {_filled(value, kind)} THEN {inner} END" if isinstance(kind, ObjectType) else inner
-
-
-def _filled(value: str, kind: FieldType) -> str:
-    if isinstance(kind, ObjectType):
-        members = [_filled(f"{value}.{name(field)}", member) for field, member in kind.fields.items()]
-        return f"({' OR '.join(members)})"
-    return f"{value} IS NOT NULL"
-
-
-def _may_hold_empty(kind: FieldType) -> bool:
-    """Say whether a value in a file may hold an object without any value."""
-    match kind:
-        case ObjectType(fields):
-            return any(
-                isinstance(member, ObjectType) or _may_hold_empty(member) for member in fields.values()
-            )
-        case ArrayType(item):
-            return isinstance(item, ObjectType) or _may_hold_empty(item)
-        case MapType(value):
-            return _may_hold_empty(value)
-    return False
 
 
 _MOST_BUCKETS = 128

@@ -7,7 +7,7 @@ null, null order is always said, and whatever must be ordered is collected first
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import ibis
@@ -23,6 +23,7 @@ from profile_export.domain.schemas.types import (
     SEGMENT_MEMBERSHIP,
     TIME_SERIES_EVENTS,
     MapType,
+    ObjectType,
     identity_item_type,
     identity_map_type,
 )
@@ -34,9 +35,9 @@ from profile_export.engines.expression.nested import (
     map_of,
     merged_maps,
     merged_segments,
-    rebuilt,
     registered,
     trimmed,
+    with_objects,
 )
 from profile_export.engines.expression.tables import (
     EVENT_COLUMNS,
@@ -212,6 +213,9 @@ def _identities(shape: Shape, records: Rows | None, events: Rows | None) -> ir.T
 
 
 def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
+    leaves = {leaf.path: _leaf(profiles, leaf) for leaf in shape.record_leaves}
+    profiles, members = with_objects(profiles, shape.fields, leaves)
+
     def column(name: str, otherwise: ir.Value) -> ir.Value:
         return ibis.coalesce(profiles[name], otherwise) if name in profiles.columns else otherwise
 
@@ -242,23 +246,21 @@ def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
         "members": column("members", positions),
         "admitted": admitted,
     }
-    values = _values(shape, profiles)
+    values = _values(shape, profiles, members)
     named = {column: values[name] for name, column in output_columns(shape).items()}
     return profiles.select(*PROFILE, **columns, **named)
 
 
-def _values(shape: Shape, profiles: ir.Table) -> dict[str, ir.Value]:
-    members: dict[str, ir.Value] = {}
+def _values(shape: Shape, profiles: ir.Table, members: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+    values = dict(members)
     if shape.identities.type:
         state = profiles.state if "state" in profiles.columns else ibis.null("string")
-        members[IDENTITY_MAP] = _identity_map(profiles, state, shape.identities, linked=shape.linked)
-    leaves = {leaf.path: _leaf(profiles, leaf) for leaf in shape.record_leaves}
-    members |= rebuilt(shape.fields, leaves)
+        values[IDENTITY_MAP] = _identity_map(profiles, state, shape.identities, linked=shape.linked)
     if shape.events is not None:
-        members[TIME_SERIES_EVENTS] = (
+        values[TIME_SERIES_EVENTS] = (
             profiles.series if shape.has_events else ibis.null(ibis_type(shape.events.type))
         )
-    return members
+    return values
 
 
 def _leaf(profiles: ir.Table, leaf: Leaf) -> ir.Value:
@@ -397,13 +399,16 @@ def _attached_events(shape: Shape, selection: EventSelection, events: Rows) -> i
     if memberships and shape.segments_respelled:
         rows = _with_registered_segments(rows, memberships[0], events)
     values = {leaf.path: trimmed(rows[leaf.column], leaf.type, leaf.kept) for leaf in leaves}
-    members: dict[str, ir.Value] = {}
+    fields = selection.fields
     if shows:
-        members[IDENTITY_MAP] = _identity_map(rows, rows.authenticated_state, own, linked=shape.linked)
-    members |= rebuilt(selection.fields, values)
+        values[IDENTITY_MAP,] = _identity_map(rows, rows.authenticated_state, own, linked=shape.linked)
+        fields = ObjectType({IDENTITY_MAP: identity_map_type(own.any_members), **fields.fields})
+    rows, event = with_objects(
+        rows, ObjectType({"event": fields}), {("event", *path): value for path, value in values.items()}
+    )
     entry = {"time": rows.event_time, "id": rows.event_id, "dataset": rows.dataset, "place": rows.place}
     # Sorting columns come first, and of two events one differs: whatever is behind them is never compared.
-    sortable = ibis.struct(entry | {"event": filled_object(members)})
+    sortable = ibis.struct(entry | event)
     collected = rows.group_by(list(PROFILE)).agg(series=sortable.collect().sort(), attached=rows.count())
     return collected.mutate(series=collected.series.map(lambda item: item.event))
 

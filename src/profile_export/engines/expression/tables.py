@@ -7,10 +7,8 @@
 - `batches`: see `bound_batches`; `segments`: see `bound_segments`.
 - `namespaces`, `segment_namespaces`: spellings that were sent and differ from the registered one (S2).
 
-What binds `records` and `events` may rely on this about the data files, whichever format was uploaded: a map has at
-least one entry or is null; an entry has a value, and no map or object that is its value is without one. Only objects
-that are items of an array or members of an object within an array or map may be there without any value: ingestion
-keeps those of Parquet uploads as they came. Objects around leaves do not matter, since only leaves are read.
+What binds `records` and `events` may rely on the data files being in normal form, whichever format was uploaded:
+ingestion leaves no object or map without a value in them, also within arrays.
 """
 
 from __future__ import annotations

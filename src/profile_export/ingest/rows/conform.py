@@ -228,6 +228,8 @@ def accepted_type(
 def conform(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
     """Return a column as `arrow_type(target)`; values that do not fit are refused at their rows and come out null.
 
+    So do objects without any value (S13), wherever they are.
+
     Args:
         column: Any type that `accepted_type` let through for `target`; members that it has no type for are left out.
         target: What the field is stored as.
@@ -278,17 +280,6 @@ def plain_values(column: pa.Array) -> pa.Array:
     return column
 
 
-def is_absent(column: pa.Array) -> pa.Array:
-    """Say of each value of a conformed column whether it is absent: null, or an object without a value (S13)."""
-    absent = column.is_null()
-    if not pa.types.is_struct(column.type):
-        return absent
-    nothing_inside = pa.array([True] * len(column), pa.bool_())
-    for member in column.flatten():
-        nothing_inside = pc.and_(nothing_inside, is_absent(member))
-    return pc.or_(absent, nothing_inside)
-
-
 # --- Objects and maps ---
 
 
@@ -301,7 +292,11 @@ def _object(column: pa.Array, target: ObjectType, place: Place) -> pa.Array:
         else pa.nulls(len(column), arrow_type(member))
         for name, member in target.fields.items()
     ]
-    return pa.StructArray.from_arrays(members, fields=list(stored), mask=column.is_null())
+    # An object without any value is the same as none (S13), and the members of none have no value.
+    empty = pa.array([True] * len(column), pa.bool_())
+    for member in members:
+        empty = pc.and_(empty, member.is_null())
+    return pa.StructArray.from_arrays(members, fields=list(stored), mask=empty)
 
 
 def _map(column: pa.Array, value: FieldType, place: Place) -> pa.Array:
@@ -310,7 +305,7 @@ def _map(column: pa.Array, value: FieldType, place: Place) -> pa.Array:
     keys, values = column.flatten().flatten()
     inside = place.items("*", parents)
     keys, values = conform(keys, TEXT, inside), conform(values, value, inside)
-    kept = pc.invert(is_absent(values))
+    kept = values.is_valid()
     keys, values, parents = keys.filter(kept), values.filter(kept), parents.filter(kept)
     _refuse_repeated_keys(keys, parents, place.items("*", parents))
     return _map_array(keys, values, parents, len(column))
@@ -319,7 +314,7 @@ def _map(column: pa.Array, value: FieldType, place: Place) -> pa.Array:
 def _map_of_object(column: pa.Array, value: FieldType, place: Place) -> pa.Array:
     names = [field.name for field in column.type]
     members = [conform(member, value, place.member("*")) for member in column.flatten()]
-    kept = [pc.invert(is_absent(member)).to_pylist() for member in members]
+    kept = [member.is_valid().to_pylist() for member in members]
     rows, count = len(column), len(names)
     chosen = [(row, name) for row in range(rows) for name in range(count) if kept[name][row]]
     return _map_array(
