@@ -13,7 +13,7 @@ from benchmarks.server import Server
 from profile_export.client import Client, DatasetKind, Events, IdentityField
 
 _HOLD = "≤ 3x"
-_LEVELS = 62
+_LEVELS = 61
 """Objects within objects: with the field and the item that hold them, as many as an upload takes."""
 _NAMES = 900
 """Names in one object, as many as the bytes of an event take."""
@@ -24,17 +24,17 @@ def _flat(row: int) -> dict[str, Any]:
     return {f"field{number}": f"value {row}" for number in range(_FLAT)}
 
 
-def _within(levels: int, value: Any, wrap: Callable[[int, Any], Any]) -> Any:
+def _within(levels: int, value: Any, wrap: Callable[[int, Any], Any]) -> dict[str, Any]:
     for level in reversed(range(levels)):
         value = wrap(level, value)
-    return value
+    return {"within": value}
 
 
 def _deep(row: int) -> dict[str, Any]:
     """Objects within objects, each with a text beside the next."""
     return _within(
         _LEVELS, {"end": f"value {row}"}, lambda level, inner: {f"in{level}": inner, "text": f"{row}"}
-    )  # type: ignore[no-any-return]
+    )
 
 
 def _wide(row: int) -> dict[str, Any]:
@@ -42,19 +42,19 @@ def _wide(row: int) -> dict[str, Any]:
 
 
 def _deep_and_wide(row: int) -> dict[str, Any]:
-    return _within(_LEVELS - 1, _wide(row), lambda level, inner: {f"{level}": inner})  # type: ignore[no-any-return]
+    return _within(_LEVELS - 1, _wide(row), lambda level, inner: {f"{level}": inner})
 
 
 def _items(row: int) -> dict[str, Any]:
     """Arrays of objects within arrays of objects."""
     return _within(
         _LEVELS // 2, {"end": f"value {row}"}, lambda level, inner: {f"in{level}": [inner], "text": f"{row}"}
-    )  # type: ignore[no-any-return]
+    )
 
 
 def _arrays(row: int) -> dict[str, Any]:
     """Arrays within arrays, with objects at the end."""
-    return {"rows": _within(_LEVELS - 3, {"end": f"value {row}"}, lambda _level, inner: [inner])}
+    return _within(_LEVELS - 3, {"end": f"value {row}"}, lambda _level, inner: [inner])
 
 
 _SHAPES: Mapping[str, Callable[[int], dict[str, Any]]] = {
