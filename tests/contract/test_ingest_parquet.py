@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,10 +130,57 @@ def test_arrow_types_have_their_field_types(
     assert [value.get("f") for value in uploader.values(result)] == stored
 
 
-def test_nanoseconds_are_cut_off(uploader: Uploader) -> None:
-    result = uploader.ingest(people(f=pa.array([1_999], pa.timestamp("ns"))), CRM)
+def test_nanoseconds_are_taken_where_none_is_lost(uploader: Uploader) -> None:
+    result = uploader.ingest(people(f=pa.array([-1_000], pa.timestamp("ns"))), CRM)
 
-    assert uploader.values(result)[0]["f"] == datetime(1970, 1, 1, 0, 0, 0, 1, tzinfo=UTC)
+    assert uploader.values(result)[0]["f"] == datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+    assert uploader.reasons(people(2, f=pa.array([2_000, -1_999], pa.timestamp("ns"))), CRM) == [
+        "2: The field 'f' has digits behind the microsecond, which would be lost: round it to six."
+    ]
+
+
+@pytest.mark.parametrize("known", [TEXT, LONG])
+def test_a_decimal_without_a_fraction_is_an_identity(uploader: Uploader, known: FieldType) -> None:
+    ids = pa.array([Decimal("7.00"), Decimal("-120000.00")], pa.decimal128(38, 2))
+
+    task = replace(uploader.task(pa.table({"crmId": ids}), CRM), fields=ObjectType({"crmId": known}))
+    result = ingest(task)
+
+    assert [row["_identity"] for row in uploader.rows(result)] == ["7", "-120000"]
+    assert result.fields.fields["crmId"] == known
+
+
+def test_a_decimal_of_38_digits_is_an_identity(uploader: Uploader) -> None:
+    ids = pa.array([Decimal(10**37 + 1), Decimal(7)], pa.decimal128(38, 0))
+
+    result = uploader.ingest(pa.table({"crmId": ids}), CRM)
+
+    assert [row["crmId"] for row in uploader.rows(result)] == [str(10**37 + 1), "7"]
+
+
+def test_no_other_number_is_an_identity(uploader: Uploader) -> None:
+    decimals = pa.table({"crmId": pa.array([Decimal("7.00"), Decimal("7.50")], pa.decimal128(9, 2))})
+    doubles = pa.table({"crmId": [7.0]})
+
+    assert uploader.reasons(decimals, CRM) == [
+        "2: The field 'crmId' is a decimal with a fraction, but an identity is text or an integer."
+    ]
+    [error] = uploader.refused(doubles, CRM)
+    assert "'crmId' is double, but it is known as string" in error.message
+
+
+def test_a_decimal_in_an_identity_map_is_an_identity(uploader: Uploader) -> None:
+    item = pa.struct([("id", pa.decimal128(9, 2)), ("primary", pa.bool_())])
+    maps = [[("A", [{"id": Decimal(text), "primary": True}])] for text in ("7.00", "7.50")]
+    sent = pa.table({"identityMap": pa.array(maps, pa.map_(pa.string(), pa.list_(item)))})
+
+    reasons = uploader.reasons(sent, CRM)
+    result = uploader.ingest(sent, CRM, max_bad_records=1)
+
+    assert reasons == [
+        "2: The field 'identityMap.A[].id' is a decimal with a fraction, but an identity is text or an integer."
+    ]
+    assert [row["_identity"] for row in uploader.rows(result)] == ["7"]
 
 
 def test_lists_of_nulls_are_left_out_unless_the_dataset_knows_their_items(uploader: Uploader) -> None:
@@ -260,7 +308,7 @@ def test_a_column_that_contradicts_a_known_type_is_refused(
             [["2024-01-01"], None, [], ["2024-01-01", "x"]],
             pa.list_(pa.string()),
             ArrayType(DATE),
-            "4: The field 'f[]' is 'x', not a date such as 2026-01-31.",
+            "4: The field 'f[]' is 'x', which is not a date such as 2026-01-31.",
         ),
         (
             [None, [("k", [1.0]), ("l", [2.0, math.inf])]],
@@ -520,7 +568,7 @@ def test_events_have_their_id_and_time(uploader: Uploader) -> None:
         ({"timestamp": [1, 2]}, ["None: The field 'timestamp' is long, but it is known as timestamp."]),
         (
             {"timestamp": ["2024-01-01T12:00:00Z", "noon"]},
-            ["2: The field 'timestamp' is 'noon', not an instant"],
+            ["2: The field 'timestamp' is 'noon', which is not an instant"],
         ),
     ],
 )
@@ -695,3 +743,37 @@ def test_an_instant_in_another_zone_is_stored_in_utc(uploader: Uploader) -> None
     result = uploader.ingest(people(f=pa.array([there], pa.timestamp("us", "+01:00"))), CRM)
 
     assert uploader.values(result)[0]["f"] == NOON
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("use_dictionary", [True, False])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_page_whose_checksum_is_wrong_is_refused(
+    uploader: Uploader, version: str, *, use_dictionary: bool, compression: str
+) -> None:
+    table = pa.table({"crmId": [f"{number % 40:04}" for number in range(3_000)], "n": range(3_000)})
+    written = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        written,
+        compression=compression,
+        use_dictionary=use_dictionary,
+        data_page_version=version,
+        data_page_size=1_024,
+        write_page_checksum=True,
+    )
+    sound = written.getvalue().to_pybytes()
+    metadata = pq.ParquetFile(pa.BufferReader(sound)).metadata
+    chunks = [metadata.row_group(0).column(place) for place in range(2)]
+    # the last bytes of each column are those of the last page; the dictionary, if there is one, begins it
+    places = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+    ends = [start + chunk.total_compressed_size - 1 for start, chunk in zip(places, chunks, strict=True)]
+    behind_headers = [start + 100 for start in places]
+
+    assert uploader.ingest(sound, CRM, upload_format="parquet", rows_per_file=10_000).rows == 3_000
+    for place in (*ends, *behind_headers):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1
+        [error] = uploader.refused(bytes(damaged), CRM, upload_format="parquet", max_bad_records=3_000)
+        assert (error.row, error.code) == (None, "FILE_INVALID")
+        assert "The file is not sound Parquet: " in error.message

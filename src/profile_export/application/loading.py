@@ -468,7 +468,6 @@ class Loading:
             first_row=first_row,
             max_bad_records=sent.upload.max_bad_records,
             max_row_bytes=self.limits.of(dataset.kind),
-            declared=frozenset(declared.path for declared in dataset.declared_fields),
             rules=schema.rules,
             bytes_held=self.expense.bytes_held,
         )

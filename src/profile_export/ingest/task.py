@@ -18,8 +18,7 @@ class IngestTask:
 
     `source` is the upload as it was sent, in the `format` `json_lines`, `json_array`, `csv` or `parquet`; `folder` is
     an empty or missing folder for the files of this attempt. `fields` are those of the dataset as known now, built-in
-    and declared ones included; `identity_fields` are the ones it declares, `declared` the paths whose types its owner
-    declared. A file gets at most `rows_per_file` rows.
+    and declared ones included; `identity_fields` are the ones it declares. A file gets at most `rows_per_file` rows.
 
     Up to `max_bad_records` rows may be rejected, among them those of more than `max_row_bytes`; the others are numbered
     from `first_row` without gaps. `rules` is the text of the rules that every record keeps, empty for none. About
@@ -37,7 +36,6 @@ class IngestTask:
     max_bad_records: int = 0
     first_row: int = 0
     max_row_bytes: int = 100_000
-    declared: frozenset[FieldPath] = frozenset()
     rules: str = ""
     bytes_held: int = 256 * 2**20
 

@@ -124,7 +124,12 @@ def write_data_file(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -
     """
     rows = 0
     with pq.ParquetWriter(
-        path, schema, compression="zstd", write_statistics=True, store_schema=False
+        path,
+        schema,
+        compression="zstd",
+        write_statistics=True,
+        write_page_checksum=True,
+        store_schema=False,
     ) as writer:
         for table in tables:
             writer.write_table(table.sort_by(_SORTED_BY), row_group_size=_rows_per_group(table))
@@ -142,7 +147,7 @@ def open_data_file(path: Path) -> pq.ParquetFile:
         OSError: The disk failed, or the file is gone.
         ArrowInvalid: It is damaged.
     """
-    return pq.ParquetFile(path, schema_depth_limit=_MOST_SCHEMA_LEVELS)
+    return pq.ParquetFile(path, schema_depth_limit=_MOST_SCHEMA_LEVELS, page_checksum_verification=True)
 
 
 def footer_of(path: Path) -> pq.FileMetaData:

@@ -68,7 +68,7 @@ class _ScalarTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScalarType
     SCALAR_TYPE_DATE: _ScalarType.ValueType  # 5
     """A day without time zone. In JSON `2026-01-31`."""
     SCALAR_TYPE_TIMESTAMP: _ScalarType.ValueType  # 6
-    """An instant in UTC with microseconds. In JSON RFC 3339 with an offset."""
+    """An instant in UTC with microseconds. As text RFC 3339 or what databases write, with an offset."""
 
 class ScalarType(_ScalarType, metaclass=_ScalarTypeEnumTypeWrapper):
     """ScalarType is the type of a single value."""
@@ -86,7 +86,7 @@ SCALAR_TYPE_DOUBLE: ScalarType.ValueType  # 4
 SCALAR_TYPE_DATE: ScalarType.ValueType  # 5
 """A day without time zone. In JSON `2026-01-31`."""
 SCALAR_TYPE_TIMESTAMP: ScalarType.ValueType  # 6
-"""An instant in UTC with microseconds. In JSON RFC 3339 with an offset."""
+"""An instant in UTC with microseconds. As text RFC 3339 or what databases write, with an offset."""
 Global___ScalarType: _TypeAlias = ScalarType  # noqa: Y015
 
 @_typing.final

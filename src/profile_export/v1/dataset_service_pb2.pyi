@@ -38,8 +38,7 @@ class _UploadFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UploadFo
     """One JSON array of objects, UTF-8."""
     UPLOAD_FORMAT_CSV: _UploadFormat.ValueType  # 3
     """CSV with a header, UTF-8. Dotted names nest, blanks around names and values are trimmed, an empty cell is
-    absent, values are text unless their type is known. An instant of a declared field may lack its offset and is
-    then read as UTC; a cell of an array, map or object holds JSON.
+    absent, values are text unless their type is known. A cell of an array, map or object holds JSON.
     """
     UPLOAD_FORMAT_PARQUET: _UploadFormat.ValueType  # 4
     """One Parquet file, with nesting. Its types are taken as they are."""
@@ -55,8 +54,7 @@ UPLOAD_FORMAT_JSON_ARRAY: UploadFormat.ValueType  # 2
 """One JSON array of objects, UTF-8."""
 UPLOAD_FORMAT_CSV: UploadFormat.ValueType  # 3
 """CSV with a header, UTF-8. Dotted names nest, blanks around names and values are trimmed, an empty cell is
-absent, values are text unless their type is known. An instant of a declared field may lack its offset and is
-then read as UTC; a cell of an array, map or object holds JSON.
+absent, values are text unless their type is known. A cell of an array, map or object holds JSON.
 """
 UPLOAD_FORMAT_PARQUET: UploadFormat.ValueType  # 4
 """One Parquet file, with nesting. Its types are taken as they are."""

@@ -12,14 +12,14 @@ none either: where a field is known as something else, it is absent, so that the
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from collections.abc import Callable, Mapping
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
 from profile_export.domain.catalog.batches import OWN_COLUMNS
 from profile_export.domain.errors import Reason
+from profile_export.domain.schemas.instants import parse_day, parse_instant
 from profile_export.domain.schemas.types import (
     BOOLEAN,
     DOUBLE,
@@ -56,11 +56,6 @@ _TEXT, _DOUBLE, _BOOLEAN = ScalarKind.TEXT, ScalarKind.DOUBLE, ScalarKind.BOOLEA
 _MOST_SHOWN = 40
 RESERVED = {name.casefold(): name for name in (*OWN_COLUMNS, TIME_SERIES_EVENTS)}
 _ALWAYS_MAPS = {IDENTITY_MAP: IDENTITY_MAP_TYPE, SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE}
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_INSTANT = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?"
-    r"([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
-)
 
 
 class ValueRefusedError(Exception):
@@ -266,36 +261,22 @@ def _check_text(value: str, path: FieldPath) -> None:
         raise ValueRefusedError(path, "holds half of a surrogate pair, which is not text") from None
 
 
-def _text_as(value: str, known: FieldType, path: FieldPath) -> str | date | datetime:
+def _text_as(value: str, known: FieldType, path: FieldPath) -> str | date:
     match known:
         case Scalar(ScalarKind.TEXT):
             return value
         case Scalar(ScalarKind.TIMESTAMP):
-            return _parse_instant(value, path)
+            return _read(parse_instant, value, path)
         case Scalar(ScalarKind.DATE):
-            return _parse_date(value, path)
+            return _read(parse_day, value, path)
     raise TypeConflictError(path, known, TEXT)
 
 
-def _parse_instant(value: str, path: FieldPath) -> datetime:
-    """Read an instant as RFC 3339 writes it, cut to microseconds; ValueRefusedError for anything else."""
+def _read(read: Callable[[str], date], value: str, path: FieldPath) -> date:
     try:
-        if _INSTANT.fullmatch(value):
-            return datetime.fromisoformat(value.upper()).astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass  # a 30th of February, or an offset that leads out of the calendar
-    raise ValueRefusedError(
-        path, f"is {_shown(value)}, not an instant with an offset such as 2026-01-31T09:30:00Z (RFC 3339)"
-    )
-
-
-def _parse_date(value: str, path: FieldPath) -> date:
-    try:
-        if _DATE.fullmatch(value):
-            return date.fromisoformat(value)
-    except ValueError:
-        pass  # a 30th of February
-    raise ValueRefusedError(path, f"is {_shown(value)}, not a date such as 2026-01-31")
+        return read(value)
+    except ValueError as error:
+        raise ValueRefusedError(path, f"is {_shown(value)}, which {error}") from None
 
 
 def _number_as(value: float | Decimal, known: FieldType, path: FieldPath) -> float | int | Decimal:

@@ -43,7 +43,6 @@ _BLANKS = " \t"
 _LINE_END = b"\r\n"
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _TRUTHS = {"true": True, "false": False}
-_WITHOUT_OFFSET = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ Tt]([0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?)")
 
 _Cell = Callable[[str], Any]
 """What a cell that is not empty holds; raises a ValueRefusedError."""
@@ -208,7 +207,7 @@ def _columns(names: list[str], task: IngestTask) -> list[_Column]:
             raise FileRefusedError(message)
         values.add(path)
         objects.update(path[:depth] for depth in range(1, len(path)))
-        read = _cell_reader(type_at(fields, path), path, decoder, is_declared=path in task.declared)
+        read = _cell_reader(type_at(fields, path), path, decoder)
         columns.append(_Column(path[:-1], path[-1], read))
     both = sorted(values & objects)
     if both:
@@ -237,14 +236,10 @@ def _record(cells: list[str], columns: list[_Column]) -> dict[str, Any] | ValueR
     return record
 
 
-def _cell_reader(
-    known: FieldType | None, path: FieldPath, decoder: json.JSONDecoder, *, is_declared: bool
-) -> _Cell | None:
+def _cell_reader(known: FieldType | None, path: FieldPath, decoder: json.JSONDecoder) -> _Cell | None:
     match known:
-        case None | Scalar(ScalarKind.TEXT | ScalarKind.DATE):
+        case None | Scalar(ScalarKind.TEXT | ScalarKind.DATE | ScalarKind.TIMESTAMP):
             return None  # what is made of text is said elsewhere
-        case Scalar(ScalarKind.TIMESTAMP):
-            return _with_offset if is_declared else None
         case Scalar(ScalarKind.BOOLEAN):
             return lambda text: _boolean(text, path)
         case Scalar(ScalarKind.DOUBLE):
@@ -252,12 +247,6 @@ def _cell_reader(
         case Scalar() | DecimalType():
             return lambda text: _number(text, path, exact_number)
     return lambda text: _json(text, path, decoder)
-
-
-def _with_offset(text: str) -> str:
-    """Read an instant without an offset as UTC: its field was declared, so somebody knows what it holds."""
-    found = _WITHOUT_OFFSET.fullmatch(text)
-    return f"{found[1]}T{found[2]}Z" if found else text
 
 
 def _boolean(text: str, path: FieldPath) -> bool:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -85,7 +86,7 @@ def judged_schema(task: IngestTask) -> pa.Schema:
         tail = source.read()
         if tail.endswith(_MAGIC):
             _judge(int.from_bytes(tail[:4], "little"), MOST_FOOTER_BYTES, "a footer of {} bytes")
-    with _refusing_unsound(task), pq.ParquetFile(task.source, coerce_int96_timestamp_unit="us") as file:
+    with _refusing_unsound(task), _opened(task) as file:
         _judge(file.metadata.num_columns, MOST_COLUMNS, "{} columns")
         _judge(file.metadata.num_row_groups, MOST_ROW_GROUPS, "{} row groups")
         _judge_values(file.metadata, task.max_row_bytes)
@@ -118,8 +119,13 @@ def _has_dictionaries(schema: pa.Schema) -> bool:
     return any("dictionary" in str(found) for found in schema.types)
 
 
+def _opened(task: IngestTask) -> pq.ParquetFile:
+    # A page that was damaged on its way may still be read, as other values, where nobody looks at its checksum.
+    return pq.ParquetFile(task.source, coerce_int96_timestamp_unit="us", page_checksum_verification=True)
+
+
 def _slices(task: IngestTask, most_bytes: int) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(task.source, coerce_int96_timestamp_unit="us") as file:
+    with _opened(task) as file:
         batches = file.iter_batches(_rows_at_once(file.metadata, most_bytes, task.max_row_bytes))
         while True:
             with _refusing_unsound(task):
@@ -457,10 +463,23 @@ def _identity_maps(sent: pa.Array | None, count: int) -> list[Any]:
     """Return `identityMap` of every row as JSON would have it."""
     if sent is None:
         return [None] * count
+    maps = sent.to_pylist()
     # A namespace twice in a row: its items are told apart by no reader, so they count as one list.
     if pa.types.is_map(sent.type):
-        return [None if entries is None else _joined(entries) for entries in sent.to_pylist()]
-    return list(sent.to_pylist())
+        maps = [None if entries is None else _joined(entries) for entries in maps]
+    return [_with_integers(identity_map) for identity_map in maps]
+
+
+def _with_integers(value: Any) -> Any:
+    """Return what `identityMap` holds with an integer for each decimal without a fraction (S1)."""
+    match value:
+        case dict():
+            return {name: _with_integers(member) for name, member in value.items()}
+        case list():
+            return [_with_integers(item) for item in value]
+        case Decimal() if value == int(value):
+            return int(value)
+    return value
 
 
 def _joined(entries: list[tuple[str, list[Any] | None]]) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -141,7 +142,11 @@ def is_list(found: pa.DataType) -> bool:
 _SECONDS = (-62_135_596_800, 253_402_300_800)  # from 0001-01-01T00:00:00Z to before 10000-01-01T00:00:00Z
 _DAYS = (-719_162, 2_932_896)
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6}  # nanoseconds reach from 1677 to 2262 only
+_LONGS = tuple(
+    pa.scalar(Decimal(bound), pa.decimal128(MAX_DECIMAL_DIGITS, 0)) for bound in (-(2**63), 2**63 - 1)
+)
 _MAX_LONG = pa.scalar(2**63 - 1, pa.uint64())
+_TOO_FINE = "has digits behind the microsecond, which would be lost: round it to six"
 _OUTSIDE_YEARS = "is outside the years 1 to 9999"
 
 Refused = dict[int, ValueRefusedError | TypeConflictError]
@@ -202,7 +207,7 @@ def accepted_type(
 ) -> FieldType:
     """Return the type that a column is stored as: that of both, where a known type takes what is no conflict.
 
-    A known instant or date takes text, a known map an object, a declared identity field an integer.
+    A known instant or date takes text, a known map an object, a declared identity field an integer or a decimal.
 
     Raises:
         TypeConflictError: The types do not go together.
@@ -218,8 +223,9 @@ def accepted_type(
             for member in members.values():
                 value = accepted_type(value, member, (*path, "*"), identity_paths)
             return MapType(value)
+    is_integer = found == LONG or isinstance(found, DecimalType)
     if (known in (TIMESTAMP, DATE) and found == TEXT) or (
-        (known, found) == (TEXT, LONG) and path in identity_paths
+        path in identity_paths and known in (TEXT, LONG) and is_integer
     ):
         return known
     return union_types(known, found, path)
@@ -378,9 +384,23 @@ def _scalar(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
     if pa.types.is_floating(found):
         column = column.cast(pa.float64())
         column = _without(column, pc.invert(pc.is_finite(column)), "is NaN or infinite", place)
+    if pa.types.is_decimal(found) and target in {TEXT, LONG}:
+        return _whole(column, target, place)
     if pa.types.is_decimal(found) and target == DOUBLE:
         column = column.cast(pa.string())  # Arrow's own cast misses the nearest double for one value in eight
     return column.cast(arrow_type(target))
+
+
+def _whole(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
+    """Return the decimals of an identity field, which are integers if they have no fraction (S1)."""
+    whole = pc.trunc(column)
+    complaint = "is a decimal with a fraction, but an identity is text or an integer"
+    whole = _without(whole, pc.not_equal(column, whole), complaint, place, Reason.IDENTITY_INVALID)
+    whole = whole.cast(pa.decimal128(MAX_DECIMAL_DIGITS, 0))
+    if target == LONG:
+        outside = pc.or_(pc.less(whole, _LONGS[0]), pc.greater(whole, _LONGS[1]))
+        whole = _without(whole, outside, "is not an integer of 64 bits", place)
+    return whole.cast(arrow_type(target))
 
 
 def _integers(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
@@ -404,12 +424,18 @@ def _dates(column: pa.Array, place: Place) -> pa.Array:
 
 def _instants(column: pa.Array, place: Place) -> pa.Array:
     per_second = _PER_SECOND.get(column.type.unit)
-    if per_second:
+    if not per_second:
+        nanoseconds = column.cast(pa.int64())
+        lost = pc.not_equal(pc.multiply(pc.divide(nanoseconds, 1_000), 1_000), nanoseconds)
+        column = _without(
+            column, lost, "has digits behind the microsecond, which would be lost: round it to six", place
+        )
+    else:
         number = column.cast(pa.int64())
         low, high = (second * per_second for second in _SECONDS)
         outside = pc.or_(pc.less(number, low), pc.greater_equal(number, high))
         column = _without(column, outside, _OUTSIDE_YEARS, place)
-    # A time without a zone is read as UTC; nanoseconds are cut off.
+    # A column without a zone is read as UTC.
     return column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(INSTANT)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from enum import IntEnum
 from functools import lru_cache
 from itertools import accumulate, groupby
@@ -278,19 +279,19 @@ def _invalid(path: FieldPath, complaint: str) -> ValueRefusedError:
     return ValueRefusedError(path, complaint, Reason.IDENTITY_INVALID)
 
 
+_KINDS = {
+    str: "string",
+    bool: "boolean",
+    dict: "object",
+    list: "array",
+    int: "double",
+    float: "double",
+    Decimal: "a decimal with a fraction",
+}
+
+
 def _kind(value: object) -> str:
-    match value:
-        case str():
-            return "string"
-        case bool():
-            return "boolean"
-        case dict():
-            return "object"
-        case list():
-            return "array"
-        case int() | float():
-            return "double"
-    return type(value).__name__
+    return _KINDS.get(type(value), type(value).__name__)
 
 
 class DeclaredColumn(NamedTuple):
