@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select
 
-from profile_export.domain.catalog.batches import DataFile
+from profile_export.domain.catalog.batches import BatchState, DataFile
 from profile_export.domain.errors import FailedPreconditionError, NotFoundError
 from profile_export.domain.export.plan import ExportCounts, ExportPlan, plan_export
 from profile_export.domain.export.receipt import Receipt
-from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
+from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest, WriteMode
 from profile_export.domain.export.selection import SegmentFilter
 from profile_export.domain.job import JobError, Phase, Progress
 from profile_export.domain.merging.policy import BUILT_IN_POLICY
@@ -25,10 +27,12 @@ from profile_export.runner.worker import ReceiptWriter
 from profile_export.store.db.columns import Json
 from profile_export.store.db.tables import receipts
 from profile_export.store.files.batches import Receipts
+from profile_export.store.files.folders import DroppedFolders
 from profile_export.store.jobs.attempts import Claim, RangeDone
 from profile_export.store.jobs.jobs import NewJob
 from tests.contract.test_store import TENANT, UNION, Store, facts
 from tests.databases import Place
+from tests.pages import page_of
 
 COMMITTING = Progress(Phase.COMMIT, 1, 1, 1)
 SEGMENTS = (SegmentFilter("gold"), SegmentFilter("silver"))
@@ -44,11 +48,13 @@ class Exports:
         self.writer = ReceiptWriter(self.receipts, self.lake)
         self.source = ""
 
-    async def claimed(self, **request: Any) -> tuple[Claim, ExportPlan]:
+    async def claimed(
+        self, destination: str = "", name: str = "a", **request: Any
+    ) -> tuple[Claim, ExportPlan]:
         """Begin a job and pin its plan; its batches are named `a`, `b` and so on, behind the destination's id."""
-        destination = await self.store.dataset(UNION)
+        destination = destination or await self.store.dataset(UNION)
         asked = ExportRequest(destination, policy_id=BUILT_IN_POLICY.id, **request)
-        names = "ab"[: len(asked.segments)] if asked.segment_per_batch else "a"
+        names = "ab"[: len(asked.segments)] if asked.segment_per_batch else name
         folders = {f"{destination}-{name}": f"{destination}/{name}" for name in names}
         await self.store.jobs.create(TENANT, NewJob(BoundRequest(asked, BUILT_IN_POLICY), "", folders))
         claim = await self.store.attempts.claim("worker")
@@ -61,9 +67,9 @@ class Exports:
         await self.store.attempts.record_range(claim.fence, done, COMMITTING)
         return claim, plan
 
-    async def exported(self, **request: Any) -> list[str]:
+    async def exported(self, destination: str = "", name: str = "a", **request: Any) -> list[str]:
         """Carry a job out; return its batches."""
-        claim, plan = await self.claimed(**request)
+        claim, plan = await self.claimed(destination, name, **request)
         await self.store.attempts.commit(claim.fence)
         return list(plan.batch_ids)
 
@@ -115,6 +121,74 @@ async def test_every_segment_that_has_a_batch_has_a_receipt(exports: Exports) ->
     assert all("'gold'" in receipt.notes[0] and "'silver'" in receipt.notes[1] for receipt in found)
 
 
+async def test_an_export_that_replaces_hides_what_was_there_at_the_moment_when_it_counts(
+    exports: Exports,
+) -> None:
+    # given two batches of a destination, and one of another
+    store, batches = exports.store, exports.store.batches
+    out = await store.dataset(UNION)
+    old = [*await exports.exported(out, "a"), *await exports.exported(out, "b")]
+    [elsewhere] = await exports.exported()
+    page = page_of(10)
+
+    async def counting() -> list[str]:
+        return [batch.id for batch in (await batches.list_batches(TENANT, out, page)).items]
+
+    # when a job that replaces runs, is cancelled, and another one and one that appends succeed
+    given_up, _ = await exports.claimed(out, "c", mode=WriteMode.REPLACE)
+    await store.jobs.cancel(TENANT, given_up.job.id, "me", "")
+    await store.attempts.let_go(given_up.fence)
+    claim, plan = await exports.claimed(out, "d", mode=WriteMode.REPLACE)
+    assert await counting() == old
+    await store.attempts.commit(claim.fence)
+    assert await counting() == [plan.batch_id]
+    [added] = await exports.exported(out, "e")
+
+    # then the old batches are hidden for good, and batches, job and receipt say what has replaced what
+    assert await counting() == [plan.batch_id, added]
+    for batch_id in old:
+        batch = await batches.get_batch(TENANT, batch_id)
+        assert (batch.state, batch.replaced_by) == (BatchState.REPLACED, claim.job.id)
+        assert batch.state_reason == f"Replaced by the export job {claim.job.id}."
+        with pytest.raises(FailedPreconditionError, match="REPLACED"):
+            await exports.receipts.get(TENANT, batch_id)
+        with pytest.raises(FailedPreconditionError, match="REPLACED"):
+            await batches.revert(TENANT, batch_id, "")
+    receipt = (await exports.receipts.get(TENANT, plan.batch_id)).receipt
+    note = f"It has replaced 2 batches, the newest of them '{old[1]}'."
+    assert (receipt.replaced_batches, receipt.notes) == (tuple(old), (note,))
+    assert (await store.jobs.get(TENANT, claim.job.id)).job.notes == (note,)
+    assert (await batches.get_batch(TENANT, elsewhere)).state is BatchState.SUCCEEDED
+    assert (await exports.receipts.get(TENANT, added)).receipt.replaced_batches == ()
+    # and their files may go once whoever downloads them has had his time
+    dropped = DroppedFolders(store.database)
+    assert {f"{out}/a", f"{out}/b"} <= set(await dropped.due(timedelta()))
+    assert not {f"{out}/a", f"{out}/b"} & set(await dropped.due(timedelta(hours=1)))
+    # and a revert of what has replaced them brings none of them back
+    await batches.revert(TENANT, plan.batch_id, "")
+    assert await counting() == [added]
+
+
+async def test_of_two_exports_that_replace_at_once_the_later_commit_stays_whole(exports: Exports) -> None:
+    out = await exports.store.dataset(UNION)
+    [old] = await exports.exported(out, "o")
+    several: dict[str, Any] = {"mode": WriteMode.REPLACE, "segments": SEGMENTS, "segment_per_batch": True}
+    early, of_segments = await exports.claimed(out, **several)
+    late, plan = await exports.claimed(out, "l", mode=WriteMode.REPLACE)
+
+    await asyncio.gather(*(exports.store.attempts.commit(claim.fence) for claim in (early, late)))
+
+    ends = [
+        await exports.store.batches.get_batch(TENANT, id_) for id_ in (*of_segments.batch_ids, plan.batch_id)
+    ]
+    *first, second = ends
+    won_late = second.state is BatchState.SUCCEEDED
+    assert {batch.state for batch in first} == {BatchState.REPLACED if won_late else BatchState.SUCCEEDED}
+    assert (await exports.store.batches.get_batch(TENANT, old)).replaced_by in {early.job.id, late.job.id}
+    replaced = {batch.replaced_by for batch in first}
+    assert (replaced, second.replaced_by) == (({late.job.id}, None) if won_late else ({None}, early.job.id))
+
+
 @pytest.mark.parametrize("end", ["cancelled", "failed", "retried", "still running"])
 async def test_a_job_that_has_not_succeeded_has_no_receipt(exports: Exports, end: str) -> None:
     claim, plan = await exports.claimed()
@@ -147,9 +221,10 @@ async def test_an_upload_has_no_receipt_and_one_that_was_taken_back_none_any_mor
 
 async def test_receipts_are_put_on_the_disk_byte_for_byte_and_once(exports: Exports) -> None:
     # given two jobs whose process has died before it wrote anything
+    requests: list[dict[str, Any]] = [{}, {"segments": SEGMENTS, "segment_per_batch": True}]
     stored = [
         await exports.receipts.get(TENANT, batch_id)
-        for request in ({}, {"segments": SEGMENTS, "segment_per_batch": True})
+        for request in requests
         for batch_id in await exports.exported(**request)
     ]
 
@@ -205,7 +280,7 @@ async def test_the_json_says_what_the_page_about_the_output_says(exports: Export
     assert stored.document.startswith(b'{\n  "form": 1,\n  "batch_id": ')
     assert list(told) == [
         "form", "batch_id", "dataset_id", "commit_time", "job_id", "attempt", "request", "policy", "segment",
-        "input_batches", "files", "phases", "metrics", "notes",
+        "input_batches", "files", "phases", "metrics", "notes", "replaced_batches",
     ]  # fmt: skip
     assert list(told["input_batches"][0]) == ["dataset_id", "batch_id", "number", "ingest_time", "rows"]
     assert told["files"] == [{"path": "1/f", "name": "f", "rows": 2, "bytes": 9, "sha256": "ab"}]

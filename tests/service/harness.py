@@ -305,13 +305,15 @@ def _word(kind: dataset_pb2.FieldType) -> Any:
 def export_spec(destination: str, **values: Any) -> job_pb2.ExportSpec:
     """Write what to export; `policy` is a policy's id, `events` switches events on.
 
-    `policy_version` belongs to the policy, `segment_per_batch` to the destination.
+    `policy_version` belongs to the policy, `segment_per_batch` and `mode` to the destination.
     """
     policy, version = values.pop("policy", ""), values.pop("policy_version", None)
     per_segment = values.pop("segment_per_batch", False)
-    events = values.pop("events", None)
+    events, mode = values.pop("events", None), values.pop("mode", job_pb2.WRITE_MODE_UNSPECIFIED)
     return job_pb2.ExportSpec(
-        destination=job_pb2.ExportDestination(dataset_id=destination, segment_per_batch=per_segment),
+        destination=job_pb2.ExportDestination(
+            dataset_id=destination, segment_per_batch=per_segment, mode=mode
+        ),
         merge_policy=merge_policy_pb2.MergePolicyRef(id=policy, version=version) if policy else None,
         event_list=events,
         **values,

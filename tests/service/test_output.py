@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from profile_export.domain.merging.identity import Identity, profile_id
-from profile_export.v1 import job_pb2, merge_policy_pb2
-from tests.service.harness import Caller, types_of
+from profile_export.v1 import batch_pb2, job_pb2, merge_policy_pb2
+from profile_export.v1 import dataset_service_pb2 as ds
+from tests.service.harness import Caller, export_spec, refusal_of, types_of
 
 Reader = Callable[[list[str]], list[dict[str, Any]]]
 
@@ -128,6 +129,29 @@ async def test_rows_and_look_ups_of_one_person_have_one_id_while_the_identities_
     # and with graph `none`, which has another person for each primary identity, the id is that identity's own
     assert alone["1"] == profile_id(Identity("CRM", "1")) == (await caller.profile("CRM:1")).profile_id
     assert first["1"] in {alone["1"], profile_id(Identity("Email", "a@x.org"))}
+
+
+async def test_an_export_that_replaces_is_all_that_the_dataset_has_from_then_on(caller: Caller) -> None:
+    source, out = await caller.dataset("record", {"crmId": "CRM"}), await caller.dataset("union")
+    await caller.upload(source, "rows", [{"crmId": "1"}])
+    first, second = await caller.export(out), await caller.export(out, mode=job_pb2.WRITE_MODE_APPEND)
+
+    job = await caller.export(out, mode=job_pb2.WRITE_MODE_REPLACE)
+
+    assert [one.spec.destination.mode for one in (first, second, job)] == [
+        job_pb2.WRITE_MODE_APPEND,
+        job_pb2.WRITE_MODE_APPEND,
+        job_pb2.WRITE_MODE_REPLACE,
+    ]
+    assert await caller.visible_batches(out) == [job.batch_id]
+    former = await caller.batch(second.batch_id)
+    assert (former.state, former.replaced_by_job_id) == (batch_pb2.BATCH_STATE_REPLACED, job.id)
+    asked = ds.GetReceiptRequest(batch_id=job.batch_id)
+    receipt = (await caller.datasets.GetReceipt(asked, metadata=caller.metadata)).receipt
+    assert list(receipt.replaced_batch_ids) == [first.batch_id, second.batch_id]
+    assert list(job.notes) == [f"It has replaced 2 batches, the newest of them '{second.batch_id}'."]
+    refused = await refusal_of(caller.create(export_spec(out, mode=7)))
+    assert (refused.code.name, refused.fields) == ("INVALID_ARGUMENT", ["spec.destination.mode"])
 
 
 async def test_a_job_without_any_source_succeeds_with_an_empty_batch(caller: Caller) -> None:

@@ -37,7 +37,7 @@ def test_the_blocks_run_as_they_stand(address: str, tmp_path: Path, monkeypatch:
     typed = [block for block in tour if block.language == "sh"]
     assert len(typed) == 2
     kept = type_in(
-        "".join(block.text for block in typed) + "echo kept $people $dir\n", address, tmp_path
+        "".join(block.text for block in typed) + "echo kept $people $policy $dir\n", address, tmp_path
     ).splitlines()[-1]
     asyncio.run(until_mirrored(address))
 
@@ -49,8 +49,8 @@ def test_the_blocks_run_as_they_stand(address: str, tmp_path: Path, monkeypatch:
         .replace("127.0.0.1:50051", address)
         .replace("sqlite:///.data", f"sqlite:///{tmp_path / 'data'}")
     )
-    _, people, folder = kept.split()
-    names = f'people={people} dir={folder}\nexport PATH="$PWD/.venv/bin:$PATH"\n'
+    _, people, policy, folder = kept.split()
+    names = f'people={people} policy={policy} dir={folder}\nexport PATH="$PWD/.venv/bin:$PATH"\n'
     printed = type_in(f"python {script}\n", address, tmp_path)
     shell = type_in(
         names + "".join(block.text for block in blocks if block.language == "sh"), address, tmp_path

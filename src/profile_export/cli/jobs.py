@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,11 +80,24 @@ _of_profiles: Callable[..., Any] = partial(typer.Option, rich_help_panel="Which 
 _of_events: Callable[..., Any] = partial(typer.Option, rich_help_panel="Their events")
 
 
+class Mode(Enum):
+    """What becomes of the batches that a destination has already."""
+
+    APPEND = "append"
+    REPLACE = "replace"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What a command line says of an export."""
 
     to: Annotated[str, typer.Option(metavar="DATASET_ID", help="The union dataset that gets the rows.")]
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="append: beside what the dataset has. replace: in its place, hidden at the moment of success."
+        ),
+    ] = Mode.APPEND
     field: Annotated[
         list[str] | None,
         typer.Option(
@@ -164,6 +178,7 @@ class ExportOptions:
             profiles=profiles if profiles != Profiles() else None,
             events=events if self.events or events != Events() else None,
             batch_per_segment=self.batch_per_segment,
+            replace=self.mode is Mode.REPLACE,
             max_run_time=max_run_time,
         )
 

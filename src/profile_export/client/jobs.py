@@ -62,7 +62,7 @@ class Profiles:
     without_record: bool = False
 
 
-def export_spec(
+def export_spec(  # noqa: PLR0913 - one for each part of a request, all but the first by name
     dataset_id: str,
     *,
     fields: Sequence[str] = (),
@@ -70,6 +70,7 @@ def export_spec(
     profiles: Profiles | None = None,
     events: Events | None = None,
     batch_per_segment: bool = False,
+    replace: bool = False,
     max_run_time: timedelta | None = None,
 ) -> jobs.ExportSpec:
     """Say what to export into a union dataset, for `create_job` and `estimate_job`.
@@ -81,11 +82,16 @@ def export_spec(
         profiles: Which profiles; None means all that have a record.
         events: Which events to take along; None means none.
         batch_per_segment: Whether each segment gets a batch of its own.
+        replace: Whether what counts of the dataset is replaced when the export succeeds; else it stays beside it.
         max_run_time: The longest time from creation to end, after which the job ends FAILED; None means no limit.
     """
     return jobs.ExportSpec(
         fields=fields,
-        destination=jobs.ExportDestination(dataset_id=dataset_id, segment_per_batch=batch_per_segment),
+        destination=jobs.ExportDestination(
+            dataset_id=dataset_id,
+            segment_per_batch=batch_per_segment,
+            mode=jobs.WRITE_MODE_REPLACE if replace else jobs.WRITE_MODE_APPEND,
+        ),
         merge_policy=MergePolicyRef(id=policy_id) if policy_id else None,
         filter=None if profiles is None else _filter(profiles),
         event_list=None if events is None else _event_list(events),

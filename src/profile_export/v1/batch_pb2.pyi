@@ -33,7 +33,9 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     CompleteBatch, AbortBatch), by its export job, or by the service when the uploader has gone for good.
     """
     BATCH_STATE_SUCCEEDED: _BatchState.ValueType  # 2
-    """Visible, counts for exports and downloads. Moved next by RevertBatch or by retention, if ever."""
+    """Visible, counts for exports and downloads. Moved next by RevertBatch, by an export that replaces it or by
+    retention, if ever.
+    """
     BATCH_STATE_FAILED: _BatchState.ValueType  # 3
     """Refused: nothing of it was ever visible, its files are removed. An uploaded batch may be uploaded again
     under its id and is then LOADING; the batch of a failed job stays FAILED.
@@ -46,6 +48,10 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     """Hidden by retention (Dataset.batch_retention) after it had succeeded, as a revert hides. Jobs that have
     pinned it finish with it. Final.
     """
+    BATCH_STATE_REPLACED: _BatchState.ValueType  # 7
+    """Hidden by a later export into the same dataset with WRITE_MODE_REPLACE, as a revert hides. Final: it does not
+    come back when that export is reverted.
+    """
 
 class BatchState(_BatchState, metaclass=_BatchStateEnumTypeWrapper):
     """BatchState says where a batch stands and who moves it next."""
@@ -57,7 +63,9 @@ BATCH_STATE_LOADING: BatchState.ValueType  # 1
 CompleteBatch, AbortBatch), by its export job, or by the service when the uploader has gone for good.
 """
 BATCH_STATE_SUCCEEDED: BatchState.ValueType  # 2
-"""Visible, counts for exports and downloads. Moved next by RevertBatch or by retention, if ever."""
+"""Visible, counts for exports and downloads. Moved next by RevertBatch, by an export that replaces it or by
+retention, if ever.
+"""
 BATCH_STATE_FAILED: BatchState.ValueType  # 3
 """Refused: nothing of it was ever visible, its files are removed. An uploaded batch may be uploaded again
 under its id and is then LOADING; the batch of a failed job stays FAILED.
@@ -69,6 +77,10 @@ BATCH_STATE_REVERTED: BatchState.ValueType  # 5
 BATCH_STATE_EXPIRED: BatchState.ValueType  # 6
 """Hidden by retention (Dataset.batch_retention) after it had succeeded, as a revert hides. Jobs that have
 pinned it finish with it. Final.
+"""
+BATCH_STATE_REPLACED: BatchState.ValueType  # 7
+"""Hidden by a later export into the same dataset with WRITE_MODE_REPLACE, as a revert hides. Final: it does not
+come back when that export is reverted.
 """
 Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
 
@@ -96,6 +108,7 @@ class Batch(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    REPLACED_BY_JOB_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. Opaque, `[A-Za-z0-9_-]{1,64}`, unique in the tenant, fixed before the first byte is
     written. Chosen by the uploader or by the server.
@@ -119,8 +132,12 @@ class Batch(_message.Message):
     job_id: _builtins.int
     """Output only. The export job that writes the batch. Absent: it was uploaded."""
     state_reason: _builtins.str
-    """Output only. Free text given to AbortBatch or RevertBatch, or which retention has expired the batch. Empty:
-    none.
+    """Output only. Free text given to AbortBatch or RevertBatch, or which retention has expired the batch, or which
+    export has replaced it. Empty: none.
+    """
+    replaced_by_job_id: _builtins.int
+    """Output only. The export job of mode REPLACE that has taken the batch's place; its batches hold what counts
+    instead. Absent: not REPLACED.
     """
     @_builtins.property
     def ingest_time(self) -> _timestamp_pb2.Timestamp:
@@ -171,14 +188,20 @@ class Batch(_message.Message):
         errors: _abc.Iterable[Global___BatchError] | None = ...,
         state_reason: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        replaced_by_job_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "ingest_time", b"ingest_time", "job_id", b"job_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "_replaced_by_job_id", b"_replaced_by_job_id", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "ingest_time", b"ingest_time", "job_id", b"job_id", "replaced_by_job_id", b"replaced_by_job_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "bytes", b"bytes", "create_time", b"create_time", "dataset_id", b"dataset_id", "end_time", b"end_time", "errors", b"errors", "expire_time", b"expire_time", "file_count", b"file_count", "id", b"id", "ingest_time", b"ingest_time", "job_id", b"job_id", "number", b"number", "rejected_rows", b"rejected_rows", "rows", b"rows", "state", b"state", "state_reason", b"state_reason", "uploads", b"uploads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "_replaced_by_job_id", b"_replaced_by_job_id", "bytes", b"bytes", "create_time", b"create_time", "dataset_id", b"dataset_id", "end_time", b"end_time", "errors", b"errors", "expire_time", b"expire_time", "file_count", b"file_count", "id", b"id", "ingest_time", b"ingest_time", "job_id", b"job_id", "number", b"number", "rejected_rows", b"rejected_rows", "replaced_by_job_id", b"replaced_by_job_id", "rows", b"rows", "state", b"state", "state_reason", b"state_reason", "uploads", b"uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__job_id: _TypeAlias = _typing.Literal["job_id"]  # noqa: Y015
     _WhichOneofArgType__job_id: _TypeAlias = _typing.Literal["_job_id", b"_job_id"]  # noqa: Y015
+    _WhichOneofReturnType__replaced_by_job_id: _TypeAlias = _typing.Literal["replaced_by_job_id"]  # noqa: Y015
+    _WhichOneofArgType__replaced_by_job_id: _TypeAlias = _typing.Literal["_replaced_by_job_id", b"_replaced_by_job_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__job_id) -> _WhichOneofReturnType__job_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replaced_by_job_id) -> _WhichOneofReturnType__replaced_by_job_id | None: ...
 
 Global___Batch: _TypeAlias = Batch  # noqa: Y015
 

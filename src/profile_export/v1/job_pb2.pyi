@@ -50,6 +50,36 @@ MEMBERSHIP_STATUS_EXITED: MembershipStatus.ValueType  # 3
 """`exited`: has left the segment."""
 Global___MembershipStatus: _TypeAlias = MembershipStatus  # noqa: Y015
 
+class _WriteMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WriteModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WriteMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WRITE_MODE_UNSPECIFIED: _WriteMode.ValueType  # 0
+    """Not said: APPEND. Never sent."""
+    WRITE_MODE_APPEND: _WriteMode.ValueType  # 1
+    """They stay, beside the new one."""
+    WRITE_MODE_REPLACE: _WriteMode.ValueType  # 2
+    """All that are SUCCEEDED become REPLACED in the transaction in which the new one begins to count, also if that has
+    no row: whoever reads the dataset sees the former export or the new one. Of several such jobs that run at
+    once each replaces what has succeeded before it, so the last to commit stays.
+    """
+
+class WriteMode(_WriteMode, metaclass=_WriteModeEnumTypeWrapper):
+    """WriteMode says what becomes of the batches that a destination has already when an export succeeds."""
+
+WRITE_MODE_UNSPECIFIED: WriteMode.ValueType  # 0
+"""Not said: APPEND. Never sent."""
+WRITE_MODE_APPEND: WriteMode.ValueType  # 1
+"""They stay, beside the new one."""
+WRITE_MODE_REPLACE: WriteMode.ValueType  # 2
+"""All that are SUCCEEDED become REPLACED in the transaction in which the new one begins to count, also if that has
+no row: whoever reads the dataset sees the former export or the new one. Of several such jobs that run at
+once each replaces what has succeeded before it, so the last to commit stays.
+"""
+Global___WriteMode: _TypeAlias = WriteMode  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -414,6 +444,7 @@ class ExportDestination(_message.Message):
 
     DATASET_ID_FIELD_NUMBER: _builtins.int
     SEGMENT_PER_BATCH_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Required. A dataset of the schema `https://ns.adobe.com/xdm/context/profile__union`. At most 128
     characters.
@@ -422,15 +453,18 @@ class ExportDestination(_message.Message):
     """Optional; needs filter.segments. True: one batch per segment, all visible at the same moment, and a
     profile is in the batch of every segment it is in. False: one batch.
     """
+    mode: Global___WriteMode.ValueType
+    """Optional. What becomes of the batches that the dataset has already. UNSPECIFIED: APPEND, on output filled in."""
     def __init__(
         self,
         *,
         dataset_id: _builtins.str = ...,
         segment_per_batch: _builtins.bool = ...,
+        mode: Global___WriteMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "segment_per_batch", b"segment_per_batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "mode", b"mode", "segment_per_batch", b"segment_per_batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from profile_export.v1 import job_pb2 as profile__export_dot_v1_dot_job__pb2
 from profile_export.v1 import merge_policy_pb2 as profile__export_dot_v1_dot_merge__policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprofile_export/v1/receipt.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprofile_export/v1/batch.proto\x1a\x1bprofile_export/v1/job.proto\x1a$profile_export/v1/merge_policy.proto\"\xb8\x03\n\x07Receipt\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12/\n\x0b\x63ommit_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x04spec\x18\x06 \x01(\x0b\x32\x1d.profile_export.v1.ExportSpec\x12\x34\n\x0cmerge_policy\x18\x07 \x01(\x0b\x32\x1e.profile_export.v1.MergePolicy\x12\x31\n\x07segment\x18\x08 \x01(\x0b\x32 .profile_export.v1.SegmentFilter\x12\x34\n\rinput_batches\x18\t \x03(\x0b\x32\x1d.profile_export.v1.InputBatch\x12*\n\x05\x66iles\x18\n \x03(\x0b\x32\x1b.profile_export.v1.DataFile\x12.\n\x07metrics\x18\x0b \x01(\x0b\x32\x1d.profile_export.v1.JobMetrics\x12\r\n\x05notes\x18\x0c \x03(\t\"\x81\x01\n\nInputBatch\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12/\n\x0bingest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x05 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprofile_export/v1/receipt.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprofile_export/v1/batch.proto\x1a\x1bprofile_export/v1/job.proto\x1a$profile_export/v1/merge_policy.proto\"\xd4\x03\n\x07Receipt\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12/\n\x0b\x63ommit_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x04spec\x18\x06 \x01(\x0b\x32\x1d.profile_export.v1.ExportSpec\x12\x34\n\x0cmerge_policy\x18\x07 \x01(\x0b\x32\x1e.profile_export.v1.MergePolicy\x12\x31\n\x07segment\x18\x08 \x01(\x0b\x32 .profile_export.v1.SegmentFilter\x12\x34\n\rinput_batches\x18\t \x03(\x0b\x32\x1d.profile_export.v1.InputBatch\x12*\n\x05\x66iles\x18\n \x03(\x0b\x32\x1b.profile_export.v1.DataFile\x12.\n\x07metrics\x18\x0b \x01(\x0b\x32\x1d.profile_export.v1.JobMetrics\x12\r\n\x05notes\x18\x0c \x03(\t\x12\x1a\n\x12replaced_batch_ids\x18\r \x03(\t\"\x81\x01\n\nInputBatch\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12/\n\x0bingest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x05 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'profile_export.v1.receipt_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RECEIPT']._serialized_start=186
-  _globals['_RECEIPT']._serialized_end=626
-  _globals['_INPUTBATCH']._serialized_start=629
-  _globals['_INPUTBATCH']._serialized_end=758
+  _globals['_RECEIPT']._serialized_end=654
+  _globals['_INPUTBATCH']._serialized_start=657
+  _globals['_INPUTBATCH']._serialized_end=786
 # @@protoc_insertion_point(module_scope)

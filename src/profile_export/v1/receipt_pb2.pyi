@@ -42,6 +42,7 @@ class Receipt(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    REPLACED_BATCH_IDS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """Output only. The batch that it is about."""
     dataset_id: _builtins.str
@@ -84,6 +85,12 @@ class Receipt(_message.Message):
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. Sentences worth knowing, as in ExportJob.notes."""
 
+    @_builtins.property
+    def replaced_batch_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. The batches of the dataset that the job has replaced, in order of number; with segment_per_batch
+        all its batches replace them together. Empty: none.
+        """
+
     def __init__(
         self,
         *,
@@ -99,10 +106,11 @@ class Receipt(_message.Message):
         files: _abc.Iterable[_batch_pb2.DataFile] | None = ...,
         metrics: _job_pb2.JobMetrics | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        replaced_batch_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "merge_policy", b"merge_policy", "metrics", b"metrics", "segment", b"segment", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_id", b"batch_id", "commit_time", b"commit_time", "dataset_id", b"dataset_id", "files", b"files", "input_batches", b"input_batches", "job_id", b"job_id", "merge_policy", b"merge_policy", "metrics", b"metrics", "notes", b"notes", "segment", b"segment", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_id", b"batch_id", "commit_time", b"commit_time", "dataset_id", b"dataset_id", "files", b"files", "input_batches", b"input_batches", "job_id", b"job_id", "merge_policy", b"merge_policy", "metrics", b"metrics", "notes", b"notes", "replaced_batch_ids", b"replaced_batch_ids", "segment", b"segment", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

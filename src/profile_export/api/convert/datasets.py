@@ -335,6 +335,7 @@ def batch(shown: ShownBatch) -> batch_pb2.Batch:
         errors=errors[:MOST_ERRORS],
         state_reason=value.state_reason,
         expire_time=timestamp(value.expire_time),
+        replaced_by_job_id=value.replaced_by,
     )
 
 
@@ -387,4 +388,5 @@ def receipt(stored: StoredReceipt, location: Callable[[str], str]) -> receipt_pb
         files=[data_file(file, location(file.path)) for file in files],
         metrics=job_metrics(value.metrics, value.phases, begin, end),
         notes=value.notes,
+        replaced_batch_ids=value.replaced_batches,
     )

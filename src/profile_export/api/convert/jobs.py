@@ -23,7 +23,7 @@ from profile_export.application.watch.job_log import JobEncoder, WatchOptions
 from profile_export.application.watch.watchers import Intervals
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.export.plan import Figure
-from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
+from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest, WriteMode
 from profile_export.domain.export.selection import (
     DEFAULT_NAMESPACE,
     MembershipStatus,
@@ -46,6 +46,11 @@ from profile_export.v1 import job_pb2, merge_policy_pb2
 
 _STATUSES = {
     job_pb2.MembershipStatus.Value(f"MEMBERSHIP_STATUS_{status.name}"): status for status in MembershipStatus
+}
+_MODES = {mode: job_pb2.WriteMode.Value(f"WRITE_MODE_{mode.name}") for mode in WriteMode}
+_KNOWN_MODES = {
+    job_pb2.WRITE_MODE_UNSPECIFIED: WriteMode.APPEND,
+    **{wire: mode for mode, wire in _MODES.items()},
 }
 _ON_WIRE = {status: wire for wire, status in _STATUSES.items()}
 _QUALIFIED = "spec.filter.segment_qualification_time"
@@ -85,7 +90,14 @@ def export_request(spec: job_pb2.ExportSpec) -> ExportRequest:
         from_ingest_time=instant(spec.filter, "from_ingest_time", "spec.filter."),
         segment_per_batch=spec.destination.segment_per_batch,
         max_run_time=length_of_time(spec, "max_run_time", "spec."),
+        mode=_mode(spec.destination.mode),
     )
+
+
+def _mode(wire: job_pb2.WriteMode.ValueType) -> WriteMode:
+    if wire not in _KNOWN_MODES:
+        raise InvalidArgumentError.of_field("spec.destination.mode", "must be APPEND or REPLACE.")
+    return _KNOWN_MODES[wire]
 
 
 def _segment(message: job_pb2.SegmentFilter, index: int) -> SegmentFilter:
@@ -118,7 +130,9 @@ def export_spec(bound: BoundRequest) -> job_pb2.ExportSpec:
         fields=request.fields,
         merge_policy=merge_policy_pb2.MergePolicyRef(id=request.policy_id, version=request.policy_version),
         destination=job_pb2.ExportDestination(
-            dataset_id=request.destination_id, segment_per_batch=request.segment_per_batch
+            dataset_id=request.destination_id,
+            segment_per_batch=request.segment_per_batch,
+            mode=_MODES[request.mode],
         ),
         schema_name=request.schema_name,
         engine=request.engine,

@@ -30,6 +30,7 @@ _STATE_STYLES = {
     "ABORTED": "yellow",
     "REVERTED": "yellow",
     "EXPIRED": "yellow",
+    "REPLACED": "yellow",
 }
 _NUMBERS = {"profiles", "events", "version", "rows", "files", "size", "rejected"}
 

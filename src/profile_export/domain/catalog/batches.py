@@ -30,7 +30,7 @@ class BatchState(StrEnum):
     LOADING = "loading"
     """The uploader, its export job, or a chore where the uploader has gone for good."""
     SUCCEEDED = "succeeded"
-    """Whoever reverts it, or retention; perhaps nobody."""
+    """Whoever reverts it, an export that replaces it, or retention; perhaps nobody."""
     FAILED = "failed"
     """Whoever uploads it again. That of a job: nobody."""
     ABORTED = "aborted"
@@ -39,6 +39,12 @@ class BatchState(StrEnum):
     """Nobody: final. Nothing of it is visible any more."""
     EXPIRED = "expired"
     """Nobody: final. Nothing of it is visible any more."""
+    REPLACED = "replaced"
+    """Nobody: final. Nothing of it is visible any more."""
+
+
+TAKEN_BACK = (BatchState.REVERTED, BatchState.EXPIRED, BatchState.REPLACED)
+"""The states of a batch that counted, and does no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,8 @@ class Batch:
 
     `number`, `ingest_time` and the counts are None or 0 until it has succeeded. `several_files` says that CreateBatch
     made it: it counts when it is completed, and not with its first file. `job_id` is None for uploads, which are sorted
-    by name. `expire_time` is when retention will expire it or, once EXPIRED, did; None: never.
+    by name. `expire_time` is when retention will expire it or, once EXPIRED, did; None: never. `replaced_by` is the job
+    that has replaced it, None unless it is REPLACED.
     """
 
     id: str
@@ -122,6 +129,7 @@ class Batch:
     state_reason: str = ""
     uploads: tuple[Upload, ...] = ()
     expire_time: datetime | None = None
+    replaced_by: int | None = None
 
     @property
     def rejected_rows(self) -> int:

@@ -65,7 +65,8 @@ class Receipt:
     `commit_time` is when it became visible. `request` is as resolved, with all that was left to the server filled in.
     `segment` is None unless each segment has a batch of its own. `input_batches` is the whole snapshot by number, also
     batches of datasets that take no part under the policy, since they were read for who is who (S4). `files` are sorted
-    by name. `phases` and `metrics` are the job's, over all its batches.
+    by name. `phases` and `metrics` are the job's, over all its batches. `replaced_batches` are those that it replaced,
+    by number.
     """
 
     form: int
@@ -82,10 +83,20 @@ class Receipt:
     phases: tuple[PhaseTime, ...]
     metrics: JobMetrics
     notes: tuple[str, ...]
+    replaced_batches: tuple[str, ...] = ()
 
 
-def receipt_of(job: Job, plan: ExportPlan, phases: Sequence[PhaseTime], filled: FilledBatch) -> Receipt:
-    """Make the receipt of one batch of a job that has SUCCEEDED, with the plan that it carried out."""
+def receipt_of(
+    job: Job,
+    plan: ExportPlan,
+    phases: Sequence[PhaseTime],
+    filled: FilledBatch,
+    replaced: Sequence[str] = (),
+) -> Receipt:
+    """Make the receipt of one batch of a job that has SUCCEEDED, with the plan that it carried out.
+
+    `replaced` are the ids of the batches that the job has replaced, by number.
+    """
     segment = None
     if job.segment_batches:
         segment = job.bound.request.segments[job.segment_batches.index(filled.id)]
@@ -113,7 +124,19 @@ def receipt_of(job: Job, plan: ExportPlan, phases: Sequence[PhaseTime], filled: 
         phases=tuple(phases),
         metrics=job.metrics,
         notes=job.notes,
+        replaced_batches=tuple(replaced),
     )
+
+
+def replacement_note(replaced: Sequence[str]) -> tuple[str, ...]:
+    """Say what a job has replaced, in a sentence for its notes; none if that is nothing.
+
+    `replaced` are the ids of the batches, by number.
+    """
+    if not replaced:
+        return ()
+    several = f"{len(replaced)} batches, the newest of them" if len(replaced) > 1 else "the batch"
+    return (f"It has replaced {several} '{replaced[-1]}'.",)
 
 
 @dataclass(frozen=True, slots=True)

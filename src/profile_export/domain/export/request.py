@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 
 from profile_export.domain.catalog.datasets import PROFILE_CLASS, Dataset, DatasetKind
 from profile_export.domain.errors import InvalidArgumentError
@@ -21,6 +22,15 @@ from profile_export.domain.schemas.types import EVENT_ID, IDENTITY_MAP, ObjectTy
 
 MAX_RUN_TIME = timedelta(days=366)
 """The longest limit that a job can be given: what is never reached is no limit."""
+
+
+class WriteMode(StrEnum):
+    """What becomes of the batches that a destination has already when an export succeeds."""
+
+    APPEND = "append"
+    """They stay, beside the new one."""
+    REPLACE = "replace"
+    """They are hidden in the transaction in which the new one begins to count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,7 @@ class ExportRequest:
     from_ingest_time: datetime | None = None
     segment_per_batch: bool = False
     max_run_time: timedelta | None = None
+    mode: WriteMode = WriteMode.APPEND
 
     def __post_init__(self) -> None:
         if not self.destination_id:

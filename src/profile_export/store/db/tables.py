@@ -155,6 +155,8 @@ batches = Table(
     Column("state_reason", Text, nullable=False, default="", server_default=""),
     # When retention has expired it.
     Column("expire_time", Instant),
+    # The job that has replaced it.
+    Column("replaced_by", BigInteger),
     # A generated name: neither a tenant's nor a caller's words ever form a path.
     Column("folder", Text, nullable=False),
     Column("request_id", Text),

@@ -12,6 +12,7 @@ from sqlalchemy import Row, Select, Text, bindparam, func, insert, select, type_
 
 from profile_export.domain.catalog.batches import (
     MOST_ERRORS,
+    TAKEN_BACK,
     Batch,
     BatchState,
     DataFile,
@@ -259,6 +260,27 @@ async def succeed_batches(connection: Transaction, counted: Sequence[CountedBatc
     connection.batches_changed()
 
 
+async def replace_batches(connection: Transaction, dataset_id: str, job_id: int) -> list[str]:
+    """Hide what counts of a dataset before the batches of a job come to count; return the ids, by number.
+
+    All of them in this one transaction, however many there are: half of them would be neither export.
+    """
+    hidden = {
+        "state": BatchState.REPLACED,
+        "state_reason": f"Replaced by the export job {job_id}.",
+        "replaced_by": job_id,
+    }
+    query = (
+        update(batches)
+        .where(batches.c.dataset_id == dataset_id, batches.c.state == BatchState.SUCCEEDED)
+        .values(hidden)
+        .returning(batches.c.number, batches.c.id, batches.c.folder)
+    )
+    rows = sorted(await connection.all(query))
+    await drop(connection, [row.folder for row in rows])
+    return [row.id for row in rows]
+
+
 async def end_batch(connection: Transaction, row: Row[Any], state: BatchState, reason: str = "") -> Batch:
     """End a batch without effect, or one that had an effect; its `end_time` is that of its first end."""
     values: Mapping[str, Any] = {
@@ -297,7 +319,6 @@ async def _succeeded(connection: Transaction, tenant: Tenant, batch_id: str) -> 
     return row
 
 
-_TAKEN_BACK = {BatchState.REVERTED, BatchState.EXPIRED}
 # The JSON as it is stored, byte for byte, beside the value that it stands for.
 _DOCUMENT = type_coerce(receipts.c.receipt, Text).label("document")
 
@@ -326,7 +347,7 @@ class Receipts(Store):
             batch = await existing_batch(connection, id_of(tenant), batch_id)
             query = select(receipts.c.receipt, _DOCUMENT).where(receipts.c.batch_key == batch.key)
             row = await connection.existing(query, "receipt", batch_id)
-        if batch.state in _TAKEN_BACK:
+        if batch.state in TAKEN_BACK:
             raise not_succeeded(batch_id, batch.state)
         return StoredReceipt(row.receipt, row.document.encode(), batch.folder)
 
@@ -361,11 +382,15 @@ async def add_receipts(
     phases: Sequence[PhaseTime],
     plan: ExportPlan,
     counted: Sequence[CountedBatch],
+    replaced: Sequence[str],
 ) -> None:
-    """Write down the receipts of a job, in the transaction in which it succeeds: of each batch that comes to count."""
+    """Write down the receipts of a job, in the transaction in which it succeeds: of each batch that comes to count.
+
+    `replaced` are the ids of the batches that the job has replaced.
+    """
     rows = []
     for batch, place, counting in counted:
         filled = FilledBatch(batch.id, batch.folder, place.ingest_time, counting)
-        receipt = receipt_of(job, plan, phases, filled)
+        receipt = receipt_of(job, plan, phases, filled, replaced)
         rows.append({"batch_key": batch.key, "receipt": receipt, "written": False})
     await connection.execute(insert(receipts), rows)

@@ -9,7 +9,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, select, update
 
-from profile_export.domain.catalog.batches import BatchState, MirroredBatch, MirrorStatus, TableState
+from profile_export.domain.catalog.batches import (
+    TAKEN_BACK,
+    BatchState,
+    MirroredBatch,
+    MirrorStatus,
+    TableState,
+)
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import batches, datasets, files, mirrored_batches, mirrors
 from profile_export.store.db.transactions import Transaction
@@ -251,7 +257,7 @@ def to_take_out() -> tuple[ColumnElement[bool], ...]:
     """Say, in a query over datasets, which batches a table holds that count no longer."""
     return (
         batches.c.dataset_id == datasets.c.id,
-        batches.c.state.in_((BatchState.REVERTED, BatchState.EXPIRED)),
+        batches.c.state.in_(TAKEN_BACK),
         mirrored_batches.c.batch_key == batches.c.key,
         mirrored_batches.c.removed_at.is_(None),
     )

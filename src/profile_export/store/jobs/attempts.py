@@ -31,6 +31,8 @@ from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.catalog.batches import DataFile, attempt_folder
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.export.plan import ExportCounts, ExportPlan, notes_of
+from profile_export.domain.export.receipt import replacement_note
+from profile_export.domain.export.request import WriteMode
 from profile_export.domain.job import (
     CLAIM,
     LEASE_TTL,
@@ -63,6 +65,7 @@ from profile_export.store.files.batches import (
     CountedBatch,
     add_files,
     add_receipts,
+    replace_batches,
     succeed_batches,
 )
 from profile_export.store.files.folders import drop_written
@@ -401,6 +404,8 @@ class Attempts(Store):
     async def commit(self, fence: Fence) -> Sequence[DataFile]:
         """Make the job's batches count, each with its receipt, and end it, all in one transaction.
 
+        If it replaces, what has counted of its destination so far is hidden in the same.
+
         Returns the files that count.
 
         Raises:
@@ -411,6 +416,7 @@ class Attempts(Store):
             row = await _held(connection, fence)
             recorded = await recorded_of(connection, row.id)
             moved = await move_job(connection, row, SUCCEED, metrics=recorded.metrics)
+            replaced = await _replaced(connection, row)
             batches = await batches_of_job(connection, row.id)
             places = await next_places(connection, row.tenant_id, len(batches))
             counted = [
@@ -421,11 +427,11 @@ class Attempts(Store):
             files = [file for batch in counted for file in batch.files]
             plan = recorded.plan
             if plan is not None:
-                notes = notes_of(plan, recorded.metrics.counts)
+                notes = (*notes_of(plan, recorded.metrics.counts), *replacement_note(replaced))
                 await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))
                 job = replace(job_from(moved), notes=notes)
                 phases = (await phases_of(connection, [job]))[job.id]
-                await add_receipts(connection, job, phases, plan, counted)
+                await add_receipts(connection, job, phases, plan, counted, replaced)
                 if files:
                     await _list_fields(connection, row, plan)
             await end_attempt(connection, fence)
@@ -480,6 +486,13 @@ async def _end(connection: Transaction, fence: Fence, row: Row[Any], move: Move,
     moved = await move_job(connection, row, move, metrics=recorded.metrics, **changes)
     await end_attempt(connection, fence)
     return moved
+
+
+async def _replaced(connection: Transaction, row: Row[Any]) -> list[str]:
+    """Hide what a job replaces, and return the ids of these batches; none if it only adds."""
+    if row.bound.request.mode is not WriteMode.REPLACE:
+        return []
+    return await replace_batches(connection, row.destination_id, row.id)
 
 
 async def _list_fields(connection: Transaction, row: Row[Any], plan: ExportPlan) -> None:
