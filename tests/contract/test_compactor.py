@@ -21,9 +21,11 @@ from profile_export.lake.compaction import CompactTask, Merger, compact
 from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.chores import Compactor, keep_at
+from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.tables import batches, files
+from profile_export.store.jobs.expiries import Expiries
 from profile_export.store.jobs.jobs import NewJob
-from tests.contract.house import EVENT, TENANT, UNION, House, children, opened, pinned
+from tests.contract.house import EVENT, NO_GRACE, TENANT, UNION, House, children, opened, pinned
 
 __all__ = ["children"]  # a fixture
 
@@ -321,7 +323,8 @@ async def test_a_dataset_that_goes_takes_its_compacted_files_along(house: House)
     await house.compact()
     folders = await house.compactions.folders()
 
-    await house.catalog.delete_dataset(TENANT, crm)
+    await Catalog(house.database, grace=NO_GRACE).delete_dataset(TENANT, crm)
+    await Expiries(house.database).purge_datasets()
 
     (kept,) = await house.compactions.folders()
     assert kept.startswith(other)

@@ -20,11 +20,12 @@ from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.runner.chores import keep_at
 from profile_export.runner.mirror import Mirror
+from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import migrate
 from profile_export.store.db.tables import datasets, mirrors
-from profile_export.store.files.mirrors import MirrorLostError, Mirrors, ask_drop
+from profile_export.store.files.mirrors import MirrorLostError, Mirrors
 from tests.databases import Place, engine_of, make_former_tables
-from tests.mirroring import HOUR, Threads, World
+from tests.mirroring import HOUR, TENANT, Threads, World
 
 TIGHT = Limits(memory_bytes=40_000_000)
 """Less than the libraries take."""
@@ -290,15 +291,65 @@ async def test_a_deleted_datasets_table_is_dropped_and_forgotten(world: World) -
     await world.follow()
     await world.batch("d1", "b2")
     await world.revert("b1")
-    async with world.database.write() as connection:
-        await ask_drop(connection, "d1")
+    await Catalog(world.database).delete_dataset(TENANT, "d1")
 
     await world.follow()
 
     assert world.tables.look("d1") is None
     assert await world.folders() == ["b2"]
+    assert await Mirrors(world.database).of(["d1"]) == {}
     async with world.database.read() as connection:
         assert (await connection.execute(select(mirrors))).all() == []
+
+
+async def test_the_table_of_a_dataset_that_comes_back_holds_all_that_counts(world: World) -> None:
+    # given tables of datasets that are deleted: one table is dropped, of one the drop is under way, of one it is not
+    catalog = Catalog(world.database)
+    for name in ("d1", "d2", "d3"):
+        await world.dataset(name)
+        await world.batch(name, f"{name}-b1")
+        await world.batch(name, f"{name}-b2")
+    await world.follow()
+    await catalog.delete_dataset(TENANT, "d1")
+    await world.follow()
+    await world.revert("d2-b1")
+    await catalog.delete_dataset(TENANT, "d2")
+    dropping = await world.mirrors.claim("dropping")
+    assert dropping
+    await catalog.delete_dataset(TENANT, "d3")
+
+    # when they come back, and the drop that was under way ends after that
+    for name in ("d1", "d2", "d3"):
+        await catalog.undelete_dataset(TENANT, name)
+    world.tables.drop("d2")
+    await world.mirrors.dropped(dropping)
+    await world.follow()
+
+    # then each table holds what counts
+    assert (dropping.dataset_id, dropping.drop) == ("d2", True)
+    assert world.held("d1") == ["d1-b1", "d1-b2"]
+    assert world.held("d2") == ["d2-b2"]
+    assert world.held("d3") == ["d3-b1", "d3-b2"]
+    for name in ("d1", "d2", "d3"):
+        status = await world.status(name)
+        assert (status.enabled, status.pending_changes, status.error_message) == (True, 0, "")
+
+
+async def test_a_table_that_was_dropped_by_one_who_could_not_say_so_is_built_anew(world: World) -> None:
+    await world.dataset("d1")
+    await world.batch("d1", "b1")
+    await world.follow()
+    catalog = Catalog(world.database)
+    await catalog.delete_dataset(TENANT, "d1")
+    dropping = await world.mirrors.claim("dropping")
+    assert dropping
+    world.tables.drop("d1")
+    await catalog.undelete_dataset(TENANT, "d1")
+    await world.mirrors.release(dropping)
+
+    await world.follow()
+
+    assert world.held("d1") == ["b1"]
 
 
 async def test_datasets_made_before_there_were_mirrors_are_mirrored_if_exports_write_to_them(

@@ -165,11 +165,15 @@ class Caller:
         request = ds.UpdateDatasetRequest(dataset_id=dataset_id, **changes)
         return (await self.datasets.UpdateDataset(request, metadata=self.metadata)).dataset
 
-    async def delete(self, dataset_id: str) -> None:
+    async def delete(self, dataset_id: str) -> dataset_pb2.Dataset:
         """Delete a dataset."""
-        await self.datasets.DeleteDataset(
-            ds.DeleteDatasetRequest(dataset_id=dataset_id), metadata=self.metadata
-        )
+        request = ds.DeleteDatasetRequest(dataset_id=dataset_id)
+        return (await self.datasets.DeleteDataset(request, metadata=self.metadata)).dataset
+
+    async def undelete(self, dataset_id: str) -> dataset_pb2.Dataset:
+        """Bring a deleted dataset back."""
+        request = ds.UndeleteDatasetRequest(dataset_id=dataset_id)
+        return (await self.datasets.UndeleteDataset(request, metadata=self.metadata)).dataset
 
     async def schema(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import hashlib
+from datetime import datetime, timedelta
 from typing import Any
 
 import grpc
@@ -222,7 +223,7 @@ async def test_a_deleted_dataset_is_gone_with_its_batches(caller: Caller) -> Non
     # then nothing of it is there
     job = await caller.export(await caller.dataset("union"))
     assert [row["id"] for row in await caller.rows(job.batch_id)] == ["1"]
-    calls = [caller.get_dataset(gone), caller.delete(gone), caller.update(gone, name="x")]
+    calls = [caller.visible_batches(gone), caller.delete(gone), caller.update(gone, name="x")]
     of_batch = [caller.batch("gone"), caller.files("gone"), caller.revert("gone")]
     refusals = [await refusal_of(call) for call in (*calls, *of_batch)]
     assert {refusal.code for refusal in refusals} == {grpc.StatusCode.NOT_FOUND}
@@ -233,6 +234,44 @@ async def test_a_deleted_dataset_is_gone_with_its_batches(caller: Caller) -> Non
     other = await caller.dataset("record", {"id": "CRM"}, request_id="r")
     assert other != gone
     await caller.upload(other, "other", [{"id": "3", "age": "forty"}])
+
+
+async def test_a_deleted_dataset_says_until_when_it_can_be_brought_back_and_is_brought_back(
+    caller: Caller,
+) -> None:
+    # given a dataset with a batch and an unfinished upload, and an export of it
+    source, union = await caller.dataset("record", {"id": "CRM"}), await caller.dataset("union")
+    await caller.upload(source, "whole", [{"id": "1", "name": "Ada"}])
+    await caller.create_batch(source, "begun")
+    await caller.send(source, "begun", json_lines([{"id": "2", "name": "Ben"}]))
+    before, [file] = await caller.get_dataset(source), await caller.files("whole")
+
+    # when it is deleted, looked at, and brought back
+    deleted = await caller.delete(source)
+    seen = await caller.get_dataset(source)
+    listed = [
+        [one.id for one in (await caller.datasets.ListDatasets(request, metadata=caller.metadata)).datasets]
+        for request in (ds.ListDatasetsRequest(), ds.ListDatasetsRequest(show_deleted=True))
+    ]
+    refused = await refusal_of(caller.upload(source, "late", [{"id": "3"}]))
+    without = await caller.rows((await caller.export(union)).batch_id)
+    back = await caller.undelete(source)
+    again = await refusal_of(caller.undelete(source))
+
+    # then all of it is as it was, the upload goes on, and each was told what to do
+    assert deleted == seen
+    assert deleted.purge_time.ToDatetime() - deleted.delete_time.ToDatetime() == timedelta(hours=1)
+    assert listed == [[union], [source, union]]
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
+    assert "UndeleteDataset" in refused.message
+    assert without == []
+    assert back == before
+    assert (again.code, again.reason) == (grpc.StatusCode.ALREADY_EXISTS, "DATASET_NOT_DELETED")
+    content = await caller.download("whole", file.name)
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
+    await caller.complete("begun")
+    rows = await caller.rows((await caller.export(union)).batch_id)
+    assert sorted(row["name"] for row in rows) == ["Ada", "Ben"]
 
 
 # --- Looked at ---

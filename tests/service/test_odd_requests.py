@@ -184,6 +184,7 @@ async def requests(caller: Caller) -> dict[str, Message]:
         "GetDataset": ds.GetDatasetRequest(dataset_id=source),
         "ListDatasets": ds.ListDatasetsRequest(),
         "UpdateDataset": ds.UpdateDatasetRequest(dataset_id=out, description="x"),
+        "UndeleteDataset": ds.UndeleteDatasetRequest(dataset_id="0" * 24),
         "DeleteDataset": ds.DeleteDatasetRequest(dataset_id="0" * 24),
         "PreviewDataset": ds.PreviewDatasetRequest(dataset_id=source),
         "CreateBatch": ds.CreateBatchRequest(dataset_id=source, batch_id="open"),

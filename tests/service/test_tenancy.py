@@ -71,6 +71,9 @@ NAMES_A_RESOURCE: dict[str, Call] = {
     "UpdateDataset": unary(
         "datasets", "UpdateDataset", lambda o: ds.UpdateDatasetRequest(dataset_id=o.source, name="x")
     ),
+    "UndeleteDataset": unary(
+        "datasets", "UndeleteDataset", lambda o: ds.UndeleteDatasetRequest(dataset_id=o.source)
+    ),
     "DeleteDataset": unary(
         "datasets", "DeleteDataset", lambda o: ds.DeleteDatasetRequest(dataset_id=o.source)
     ),

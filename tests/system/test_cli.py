@@ -265,7 +265,17 @@ def test_a_missing_server_is_said_with_the_way_out(terminal: Terminal) -> None:
         *(f"batches {verb}" for verb in ("list", "show", "rejected", "complete", "abort", "revert")),
         *(
             f"datasets {verb}"
-            for verb in ("create", "list", "show", "update", "delete", "preview", "upload", "download")
+            for verb in (
+                "create",
+                "list",
+                "show",
+                "update",
+                "delete",
+                "undelete",
+                "preview",
+                "upload",
+                "download",
+            )
         ),
         *(f"jobs {verb}" for verb in ("create", "list", "show", "cancel", "watch")),
         *(f"policies {verb}" for verb in ("create", "list", "show", "update", "delete")),

@@ -1,12 +1,14 @@
 """Datasets, batches, schemas and merge policies by the command line."""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.system.terminal import Terminal
+from tests.system.terminal import COMMAND, Terminal, environment
 
 PROFILE = "https://ns.adobe.com/xdm/context/profile"
 ADDRESS = {
@@ -126,9 +128,54 @@ def test_a_dataset_is_changed_and_deleted(terminal: Terminal) -> None:
     assert {"name Customers", "tags team=crm", "age long"} <= set(named)
     assert {"name Customers", "tags a=1", "a=2", "age long"} <= set(tagged)
     assert (bare["name"], bare["tags"]) == ("Customers", {})
-    # and when it is deleted, it is gone
-    assert terminal.get("datasets", "delete", dataset_id) == f"dataset {dataset_id} deleted"
-    assert "DATASET_NOT_FOUND" in terminal.type("datasets", "show", dataset_id).stderr
+
+
+def test_a_dataset_is_deleted_by_who_says_so_and_brought_back(terminal: Terminal) -> None:
+    # given a dataset
+    dataset_id = terminal.get("datasets", "create", "CRM", "--kind", "record")
+    delete = ("datasets", "delete", dataset_id)
+
+    # when it is deleted where nobody can be asked, then with --yes
+    unasked = terminal.type(*delete)
+    there = terminal.get("datasets", "list")
+    deleted = terminal.get(*delete, "--yes")
+
+    # then it is hidden, shows until when it can be brought back, and comes back
+    assert (unasked.returncode, "add --yes" in unasked.stderr) == (2, True)
+    assert "CRM" in there
+    assert deleted.startswith(f"dataset {dataset_id} deleted; until 20")
+    assert deleted.endswith(f"profile-export datasets undelete {dataset_id}")
+    assert "CRM" not in terminal.get("datasets", "list")
+    assert "deleted, back until" in terminal.get("datasets", "list", "--deleted")
+    shown = lines(terminal.get("datasets", "show", dataset_id))
+    assert any(line.startswith("deleted can be brought back until 20") for line in shown)
+    assert "UndeleteDataset brings it back" in terminal.type(*delete, "--yes").stderr
+    assert terminal.get("datasets", "undelete", dataset_id) == f"dataset {dataset_id} is back"
+    assert "CRM" in terminal.get("datasets", "list")
+    assert "DATASET_NOT_DELETED" in terminal.type("datasets", "undelete", dataset_id).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\x04", 130)])
+def test_on_a_terminal_a_dataset_is_deleted_after_a_yes(terminal: Terminal, answer: str, code: int) -> None:
+    dataset_id = terminal.get("datasets", "create", "CRM", "--kind", "record")
+    mine, theirs = os.openpty()
+    command = (*COMMAND, "datasets", "delete", dataset_id)
+    variables = environment(PROFILE_EXPORT_ADDRESS=terminal.address)
+    asked = subprocess.Popen(
+        [*command, "--sandbox", terminal.sandbox], stdin=theirs, stdout=theirs, stderr=theirs, env=variables
+    )
+    os.close(theirs)
+
+    shown = b""
+    while b"?" not in shown:
+        shown += os.read(mine, 1_000)
+    os.write(mine, answer.encode())
+
+    assert f"Delete 'CRM' ({dataset_id}) with all its batches?" in shown.decode()
+    assert asked.wait(30) == code
+    assert ("CRM" in terminal.get("datasets", "list")) is (code != 0)
+    os.close(mine)
 
 
 def test_a_dataset_and_its_batches_say_how_long_they_are_kept(terminal: Terminal, tmp_path: Path) -> None:

@@ -360,7 +360,7 @@ def test_a_batch_that_is_refused_as_a_whole_stays_open_and_says_so(
 
     # when two files say it is a number, and again when the other dataset is out of the way
     refused = terminal.type(*upload)
-    terminal.get("datasets", "delete", other)
+    terminal.get("datasets", "delete", other, "--yes")
     done = terminal.get(*upload)
 
     # then they are refused first, and count with the second try

@@ -7,12 +7,18 @@ import pytest
 from profile_export.domain.catalog.datasets import (
     LEAST_RETENTION,
     MOST_RETENTION,
+    Dataset,
+    DatasetKind,
+    SchemaRef,
     batch_expiry_reason,
     check_batch_retention,
+    check_undeletable,
     expired_job,
+    missing_dataset,
     upload_expiry_reason,
 )
-from profile_export.domain.errors import InvalidArgumentError
+from profile_export.domain.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from profile_export.domain.schemas.types import EMPTY
 
 MICROSECOND = timedelta(microseconds=1)
 
@@ -66,3 +72,50 @@ def test_an_upload_that_was_given_up_says_after_how_long() -> None:
 
     assert said.startswith("Given up: nothing was sent for ")
     assert said.endswith(". Upload it again.")
+
+
+# --- Deleted datasets ---
+
+DELETED = datetime(2026, 1, 31, 12, tzinfo=UTC)
+PURGED = DELETED + timedelta(hours=1)
+
+
+def dataset(delete_time: datetime | None = None, purge_time: datetime | None = None) -> Dataset:
+    return Dataset(
+        "d",
+        "",
+        "",
+        SchemaRef("s"),
+        DatasetKind.RECORD,
+        {},
+        (),
+        (),
+        EMPTY,
+        DELETED,
+        DELETED,
+        delete_time=delete_time,
+        purge_time=purge_time,
+    )
+
+
+def test_a_deleted_dataset_can_be_brought_back_until_its_time_is_over() -> None:
+    check_undeletable(dataset(DELETED, PURGED), PURGED - MICROSECOND)
+
+    with pytest.raises(AlreadyExistsError, match="is not deleted: nothing is left to do"):
+        check_undeletable(dataset(), DELETED)
+    for over, now in ((dataset(DELETED, PURGED), PURGED), (dataset(DELETED), DELETED)):
+        with pytest.raises(NotFoundError, match="was deleted at 2026-01-31T12:00:00Z and is gone") as refused:
+            check_undeletable(over, now)
+        assert refused.value.metadata == {"id": "d", "delete_time": "2026-01-31T12:00:00Z"}
+
+
+def test_who_names_a_deleted_dataset_is_told_how_to_have_it_back() -> None:
+    told, gone = missing_dataset("d", DELETED, PURGED), missing_dataset("d", DELETED, None)
+
+    assert told.message == (
+        "The dataset 'd' was deleted at 2026-01-31T12:00:00Z. UndeleteDataset brings it back until "
+        "2026-01-31T13:00:00Z."
+    )
+    assert gone.message == "There is no dataset 'd'."
+    assert {told.reason, gone.reason} == {"DATASET_NOT_FOUND"}
+    assert told.metadata["purge_time"] == "2026-01-31T13:00:00Z"

@@ -57,7 +57,9 @@ class DatasetService(DatasetServiceServicer):
     async def ListDatasets(  # type: ignore[override]  # bytes go out as they are
         self, request: pb.ListDatasetsRequest, context: Context
     ) -> bytes:
-        page = await self._datasets.list(current_tenant(), await self._pages.of_all(request))
+        page = await self._datasets.list(
+            current_tenant(), await self._pages.of_all(request), show_deleted=request.show_deleted
+        )
 
         def answer() -> bytes:
             datasets, token = fitting(page, convert.dataset)
@@ -78,8 +80,14 @@ class DatasetService(DatasetServiceServicer):
     async def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: Context
     ) -> pb.DeleteDatasetResponse:
-        await self._datasets.delete(current_tenant(), request.dataset_id)
-        return pb.DeleteDatasetResponse()
+        shown = await self._datasets.delete(current_tenant(), request.dataset_id)
+        return await _answer(pb.DeleteDatasetResponse, shown)
+
+    async def UndeleteDataset(
+        self, request: pb.UndeleteDatasetRequest, context: Context
+    ) -> pb.UndeleteDatasetResponse:
+        shown = await self._datasets.undelete(current_tenant(), request.dataset_id)
+        return await _answer(pb.UndeleteDatasetResponse, shown)
 
     async def PreviewDataset(  # type: ignore[override]  # bytes go out as they are
         self, request: pb.PreviewDatasetRequest, context: Context

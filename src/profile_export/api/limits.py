@@ -87,6 +87,7 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
         "add_declared_fields": DECLARED_FIELDS,
     },
     "DeleteDatasetRequest": {"dataset_id": ID},
+    "UndeleteDatasetRequest": {"dataset_id": ID},
     "PreviewDatasetRequest": {"dataset_id": ID},
     "CreateBatchRequest": {"dataset_id": ID, "batch_id": BATCH_ID, "request_id": REQUEST_ID},
     "UploadBatchRequest": {"data": Limit(size=4 * MIB)},

@@ -102,7 +102,8 @@ class Application:
             supervisor, niceness=_STAND_BACK, limits=Limits(_CHORE_SECONDS, memory_bytes=memory_bytes)
         )
         self._mirrors, batches = Mirrors(self._database), Batches(self._database)
-        catalog, policies = Catalog(self._database, settings.quotas), Policies(self._database)
+        grace = timedelta(seconds=settings.download_grace_seconds)
+        catalog, policies = Catalog(self._database, settings.quotas, grace), Policies(self._database)
         schemas, uploads = Schemas(self._database), Uploads(self._database, settings.quotas)
         jobs = Jobs(self._database, settings.job_retention, settings.quotas)
         changes = Changes(self._database, settings.job_retention)
@@ -141,7 +142,6 @@ class Application:
         self._mirror = Mirror(self._jobs.name, self._mirrors, tables, self._mirroring, self._lake, keep)
         self._mirror_task: asyncio.Task[None] | None = None
         compactions, dropped = Compactions(self._database), DroppedFolders(self._database)
-        grace = timedelta(seconds=settings.download_grace_seconds)
         self._compactor = Compactor(compactions, self._lake, Merger(compacting), new_id)
         expiries = Expiries(self._database)
         self._chores = (

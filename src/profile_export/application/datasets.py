@@ -62,12 +62,12 @@ class DatasetUseCases:
         return await self._shown(dataset), replayed
 
     async def get(self, tenant: Tenant, dataset_id: str) -> ShownDataset:
-        """Return a dataset."""
-        return await self._shown(await self._catalog.get_dataset(tenant, dataset_id))
+        """Return a dataset, also a deleted one that can be brought back."""
+        return await self._shown(await self._catalog.look_dataset_up(tenant, dataset_id))
 
-    async def list(self, tenant: Tenant, request: PageRequest) -> Page[ShownDataset]:
+    async def list(self, tenant: Tenant, request: PageRequest, *, show_deleted: bool) -> Page[ShownDataset]:
         """Return a page of the tenant's datasets."""
-        page = await self._catalog.list_datasets(tenant, request)
+        page = await self._catalog.list_datasets(tenant, request, show_deleted=show_deleted)
         mirrors = await self._mirrors.of([dataset.id for dataset in page.items])
         return page.turned(lambda dataset: ShownDataset(dataset, mirrors.get(dataset.id)))
 
@@ -75,9 +75,13 @@ class DatasetUseCases:
         """Change a dataset."""
         return await self._shown(await self._catalog.update_dataset(tenant, dataset_id, change))
 
-    async def delete(self, tenant: Tenant, dataset_id: str) -> None:
+    async def delete(self, tenant: Tenant, dataset_id: str) -> ShownDataset:
         """Delete a dataset."""
-        await self._catalog.delete_dataset(tenant, dataset_id)
+        return await self._shown(await self._catalog.delete_dataset(tenant, dataset_id))
+
+    async def undelete(self, tenant: Tenant, dataset_id: str) -> ShownDataset:
+        """Bring a deleted dataset back."""
+        return await self._shown(await self._catalog.undelete_dataset(tenant, dataset_id))
 
     async def preview(
         self,

@@ -1,5 +1,6 @@
 """Datasets: make them, fill them, look at them, fetch what exports have written."""
 
+import sys
 from datetime import timedelta
 from enum import Enum
 from functools import partial
@@ -108,26 +109,38 @@ async def create(
 
 
 def _show_all(datasets: list[Dataset]) -> None:
+    any_deleted = any(dataset.HasField("delete_time") for dataset in datasets)
     rows = [
         (
             dataset.id,
             kind_word(dataset.kind),
             moment(dataset.create_time.ToDatetime()),
+            *((_back_until(dataset),) if any_deleted else ()),
             one_line(dataset.name),
         )
         for dataset in datasets
     ]
     way_out = "No datasets. Make one: profile-export datasets create NAME --kind record"
-    print_rows(("id", "kind", "created", "name"), rows, empty=way_out)
+    columns = ("id", "kind", "created", *(("deleted, back until",) if any_deleted else ()), "name")
+    print_rows(columns, rows, empty=way_out)
+
+
+def _back_until(dataset: Dataset) -> str:
+    return moment(dataset.purge_time.ToDatetime()) if dataset.HasField("delete_time") else ""
 
 
 @command(group, "list", _show_all)
-async def list_(client: Client) -> list[Dataset]:
+async def list_(
+    client: Client,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="Also deleted ones that `datasets undelete` brings back.")
+    ] = False,
+) -> list[Dataset]:
     """List the datasets, oldest first.
 
     Example: `profile-export datasets list --json`
     """
-    return await client.list_datasets()
+    return await client.list_datasets(show_deleted=deleted)
 
 
 def _show(dataset: Dataset) -> None:
@@ -147,6 +160,7 @@ def _show(dataset: Dataset) -> None:
             ("batches", f"kept for {kept_for(kept)}" if kept else "kept for ever"),
             ("created", moment(dataset.create_time.ToDatetime())),
             ("updated", moment(dataset.update_time.ToDatetime()) if updated else None),
+            ("deleted", f"can be brought back until {until}" if (until := _back_until(dataset)) else None),
             ("mirror", _mirror(dataset.mirror) if dataset.HasField("mirror") else None),
         ]
     )
@@ -211,14 +225,48 @@ async def update(
     )
 
 
-@command(group, "delete")
-async def delete(client: Client, dataset_id: DatasetId) -> None:
-    """Delete a dataset with all its batches, at once and for good.
+def _show_deleted(dataset: Dataset) -> None:
+    typer.echo(
+        f"dataset {dataset.id} deleted; until {_back_until(dataset)} this brings it back: "
+        f"profile-export datasets undelete {dataset.id}"
+    )
 
-    Example: `profile-export datasets delete 5f0c…`
+
+@command(group, "delete", _show_deleted)
+async def delete(
+    client: Client,
+    dataset_id: DatasetId,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking, as scripts have to.")] = False,
+) -> Dataset:
+    """Delete a dataset with all its batches, at once. For about an hour `datasets undelete` brings it back.
+
+    Asks first on a terminal; elsewhere nobody can be asked, and --yes is required.
+
+    Example: `profile-export datasets delete 5f0c… --yes`
     """
-    await client.delete_dataset(dataset_id)
-    typer.echo(f"dataset {dataset_id} deleted")
+    if not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise typer.BadParameter(
+                "There is no terminal to ask on: add --yes to delete without being asked."
+            )
+        name = one_line((await client.get_dataset(dataset_id)).name)
+        if not typer.confirm(f"Delete '{name}' ({dataset_id}) with all its batches?", err=True):
+            complain("Nothing was deleted.")
+            raise typer.Exit(1)
+    return await client.delete_dataset(dataset_id)
+
+
+def _show_undeleted(dataset: Dataset) -> None:
+    typer.echo(f"dataset {dataset.id} is back")
+
+
+@command(group, "undelete", _show_undeleted)
+async def undelete(client: Client, dataset_id: DatasetId) -> Dataset:
+    """Bring a deleted dataset back with all its batches. `datasets list --deleted` shows until when.
+
+    Example: `profile-export datasets undelete 5f0c…`
+    """
+    return await client.undelete_dataset(dataset_id)
 
 
 @command(group, "preview")

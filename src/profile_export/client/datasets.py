@@ -74,9 +74,9 @@ class DatasetCalls(Calls):
         request = pb.GetDatasetRequest(dataset_id=dataset_id)
         return (await self._call(self._datasets.GetDataset, request)).dataset
 
-    async def list_datasets(self) -> list[Dataset]:
-        """List the datasets of the tenant, oldest first."""
-        request = pb.ListDatasetsRequest()
+    async def list_datasets(self, *, show_deleted: bool = False) -> list[Dataset]:
+        """List the datasets of the tenant, oldest first; with `show_deleted`, also those that can be brought back."""
+        request = pb.ListDatasetsRequest(show_deleted=show_deleted)
         return await self._list(self._datasets.ListDatasets, request, lambda page: page.datasets)
 
     async def update_dataset(
@@ -109,9 +109,15 @@ class DatasetCalls(Calls):
         )
         return (await self._call(self._datasets.UpdateDataset, request)).dataset
 
-    async def delete_dataset(self, dataset_id: str) -> None:
-        """Hide a dataset with all its batches, at once and for good."""
-        await self._call(self._datasets.DeleteDataset, pb.DeleteDatasetRequest(dataset_id=dataset_id))
+    async def delete_dataset(self, dataset_id: str) -> Dataset:
+        """Hide a dataset with all its batches, at once; until its `purge_time` it can be brought back."""
+        request = pb.DeleteDatasetRequest(dataset_id=dataset_id)
+        return (await self._call(self._datasets.DeleteDataset, request)).dataset
+
+    async def undelete_dataset(self, dataset_id: str) -> Dataset:
+        """Bring a deleted dataset back with all its batches."""
+        request = pb.UndeleteDatasetRequest(dataset_id=dataset_id)
+        return (await self._call(self._datasets.UndeleteDataset, request)).dataset
 
     async def preview_dataset(self, dataset_id: str, rows: int = 0) -> list[Struct]:
         """Return some rows, those of the newest batch first; 0: as many as the server thinks fit."""

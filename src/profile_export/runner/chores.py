@@ -130,12 +130,13 @@ class ExpiryChore:
     async def step(self) -> bool:
         """Expire some of what is due. `Sweeper` removes the files, and finds those, too, that a crash left to it."""
         batches = await self.expiries.expire_batches()
+        datasets = await self.expiries.purge_datasets()
         jobs = await self.expiries.expire_jobs(self.job_retention) if self.job_retention else ()
         forgotten = await self.expiries.forget_jobs()
         await self.changes.forget(self.watch_history)
-        if batches or jobs:
-            _log.info("expired", batches=batches, jobs=jobs)
-        return bool(batches or jobs or forgotten)
+        if batches or datasets or jobs:
+            _log.info("expired", batches=batches, datasets=datasets, jobs=jobs)
+        return bool(batches or datasets or jobs or forgotten)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,8 @@ class Dataset(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     BATCH_RETENTION_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. 24 hexadecimal characters, set by the server, never reused."""
     name: _builtins.str
@@ -182,6 +184,16 @@ class Dataset(_message.Message):
         further export. Set by the caller. Absent: for ever.
         """
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When DeleteDataset hid the dataset. Absent: it is not deleted."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. Until when UndeleteDataset brings a deleted dataset back; from then on it is gone for good, and the
+        disk follows. Absent: it is not deleted.
+        """
+
     def __init__(
         self,
         *,
@@ -198,10 +210,12 @@ class Dataset(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         batch_retention: _duration_pb2.Duration | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "mirror", b"mirror", "schema_ref", b"schema_ref", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "delete_time", b"delete_time", "mirror", b"mirror", "purge_time", b"purge_time", "schema_ref", b"schema_ref", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "declared_fields", b"declared_fields", "description", b"description", "fields", b"fields", "id", b"id", "identity_fields", b"identity_fields", "kind", b"kind", "mirror", b"mirror", "name", b"name", "schema_ref", b"schema_ref", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "declared_fields", b"declared_fields", "delete_time", b"delete_time", "description", b"description", "fields", b"fields", "id", b"id", "identity_fields", b"identity_fields", "kind", b"kind", "mirror", b"mirror", "name", b"name", "purge_time", b"purge_time", "schema_ref", b"schema_ref", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,6 +97,11 @@ class DatasetServiceStub:
                 request_serializer=profile__export_dot_v1_dot_dataset__service__pb2.DeleteDatasetRequest.SerializeToString,
                 response_deserializer=profile__export_dot_v1_dot_dataset__service__pb2.DeleteDatasetResponse.FromString,
                 _registered_method=True)
+        self.UndeleteDataset = channel.unary_unary(
+                '/profile_export.v1.DatasetService/UndeleteDataset',
+                request_serializer=profile__export_dot_v1_dot_dataset__service__pb2.UndeleteDatasetRequest.SerializeToString,
+                response_deserializer=profile__export_dot_v1_dot_dataset__service__pb2.UndeleteDatasetResponse.FromString,
+                _registered_method=True)
         self.PreviewDataset = channel.unary_unary(
                 '/profile_export.v1.DatasetService/PreviewDataset',
                 request_serializer=profile__export_dot_v1_dot_dataset__service__pb2.PreviewDatasetRequest.SerializeToString,
@@ -221,7 +226,8 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetDataset(self, request, context):
-        """GetDataset looks one dataset up.
+        """GetDataset looks one dataset up, also a deleted one that UndeleteDataset can still bring back: it has a
+        delete_time.
 
         Returns the dataset with its fields and the state of its mirror.
         Repeated, it returns what is true then.
@@ -233,7 +239,8 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDatasets(self, request, context):
-        """ListDatasets lists the datasets of the tenant.
+        """ListDatasets lists the datasets of the tenant; with show_deleted, also those that UndeleteDataset can still bring
+        back.
 
         Returns a page of datasets.
         Repeated, it returns what is true then.
@@ -260,15 +267,41 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDataset(self, request, context):
-        """DeleteDataset hides a dataset with all its batches at once. The disk follows when no unfinished job and no
-        download of the last hour needs the files.
+        """DeleteDataset hides a dataset with all its batches at once. Until its purge_time (an hour later, unless the
+        operator sets another time) UndeleteDataset brings it back; then it is gone for good, and the disk follows when no
+        download of that time and no mirror needs the files.
 
-        Returns nothing.
+        A deleted dataset is no source of new snapshots and counts towards no quota of datasets; its batches are
+        NOT_FOUND, uploads to it are refused, its request_id is free for another dataset, and its Iceberg table is dropped.
+        What an upload had sent of a batch that is LOADING is kept, and counts towards the quota of staged bytes, until the
+        batch has been silent for too long.
+
+        Returns the dataset, with delete_time and purge_time.
         Repeated, it answers NOT_FOUND.
         Errors:
-        - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant, or it is gone already.
+        - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant, or it is deleted already.
         - FAILED_PRECONDITION DATASET_IN_USE: unfinished jobs use it; PreconditionFailure names them. Wait or
         cancel them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteDataset(self, request, context):
+        """UndeleteDataset brings a deleted dataset back before its purge_time, with all its batches and their files, as they
+        were. Batches that its retention would have expired meanwhile expire then. Its Iceberg table is built anew. It has
+        its request_id again, unless another dataset has got that.
+
+        Returns the dataset, without delete_time.
+        Repeated, it answers ALREADY_EXISTS.
+        Errors:
+        - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
+        - NOT_FOUND EXPIRED: its purge_time, which metadata has, is over. Make a new one and upload its rows again.
+        - ALREADY_EXISTS DATASET_NOT_DELETED: it is there; nothing is left to do.
+        - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: its fields contradict what other sources have come to know meanwhile;
+        metadata as in CreateDataset. Delete or revert what brought the conflict, then try again.
+        - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset.
+        - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -520,6 +553,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     request_deserializer=profile__export_dot_v1_dot_dataset__service__pb2.DeleteDatasetRequest.FromString,
                     response_serializer=profile__export_dot_v1_dot_dataset__service__pb2.DeleteDatasetResponse.SerializeToString,
             ),
+            'UndeleteDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteDataset,
+                    request_deserializer=profile__export_dot_v1_dot_dataset__service__pb2.UndeleteDatasetRequest.FromString,
+                    response_serializer=profile__export_dot_v1_dot_dataset__service__pb2.UndeleteDatasetResponse.SerializeToString,
+            ),
             'PreviewDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewDataset,
                     request_deserializer=profile__export_dot_v1_dot_dataset__service__pb2.PreviewDatasetRequest.FromString,
@@ -754,6 +792,33 @@ class DatasetService:
             '/profile_export.v1.DatasetService/DeleteDataset',
             profile__export_dot_v1_dot_dataset__service__pb2.DeleteDatasetRequest.SerializeToString,
             profile__export_dot_v1_dot_dataset__service__pb2.DeleteDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/profile_export.v1.DatasetService/UndeleteDataset',
+            profile__export_dot_v1_dot_dataset__service__pb2.UndeleteDatasetRequest.SerializeToString,
+            profile__export_dot_v1_dot_dataset__service__pb2.UndeleteDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,7 +71,8 @@ class DatasetServiceStub:
      - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]
-    """GetDataset looks one dataset up.
+    """GetDataset looks one dataset up, also a deleted one that UndeleteDataset can still bring back: it has a
+    delete_time.
 
     Returns the dataset with its fields and the state of its mirror.
     Repeated, it returns what is true then.
@@ -79,7 +80,8 @@ class DatasetServiceStub:
      - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
     """
     ListDatasets: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]
-    """ListDatasets lists the datasets of the tenant.
+    """ListDatasets lists the datasets of the tenant; with show_deleted, also those that UndeleteDataset can still bring
+    back.
 
     Returns a page of datasets.
     Repeated, it returns what is true then.
@@ -98,15 +100,37 @@ class DatasetServiceStub:
      - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset.
     """
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _dataset_service_pb2.DeleteDatasetResponse]
-    """DeleteDataset hides a dataset with all its batches at once. The disk follows when no unfinished job and no
-    download of the last hour needs the files.
+    """DeleteDataset hides a dataset with all its batches at once. Until its purge_time (an hour later, unless the
+    operator sets another time) UndeleteDataset brings it back; then it is gone for good, and the disk follows when no
+    download of that time and no mirror needs the files.
 
-    Returns nothing.
+    A deleted dataset is no source of new snapshots and counts towards no quota of datasets; its batches are
+    NOT_FOUND, uploads to it are refused, its request_id is free for another dataset, and its Iceberg table is dropped.
+    What an upload had sent of a batch that is LOADING is kept, and counts towards the quota of staged bytes, until the
+    batch has been silent for too long.
+
+    Returns the dataset, with delete_time and purge_time.
     Repeated, it answers NOT_FOUND.
     Errors:
-     - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant, or it is gone already.
+     - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant, or it is deleted already.
      - FAILED_PRECONDITION DATASET_IN_USE: unfinished jobs use it; PreconditionFailure names them. Wait or
        cancel them.
+    """
+    UndeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.UndeleteDatasetRequest, _dataset_service_pb2.UndeleteDatasetResponse]
+    """UndeleteDataset brings a deleted dataset back before its purge_time, with all its batches and their files, as they
+    were. Batches that its retention would have expired meanwhile expire then. Its Iceberg table is built anew. It has
+    its request_id again, unless another dataset has got that.
+
+    Returns the dataset, without delete_time.
+    Repeated, it answers ALREADY_EXISTS.
+    Errors:
+     - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
+     - NOT_FOUND EXPIRED: its purge_time, which metadata has, is over. Make a new one and upload its rows again.
+     - ALREADY_EXISTS DATASET_NOT_DELETED: it is there; nothing is left to do.
+     - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: its fields contradict what other sources have come to know meanwhile;
+       metadata as in CreateDataset. Delete or revert what brought the conflict, then try again.
+     - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset.
+     - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
     """
     PreviewDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.PreviewDatasetRequest, _dataset_service_pb2.PreviewDatasetResponse]
     """PreviewDataset shows some rows of the newest visible batches.
@@ -348,7 +372,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.GetDatasetRequest,
         context: _aio.ServicerContext[_dataset_service_pb2.GetDatasetRequest, _abc.Awaitable[_dataset_service_pb2.GetDatasetResponse]],
     ) -> _abc.Awaitable[_dataset_service_pb2.GetDatasetResponse]:
-        """GetDataset looks one dataset up.
+        """GetDataset looks one dataset up, also a deleted one that UndeleteDataset can still bring back: it has a
+        delete_time.
 
         Returns the dataset with its fields and the state of its mirror.
         Repeated, it returns what is true then.
@@ -362,7 +387,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.ListDatasetsRequest,
         context: _aio.ServicerContext[_dataset_service_pb2.ListDatasetsRequest, _abc.Awaitable[_dataset_service_pb2.ListDatasetsResponse]],
     ) -> _abc.Awaitable[_dataset_service_pb2.ListDatasetsResponse]:
-        """ListDatasets lists the datasets of the tenant.
+        """ListDatasets lists the datasets of the tenant; with show_deleted, also those that UndeleteDataset can still bring
+        back.
 
         Returns a page of datasets.
         Repeated, it returns what is true then.
@@ -393,15 +419,43 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.DeleteDatasetRequest,
         context: _aio.ServicerContext[_dataset_service_pb2.DeleteDatasetRequest, _abc.Awaitable[_dataset_service_pb2.DeleteDatasetResponse]],
     ) -> _abc.Awaitable[_dataset_service_pb2.DeleteDatasetResponse]:
-        """DeleteDataset hides a dataset with all its batches at once. The disk follows when no unfinished job and no
-        download of the last hour needs the files.
+        """DeleteDataset hides a dataset with all its batches at once. Until its purge_time (an hour later, unless the
+        operator sets another time) UndeleteDataset brings it back; then it is gone for good, and the disk follows when no
+        download of that time and no mirror needs the files.
 
-        Returns nothing.
+        A deleted dataset is no source of new snapshots and counts towards no quota of datasets; its batches are
+        NOT_FOUND, uploads to it are refused, its request_id is free for another dataset, and its Iceberg table is dropped.
+        What an upload had sent of a batch that is LOADING is kept, and counts towards the quota of staged bytes, until the
+        batch has been silent for too long.
+
+        Returns the dataset, with delete_time and purge_time.
         Repeated, it answers NOT_FOUND.
         Errors:
-         - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant, or it is gone already.
+         - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant, or it is deleted already.
          - FAILED_PRECONDITION DATASET_IN_USE: unfinished jobs use it; PreconditionFailure names them. Wait or
            cancel them.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteDataset(
+        self,
+        request: _dataset_service_pb2.UndeleteDatasetRequest,
+        context: _aio.ServicerContext[_dataset_service_pb2.UndeleteDatasetRequest, _abc.Awaitable[_dataset_service_pb2.UndeleteDatasetResponse]],
+    ) -> _abc.Awaitable[_dataset_service_pb2.UndeleteDatasetResponse]:
+        """UndeleteDataset brings a deleted dataset back before its purge_time, with all its batches and their files, as they
+        were. Batches that its retention would have expired meanwhile expire then. Its Iceberg table is built anew. It has
+        its request_id again, unless another dataset has got that.
+
+        Returns the dataset, without delete_time.
+        Repeated, it answers ALREADY_EXISTS.
+        Errors:
+         - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
+         - NOT_FOUND EXPIRED: its purge_time, which metadata has, is over. Make a new one and upload its rows again.
+         - ALREADY_EXISTS DATASET_NOT_DELETED: it is there; nothing is left to do.
+         - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: its fields contradict what other sources have come to know meanwhile;
+           metadata as in CreateDataset. Delete or revert what brought the conflict, then try again.
+         - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset.
+         - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
         """
 
     @_abc_1.abstractmethod

@@ -234,6 +234,8 @@ def dataset(shown: ShownDataset) -> dataset_pb2.Dataset:
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
         batch_retention=duration(value.batch_retention),
+        delete_time=timestamp(value.delete_time),
+        purge_time=timestamp(value.purge_time),
     )
     write_declarations(value.declared_fields, message.declared_fields)
     write_fields(value.fields, message.fields)

@@ -148,7 +148,8 @@ class Dataset:
     """A named table.
 
     `fields` is its schema as known so far, declared and built-in fields included; `iceberg` whether its batches are
-    mirrored; `batch_retention` how long each counts from its ingest time on, None for ever.
+    mirrored; `batch_retention` how long each counts from its ingest time on, None for ever. `delete_time` is None
+    unless it is deleted. Until `purge_time` it can be brought back; None: it is there, or gone for good.
     """
 
     id: str
@@ -164,6 +165,8 @@ class Dataset:
     update_time: datetime
     iceberg: bool = False
     batch_retention: timedelta | None = None
+    delete_time: datetime | None = None
+    purge_time: datetime | None = None
 
     @property
     def is_source(self) -> bool:
@@ -344,6 +347,51 @@ def _check_name(name: str, path: FieldPath, field: str) -> None:
         raise InvalidArgumentError.of_field(field, refused.reason) from None
 
 
+# --- Deletion ---
+
+
+def check_undeletable(dataset: Dataset, now: datetime) -> None:
+    """Refuse to bring a dataset back that is not deleted, or gone for good.
+
+    Raises:
+        AlreadyExistsError: It is there.
+        NotFoundError: The time in which it could be brought back is over.
+    """
+    if dataset.delete_time is None:
+        raise AlreadyExistsError(
+            "DATASET_NOT_DELETED",
+            f"The dataset '{dataset.id}' is not deleted: nothing is left to do.",
+            metadata={"id": dataset.id},
+        )
+    if dataset.purge_time is None or dataset.purge_time <= now:
+        when = _moment(dataset.delete_time)
+        raise NotFoundError(
+            "EXPIRED",
+            f"The dataset '{dataset.id}' was deleted at {when} and is gone for good. Make a new one.",
+            metadata={"id": dataset.id, "delete_time": when},
+        )
+
+
+def missing_dataset(
+    dataset_id: str, delete_time: datetime | None, purge_time: datetime | None
+) -> NotFoundError:
+    """Return the refusal of a dataset that is not there; the times are those of one that can be brought back."""
+    missing = NotFoundError.of("dataset", dataset_id)
+    if delete_time is None or purge_time is None:
+        return missing
+    times = {"delete_time": _moment(delete_time), "purge_time": _moment(purge_time)}
+    return NotFoundError(
+        missing.reason,
+        f"The dataset '{dataset_id}' was deleted at {times['delete_time']}. UndeleteDataset brings it back until "
+        f"{times['purge_time']}.",
+        metadata=missing.metadata | times,
+    )
+
+
+def _moment(time: datetime) -> str:
+    return time.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 # --- Retention ---
 
 REMEMBERED = timedelta(days=30)
@@ -372,7 +420,7 @@ def upload_expiry_reason(kept_for: timedelta) -> str:
 
 def expired_job(job_id: int, expire_time: datetime) -> NotFoundError:
     """Return the refusal of a job that retention has removed."""
-    when = expire_time.isoformat(timespec="seconds").replace("+00:00", "Z")
+    when = _moment(expire_time)
     return NotFoundError(
         "EXPIRED",
         f"The job {job_id} has expired: it was removed at {when}. What it has exported stays, with the receipt.",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Select, insert, select, tuple_, update
+from sqlalchemy import Executable, Select, case, exists, insert, select, tuple_, update
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas, check_dataset_fields
 from profile_export.domain.catalog.batches import NamespaceUse
@@ -21,13 +22,15 @@ from profile_export.domain.catalog.datasets import (
     check_declared_fields,
     check_identity_fields,
     check_tags,
+    check_undeletable,
     initial_fields,
+    missing_dataset,
     usable_kind,
     with_declared,
 )
 from profile_export.domain.errors import FailedPreconditionError, FieldViolation
 from profile_export.domain.lists import Page, PageRequest, cut_page
-from profile_export.domain.schemas.types import WIDE, ObjectType, TypeConflictError, is_wide
+from profile_export.domain.schemas.types import WIDE, ObjectType, TypeConflictError, is_wide, union_objects
 from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.schemas import (
     Outlook,
@@ -39,11 +42,13 @@ from profile_export.store.catalog.schemas import (
 from profile_export.store.catalog.tenants import (
     DATASETS,
     IDENTITY,
+    THERE_OR_UNDELETABLE,
     check_one_more,
     dataset_from,
     dataset_of,
     ensure_tenant,
     id_of,
+    kept_dataset,
     made_before,
     register_namespaces,
     source_datasets,
@@ -53,9 +58,9 @@ from profile_export.store.db.columns import columns_of, digest_of, write_ahead
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import UNFINISHED, datasets, jobs
 from profile_export.store.db.transactions import Transaction, characters, page_rows
-from profile_export.store.files.folders import drop
-from profile_export.store.files.mirrors import ask_drop
-from profile_export.store.files.snapshots import drop_compactions
+from profile_export.store.files.mirrors import ask_drop, ask_table
+
+DEFAULT_GRACE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +150,23 @@ async def _judge_change(
     return Judged(outlook, values, is_felt=knows_more or turns)
 
 
+async def _judge_return(connection: Transaction, tenant_id: Any, dataset: Dataset) -> Judged:
+    """Judge a deleted dataset beside the sources of now, with what its schema has come to know meanwhile.
+
+    Raises:
+        TypeConflictError: It contradicts these.
+        TooManyError: More fields would be known than may be.
+    """
+    schema = await newest_schema(connection, tenant_id, dataset.schema.id)
+    wide = is_wide([dataset.fields, schema.fields])
+    fields = await compute_if(wide, union_objects, dataset.fields, schema.fields)
+    await compute_if(wide, check_dataset_fields, fields)
+    outlook = await look_ahead(connection, tenant_id, [replace(dataset, fields=fields)])
+    return Judged(
+        outlook, {"fields": await write_ahead(datasets.c.fields, fields)}, is_felt=dataset.is_source
+    )
+
+
 def _with_those_of_the_schema(
     own: Sequence[IdentityField], schemas: Sequence[IdentityField]
 ) -> tuple[IdentityField, ...]:
@@ -177,9 +199,13 @@ _CHARACTERS = characters(
 class Catalog(Store):
     """Datasets of all tenants."""
 
-    def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
+    def __init__(
+        self, database: Database, quotas: Quotas = DEFAULT_QUOTAS, grace: timedelta = DEFAULT_GRACE
+    ) -> None:
+        """Make one that brings deleted datasets back within `grace`."""
         super().__init__(database)
         self._most_datasets = quotas.datasets
+        self._grace = grace
 
     @uninterruptible
     async def create_dataset(
@@ -236,11 +262,25 @@ class Catalog(Store):
             return await dataset_of(connection, id_of(tenant), dataset_id)
 
     @uninterruptible
-    async def list_datasets(self, tenant: Tenant, request: PageRequest) -> Page[Dataset]:
-        """Return a page of datasets, oldest first."""
-        query = select(datasets).where(
-            datasets.c.tenant_id == id_of(tenant), datasets.c.delete_time.is_(None)
-        )
+    async def look_dataset_up(self, tenant: Tenant, dataset_id: str) -> Dataset:
+        """Return a dataset, also a deleted one that can be brought back.
+
+        Raises:
+            NotFoundError: The tenant has none of that id.
+        """
+        async with self.database.read() as connection:
+            dataset = await kept_dataset(connection, id_of(tenant), dataset_id)
+        if dataset.delete_time is not None and dataset.purge_time is None:
+            raise missing_dataset(dataset_id, None, None)
+        return dataset
+
+    @uninterruptible
+    async def list_datasets(
+        self, tenant: Tenant, request: PageRequest, *, show_deleted: bool = False
+    ) -> Page[Dataset]:
+        """Return a page of datasets, oldest first; with `show_deleted`, also those that can be brought back."""
+        shown = THERE_OR_UNDELETABLE if show_deleted else datasets.c.delete_time.is_(None)
+        query = select(datasets).where(datasets.c.tenant_id == id_of(tenant), shown)
         if request.cursor:
             after = select(datasets.c.create_time).where(datasets.c.id == request.cursor).scalar_subquery()
             query = query.where(tuple_(datasets.c.create_time, datasets.c.id) > tuple_(after, request.cursor))
@@ -276,15 +316,14 @@ class Catalog(Store):
             if not planned.values:
                 return dataset
             values = planned.values | {"update_time": await database_time(connection)}
-            query = update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
-            updated = await connection.one(query)
+            updated = await connection.one(_changed(dataset_id, values))
             if planned.is_felt:
                 await sources_changed(connection, tenant_id, planned.outlook)
         return dataset_from(updated)
 
     @uninterruptible
-    async def delete_dataset(self, tenant: Tenant, dataset_id: str) -> None:
-        """Hide a dataset with all its batches.
+    async def delete_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
+        """Hide a dataset with all its batches, until it is brought back or purged.
 
         Raises:
             NotFoundError: There is no such dataset.
@@ -304,14 +343,69 @@ class Catalog(Store):
                     metadata={"id": dataset_id, "jobs": named},
                     violations=tuple(FieldViolation(f"jobs/{one}", "is not finished") for one in using),
                 )
-            # Its request id is free again: it stands for a dataset that nobody can see.
-            values = {"delete_time": await database_time(connection), "request_id": None}
-            await connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(values))
+            # Its request id is free again: it stands for a dataset that nobody can use.
+            now = await database_time(connection)
+            values = {
+                "delete_time": now,
+                "purge_time": now + self._grace,
+                "former_request_id": datasets.c.request_id,
+                "request_id": None,
+            }
+            deleted = await connection.one(_changed(dataset_id, values))
             if dataset.is_source:
                 await sources_changed(connection, id_of(tenant))
             await ask_drop(connection, dataset_id)
-            await drop_compactions(connection, dataset_id)
-            await drop(connection, [dataset_id])
+        return dataset_from(deleted)
+
+    @uninterruptible
+    async def undelete_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
+        """Bring a deleted dataset back with all its batches.
+
+        Raises:
+            NotFoundError: There is no such dataset, or it is gone for good.
+            AlreadyExistsError: It is not deleted.
+            FailedPreconditionError: What it knows contradicts what the other sources have come to know, or more fields
+                would be known than may be.
+            ExhaustedError: The tenant has as many datasets as it may have.
+        """
+        try:
+            return await self._undeleted(tenant, dataset_id)
+        except TypeConflictError as conflict:
+            raise conflict.as_precondition() from None
+
+    async def _undeleted(self, tenant: Tenant, dataset_id: str) -> Dataset:
+        async with self.database.read() as connection:
+            before = await kept_dataset(connection, id_of(tenant), dataset_id)
+            check_undeletable(before, await database_time(connection))
+            planned = await _judge_return(connection, id_of(tenant), before)
+        async with self.database.write() as connection:
+            tenant_id = await ensure_tenant(connection, tenant)
+            dataset = await kept_dataset(connection, tenant_id, dataset_id)
+            check_undeletable(dataset, await database_time(connection))
+            await check_one_more(connection, DATASETS, tenant_id, self._most_datasets)
+            if dataset != before or not await still_holds(connection, tenant_id, planned.outlook):
+                planned = await _judge_return(connection, tenant_id, dataset)
+            taken = datasets.alias()
+            its_own_again = case(
+                (
+                    ~exists().where(
+                        taken.c.tenant_id == tenant_id, taken.c.request_id == datasets.c.former_request_id
+                    ),
+                    datasets.c.former_request_id,
+                )
+            )
+            values = planned.values | {
+                "delete_time": None,
+                "purge_time": None,
+                "request_id": its_own_again,
+                "former_request_id": None,
+            }
+            row = await connection.one(_changed(dataset_id, values))
+            if planned.is_felt:
+                await sources_changed(connection, tenant_id, planned.outlook)
+            await ask_table(connection, dataset_id)
+            connection.batches_changed()
+        return dataset_from(row)
 
     @uninterruptible
     async def union_fields(self, tenant: Tenant) -> Mapping[DatasetKind, ObjectType]:
@@ -323,6 +417,10 @@ class Catalog(Store):
         """Return the datasets that exports read (S11), oldest first."""
         async with self.database.read() as connection:
             return await source_datasets(connection, id_of(tenant))
+
+
+def _changed(dataset_id: str, values: Mapping[str, Any]) -> Executable:
+    return update(datasets).where(datasets.c.id == dataset_id).values(values).returning(datasets)
 
 
 async def _plans_with(

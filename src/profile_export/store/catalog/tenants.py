@@ -18,13 +18,21 @@ from sqlalchemy import (
     bindparam,
     cast,
     func,
+    or_,
     select,
     update,
 )
 
 from profile_export.domain.catalog.allowances import check_tenant_namespaces, quota_exceeded
 from profile_export.domain.catalog.batches import NamespaceUse
-from profile_export.domain.catalog.datasets import Dataset, DatasetKind, SchemaRef, Tenant, union_by_kind
+from profile_export.domain.catalog.datasets import (
+    Dataset,
+    DatasetKind,
+    SchemaRef,
+    Tenant,
+    missing_dataset,
+    union_by_kind,
+)
 from profile_export.domain.errors import AlreadyExistsError
 from profile_export.domain.job import JobState
 from profile_export.domain.merging.identity import fold_namespace
@@ -280,9 +288,19 @@ async def dataset_of(connection: Transaction, tenant_id: Any, dataset_id: str) -
     Raises:
         NotFoundError: The tenant has none of that id.
     """
-    query = select(datasets).where(
-        datasets.c.id == dataset_id, datasets.c.tenant_id == tenant_id, datasets.c.delete_time.is_(None)
-    )
+    dataset = await kept_dataset(connection, tenant_id, dataset_id)
+    if dataset.delete_time is not None:
+        raise missing_dataset(dataset_id, dataset.delete_time, dataset.purge_time)
+    return dataset
+
+
+async def kept_dataset(connection: Transaction, tenant_id: Any, dataset_id: str) -> Dataset:
+    """Return a dataset, also a deleted one, within a transaction.
+
+    Raises:
+        NotFoundError: The tenant never had one of that id.
+    """
+    query = select(datasets).where(datasets.c.id == dataset_id, datasets.c.tenant_id == tenant_id)
     return dataset_from(await connection.existing(query, "dataset", dataset_id))
 
 
@@ -321,6 +339,15 @@ async def field_sets_of(
     return {row.digest: row.id for row in await connection.execute(query)}
 
 
+THERE_OR_UNDELETABLE = or_(datasets.c.delete_time.is_(None), datasets.c.purge_time.is_not(None))
+"""Tells datasets that are not deleted or can be brought back."""
+
+
 def is_seen() -> Any:
     """Tell batches of datasets that are not deleted."""
     return batches.c.dataset_id.in_(select(datasets.c.id).where(datasets.c.delete_time.is_(None)))
+
+
+def is_kept() -> Any:
+    """Tell batches of datasets that are not deleted or can be brought back."""
+    return batches.c.dataset_id.in_(select(datasets.c.id).where(THERE_OR_UNDELETABLE))

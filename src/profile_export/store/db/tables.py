@@ -123,9 +123,13 @@ datasets = Table(
     Column("batch_retention", Span),
     Column("create_time", Instant, nullable=False),
     Column("update_time", Instant, nullable=False),
-    # A deleted dataset keeps its row, since jobs and batches name it, but nobody sees it any more.
+    # A deleted dataset keeps its row, since jobs and batches name it.
     Column("delete_time", Instant),
+    # Until when it can be brought back; null: it is not deleted, or gone for good.
+    Column("purge_time", Instant, index=True),
     Column("request_id", Text),
+    # The request id that it had when it was deleted: another dataset may take it meanwhile.
+    Column("former_request_id", Text),
     # What was asked for under the request id, to tell a repetition from another request.
     Column("request_digest", Text),
     UniqueConstraint("tenant_id", "request_id"),

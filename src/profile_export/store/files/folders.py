@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
 from sqlalchemy import ColumnElement, delete, exists, select
@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, delete, exists, select
 from profile_export.domain.catalog.batches import BatchState
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.job import LEASE_TTL
-from profile_export.store.catalog.tenants import is_seen
+from profile_export.store.catalog.tenants import is_kept
 from profile_export.store.db.database import MOST_AT_ONCE, Database, Store, database_time, uninterruptible
 from profile_export.store.db.tables import (
     UNFINISHED,
@@ -111,9 +111,15 @@ class DroppedFolders(Store):
 async def drop(connection: Transaction, folders: Collection[str]) -> None:
     """Give folders up, in the transaction after which nothing new can come to need them.
 
-    They are those of batches, compacted files or whole datasets, relative to the lake's root, and never used again.
+    They are those of batches or compacted files, relative to the lake's root, and never used again.
     """
     await drop_written(connection, dict.fromkeys(folders))
+
+
+async def drop_datasets(connection: Transaction, delete_times: Mapping[str, datetime]) -> None:
+    """Give the folders of whole datasets up, by the datasets' ids; nobody has begun to read them since these times."""
+    rows = [{"folder": folder, "drop_time": time} for folder, time in delete_times.items()]
+    await connection.insert_new(dropped_folders, rows)
 
 
 async def drop_written(connection: Transaction, folders: Mapping[str, int | None]) -> None:
@@ -163,7 +169,7 @@ class NamedFile:
 _COUNTING = (
     select(files.c.path, files.c.bytes)
     .join(batches, batches.c.key == files.c.batch_key)
-    .where(batches.c.state == BatchState.SUCCEEDED, is_seen())
+    .where(batches.c.state == BatchState.SUCCEEDED, is_kept())
 )
 
 
@@ -178,7 +184,7 @@ class Named(Store):
             (batches.c.state == BatchState.FAILED) & batches.c.key.in_(refused)
         )
         async with self.database.read() as connection:
-            return await connection.values(select(batches.c.folder).where(needed, is_seen()))
+            return await connection.values(select(batches.c.folder).where(needed, is_kept()))
 
     @uninterruptible
     async def kept_uploads(self) -> Sequence[str]:
@@ -186,7 +192,7 @@ class Named(Store):
         query = (
             select(uploads.c.staged_as)
             .join(batches, batches.c.key == uploads.c.batch_key)
-            .where(batches.c.state == BatchState.LOADING, is_seen())
+            .where(batches.c.state == BatchState.LOADING, is_kept())
         )
         async with self.database.read() as connection:
             return await connection.values(query)

@@ -191,7 +191,10 @@ class Mirrors(Store):
 
     @uninterruptible
     async def of(self, dataset_ids: Collection[str]) -> Mapping[str, MirrorStatus]:
-        """Return how far the mirrors of these datasets are; those that are not mirrored and never were are left out."""
+        """Return how far the mirrors of these datasets are.
+
+        Those that are deleted, or not mirrored and never were, are left out.
+        """
         in_table = (batches.c.dataset_id == datasets.c.id) & (batches.c.number <= _NUMBER)
         last = select(batches.c.id).where(in_table & _COUNTS).order_by(batches.c.number.desc()).limit(1)
         query = (
@@ -209,7 +212,11 @@ class Mirrors(Store):
                 last.scalar_subquery().label("last_batch_id"),
             )
             .select_from(datasets.outerjoin(mirrors))
-            .where(datasets.c.id.in_(dataset_ids), datasets.c.iceberg | mirrors.c.dataset_id.is_not(None))
+            .where(
+                datasets.c.id.in_(dataset_ids),
+                datasets.c.iceberg | mirrors.c.dataset_id.is_not(None),
+                datasets.c.delete_time.is_(None),
+            )
         )
         async with self.database.read() as connection:
             return {row.id: _status(row) for row in await connection.execute(query)}
@@ -221,18 +228,28 @@ def named_by_mirror() -> ColumnElement[bool]:
 
 
 async def ask_drop(connection: Transaction, dataset_id: str) -> None:
-    """Have a dataset mirrored no longer and its table dropped soon, within the transaction that deletes it."""
-    await connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(iceberg=False))
-    await connection.execute(
-        update(mirrors).where(mirrors.c.dataset_id == dataset_id).values(drop_asked=True)
-    )
+    """Have the table of a dataset dropped soon, within the transaction that deletes it."""
+    await _set(connection, dataset_id, drop_asked=True)
+
+
+async def ask_table(connection: Transaction, dataset_id: str) -> None:
+    """Have a table for a dataset again, within the transaction that brings it back.
+
+    Where its drop was asked for and is not done yet, the next holder looks whether the table still stands.
+    """
+    await _set(connection, dataset_id, drop_asked=False, check_time=await database_time(connection))
+
+
+async def _set(connection: Transaction, dataset_id: str, **values: Any) -> None:
+    await connection.execute(update(mirrors).where(mirrors.c.dataset_id == dataset_id).values(values))
 
 
 async def _due(connection: Transaction) -> str | None:
     """Return the dataset to look after next: of those that are due, the one that has waited longest."""
     now = await database_time(connection)
     to_be_changed = exists().where(_to_add()) | exists().where(*to_take_out())
-    lacks = datasets.c.iceberg & (to_be_changed | (mirrors.c.check_time <= now))
+    mirrored = datasets.c.iceberg & datasets.c.delete_time.is_(None)
+    lacks = mirrored & (to_be_changed | (mirrors.c.check_time <= now))
     query = (
         select(datasets.c.id)
         .select_from(datasets.outerjoin(mirrors))

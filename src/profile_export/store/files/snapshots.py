@@ -245,9 +245,9 @@ def counting() -> ColumnElement[bool]:
     )
 
 
-async def drop_compactions(connection: Transaction, dataset_id: str) -> None:
-    """Forget all compacted files of a dataset whose batches go as well."""
-    await _drop(connection, compactions.c.dataset_id == dataset_id)
+async def drop_compactions(connection: Transaction, dataset_ids: Collection[str]) -> None:
+    """Forget all compacted files of datasets whose batches go as well."""
+    await _drop(connection, compactions.c.dataset_id.in_(dataset_ids))
 
 
 def _batches_alone(*columns: ColumnElement[Any]) -> Select[Any]:
@@ -270,8 +270,12 @@ def _batches_alone(*columns: ColumnElement[Any]) -> Select[Any]:
 
 def _small(*columns: ColumnElement[Any]) -> Select[Any]:
     """Select the compacted files that count and are worth merging."""
+    there = select(datasets.c.id).where(datasets.c.delete_time.is_(None))
     return select(*columns).where(
-        compactions.c.rows < FULL_ROWS, compactions.c.bytes < FULL_BYTES, counting()
+        compactions.c.rows < FULL_ROWS,
+        compactions.c.bytes < FULL_BYTES,
+        compactions.c.dataset_id.in_(there),
+        counting(),
     )
 
 

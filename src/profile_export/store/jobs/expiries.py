@@ -1,8 +1,8 @@
-"""What time ends: batches and jobs kept long enough, uploads that fell silent, jobs whose lease or deadline is over."""
+"""What time ends: batches and jobs kept long enough, silent uploads, deleted datasets, jobs without a lease or time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -29,12 +29,13 @@ from profile_export.store.db.tables import (
     uploads,
 )
 from profile_export.store.db.transactions import Transaction
-from profile_export.store.files.folders import drop
+from profile_export.store.files.folders import drop, drop_datasets
+from profile_export.store.files.snapshots import drop_compactions
 from profile_export.store.jobs.attempts import Fence, end_attempt
 from profile_export.store.jobs.jobs import JOB_COLUMNS, job_from, move_job, recorded_of, stamp
 
 MOST_ENDED = 100
-"""How many batches or jobs end before others have their turn: in one transaction, or one look for timeouts."""
+"""How many batches, datasets or jobs end before others have their turn: in one transaction or look for timeouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,20 @@ class Expiries(Store):
             sent = uploads.c.batch_key.in_(keys) & (uploads.c.state != UploadState.REFUSED)
             gone = update(uploads).where(sent).values(lost).returning(uploads.c.staged_as)
             return GivenUp(ids, await connection.values(gone))
+
+    @uninterruptible
+    async def purge_datasets(self) -> Sequence[str]:
+        """Give up the folders of deleted datasets that can be brought back no longer; return the datasets' ids."""
+        async with self.database.read() as connection:
+            if not await _due_datasets(connection):
+                return ()
+        async with self.database.write() as connection:
+            due = await _due_datasets(connection)
+            purged = update(datasets).where(datasets.c.id.in_(due))
+            await connection.execute(purged.values(purge_time=None, former_request_id=None))
+            await drop_compactions(connection, due)
+            await drop_datasets(connection, due)
+        return list(due)
 
     @uninterruptible
     async def expire_jobs(self, kept_for: timedelta) -> Sequence[int]:
@@ -209,6 +224,14 @@ async def _due_uploads(connection: Transaction, before: datetime) -> Sequence[in
     """Return the keys of batches that nothing was sent of since, the longest silent first."""
     query = select(batches.c.key).where(LOADING, batches.c.active_time <= before)
     return await connection.values(query.order_by(batches.c.active_time).limit(MOST_ENDED))
+
+
+async def _due_datasets(connection: Transaction) -> Mapping[str, datetime]:
+    """Return when the deleted datasets were deleted that are due, by their ids."""
+    query = select(datasets.c.id, datasets.c.delete_time)
+    query = query.where(datasets.c.purge_time <= await database_time(connection))
+    rows = await connection.all(query.order_by(datasets.c.purge_time).limit(MOST_ENDED))
+    return {row.id: row.delete_time for row in rows}
 
 
 async def _due_jobs(connection: Transaction, before: datetime) -> Sequence[Row[Any]]:
