@@ -1,5 +1,9 @@
 // Watch a job to its end: java Watch HOST:PORT JOB_ID [SANDBOX]
 
+import com.profile_export.v1.ExportServiceGrpc;
+import com.profile_export.v1.ExportServiceGrpc.ExportServiceBlockingStub;
+import com.profile_export.v1.WatchJobRequest;
+import com.profile_export.v1.WatchJobResponse;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.Metadata;
@@ -10,10 +14,6 @@ import java.util.Iterator;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
-import profile_export.v1.ExportServiceGrpc;
-import profile_export.v1.ExportServiceGrpc.ExportServiceBlockingStub;
-import profile_export.v1.ExportServiceOuterClass.WatchJobRequest;
-import profile_export.v1.ExportServiceOuterClass.WatchJobResponse;
 
 public final class Watch {
   /** Tells what happens to a job, each move once, until its final state has been given. */

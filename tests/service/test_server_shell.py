@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 import grpc.aio
 import pytest
 import structlog
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure, RetryInfo
@@ -609,7 +610,52 @@ async def test_the_contract_is_served_checked_and_reflected_whole() -> None:
 
     listed = {service.name for service in answer.list_services_response.service}
     assert {check.status for check in checks} == {health_pb2.HealthCheckResponse.SERVING}
-    assert listed == names | {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert listed == names | {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_answers_under_either_name_what_a_client_without_protos_asks(
+    caller: Caller, version: str
+) -> None:
+    # given calls of bytes alone, as a client makes them whose stubs are of that version
+    name = f"grpc.reflection.{version}.ServerReflection"
+    ask: Any = caller.channel.stream_stream(f"/{name}/ServerReflectionInfo")
+
+    async def answer(**question: str) -> reflection_pb2.ServerReflectionResponse:
+        asked = reflection_pb2.ServerReflectionRequest(host="h", **question)
+        (told,) = [bytes(one) async for one in ask(iter([asked.SerializeToString()]))]
+        return reflection_pb2.ServerReflectionResponse.FromString(told)
+
+    # when it asks for the services, for files by what they hold and by name, and for what is not there
+    listed = await answer(list_services="*")
+    of_method = await answer(file_containing_symbol="profile_export.v1.ExportService.WatchJob")
+    of_file = await answer(file_by_filename="profile_export/v1/job.proto")
+    of_itself = await answer(file_containing_symbol=name)
+    missing = await answer(file_containing_symbol="profile_export.v2.ExportService")
+
+    # then each is answered, with the files that those need
+    services = [service.name for service in listed.list_services_response.service]
+    assert {ECHO, name} <= set(services)
+
+    def described(told: reflection_pb2.ServerReflectionResponse) -> dict[str, FileDescriptorProto]:
+        found = map(FileDescriptorProto.FromString, told.file_descriptor_response.file_descriptor_proto)
+        return {file.name: file for file in found}
+
+    files = described(of_method)
+    assert {"profile_export/v1/job.proto", "google/protobuf/timestamp.proto"} <= set(files)
+    [service] = files["profile_export/v1/export_service.proto"].service
+    assert "WatchJob" in {method.name for method in service.method}
+    assert "profile_export/v1/job.proto" in described(of_file)
+    [own] = described(of_itself).values()
+    assert own.package == f"grpc.reflection.{version}"
+    [method] = own.service[0].method
+    assert method.input_type == f".grpc.reflection.{version}.ServerReflectionRequest"
+    assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    assert missing.original_request.host == "h"
 
 
 async def test_a_second_server_on_the_same_port_is_refused(caller: Caller) -> None:

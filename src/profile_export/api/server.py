@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from profile_export.api.interceptors import CallInterceptor
+from profile_export.api.reflection import add_reflection
 from profile_export.domain.errors import server_draining
 from profile_export.v1 import (
     dataset_service_pb2,
@@ -201,8 +201,7 @@ async def create_server(
     for service in services:
         service.add_to(server)
         await serving.set(service.name, health_pb2.HealthCheckResponse.SERVING)
-    names = (*(service.name for service in services), health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    add_reflection(server, (*(service.name for service in services), health.SERVICE_NAME))
     return GrpcServer(server, calls, serving, bound)
 
 

@@ -26,13 +26,14 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from profile_export.v1 import dataset_pb2 as profile__export_dot_v1_dot_dataset__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprofile_export/v1/schema.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fprofile_export/v1/dataset.proto\"\xae\x02\n\x06Schema\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12,\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.profile_export.v1.DatasetKind\x12\x10\n\x08\x63lass_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x05\x12\x10\n\x08\x62uilt_in\x18\x06 \x01(\x08\x12\x10\n\x08\x64ocument\x18\x07 \x01(\t\x12(\n\x06\x66ields\x18\x08 \x03(\x0b\x32\x18.profile_export.v1.Field\x12\x39\n\x0fidentity_fields\x18\t \x03(\x0b\x32 .profile_export.v1.IdentityField\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"a\n\x0bUnionSchema\x12\x13\n\x0bschema_name\x18\x01 \x01(\t\x12(\n\x06\x66ields\x18\x02 \x03(\x0b\x32\x18.profile_export.v1.Field\x12\x13\n\x0b\x64\x61taset_ids\x18\x03 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprofile_export/v1/schema.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fprofile_export/v1/dataset.proto\"\xae\x02\n\x06Schema\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12,\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.profile_export.v1.DatasetKind\x12\x10\n\x08\x63lass_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x05\x12\x10\n\x08\x62uilt_in\x18\x06 \x01(\x08\x12\x10\n\x08\x64ocument\x18\x07 \x01(\t\x12(\n\x06\x66ields\x18\x08 \x03(\x0b\x32\x18.profile_export.v1.Field\x12\x39\n\x0fidentity_fields\x18\t \x03(\x0b\x32 .profile_export.v1.IdentityField\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"a\n\x0bUnionSchema\x12\x13\n\x0bschema_name\x18\x01 \x01(\t\x12(\n\x06\x66ields\x18\x02 \x03(\x0b\x32\x18.profile_export.v1.Field\x12\x13\n\x0b\x64\x61taset_ids\x18\x03 \x03(\tB\xa9\x01\n\x15\x63om.profile_export.v1B\x0bSchemaProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'profile_export.v1.schema_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\025com.profile_export.v1B\013SchemaProtoP\001Z\"profile_export/v1;profile_exportv1\242\002\003PXX\252\002\020ProfileExport.V1\312\002\020ProfileExport\\V1\342\002\034ProfileExport\\V1\\GPBMetadata\352\002\021ProfileExport::V1'
   _globals['_SCHEMA']._serialized_start=120
   _globals['_SCHEMA']._serialized_end=422
   _globals['_UNIONSCHEMA']._serialized_start=424
