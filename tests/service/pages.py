@@ -70,7 +70,9 @@ def type_in(script: str, address: str, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=ROOT,
-        env=os.environ | {"PROFILE_EXPORT_ADDRESS": address, "TMPDIR": str(folder), "PATH": ":".join(paths)},
+        env=os.environ
+        | {"PROFILE_EXPORT_ADDRESS": address, "TMPDIR": str(folder), "XDG_CONFIG_HOME": str(folder)}
+        | {"PATH": ":".join(paths)},
         capture_output=True,
         text=True,
         timeout=200,

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,9 +46,9 @@ def started(words: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Popen[
 
 
 def environment(**more: str) -> Mapping[str, str]:
-    """Return the variables of this process without those that the product would read."""
+    """Return the variables of this process without those that the product would read, and without contexts."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PROFILE_EXPORT_")}
-    return own | more
+    return own | {"XDG_CONFIG_HOME": os.devnull} | more
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,11 @@ class Terminal:
     address: str
     sandbox: str
 
-    def type(self, *words: str | Path, to: str = "") -> subprocess.CompletedProcess[str]:
-        talks = words[0] not in {"serve", "worker", "db"} and words[:2] != ("jobs", "verify")
+    def type(self, *words: str | Path, to: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        """Type a command, with further variables."""
+        talks = words[0] not in {"serve", "worker", "db", "contexts"} and words[:2] != ("jobs", "verify")
         typed = [*map(str, words), *(("--sandbox", self.sandbox) if talks else ())]
-        variables = environment(PROFILE_EXPORT_ADDRESS=to or self.address)
+        variables = environment(**{"PROFILE_EXPORT_ADDRESS": to or self.address} | more)
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             command = _LOADED.Process(target=_run, args=(typed, variables, out, err))
@@ -71,8 +73,8 @@ class Terminal:
                 raise TimeoutError(typed)
             return subprocess.CompletedProcess(typed, command.exitcode, out.read_text(), err.read_text())
 
-    def get(self, *words: str | Path) -> str:
-        done = self.type(*words)
+    def get(self, *words: str | Path, **more: str) -> str:
+        done = self.type(*words, **more)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.strip()
 
@@ -83,5 +85,6 @@ def _run(words: Sequence[str], variables: Mapping[str, str], out: Path, err: Pat
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), descriptor)
     os.environ.clear()
     os.environ.update(variables)
+    time.tzset()
     sys.argv = ["profile-export", *words]
     main()

@@ -81,9 +81,9 @@ def test_a_schema_is_registered_with_what_it_names_and_datasets_follow_it(
         "spent decimal(12,2)",
     ):
         assert fact in lines(shown)
-    assert "\n  city  " in shown
-    assert "\n  city  " in terminal.get("schemas", "show", schema_id)
-    assert "\n  city  " in terminal.get("schemas", "union", "_xdm.context.profile")
+    assert "\n  city\t" in shown
+    assert "\n  city\t" in terminal.get("schemas", "show", schema_id)
+    assert "\n  city\t" in terminal.get("schemas", "union", "_xdm.context.profile")
     assert f"datasets {dataset_id}" in lines(terminal.get("schemas", "union", "_xdm.context.profile"))
 
 
@@ -190,7 +190,7 @@ def test_a_dataset_and_its_batches_say_how_long_they_are_kept(terminal: Terminal
     shorter, for_ever = lines(terminal.get(*update, "1")), lines(terminal.get(*update, "0"))
 
     assert "batches kept for 30 days" in made
-    assert re.search(r"^expires +20", batch, re.MULTILINE)
+    assert re.search(r"^expires\t20", batch, re.MULTILINE)
     assert "batches kept for 1 day" in shorter
     assert "batches kept for ever" in for_ever
     assert "expires" not in terminal.get("batches", "show", "one")

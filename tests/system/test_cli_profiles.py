@@ -69,7 +69,7 @@ def test_events_are_listed_in_either_order_within_a_window(terminal: Terminal, p
 
     told = lines(shown)
     assert told[0] == "time id field value"
-    assert [line.split()[2:] for line in told[1:]] == [
+    assert [line.split()[1:] for line in told[1:]] == [
         [f"e{hour}", "page", "page", f"{hour}"] for hour in range(3)
     ]
     assert [event["id"] for event in latest] == ["e2", "e1"]

@@ -233,10 +233,9 @@ def test_rejected_rows_are_shown_beside_those_that_count(terminal: Terminal, tmp
     assert done.returncode == 0
     assert " 1 rows, " in done.stdout
     assert ", 1 rejected (" in done.stdout
-    headers, why, row = done.stderr.splitlines()
-    assert headers.split()[:4] == ["file", "row", "reason", "field"]
-    assert why.split()[:3] == [str(path), "2", "PRIMARY_IDENTITY_MISSING"]
-    assert row.strip() == ",Bergen"
+    headers, row = (line.split("\t") for line in done.stderr.splitlines())
+    assert headers == ["file", "row", "reason", "field", "why", "as sent"]
+    assert (row[:3], row[-1]) == ([str(path), "2", "PRIMARY_IDENTITY_MISSING"], ",Bergen")
     batch_id = done.stdout.split(":")[0].removeprefix("batch ")
     assert "PRIMARY_IDENTITY_MISSING" in terminal.get("batches", "rejected", batch_id)
 

@@ -82,7 +82,7 @@ def test_an_export_is_what_its_receipt_says_and_needs_no_server_for_that(exporte
     code, [line] = exported.verify()
 
     assert code == 0
-    assert line.startswith("Checked 1 files, 3 rows, ")
+    assert line.startswith("Checked 1 file, 3 rows, ")
     assert line.endswith(": all as the receipt says.")
 
 

@@ -8,22 +8,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
 from rich.progress import Progress
 from rich.text import Text
 
+from profile_export.cli.terminal.cells import Size, batch_state, count, size
 from profile_export.cli.terminal.command import AsJson, command
+from profile_export.cli.terminal.names import DATASET
 from profile_export.cli.terminal.output import (
-    batch_state,
+    Fact,
     console,
-    count,
-    moment,
-    one_line,
     print_facts,
     print_json,
     print_rows,
-    size,
-    table,
     transfer,
 )
 from profile_export.cli.terminal.watch import print_receipt
@@ -48,10 +44,11 @@ _LONGEST_NAME = 128
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _LONGEST_LABEL = 32
 _REJECTED_SHOWN = 20
+_LONGEST_ROW = 200
 _NOTES = {
     UploadPhase.CHECKING: "the server reads the rows",
     UploadPhase.COMMITTING: "the batch is completed",
-    UploadPhase.WAITING: "connection lost, trying again",
+    UploadPhase.WAITING: "waiting for the server",
 }
 
 group = typer.Typer(no_args_is_help=True, help="Batches: what became of an upload, and taking it back.")
@@ -62,11 +59,10 @@ Reason = Annotated[str, typer.Option(metavar="TEXT", help="Kept with the batch."
 
 def _tell(batch: Batch) -> None:
     """Say in one line how a batch stands."""
-    console().print(f"batch {batch.id}", batch_state(batch.state), soft_wrap=True)
+    console().print(Text(f"batch {batch.id} ") + batch_state(batch.state), soft_wrap=True)
 
 
 def _show(batch: Batch) -> None:
-    files = f"{count(batch.file_count)} data file{'' if batch.file_count == 1 else 's'}"
     rejected = f"{count(batch.rejected_rows)} (profile-export batches rejected {batch.id})"
     whole = [error for error in batch.errors if not error.HasField("row_number")]
     print_facts(
@@ -75,12 +71,14 @@ def _show(batch: Batch) -> None:
             ("dataset", batch.dataset_id),
             ("job", str(batch.job_id) if batch.HasField("job_id") else None),
             *_times(batch),
-            ("number", count(batch.number) if batch.number else None),
-            ("rows", f"{count(batch.rows)}, {files}, {size(batch.bytes)}"),
+            ("number", batch.number or None),
+            ("rows", batch.rows),
+            ("files", batch.file_count),
+            ("size", Size(batch.bytes)),
             ("rejected", rejected if batch.rejected_rows else None),
             *(("file", _arrived(upload)) for upload in batch.uploads),
-            *(("error", f"{error.code}: {one_line(error.message)}") for error in whole),
-            ("reason", one_line(batch.state_reason) if batch.state_reason else None),
+            *(("error", f"{error.code}: {error.message}") for error in whole),
+            ("reason", batch.state_reason or None),
         ]
     )
 
@@ -90,7 +88,7 @@ def _arrived(upload: BatchUpload) -> str:
     return f"{upload.file_name}  {size(upload.received_bytes)} received, {arrived}"
 
 
-def _times(batch: Batch) -> list[tuple[str, RenderableType]]:
+def _times(batch: Batch) -> list[Fact]:
     expiry = "expired" if batch.state == BatchState.BATCH_STATE_EXPIRED else "expires"
     times = {
         "created": batch.create_time,
@@ -99,13 +97,15 @@ def _times(batch: Batch) -> list[tuple[str, RenderableType]]:
         expiry: batch.expire_time,
     }
     # An absent timestamp reads as the beginning of time.
-    return [(name, moment(time.ToDatetime())) for name, time in times.items() if time.ToMicroseconds()]
+    return [(name, time.ToDatetime()) for name, time in times.items() if time.ToMicroseconds()]
 
 
 @command(group, "list")
 async def list_(
     client: Client,
-    dataset_id: Annotated[str, typer.Argument(metavar="DATASET_ID", help="Any dataset.")],
+    dataset_id: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Any dataset, by its id or name."), DATASET
+    ],
     as_data: AsJson = False,
 ) -> None:
     """List the batches of a dataset that count, oldest first.
@@ -119,11 +119,11 @@ async def list_(
     rows = [
         (
             batch.id,
-            moment(batch.ingest_time.ToDatetime()),
-            count(batch.rows),
-            count(batch.rejected_rows),
-            count(batch.file_count),
-            size(batch.bytes),
+            batch.ingest_time.ToDatetime(),
+            batch.rows,
+            batch.rejected_rows,
+            batch.file_count,
+            Size(batch.bytes),
         )
         for batch in batches
     ]
@@ -208,7 +208,7 @@ def print_rejected(
     total: int,
     batch_id: str,
     *,
-    screen: Console | None = None,
+    stderr: bool = False,
     paths: Mapping[str, str] | None = None,
 ) -> None:
     """Write rejected rows as a table, and how to see those that are not in it.
@@ -217,26 +217,26 @@ def print_rejected(
         rows: The first of them.
         total: How many there are.
         batch_id: Their batch.
-        screen: Where to write. None: the output.
+        stderr: Whether they stand beside the answer.
         paths: The files by their names within the batch. None: the names will do.
     """
-    screen = screen or console()
-    made = table("file", "row", "reason", "field", numbers=("row",))
-    made.add_column(Text("why, and the row as sent"))
-    for row in rows:
-        made.add_row(
+    longest = _LONGEST_ROW if console(stderr=stderr).is_terminal else None
+    cells = [
+        (
             (paths or {}).get(row.file_name, row.file_name),
-            count(row.row_number),
+            row.row_number,
             row.reason,
-            one_line(row.path),
-            Group(
-                one_line(row.message), Text(one_line(row.row), style="dim", no_wrap=True, overflow="ellipsis")
-            ),
+            row.path,
+            row.message,
+            row.row if longest is None or len(row.row) <= longest else f"{row.row[: longest - 1]}…",
         )
-    screen.print(made if rows else Text("No rejected rows.", style="dim"))
+        for row in rows
+    ]
+    headers = ("file", "row", "reason", "field", "why", "as sent")
+    print_rows(headers, cells, empty="No rejected rows.", free=("file", "why", "as sent"), stderr=stderr)
     if total > len(rows):
         hint = f"{count(len(rows))} of {count(total)} rejected rows; all: profile-export batches rejected {batch_id}"
-        screen.print(Text(hint, style="dim"), soft_wrap=True)
+        console(stderr=stderr).print(Text(hint, style="dim"), soft_wrap=True)
 
 
 # --- Uploads ---
@@ -321,7 +321,11 @@ def _guessed(path: Path) -> Format:
 
 async def upload(
     client: Client,
-    dataset_id: Annotated[str, typer.Argument(metavar="DATASET_ID", help="A record or event dataset.")],
+    dataset_id: Annotated[
+        str,
+        typer.Argument(metavar="DATASET", help="A record or event dataset, by its id or name."),
+        DATASET,
+    ],
     paths: Annotated[
         list[Path],
         typer.Argument(
@@ -456,4 +460,4 @@ async def _explain(client: Client, error: ClientError, display: _Display) -> Non
 
 async def _print_rejected(client: Client, batch_id: str, rejected: int, display: _Display) -> None:
     rows = await client.list_rejected_rows(batch_id, _REJECTED_SHOWN)
-    print_rejected(rows, rejected, batch_id, screen=console(stderr=True), paths=display.paths)
+    print_rejected(rows, rejected, batch_id, stderr=True, paths=display.paths)

@@ -5,7 +5,7 @@ from datetime import timedelta
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
@@ -23,20 +23,17 @@ from profile_export.cli.schemas import (
     print_fields,
     tag_values,
 )
-from profile_export.cli.terminal.command import AsJson, RequestId, command
+from profile_export.cli.terminal.cells import count, kept_for, moment, one_line, to_the_second, values_by_path
+from profile_export.cli.terminal.command import AsJson, RequestId, command, no
+from profile_export.cli.terminal.names import DATASET, DELETED_DATASET
 from profile_export.cli.terminal.output import (
     complain,
     console,
-    count,
-    kept_for,
-    moment,
-    one_line,
     print_facts,
     print_id,
     print_json,
     print_rows,
     transfer,
-    values_by_path,
 )
 from profile_export.client import Client, Dataset, DatasetKind, MirrorStatus, as_json
 
@@ -45,7 +42,7 @@ group = typer.Typer(
     help="Datasets: make them, fill them, look at them, fetch what exports have written.",
 )
 
-DatasetId = Annotated[str, typer.Argument(metavar="DATASET_ID", help="Any dataset.")]
+DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="Any dataset, by its id or name."), DATASET]
 
 
 KeepBatchesDays = Annotated[
@@ -114,19 +111,20 @@ def _show_all(datasets: list[Dataset]) -> None:
         (
             dataset.id,
             kind_word(dataset.kind),
-            moment(dataset.create_time.ToDatetime()),
+            to_the_second(dataset.create_time.ToDatetime()),
             *((_back_until(dataset),) if any_deleted else ()),
-            one_line(dataset.name),
+            dataset.name,
         )
         for dataset in datasets
     ]
-    way_out = "No datasets. Make one: profile-export datasets create NAME --kind record"
+    empty = no("datasets", "Make one: profile-export datasets create NAME --kind record")
     columns = ("id", "kind", "created", *(("deleted, back until",) if any_deleted else ()), "name")
-    print_rows(columns, rows, empty=way_out)
+    print_rows(columns, rows, empty=empty, free=("name",))
 
 
 def _back_until(dataset: Dataset) -> str:
-    return moment(dataset.purge_time.ToDatetime()) if dataset.HasField("delete_time") else ""
+    """Return until when a dataset can be brought back; empty if it is not deleted."""
+    return moment(to_the_second(dataset.purge_time.ToDatetime())) if dataset.HasField("delete_time") else ""
 
 
 @command(group, "list", _show_all)
@@ -150,16 +148,16 @@ def _show(dataset: Dataset) -> None:
     print_facts(
         [
             ("dataset", dataset.id),
-            ("name", one_line(dataset.name)),
+            ("name", dataset.name),
             ("kind", kind_word(dataset.kind)),
             ("schema", dataset.schema_ref.id),
-            ("description", one_line(dataset.description) if dataset.description else None),
-            ("tags", "\n".join(map(one_line, tags)) if dataset.tags else None),
+            ("description", dataset.description or None),
+            ("tags", tags or None),
             ("identities", identity_lines(dataset.identity_fields) or None),
-            ("declared", "\n".join(declared.path for declared in dataset.declared_fields) or None),
+            ("declared", [declared.path for declared in dataset.declared_fields] or None),
             ("batches", f"kept for {kept_for(kept)}" if kept else "kept for ever"),
-            ("created", moment(dataset.create_time.ToDatetime())),
-            ("updated", moment(dataset.update_time.ToDatetime()) if updated else None),
+            ("created", dataset.create_time.ToDatetime()),
+            ("updated", dataset.update_time.ToDatetime() if updated else None),
             ("deleted", f"can be brought back until {until}" if (until := _back_until(dataset)) else None),
             ("mirror", _mirror(dataset.mirror) if dataset.HasField("mirror") else None),
         ]
@@ -168,16 +166,16 @@ def _show(dataset: Dataset) -> None:
     print_fields(dataset.fields)
 
 
-def _mirror(mirror: MirrorStatus) -> str:
+def _mirror(mirror: MirrorStatus) -> list[str]:
     if mirror.error_message:
-        word = f"failed, will be tried again: {one_line(mirror.error_message)}"
+        word = f"failed, will be tried again: {mirror.error_message}"
     elif mirror.pending_changes:
         word = f"{count(mirror.pending_changes)} changes behind"
     else:
         word = "up to date"
     batches = f"{count(mirror.mirrored_batches)} batches in {mirror.table}"
     lines = [f"{batches}, {word if mirror.enabled else 'switched off'}", mirror.metadata_location]
-    return "\n".join(line for line in lines if line)
+    return [line for line in lines if line]
 
 
 @command(group, "show", _show)
@@ -261,7 +259,12 @@ def _show_undeleted(dataset: Dataset) -> None:
 
 
 @command(group, "undelete", _show_undeleted)
-async def undelete(client: Client, dataset_id: DatasetId) -> Dataset:
+async def undelete(
+    client: Client,
+    dataset_id: Annotated[
+        str, typer.Argument(metavar="DATASET", help="A deleted dataset, by its id or name."), DELETED_DATASET
+    ],
+) -> Dataset:
     """Bring a deleted dataset back with all its batches. `datasets list --deleted` shows until when.
 
     Example: `profile-export datasets undelete 5f0c…`
@@ -290,7 +293,7 @@ async def preview(
         for place, (path, value) in enumerate(values_by_path(row))
     ]
     way_out = f"No rows. Upload some: profile-export datasets upload {dataset_id} PATH"
-    print_rows(("row", "field", "value"), lines, empty=way_out)
+    print_rows(("row", "field", "value"), lines, empty=way_out, free=("value",))
 
 
 command(group, "upload")(upload)
@@ -304,6 +307,7 @@ async def download(
         Path, typer.Option(metavar="DIR", file_okay=False, help="Folder to write to; made if missing.")
     ],
     batch: Annotated[str, typer.Option(metavar="ID", help="Only this batch. Default: all.")] = "",
+    as_data: AsJson = False,
 ) -> int | None:
     """Fetch the Parquet files of a dataset, each checked against its SHA-256, into DIR/BATCH/FILE.
 
@@ -316,12 +320,19 @@ async def download(
         named = f"batch {batch}" if batch else "no visible batch"
         complain(f"Dataset {dataset_id} has {'no ' if batch else ''}{named}. See: profile-export jobs list")
         return 1
+    fetched: list[dict[str, Any]] = []
     with transfer(console(stderr=True)) as bar:
         for batch_id in batches:
             for file in await client.list_files(batch_id):
                 task = bar.add_task(file.name, total=file.bytes, note="")
                 progress = partial(_advance, bar, task)
-                typer.echo(await client.download(batch_id, file, to / batch_id, progress=progress))
+                path = await client.download(batch_id, file, to / batch_id, progress=progress)
+                if as_data:
+                    fetched.append({"batch_id": batch_id, "path": str(path), **as_json(file)})
+                else:
+                    typer.echo(path)
+    if as_data:
+        print_json(fetched)
     return None
 
 

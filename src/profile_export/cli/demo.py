@@ -26,8 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from profile_export.cli.demo_sample import Row, Sample, make_sample
+from profile_export.cli.terminal.cells import count, size, span
 from profile_export.cli.terminal.command import explain
-from profile_export.cli.terminal.output import complain, console, count, size, span, table
+from profile_export.cli.terminal.output import complain, console, table
 from profile_export.cli.terminal.watch import facts, follow, phase_chart
 from profile_export.client import (
     Client,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import Enum
 from functools import partial
@@ -13,20 +14,19 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from profile_export.cli.terminal.command import AsJson, RequestId, command, instant, length
-from profile_export.cli.terminal.output import (
-    console,
-    count,
-    moment,
-    one_line,
-    print_json,
-    print_rows,
-    size,
-    span,
-    state,
-    table,
-    word,
+from profile_export.cli.terminal.cells import Cell, Size, one_line, several, size, state, to_the_second, word
+from profile_export.cli.terminal.command import (
+    AsJson,
+    RequestId,
+    command,
+    instant,
+    job_number,
+    length,
+    no,
+    server_options,
 )
+from profile_export.cli.terminal.names import DATASET, POLICY
+from profile_export.cli.terminal.output import console, print_json, print_rows, remark
 from profile_export.cli.terminal.watch import LEFT_OUT, follow, follow_all, print_all, print_summary
 from profile_export.client import (
     Client,
@@ -47,30 +47,29 @@ from profile_export.client import (
 
 def _show_estimate(answer: EstimateJobResponse) -> None:
     """Write figures, each with how exact it is, then what else is worth knowing, then the sample rows."""
+    rows = [(name, *_cells(getattr(answer, name))) for name in ("profiles", "events", "rows", "files")]
+    rows.append(("bytes", Size(answer.bytes.value), "about", "", ""))
+    rows += [
+        (f"left out: {LEFT_OUT[one.reason]}", *_cells(one.profiles))
+        for one in answer.left_out
+        if one.profiles.value
+    ]
+    print_rows(("of", "estimate", "how", "at least", "at most"), rows, empty="")
     screen = console()
-    figures = table("", "estimate", "", "at least", "at most", numbers=("estimate", "at least", "at most"))
-    for name in ("profiles", "events", "rows", "files"):
-        figures.add_row(name, *_cells(getattr(answer, name)))
-    figures.add_row("bytes", size(answer.bytes.value), "about", "", "")
-    for one in answer.left_out:
-        if one.profiles.value:
-            figures.add_row(f"left out: {LEFT_OUT[one.reason]}", *_cells(one.profiles))
-    screen.print(figures)
     for unknown in answer.unknown_fields:
         nearest = f"; the nearest is {one_line(unknown.nearest)}" if unknown.nearest else ""
         line = f"No source has the field {one_line(unknown.path)}{nearest}."
-        screen.print(Text(line, style="yellow"))
+        screen.print(Text(line, style="yellow"), soft_wrap=True)
     for note in answer.notes:
-        screen.print(Text(f"Note: {note}", style="yellow"))
+        screen.print(Text(f"Note: {one_line(note)}", style="yellow"), soft_wrap=True)
     if answer.sample_rows:
         print_json([as_json(row) for row in answer.sample_rows])
 
 
-def _cells(figure: Figure) -> tuple[str, str, str, str]:
+def _cells(figure: Figure) -> tuple[Cell, Cell, Cell, Cell]:
     if figure.exactness == Exactness.EXACTNESS_EXACT:
-        return count(figure.value), "exact", "", ""
-    most = count(figure.at_most) if figure.HasField("at_most") else ""
-    return count(figure.value), "about", count(figure.at_least), most
+        return figure.value, "exact", "", ""
+    return figure.value, "about", figure.at_least, figure.at_most if figure.HasField("at_most") else ""
 
 
 _STATUSES = {word(MembershipStatus, value).lower(): value for value in MembershipStatus.values() if value}
@@ -91,7 +90,11 @@ class Mode(Enum):
 class ExportOptions:
     """What a command line says of an export."""
 
-    to: Annotated[str, typer.Option(metavar="DATASET_ID", help="The union dataset that gets the rows.")]
+    to: Annotated[
+        str,
+        typer.Option(metavar="DATASET", help="The union dataset that gets the rows, by its id or name."),
+        DATASET,
+    ]
     mode: Annotated[
         Mode,
         typer.Option(
@@ -107,9 +110,11 @@ class ExportOptions:
     policy: Annotated[
         str,
         typer.Option(
-            metavar="ID",
-            help="Merge policy. Default: the one set as default, else each primary identity is a profile.",
+            metavar="POLICY",
+            help="Merge policy, by its id or name. Default: the one set as default, else each primary identity is a "
+            "profile.",
         ),
+        POLICY,
     ] = ""
     segment: Annotated[
         list[str] | None,
@@ -196,7 +201,7 @@ def _status(text: str) -> MembershipStatus.ValueType:
 
 group = typer.Typer(no_args_is_help=True, help="Export jobs: start, follow, stop.")
 
-JobId = Annotated[int, typer.Argument(metavar="ID", help="Number of the job.")]
+JobId = Annotated[int, typer.Argument(parser=job_number, metavar="ID", help="Number of the job.")]
 
 
 @command(group, "create")
@@ -217,7 +222,7 @@ async def create(
 ) -> int | None:
     """Start an export and print the number of the job, or with --watch follow it.
 
-    Example: `profile-export jobs create --to 5f0c… --policy 3a1b… --segment gold --events --watch`
+    Example: `profile-export jobs create --to People --policy 3a1b… --segment gold --events --watch`
     """
     spec = wanted.spec(length("--max-run-time", max_run_time))
     answer = await client.create_job(spec, request_id)
@@ -249,28 +254,51 @@ def _show_all(jobs: list[ExportJob]) -> None:
         (
             str(job.id),
             state(job.state),
-            moment(job.create_time.ToDatetime()),
-            span(job.metrics.total_time.ToTimedelta()),
-            count(job.metrics.profiles_exported),
-            count(job.metrics.events_exported),
+            to_the_second(job.create_time.ToDatetime()),
+            job.metrics.total_time.ToTimedelta(),
+            job.metrics.profiles_exported,
+            job.metrics.events_exported,
             job.spec.destination.dataset_id,
         )
         for job in jobs
     ]
     headers = ("id", "state", "created", "took", "profiles", "events", "to")
-    print_rows(headers, rows, empty="No jobs. Start one: profile-export jobs create --to DATASET_ID")
+    print_rows(headers, rows, empty=no("jobs", "Start one: profile-export jobs create --to DATASET"))
+
+
+_STATES = {word(JobState, value).lower(): value for value in JobState.values() if value}
 
 
 @command(group, "list", _show_all)
 async def list_(
     client: Client,
+    *,
+    states: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            help=f"Only jobs in this state: {', '.join(_STATES)}. May be given again.",
+        ),
+    ] = None,
+    to: Annotated[
+        str, typer.Option(metavar="DATASET", help="Only jobs that write there; its id or name."), DATASET
+    ] = "",
+    since: Annotated[str, typer.Option(metavar="TIME", help="Only jobs created then or later.")] = "",
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the newest.")] = 20,
 ) -> list[ExportJob]:
     """List the newest jobs.
 
-    Example: `profile-export jobs list --limit 5`
+    Example: `profile-export jobs list --state failed --since 2026-01-31T00:00:00Z`
     """
-    return await client.list_jobs(limit)
+    wanted = [_state(text) for text in states or ()]
+    return await client.list_jobs(limit, states=wanted, dataset_id=to, created_from=instant("--since", since))
+
+
+def _state(text: str) -> JobState.ValueType:
+    if text.lower() not in _STATES:
+        raise typer.BadParameter(f"--state {text!r} is none of {', '.join(_STATES)}.")
+    return _STATES[text.lower()]
 
 
 @command(group, "show", print_summary)
@@ -282,7 +310,12 @@ async def show(client: Client, job_id: JobId) -> ExportJob:
     return await client.get_job(job_id)
 
 
-@command(group, "cancel", lambda job: console().print(f"job {job.id}", state(job.state)))
+def _tell(job: ExportJob) -> None:
+    """Say in one line how a job stands."""
+    console().print(Text(f"job {job.id} ") + state(job.state), soft_wrap=True)
+
+
+@command(group, "cancel", _tell)
 async def cancel(
     client: Client,
     job_id: JobId,
@@ -299,10 +332,13 @@ async def cancel(
 async def watch(
     client: Client,
     job_id: Annotated[
-        int | None, typer.Argument(metavar="ID", help="Number of the job. Without it: all that run.")
+        int | None,
+        typer.Argument(parser=job_number, metavar="ID", help="Number of the job. Without it: all that run."),
     ] = None,
     to: Annotated[
-        str, typer.Option("--to", metavar="DATASET_ID", help="Without ID: only jobs that write there.")
+        str,
+        typer.Option("--to", metavar="DATASET", help="Without ID: only jobs that write there."),
+        DATASET,
     ] = "",
     as_data: AsJson = False,
 ) -> int:
@@ -328,6 +364,8 @@ def verify(
     receipt: Annotated[
         Path, typer.Argument(metavar="RECEIPT", help="A receipt.json, with its files beside it.")
     ],
+    *,
+    as_data: AsJson = False,
 ) -> None:
     """Check the files of an export against their receipt, without a server: exit 0 if all is as it says, 1 if not.
 
@@ -338,17 +376,28 @@ def verify(
     from profile_export import app
 
     checked = app.verify(receipt)
-    for finding in checked.findings:
-        typer.echo(one_line(finding))
-    sums = f"{count(checked.files)} files, {count(checked.rows)} rows, {size(checked.bytes)}"
-    verdict = f"findings: {len(checked.findings)}" if checked.findings else "all as the receipt says"
-    typer.echo(f"Checked {sums} of batch {one_line(checked.batch_id)}: {verdict}.")
+    if as_data:
+        print_json(asdict(checked) | {"agree": not checked.findings})
+    else:
+        for finding in checked.findings:
+            typer.echo(one_line(finding))
+        sums = f"{several(checked.files, 'file')}, {several(checked.rows, 'row')}, {size(checked.bytes)}"
+        verdict = f"findings: {len(checked.findings)}" if checked.findings else "all as the receipt says"
+        typer.echo(f"Checked {sums} of batch {one_line(checked.batch_id)}: {verdict}.")
     if checked.findings:
         raise typer.Exit(1)
 
 
 async def _watch(client: Client, job_id: int, *, as_data: bool) -> int:
-    job = await follow(client, job_id, console(stderr=True) if as_data else console())
+    try:
+        job = await follow(client, job_id, console(stderr=True) if as_data else console())
+    except asyncio.CancelledError:  # by Ctrl-C
+        options = server_options()
+        remark(
+            f"Job {job_id} goes on. Watch it again: profile-export jobs watch {job_id}{options}  "
+            f"Stop it: profile-export jobs cancel {job_id}{options}"
+        )
+        raise
     if as_data:
         print_json(as_json(job))
     else:

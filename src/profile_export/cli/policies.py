@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from profile_export.cli.terminal.command import command
-from profile_export.cli.terminal.output import moment, one_line, print_facts, print_id, print_rows, word
+from profile_export.cli.terminal.cells import word
+from profile_export.cli.terminal.command import AsJson, command, no, version_number
+from profile_export.cli.terminal.names import DATASET, POLICY
+from profile_export.cli.terminal.output import print_facts, print_id, print_json, print_rows
 from profile_export.client import Client, IdentityGraph, MergePolicy
 
 group = typer.Typer(
@@ -14,7 +16,9 @@ group = typer.Typer(
     help="Merge policies: which identities are one person, and which value wins.",
 )
 
-PolicyId = Annotated[str, typer.Argument(metavar="POLICY_ID", help="Any merge policy.")]
+PolicyId = Annotated[
+    str, typer.Argument(metavar="POLICY", help="Any merge policy, by its id or name."), POLICY
+]
 
 
 class Graph(Enum):
@@ -29,9 +33,10 @@ Ordered = Annotated[
     list[str] | None,
     typer.Option(
         "--order",
-        metavar="DATASET_ID",
-        help="A source that takes part, strongest first. May be given again.",
+        metavar="DATASET",
+        help="A source that takes part, by its id or name, strongest first. May be given again.",
     ),
+    DATASET,
 ]
 
 
@@ -60,10 +65,8 @@ async def create(
 
 
 def _show_all(policies: list[MergePolicy]) -> None:
-    rows = [
-        (policy.id, str(policy.version), _graph_word(policy), _marked_name(policy)) for policy in policies
-    ]
-    print_rows(("id", "version", "graph", "name"), rows, empty="No merge policies.")
+    rows = [(policy.id, policy.version, _graph_word(policy), _marked_name(policy)) for policy in policies]
+    print_rows(("id", "version", "graph", "name"), rows, empty=no("merge policies"), free=("name",))
 
 
 @command(group, "list", _show_all)
@@ -76,7 +79,7 @@ async def list_(client: Client) -> list[MergePolicy]:
 
 
 def _show(policy: MergePolicy) -> None:
-    ranked = "the dataset named earlier:\n" + "\n".join(policy.attribute_merge.order)
+    ranked = ["the dataset named earlier:", *policy.attribute_merge.order]
     updated = policy.update_time != policy.create_time
     print_facts(
         [
@@ -85,8 +88,8 @@ def _show(policy: MergePolicy) -> None:
             ("name", _marked_name(policy)),
             ("graph", _graph_word(policy)),
             ("wins", ranked if policy.attribute_merge.order else "the record ingested later"),
-            ("created", None if policy.built_in else moment(policy.create_time.ToDatetime())),
-            ("updated", moment(policy.update_time.ToDatetime()) if updated and not policy.built_in else None),
+            ("created", None if policy.built_in else policy.create_time.ToDatetime()),
+            ("updated", policy.update_time.ToDatetime() if updated and not policy.built_in else None),
         ]
     )
 
@@ -96,7 +99,8 @@ async def show(
     client: Client,
     policy_id: PolicyId,
     version: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Which version. Default: the newest.")
+        int | None,
+        typer.Option(parser=version_number, metavar="N", help="Which version. Default: the newest."),
     ] = None,
 ) -> MergePolicy:
     """Show one merge policy: which identities are one person, and which value wins.
@@ -142,13 +146,16 @@ async def update(
 
 
 @command(group, "delete")
-async def delete(client: Client, policy_id: PolicyId) -> None:
+async def delete(client: Client, policy_id: PolicyId, as_data: AsJson = False) -> None:
     """Delete a merge policy with all its versions; jobs that have it finish with it.
 
     Example: `profile-export policies delete 3a1b…`
     """
     await client.delete_policy(policy_id)
-    typer.echo(f"policy {policy_id} deleted")
+    if as_data:
+        print_json({"id": policy_id, "deleted": True})
+    else:
+        typer.echo(f"policy {policy_id} deleted")
 
 
 def _wire(graph: Graph) -> IdentityGraph.ValueType:
@@ -162,4 +169,4 @@ def _graph_word(policy: MergePolicy) -> str:
 def _marked_name(policy: MergePolicy) -> str:
     """Return a policy's name, and behind it what sets it apart."""
     marks = [mark for mark, holds in (("built in", policy.built_in), ("default", policy.is_default)) if holds]
-    return one_line(policy.name) + (f" ({', '.join(marks)})" if marks else "")
+    return policy.name + (f" ({', '.join(marks)})" if marks else "")

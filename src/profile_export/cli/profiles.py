@@ -5,14 +5,10 @@ from typing import Annotated
 
 import typer
 
+from profile_export.cli.terminal.cells import values_by_path
 from profile_export.cli.terminal.command import command, instant
-from profile_export.cli.terminal.output import (
-    moment,
-    one_line,
-    print_facts,
-    print_rows,
-    values_by_path,
-)
+from profile_export.cli.terminal.names import POLICY
+from profile_export.cli.terminal.output import print_facts, print_rows
 from profile_export.client import PAGE, Client, EventQuery, Profile, ProfileEvent, as_json
 
 group = typer.Typer(
@@ -34,21 +30,27 @@ Fields = Annotated[
         help="A field to show, such as person.name. May be given again. Default: all.",
     ),
 ]
-Policy = Annotated[str, typer.Option(metavar="ID", help="Merge policy. Default: the default one.")]
+Policy = Annotated[
+    str,
+    typer.Option(metavar="POLICY", help="Merge policy, by its id or name. Default: the default one."),
+    POLICY,
+]
 
 
 def _show(profile: Profile) -> None:
     print_facts(
         [
             ("id", profile.profile_id),
-            ("identities", "\n".join(one_line(f"{one.namespace}:{one.id}") for one in profile.identities)),
-            ("datasets", "\n".join(profile.dataset_ids)),
+            ("identities", [f"{one.namespace}:{one.id}" for one in profile.identities]),
+            ("datasets", list(profile.dataset_ids)),
             ("policy", f"{profile.merge_policy.id} version {profile.merge_policy.version}"),
-            ("ingested", moment(profile.ingest_time.ToDatetime())),
+            ("ingested", profile.ingest_time.ToDatetime()),
         ]
     )
     typer.echo()
-    print_rows(("field", "value"), list(values_by_path(as_json(profile.values))), empty="No fields.")
+    print_rows(
+        ("field", "value"), list(values_by_path(as_json(profile.values))), empty="No fields.", free=("value",)
+    )
 
 
 @command(group, "show", _show)
@@ -62,15 +64,11 @@ async def show(client: Client, who: Who, field: Fields = None, policy: Policy = 
 
 def _show_events(found: list[ProfileEvent]) -> None:
     lines = [
-        (
-            *((moment(event.event_time.ToDatetime()), one_line(event.id)) if place == 0 else ("", "")),
-            path,
-            value,
-        )
+        (*((event.event_time.ToDatetime(), event.id) if place == 0 else ("", "")), path, value)
         for event in found
         for place, (path, value) in enumerate(values_by_path(as_json(event.values)))
     ]
-    print_rows(("time", "id", "field", "value"), lines, empty="No events.")
+    print_rows(("time", "id", "field", "value"), lines, empty="No events.", free=("value",))
 
 
 @command(group, "events", _show_events)

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from profile_export.cli.terminal.command import command
-from profile_export.cli.terminal.output import moment, one_line, print_facts, print_id, print_rows, word
+from profile_export.cli.terminal.cells import word
+from profile_export.cli.terminal.command import command, no, version_number
+from profile_export.cli.terminal.output import print_facts, print_id, print_rows
 from profile_export.client import (
     Client,
     CreateSchemaResponse,
@@ -90,13 +91,13 @@ def _show_all(schemas: list[Schema]) -> None:
     rows = [
         (
             schema.id,
-            str(schema.version),
+            schema.version,
             kind_word(schema.kind),
-            one_line(schema.title) + (" (built in)" if schema.built_in else ""),
+            schema.title + (" (built in)" if schema.built_in else ""),
         )
         for schema in schemas
     ]
-    print_rows(("id", "version", "kind", "title"), rows, empty="No schemas.")
+    print_rows(("id", "version", "kind", "title"), rows, empty=no("schemas"), free=("title",))
 
 
 @command(group, "list", _show_all)
@@ -112,12 +113,12 @@ def _show(schema: Schema) -> None:
     print_facts(
         [
             ("schema", schema.id),
-            ("title", one_line(schema.title) or None),
+            ("title", schema.title or None),
             ("kind", kind_word(schema.kind)),
             ("version", str(schema.version)),
             ("class", schema.class_id or None),
             ("identities", identity_lines(schema.identity_fields) or None),
-            ("registered", "built in" if schema.built_in else moment(schema.create_time.ToDatetime())),
+            ("registered", "built in" if schema.built_in else schema.create_time.ToDatetime()),
         ]
     )
     typer.echo()
@@ -129,7 +130,8 @@ async def show(
     client: Client,
     schema_id: Annotated[str, typer.Argument(metavar="ID", help="The $id of the schema.")],
     version: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Which version. Default: the newest.")
+        int | None,
+        typer.Option(parser=version_number, metavar="N", help="Which version. Default: the newest."),
     ] = None,
 ) -> Schema:
     """Show one schema: its fields as a tree, and which of them hold identities.
@@ -140,7 +142,7 @@ async def show(
 
 
 def _show_union(schema: UnionSchema) -> None:
-    print_facts([("schema", schema.schema_name), ("datasets", "\n".join(schema.dataset_ids) or "none")])
+    print_facts([("schema", schema.schema_name), ("datasets", list(schema.dataset_ids) or "none")])
     typer.echo()
     print_fields(schema.fields)
 
@@ -228,7 +230,12 @@ def tag_values(tags: Sequence[str] | None) -> dict[str, list[str]]:
 
 def print_fields(fields: Iterable[Field]) -> None:
     """Write fields as a tree, each object's fields indented below it."""
-    print_rows(("field", "type"), _tree(fields, 0), empty="No fields yet: they come with the first batch.")
+    print_rows(
+        ("field", "type"),
+        _tree(fields, 0),
+        empty="No fields yet: they come with the first batch.",
+        free=("type",),
+    )
 
 
 def kind_word(kind: DatasetKind.ValueType) -> str:
@@ -236,17 +243,15 @@ def kind_word(kind: DatasetKind.ValueType) -> str:
     return word(DatasetKind, kind).lower() if kind else "component"
 
 
-def identity_lines(fields: Iterable[IdentityField]) -> str:
-    """Return identity fields as they are typed, one on a line."""
-    return "\n".join(
-        f"{field.path}={field.namespace}{' (primary)' if field.primary else ''}" for field in fields
-    )
+def identity_lines(fields: Iterable[IdentityField]) -> list[str]:
+    """Return identity fields as they are typed."""
+    return [f"{field.path}={field.namespace}{' (primary)' if field.primary else ''}" for field in fields]
 
 
 def _tree(fields: Iterable[Field], depth: int) -> Iterator[tuple[str, str]]:
     for field in fields:
         described, below = _described(field.type)
-        yield "  " * depth + one_line(field.name), described
+        yield "  " * depth + field.name, described
         yield from _tree(below, depth + 1)
 
 

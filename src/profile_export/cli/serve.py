@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from profile_export.cli.terminal.cells import count, one_line
 from profile_export.cli.terminal.command import AsJson, declared
-from profile_export.cli.terminal.output import complain, console, count, print_facts, print_json
+from profile_export.cli.terminal.output import complain, console, print_facts, print_json
 
 _Settings = Mapping[str, str | bool | None]
 _MOST_SHOWN = 20
@@ -69,97 +70,98 @@ _ADOPT_LAKE = _flag(
 )
 
 
-@_taking(
-    {
-        "data_dir": _text("DIR", "Folder that keeps everything; made if missing. Required."),
-        "database_url": _text(
-            "URL",
-            "A PostgreSQL database for the store, such as postgresql://user@host/name. Default: a file in the data "
-            "directory.",
-        ),
-        "grpc_address": _text(
-            "HOST:PORT", "Where to listen; port 0: any free one. Default: 127.0.0.1:50051."
-        ),
-        "insecure": _flag(
-            "--insecure",
-            "Listen beyond loopback without TLS and tokens: whoever reaches the port may do all.",
-        ),
-        "workers": _text(
-            "N",
-            "How many jobs run at once, beside one of a tenant that runs none; 0: none at all. Default: 1.",
-        ),
-        "memory_limit_mb": _MEMORY_LIMIT,
-        "threads": _THREADS,
-        "log_level": _LOG_LEVEL,
-        "adopt_lake": _ADOPT_LAKE,
-        "drain_seconds": _text("SECONDS", "How long calls may take to finish when it stops. Default: 10."),
-        "connection_age_seconds": _text(
-            "SECONDS",
-            "The age at which a client has to connect anew, so that it spreads over the servers behind one "
-            "address; calls under way may take as long again. Default: 3600.",
-        ),
-        "download_grace_seconds": _text(
-            "SECONDS", "How long files that were dropped stay for downloads. Default: 3600."
-        ),
-        "max_record_bytes": _text("BYTES", "The largest record; larger ones are rejected. Default: 100000."),
-        "max_event_bytes": _text("BYTES", "The largest experience event. Default: 10000."),
-        "ingest_processes": _text(
-            "N",
-            "How many processes read uploads and schemas at most; a tenant has one while others wait. Default: one "
-            "per core, at least 2.",
-        ),
-        "ingest_cpu_seconds": _text(
-            "SECONDS",
-            "Processor time that reading an upload or a schema may take; five times that by the clock. Default: 30.",
-        ),
-        "ingest_cpu_seconds_per_mib": _text(
-            "SECONDS", "What it may take more for each MiB that was sent. Default: 2."
-        ),
-        "mirror_keep_minutes": _text(
-            "MINUTES",
-            "How long Iceberg snapshots, and the files of reverted batches in them, stay. Default: 60.",
-        ),
-        "job_retention_days": _text(
-            "DAYS",
-            "How long jobs stay after they ended. Then they are removed, and for 30 days more are told from those "
-            "that never were; their output stays. Default: for ever.",
-        ),
-        "watch_history_minutes": _text(
-            "MINUTES", "How far back a watch of all jobs can go on after it broke off. Default: 1440, a day."
-        ),
-        "upload_idle_minutes": _text(
-            "MINUTES",
-            "How long an upload may send nothing before it is ended; it can be resumed. Default: 10.",
-        ),
-        "upload_expiry_hours": _text(
-            "HOURS", "How long after its last byte a batch that is not complete is given up. Default: 24."
-        ),
-        "quota_waiting_jobs": _text(
-            "N", "How many jobs of one tenant wait for a worker; 0: any number. Default: 1000."
-        ),
-        "quota_running_jobs": _QUOTA_RUNNING_JOBS,
-        "quota_datasets": _text("N", "How many datasets one tenant has; 0: any number. Default: 10000."),
-        "quota_loading_batches": _text(
-            "N", "How many batches of one tenant are being uploaded; 0: any number. Default: 1000."
-        ),
-        "quota_staged_mb": _text(
-            "MB",
-            "How many bytes of one tenant are kept of uploads that do not count yet; 0: any number. Default: "
-            "100000.",
-        ),
-        "quota_watches": _text(
-            "N", "How many watches of one tenant a server has; 0: any number. Default: 25000."
-        ),
-        "quota_transfers": _text(
-            "N",
-            "How many uploads and downloads of one tenant a server has at once; 0: any number. Default: 256.",
-        ),
-        "trash_days": _text(
-            "DAYS",
-            "How long files that the database does not know stay in the trash before they are removed. Default: 30.",
-        ),
-    }
-)
+_SERVE: Mapping[str, Any] = {
+    "data_dir": _text("DIR", "Folder that keeps everything; made if missing. Required."),
+    "database_url": _text(
+        "URL",
+        "A PostgreSQL database for the store, such as postgresql://user@host/name. Default: a file in the data "
+        "directory.",
+    ),
+    "grpc_address": _text("HOST:PORT", "Where to listen; port 0: any free one. Default: 127.0.0.1:50051."),
+    "insecure": _flag(
+        "--insecure",
+        "Listen beyond loopback without TLS and tokens: whoever reaches the port may do all.",
+    ),
+    "workers": _text(
+        "N",
+        "How many jobs run at once, beside one of a tenant that runs none; 0: none at all. Default: 1.",
+    ),
+    "memory_limit_mb": _MEMORY_LIMIT,
+    "threads": _THREADS,
+    "log_level": _LOG_LEVEL,
+    "adopt_lake": _ADOPT_LAKE,
+    "drain_seconds": _text("SECONDS", "How long calls may take to finish when it stops. Default: 10."),
+    "connection_age_seconds": _text(
+        "SECONDS",
+        "The age at which a client has to connect anew, so that it spreads over the servers behind one "
+        "address; calls under way may take as long again. Default: 3600.",
+    ),
+    "download_grace_seconds": _text(
+        "SECONDS", "How long files that were dropped stay for downloads. Default: 3600."
+    ),
+    "max_record_bytes": _text("BYTES", "The largest record; larger ones are rejected. Default: 100000."),
+    "max_event_bytes": _text("BYTES", "The largest experience event. Default: 10000."),
+    "ingest_processes": _text(
+        "N",
+        "How many processes read uploads and schemas at most; a tenant has one while others wait. Default: one "
+        "per core, at least 2.",
+    ),
+    "ingest_cpu_seconds": _text(
+        "SECONDS",
+        "Processor time that reading an upload or a schema may take; five times that by the clock. Default: 30.",
+    ),
+    "ingest_cpu_seconds_per_mib": _text(
+        "SECONDS", "What it may take more for each MiB that was sent. Default: 2."
+    ),
+    "mirror_keep_minutes": _text(
+        "MINUTES",
+        "How long Iceberg snapshots, and the files of reverted batches in them, stay. Default: 60.",
+    ),
+    "job_retention_days": _text(
+        "DAYS",
+        "How long jobs stay after they ended. Then they are removed, and for 30 days more are told from those "
+        "that never were; their output stays. Default: for ever.",
+    ),
+    "watch_history_minutes": _text(
+        "MINUTES", "How far back a watch of all jobs can go on after it broke off. Default: 1440, a day."
+    ),
+    "upload_idle_minutes": _text(
+        "MINUTES",
+        "How long an upload may send nothing before it is ended; it can be resumed. Default: 10.",
+    ),
+    "upload_expiry_hours": _text(
+        "HOURS", "How long after its last byte a batch that is not complete is given up. Default: 24."
+    ),
+    "quota_waiting_jobs": _text(
+        "N", "How many jobs of one tenant wait for a worker; 0: any number. Default: 1000."
+    ),
+    "quota_running_jobs": _QUOTA_RUNNING_JOBS,
+    "quota_datasets": _text("N", "How many datasets one tenant has; 0: any number. Default: 10000."),
+    "quota_loading_batches": _text(
+        "N", "How many batches of one tenant are being uploaded; 0: any number. Default: 1000."
+    ),
+    "quota_staged_mb": _text(
+        "MB",
+        "How many bytes of one tenant are kept of uploads that do not count yet; 0: any number. Default: "
+        "100000.",
+    ),
+    "quota_watches": _text(
+        "N", "How many watches of one tenant a server has; 0: any number. Default: 25000."
+    ),
+    "quota_transfers": _text(
+        "N",
+        "How many uploads and downloads of one tenant a server has at once; 0: any number. Default: 256.",
+    ),
+    "trash_days": _text(
+        "DAYS",
+        "How long files that the database does not know stay in the trash before they are removed. Default: 30.",
+    ),
+}
+SETTINGS = tuple(_SERVE)
+"""The names of all settings; each has a variable."""
+
+
+@_taking(_SERVE)
 def serve(settings: _Settings) -> None:
     """Run a server until it is told to stop (Ctrl-C or SIGTERM).
 
@@ -294,6 +296,6 @@ def _show(name: str, paths: Sequence[str]) -> None:
         return
     console().print(f"{name}: {count(len(paths))}")
     for path in paths[:_MOST_SHOWN]:
-        console().print(f"  {path}")
+        console().print(f"  {one_line(path)}", soft_wrap=True)
     if len(paths) > _MOST_SHOWN:
         console().print(f"  and {count(len(paths) - _MOST_SHOWN)} more: --json lists all")

@@ -1,10 +1,10 @@
 """Calls about export jobs."""
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import grpc.aio
@@ -136,9 +136,39 @@ class JobCalls(Calls):
         """Look a job up."""
         return (await self._call(self._exports.GetJob, pb.GetJobRequest(job_id=job_id))).job
 
-    async def list_jobs(self, limit: int = PAGE) -> list[jobs.ExportJob]:
-        """List the newest jobs of the tenant, newest first."""
-        return await self._list(self._exports.ListJobs, pb.ListJobsRequest(), lambda page: page.jobs, limit)
+    async def list_jobs(
+        self,
+        limit: int = PAGE,
+        *,
+        states: Collection[jobs.JobState.ValueType] = (),
+        dataset_id: str = "",
+        created_from: datetime | None = None,
+    ) -> list[jobs.ExportJob]:
+        """List jobs of the tenant, newest first. They are chosen here: further pages are asked for until it is enough.
+
+        Args:
+            limit: How many at most.
+            states: Only jobs in these states. None: all.
+            dataset_id: Only jobs that write to this dataset. Empty: all.
+            created_from: Only jobs created then or later. None: all.
+        """
+        chooses = states or dataset_id or created_from
+        request = pb.ListJobsRequest(page_size=PAGE if chooses else min(limit, PAGE))
+        listed: list[jobs.ExportJob] = []
+        async for page in self._pages(self._exports.ListJobs, request):
+            new = [
+                one
+                for one in page.jobs
+                if not created_from or one.create_time.ToDatetime(UTC) >= created_from
+            ]
+            listed += [
+                one
+                for one in new
+                if (not states or one.state in states) and dataset_id in {"", one.spec.destination.dataset_id}
+            ]
+            if len(listed) >= limit or len(new) < len(page.jobs):
+                break
+        return listed[:limit]
 
     async def cancel_job(self, job_id: int, reason: str = "") -> jobs.ExportJob:
         """Ask a job to stop; return it as it stands then."""

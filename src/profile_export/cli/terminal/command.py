@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+import shlex
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from profile_export.cli.terminal.names import Named
 from profile_export.cli.terminal.output import complain, print_json
+from profile_export.cli.terminal.server import ADDRESS, ORG, SANDBOX, Server, chosen, server_of
 from profile_export.client import Client, ClientError, as_json
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 _Work = Callable[..., Coroutine[Any, Any, Any]]
 _WorkT = TypeVar("_WorkT", bound=_Work)
@@ -27,26 +30,13 @@ RequestId = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Server:
-    """Which server to talk to, and as whom."""
-
-    address: str
-    org: str
-    sandbox: str
-
-
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_PANEL = "Server (also before the command)"
-_ADDRESS = typer.Option(
-    "--address",
-    metavar="HOST:PORT",
-    help=f"Where the server listens; or PROFILE_EXPORT_ADDRESS. Default: {DEFAULT_ADDRESS}.",
-    rich_help_panel=_PANEL,
-)
-_ORG = typer.Option("--org", metavar="ORG", help="Organisation of the tenant.", rich_help_panel=_PANEL)
-_SANDBOX = typer.Option("--sandbox", metavar="NAME", help="Sandbox of the tenant.", rich_help_panel=_PANEL)
-_SERVER_OPTIONS = {"address": _ADDRESS, "org": _ORG, "sandbox": _SANDBOX}
+_SERVER_OPTIONS = {"address": ADDRESS, "org": ORG, "sandbox": SANDBOX}
+_HIGHEST_ID = 2**63 - 1
+_HIGHEST_VERSION = 2**31 - 1
+_MOST_DIGITS = 20
+_ASKED: ContextVar[Server] = ContextVar("asked")
+_GIVEN: ContextVar[Mapping[str, str | None]] = ContextVar("given")
 
 
 def command(
@@ -54,7 +44,8 @@ def command(
 ) -> Callable[[_WorkT], _WorkT]:
     """Make a coroutine that takes a client and options into a command of a group.
 
-    The command gets the options of the coroutine, and those that name the server. A parameter that is a dataclass
+    The command gets the options of the coroutine, and those that name the server. Where one is marked as `Named`, names
+    become ids. A parameter that is a dataclass
     stands for its fields, each an option. It exits with 1 and one line if a call fails, else with the number that the
     coroutine returns. With `show` the coroutine returns messages instead, one or a list: the command prints them as
     JSON if it gets --json, else it has them shown.
@@ -68,20 +59,30 @@ def command(
 
 
 def _command(work: _Work, show: Callable[[Any], None] | None) -> Callable[..., None]:
-    def run(context: typer.Context, **options: object) -> None:
-        chosen = {name: options.pop(name) for name in _SERVER_OPTIONS}
-        root: Server = context.find_root().obj
-        server = Server(*(str(chosen[name] or getattr(root, name)) for name in _SERVER_OPTIONS))
+    def run(context: typer.Context, **options: Any) -> None:
+        given = chosen(context, **{name: options.pop(name) for name in _SERVER_OPTIONS})
+        server = server_of(os.environ, given)
+        _ASKED.set(server)
+        _GIVEN.set(given)
         as_data = show and options.pop("as_data")
-        for name, kind in grouped.items():
-            options[name] = kind(**{field.name: options.pop(field.name) for field in fields(kind)})
-        answer = asyncio.run(_talk(server, work, options))
+        answer = asyncio.run(_talk(server, lambda client: ask(client, options)))
         if as_data:
             print_json([as_json(one) for one in answer] if isinstance(answer, list) else as_json(answer))
         elif show:
             show(answer)
         elif answer:
             raise typer.Exit(answer)
+
+    async def ask(client: Client, options: dict[str, Any]) -> Any:
+        advice = await _take_names(client, options, named)
+        for name, kind in grouped.items():
+            options[name] = kind(**{field.name: options.pop(field.name) for field in fields(kind)})
+        try:
+            return await work(client, **options)
+        except ClientError as error:
+            if error.code == "NOT_FOUND":
+                error.message = " ".join((error.message, *advice))
+            raise
 
     taken = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
     grouped: dict[str, Any] = {one.name: one.annotation for one in taken if is_dataclass(one.annotation)}
@@ -94,6 +95,12 @@ def _command(work: _Work, show: Callable[[Any], None] | None) -> Callable[..., N
             else (one,)
         )
     ]
+    named = {
+        option.name: mark
+        for option in own
+        for mark in getattr(option.annotation, "__metadata__", ())
+        if isinstance(mark, Named)
+    }
     keyword = inspect.Parameter.KEYWORD_ONLY
     if show:
         own.append(inspect.Parameter("as_data", keyword, default=False, annotation=AsJson))
@@ -115,17 +122,31 @@ def declared(
     return run
 
 
-async def _talk(server: Server, work: _Work, options: dict[str, object]) -> Any:
+async def _take_names(client: Client, options: dict[str, Any], named: Mapping[str, Named]) -> list[str]:
+    """Put the ids in the place of names, and return advice for the case that one is of nothing."""
+    told: list[str] = []
+    for option, mark in named.items():
+        given = options[option]
+        texts = given if isinstance(given, list) else [given or ""]
+        found = [await mark.id_of(client, text) for text in texts]
+        if given:
+            ids = [one for one, _ in found]
+            options[option] = ids if isinstance(given, list) else ids[0]
+        told += [advice for _, advice in found if advice]
+    return told
+
+
+async def _talk(server: Server, ask: Callable[[Client], Awaitable[Any]]) -> Any:
     try:
         async with Client(server.address, org=server.org, sandbox=server.sandbox) as client:
-            return await work(client, **options)
+            return await ask(client)
     except ClientError as error:
-        complain(explain(error, server.address))
+        complain(explain(error, server.address, server.tenant))
         raise typer.Exit(1) from None
 
 
-def explain(error: ClientError, address: str) -> str:
-    """Say in one line what went wrong and what to do about it."""
+def explain(error: ClientError, address: str, tenant: str = "") -> str:
+    """Say in one line what went wrong and what to do about it; `tenant` is in words, empty: the default one."""
     if error.code == "UNAVAILABLE" and not error.reason:
         cause = " ".join(error.message.split()).rsplit(": ", 1)[-1]
         return (
@@ -136,22 +157,75 @@ def explain(error: ClientError, address: str) -> str:
     fields = [f"{one.field}: {one.description}" for one in error.violations if one.description not in line]
     if fields:
         line += " " + "; ".join(fields)
+    if error.code == "NOT_FOUND" and tenant:
+        line += f" Looked for in {tenant}."
     return f"{line} [{error.reason or error.code}]"
 
 
+def no(things: str, advice: str = "") -> str:
+    """Return the sentence for an empty list of the tenant that was asked for.
+
+    A tenant that was named is named again: one that nobody has written to, as after a slip of the finger, looks no
+    other than one that is empty.
+    """
+    tenant = _ASKED.get().tenant
+    where = f"Nobody has written any to {tenant}, or they are gone." if tenant else ""
+    return " ".join(part for part in (f"No {things}.", where, advice) if part)
+
+
+def server_options() -> str:
+    """Return the options that named the server of the command that runs, to be typed behind another one."""
+    given = _GIVEN.get().items()
+    return "".join(f" --{name} {shlex.quote(text)}" for name, text in given if text is not None)
+
+
+# --- How the text of an option is read ---
+
+
 def instant(option: str, text: str) -> datetime | None:
-    """Read the time of an option, in UTC unless it says otherwise; None if it is not given.
+    """Read the time of an option; None if it is not given.
 
     Raises:
-        typer.BadParameter: It is no time.
+        typer.BadParameter: It is no time, has no offset from UTC, or is beyond the years 1 to 9999.
     """
     if not text:
         return None
+    form = "write it as 2026-01-31T00:00:00Z or 2026-01-31T09:00:00+09:00"
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{option} {text!r} is no time: write it as 2026-01-31T00:00:00Z.") from None
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+        raise typer.BadParameter(f"{option} {text!r} is no time: {form}.") from None
+    if time.tzinfo is None:
+        raise typer.BadParameter(f"{option} {text!r} does not say in which zone: {form}.")
+    try:
+        return time.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise typer.BadParameter(f"{option} {text!r} is not within the years 1 to 9999 of UTC.") from None
+
+
+def job_number(text: str) -> int:
+    """Read the number of a job.
+
+    Raises:
+        typer.BadParameter: It is none, or no job can have it.
+    """
+    return _number(text, _HIGHEST_ID, "is no number of a job: write it as 7.")
+
+
+def version_number(text: str) -> int:
+    """Read the number of a version.
+
+    Raises:
+        typer.BadParameter: It is none, or no version can have it.
+    """
+    return _number(text, _HIGHEST_VERSION, "is no version: write it as 1.")
+
+
+def _number(text: str, highest: int, refusal: str) -> int:
+    is_number = re.fullmatch(r"[0-9]+", text) and len(text) < _MOST_DIGITS
+    if not is_number or not 1 <= int(text) <= highest:
+        raise typer.BadParameter(f"{text!r} {refusal}")
+    return int(text)
 
 
 def length(option: str, text: str) -> timedelta | None:

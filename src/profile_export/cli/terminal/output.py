@@ -1,50 +1,58 @@
-"""How answers look: short tables for people, plain columns for pipes, JSON for programs."""
+"""Where answers go: tables for people, columns between tabs for pipes, JSON for programs, bars or lines of progress."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import typer
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from profile_export.client import BatchState, JobState
+from profile_export.cli.terminal.cells import Cell, one_line, plain, shown, size
 
 _WIDE = 1000
-_SIZE_STEP = 1000.0
-_MINUTE = 60
-_STATE_STYLES = {
-    "NEW": "cyan",
-    "PROCESSING": "blue",
-    "CANCELLING": "yellow",
-    "CANCELLED": "yellow",
-    "SUCCEEDED": "green",
-    "FAILED": "red",
-    "LOADING": "blue",
-    "ABORTED": "yellow",
-    "REVERTED": "yellow",
-    "EXPIRED": "yellow",
-    "REPLACED": "yellow",
-}
-_NUMBERS = {"profiles", "events", "version", "rows", "files", "size", "rejected"}
+_GAP = 3
+_NARROWEST = 16
+"""A column of free text gets at least so many columns of the terminal; where there is no room, there is no table."""
+_SHORT_SECONDS = 10.0
+_TELL_SECONDS = 5.0
+
+Fact: TypeAlias = tuple[str, Cell | Sequence[Cell] | None]
+"""A name and what it is about; several are a line each, None is no fact. An empty name is that of the fact before."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return the terminal; for a pipe or a file its lines are never wrapped or cut."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else _WIDE)
+    """Return where answers, or with `stderr` everything else, go; for a pipe or a file lines are never wrapped or cut.
+
+    Whatever is printed is data: it holds no markup, and no names of emoji.
+    """
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=None if is_terminal else False,
+        width=None if is_terminal else _WIDE,
+    )
 
 
 def complain(line: str) -> None:
     """Write one line about an error."""
-    prefix = Text("profile-export: ", style="bold red" if sys.stderr.isatty() else "")
-    console(stderr=True).print(prefix + Text(line), soft_wrap=True)
+    screen = console(stderr=True)
+    prefix = Text("profile-export: ", style="bold red" if screen.is_terminal else "")
+    screen.print(prefix + Text(one_line(line)), soft_wrap=True)
+
+
+def remark(line: str) -> None:
+    """Write one line beside the answer."""
+    console(stderr=True).print(Text(one_line(line)), soft_wrap=True)
 
 
 def print_json(data: Any) -> None:
@@ -62,7 +70,10 @@ def print_json_line(data: Any) -> None:
     typer.echo(json.dumps(data, ensure_ascii=False))
 
 
-def table(*headers: str, numbers: Iterable[str] = (), gap: int = 3) -> Table:
+# --- Tables and facts ---
+
+
+def table(*headers: str, numbers: Iterable[str] = (), gap: int = _GAP) -> Table:
     """Return an empty table; the columns named in `numbers` stand to the right."""
     made = Table(box=None, padding=(0, gap, 0, 0), header_style="dim")
     right = set(numbers)
@@ -75,122 +86,197 @@ def table(*headers: str, numbers: Iterable[str] = (), gap: int = 3) -> Table:
 
 def print_rows(
     headers: Sequence[str],
-    rows: Iterable[Sequence[RenderableType]],
+    rows: Iterable[Sequence[Cell]],
     *,
     empty: str,
+    free: Sequence[str] = (),
+    stderr: bool = False,
 ) -> None:
-    """Write rows as a table, or one sentence if there are none."""
-    made = table(*headers, numbers=_NUMBERS)
-    made.columns[-1].no_wrap = False  # where room is short the last column wraps, and no id is cut
-    for row in rows:
+    """Write rows, or one sentence if there are none.
+
+    A pipe gets the headers and a line for each row, between tabs. A terminal gets a table, or where that does not fit,
+    each row as cells with their names, as many on a line as there is room for. Nothing is cut.
+
+    Args:
+        headers: The names of the columns.
+        rows: The cells of each.
+        empty: The sentence.
+        free: The columns of free text, which may take several lines. Ids, numbers and times never do.
+        stderr: Whether they stand beside the answer.
+    """
+    listed = [tuple(row) for row in rows]
+    screen = console(stderr=stderr)
+    if not listed:
+        screen.print(Text(empty, style="dim"), soft_wrap=True)
+    elif not screen.is_terminal:
+        for line in (headers, *listed):
+            typer.echo("\t".join(map(plain, line)), err=stderr)
+    else:
+        _print_for_people(screen, headers, listed, free)
+
+
+def _print_for_people(
+    screen: Console, headers: Sequence[str], listed: Sequence[Sequence[Cell]], free: Sequence[str]
+) -> None:
+    cells = [[shown(cell) for cell in row] for row in listed]
+    widths = [
+        max(len(header), *(row[place].cell_len for row in cells)) for place, header in enumerate(headers)
+    ]
+    needed = sum(
+        min(width, _NARROWEST) if header in free else width
+        for header, width in zip(headers, widths, strict=True)
+    )
+    if needed + _GAP * (len(headers) - 1) > screen.width:
+        for row in cells:
+            _print_flowing(
+                screen,
+                [
+                    Text.assemble((f"{name} ", "dim"), cell)
+                    for name, cell in zip(headers, row, strict=True)
+                    if cell.plain
+                ],
+            )
+        return
+    made = Table(box=None, padding=(0, _GAP, 0, 0), header_style="dim", pad_edge=False)
+    for place, (header, width) in enumerate(zip(headers, widths, strict=True)):
+        is_number = all(isinstance(row[place], int) for row in listed)
+        least = None if header in free else width
+        made.add_column(
+            Text(header),
+            justify="right" if is_number else "left",
+            min_width=least,
+            no_wrap=header not in free,
+            overflow="fold",
+        )
+    for row in cells:
         made.add_row(*row)
-    console().print(made if made.row_count else Text(empty, style="dim"))
+    screen.print(made)
 
 
-def print_facts(rows: Iterable[tuple[str, RenderableType | None]]) -> None:
-    """Write facts about one thing."""
-    console().print(fact_table(rows))
+def _print_flowing(screen: Console, parts: Sequence[Text]) -> None:
+    """Write parts one after the other, as many on a line as there is room for; further lines are indented."""
+    line = Text()
+    for part in parts:
+        if line.plain.strip() and line.cell_len + _GAP + part.cell_len > screen.width:
+            screen.print(line, soft_wrap=True)
+            line = Text("  ") + part
+        else:
+            line = Text.assemble(line, " " * _GAP if line.plain else "", part)
+    screen.print(line, soft_wrap=True)
 
 
-def fact_table(rows: Iterable[tuple[str, RenderableType | None]]) -> Table:
-    """Return facts about one thing, each with its name before it; None is no fact."""
-    made = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
+def print_facts(facts: Iterable[Fact]) -> None:
+    """Write facts about one thing, each with its name before it."""
+    screen = console()
+    if screen.is_terminal:
+        _print_lines(screen, [(name, shown(cell)) for name, cell in _lines(facts)])
+        return
+    for name, cell in _lines(facts):
+        typer.echo(f"{name}\t{plain(cell)}")
+
+
+def fact_table(facts: Iterable[Fact]) -> Table:
+    """Return facts about one thing, each with its name before it."""
+    return _table_of([(name, shown(cell)) for name, cell in _lines(facts)])
+
+
+def _lines(facts: Iterable[Fact]) -> Iterator[tuple[str, Cell]]:
+    for name, found in facts:
+        if isinstance(found, Sequence) and not isinstance(found, str):
+            yield from ((name if place == 0 else "", cell) for place, cell in enumerate(found))
+        elif found is not None:
+            yield name, found
+
+
+def _print_lines(screen: Console, lines: Sequence[tuple[str, Text]]) -> None:
+    names = max((len(name) for name, _ in lines), default=0)
+    room = screen.width - names - _GAP
+    longest = max((len(part) for _, text in lines for part in text.plain.split()), default=0)
+    if longest <= room:
+        screen.print(_table_of(lines))
+        return
+    # The terminal itself breaks what is too long for it, so that whoever copies an id gets it in one piece.
+    for name, text in lines:
+        screen.print(Text.assemble((name.ljust(names + _GAP), "dim"), text), soft_wrap=True)
+
+
+def _table_of(lines: Sequence[tuple[str, Text]]) -> Table:
+    made = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
-    for name, fact in rows:
-        if fact is not None:
-            made.add_row(name, fact)
+    for name, text in lines:
+        made.add_row(Text(name), text)
     return made
 
 
-def values_by_path(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """List the values in a row by their field paths, on one line each; an array is one value."""
-    if isinstance(value, dict) and value:
-        for name, member in sorted(value.items()):
-            yield from values_by_path(member, f"{path}.{name}" if path else name)
-    else:
-        yield (
-            one_line(path),
-            one_line(value)
-            if isinstance(value, str)
-            else json.dumps(value, ensure_ascii=False, sort_keys=True),
-        )
+# --- Progress ---
 
 
-def word(enum: Any, value: int) -> str:
-    """Return the name of a member of an enum of the contract, such as SUCCEEDED, without that of the enum."""
-    name: str = enum.Name(value)
-    return name.removeprefix(enum.Name(0).removesuffix("UNSPECIFIED"))
+class Bars(Progress):
+    """Bars of progress; where the output is no terminal, a line for each that moved, now and then.
+
+    Args:
+        columns: What a bar is made of.
+        screen: Where they are.
+        line: Writes how far a task is. Empty: nothing is to be told.
+        transient: Whether the bars vanish in the end.
+        first: After how many seconds the first lines come: what is over sooner needs none.
+        every: How many seconds lie between the lines.
+    """
+
+    def __init__(
+        self,
+        *columns: ProgressColumn,
+        screen: Console,
+        line: Callable[[Task], str],
+        transient: bool = False,
+        first: float = _SHORT_SECONDS,
+        every: float = _TELL_SECONDS,
+    ) -> None:
+        super().__init__(*columns, console=screen, transient=transient, disable=not screen.is_terminal)
+        self._line, self._first, self._every = line, first, every
+        self._told: dict[int, str] = {}
+        self._is_over = threading.Event()
+        self._telling = threading.Thread(target=self._tell, daemon=True)
+
+    def start(self) -> None:
+        """Begin to show them."""
+        super().start()
+        if self.disable:
+            self._telling.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._is_over.set()
+        super().stop()
+
+    def _tell(self) -> None:
+        pause = self._first
+        while not self._is_over.wait(pause):
+            pause = self._every
+            for task in self.tasks:
+                line = self._line(task)
+                # A single one is told in any case: that nothing has moved is news as well.
+                if line and (len(self.tasks) == 1 or self._told.get(task.id) != line):
+                    self._told[task.id] = line
+                    self.console.print(Text(one_line(line)), soft_wrap=True)
 
 
-def state(value: JobState.ValueType) -> Text:
-    """Return the state of a job, coloured."""
-    return _coloured(word(JobState, value))
-
-
-def batch_state(value: BatchState.ValueType) -> Text:
-    """Return the state of a batch, coloured."""
-    return _coloured(word(BatchState, value))
-
-
-def _coloured(name: str) -> Text:
-    return Text(name, style=_STATE_STYLES.get(name, ""))
-
-
-def one_line(text: str) -> str:
-    """Write a text of others on one line, without what would steer the terminal."""
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split())
-    )
-
-
-def count(number: int) -> str:
-    """Write 1234567 as 1,234,567."""
-    return f"{number:,}"
-
-
-def size(number: float) -> str:
-    """Write 1234567 as 1.2 MB."""
-    if number < _SIZE_STEP:
-        return f"{number:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        number /= _SIZE_STEP
-        if number < _SIZE_STEP:
-            return f"{number:.1f} {unit}"
-    return f"{number / _SIZE_STEP:,.1f} TB"
-
-
-def span(time: timedelta) -> str:
-    """Write a length of time as 83 ms, 1.24 s or 3 min 05 s."""
-    seconds = time.total_seconds()
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < _MINUTE:
-        return f"{seconds:.2f} s"
-    return f"{seconds // _MINUTE:,.0f} min {seconds % _MINUTE:02.0f} s"
-
-
-def kept_for(time: timedelta) -> str:
-    """Write how long something is kept: 30 days, 1 day or 36 hours."""
-    unit, number = ("day", time / timedelta(days=1))
-    if number != int(number):
-        unit, number = ("hour", time / timedelta(hours=1))
-    return f"{number:,.6g} {unit}{'' if number == 1 else 's'}"
-
-
-def moment(time: datetime, *, clock: bool = False) -> str:
-    """Write an instant in the zone of the terminal; with `clock` the time of day only, to the millisecond."""
-    local = time.replace(tzinfo=time.tzinfo or UTC).astimezone()
-    return local.strftime("%H:%M:%S.%f")[:-3] if clock else local.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def transfer(screen: Console) -> Progress:
-    """Return a progress bar for bytes, each task with a `note` behind it; silent where the output is no terminal."""
-    return Progress(
+def transfer(screen: Console) -> Bars:
+    """Return bars for bytes, each a task with a `note` behind it."""
+    return Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         DownloadColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-        console=screen,
-        disable=not screen.is_terminal,
+        screen=screen,
+        line=_transferred,
     )
+
+
+def _transferred(task: Task) -> str:
+    if task.finished and not task.fields["note"]:
+        return ""
+    total = f" of {size(task.total)}" if task.total else ""
+    parts = (task.description, f"{size(task.completed)}{total}", task.fields["note"])
+    return "  ".join(part for part in parts if part)

@@ -5,23 +5,21 @@ from __future__ import annotations
 from datetime import timedelta
 
 from rich.bar import Bar
-from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from profile_export.cli.terminal.cells import Size, count, moment, one_line, several, size, span, state, word
 from profile_export.cli.terminal.output import (
+    Bars,
+    Fact,
     console,
-    count,
     fact_table,
-    moment,
-    one_line,
+    print_facts,
     print_json_line,
-    size,
-    span,
-    state,
+    print_rows,
     table,
-    word,
 )
 from profile_export.client import (
     FINAL_STATES,
@@ -41,6 +39,9 @@ from profile_export.client import (
 
 _PROGRESS_INTERVAL = timedelta(milliseconds=100)
 _BAR_WIDTH = 40
+_BESIDE_THE_BAR = 36
+_TELL_SECONDS = 5.0
+_TELL_ALL_SECONDS = 30.0
 _PHASE_STYLES = {
     "queue": "bright_black",
     "plan": "cyan",
@@ -63,7 +64,7 @@ async def follow(client: Client, job_id: int, screen: Console, *, indent: int = 
     """Show the moves of a job and its progress as they come; return the job when it has ended."""
     job: ExportJob | None = None
     with _progress_bar(screen, indent) as bar:
-        task = bar.add_task("new", total=None, counts="")
+        task = bar.add_task("new", total=None, counts="", job=f"job {job_id}")
         async for message in client.watch_job(job_id, after_revision=0, progress_interval=_PROGRESS_INTERVAL):
             for transition in message.transitions:
                 screen.print(Text(" " * indent) + _move(transition), soft_wrap=True)
@@ -75,49 +76,66 @@ async def follow(client: Client, job_id: int, screen: Console, *, indent: int = 
     return job or await client.get_job(job_id)
 
 
-def _progress_bar(screen: Console, indent: int = 0) -> Progress:
-    """Return bars for jobs, each a task with `counts`; silent where the output is no terminal."""
-    return Progress(
+def _progress_bar(screen: Console, indent: int = 0, *, every: float = _TELL_SECONDS) -> Bars:
+    """Return bars for jobs, each a task with `counts`, and with the `job` where its description does not name it."""
+    return Bars(
         TextColumn(" " * max(indent - 1, 0)),
         SpinnerColumn(),
         TextColumn("{task.description:<10}", markup=False),
-        BarColumn(bar_width=_BAR_WIDTH),
+        BarColumn(bar_width=min(_BAR_WIDTH, screen.width // 4)),
         TextColumn("{task.fields[counts]}", markup=False),
         TimeElapsedColumn(),
-        console=screen,
+        screen=screen,
+        line=_progress_line,
         transient=True,
-        disable=not screen.is_terminal,
+        every=every,
     )
+
+
+def _progress_line(task: Task) -> str:
+    parts = (task.fields["job"], task.description, task.fields["counts"])
+    return "  ".join(part for part in parts if part)
 
 
 def print_summary(job: ExportJob) -> None:
     """Write what a job came to: its counts, where its time went, and what went wrong."""
-    parts: list[RenderableType] = [facts(job), Text(), phase_chart(job.metrics)]
+    print_facts(_facts(job))
+    screen = console()
+    screen.print()
+    if screen.is_terminal:
+        screen.print(phase_chart(job.metrics, min(_BAR_WIDTH, screen.width - _BESIDE_THE_BAR)))
+    else:
+        _print_phases(job.metrics)
     for error in job.errors:
         line = f"{error.code} in {error.component}, attempt {error.attempt}: {error.message}"
-        parts.append(Text(line, style="red"))
-    parts.extend(Text(f"Note: {note}", style="yellow") for note in job.notes)
-    console().print(Group(*parts))
+        screen.print(Text(one_line(line), style="red"), soft_wrap=True)
+    for note in job.notes:
+        screen.print(Text(f"Note: {one_line(note)}", style="yellow"), soft_wrap=True)
 
 
-def phase_chart(metrics: JobMetrics) -> Table:
+def _print_phases(metrics: JobMetrics) -> None:
+    total = metrics.total_time.ToTimedelta()
+    rows = [
+        (_phase_name(phase.phase), phase.time.ToTimedelta(), _share(phase.time.ToTimedelta(), total))
+        for phase in metrics.phases
+    ]
+    spent = sum((phase.time.ToTimedelta() for phase in metrics.phases), timedelta())
+    print_rows(("phase", "time", "share"), [*rows, ("total", total, _share(spent, total))], empty="")
+
+
+def phase_chart(metrics: JobMetrics, width: int = _BAR_WIDTH) -> Table:
     """Return the time of each phase as a bar that begins where the one before ends, adding up to the total."""
     chart = table("phase", "", "time", "share", numbers=("time", "share"))
-    total = metrics.total_time.ToTimedelta().total_seconds()
-    begin = 0.0
+    total = metrics.total_time.ToTimedelta()
+    begin = timedelta()
     for phase in metrics.phases:
-        name = _phase_name(phase.phase)
-        seconds = phase.time.ToTimedelta().total_seconds()
+        name, time = _phase_name(phase.phase), phase.time.ToTimedelta()
         style = _PHASE_STYLES.get(name, "white")
-        bar = Bar(total or 1.0, begin, begin + seconds, width=_BAR_WIDTH, color=style)
-        chart.add_row(name, bar, span(phase.time.ToTimedelta()), _share(seconds, total))
-        begin += seconds
-    chart.add_row(
-        Text("total", style="bold"),
-        "",
-        Text(span(timedelta(seconds=total)), style="bold"),
-        _share(begin, total),
-    )
+        ends = begin.total_seconds(), (begin + time).total_seconds()
+        bar = Bar(total.total_seconds() or 1.0, *ends, width=width, color=style)
+        chart.add_row(name, bar, span(time), _share(time, total))
+        begin += time
+    chart.add_row(Text("total", style="bold"), "", Text(span(total), style="bold"), _share(begin, total))
     return chart
 
 
@@ -125,7 +143,7 @@ def _phase_name(phase: JobPhase.ValueType) -> str:
     return word(JobPhase, phase).lower()
 
 
-def _share(part: float, total: float) -> str:
+def _share(part: timedelta, total: timedelta) -> str:
     return f"{part / total:.0%}" if total else ""
 
 
@@ -137,11 +155,11 @@ def _move(transition: JobTransition, name: str = "") -> Text:
         line += state(transition.from_state) + Text(" → ")
     line += state(transition.to_state)
     details = [f"attempt {transition.attempt}"] if transition.attempt else []
-    details += [transition.reason] if transition.reason else []
+    details += [one_line(transition.reason)] if transition.reason else []
     return line + Text("  " + ", ".join(details), style="dim") if details else line
 
 
-def _advance(bar: Progress, task: TaskID, progress: JobProgress, name: str = "") -> None:
+def _advance(bar: Bars, task: TaskID, progress: JobProgress, name: str = "") -> None:
     """Show how far a job is, which has a name where it is one of several."""
     done, estimated = progress.done, progress.estimated
     counts = f"{count(done)}/{count(estimated)} {progress.unit}" if estimated else ""
@@ -160,19 +178,22 @@ def _advance(bar: Progress, task: TaskID, progress: JobProgress, name: str = "")
 
 def facts(job: ExportJob) -> Table:
     """Return the counts of a job."""
-    expires = moment(job.expire_time.ToDatetime()) if job.HasField("expire_time") else None
-    return fact_table(
-        [
-            ("job", Text(f"{job.id}  ") + state(job.state)),
-            ("batch", job.batch_id or None),
-            *(("batch", f"{one.batch_id}  {one.namespace}:{one.segment_id}") for one in job.batches),
-            *_metric_facts(job.metrics),
-            ("expires", expires),
-        ]
-    )
+    return fact_table(_facts(job))
 
 
-def _metric_facts(metrics: JobMetrics) -> list[tuple[str, RenderableType | None]]:
+def _facts(job: ExportJob) -> list[Fact]:
+    return [
+        ("job", Text(f"{job.id}  ") + state(job.state)),
+        ("to", job.spec.destination.dataset_id),
+        ("created", job.create_time.ToDatetime()),
+        ("batch", job.batch_id or None),
+        *(("batch", f"{one.batch_id}  {one.namespace}:{one.segment_id}") for one in job.batches),
+        *_metric_facts(job.metrics),
+        ("expires", job.expire_time.ToDatetime() if job.HasField("expire_time") else None),
+    ]
+
+
+def _metric_facts(metrics: JobMetrics) -> list[Fact]:
     """Return the counters of a job as facts, each with its name before it."""
     merged, memory = metrics.profiles_merged, metrics.peak_memory_bytes
     namespaces = sorted(metrics.profiles_exported_by_namespace.items())
@@ -182,7 +203,7 @@ def _metric_facts(metrics: JobMetrics) -> list[tuple[str, RenderableType | None]
         if getattr(metrics.left_out, name)
     ]
     events = f"{count(metrics.events_exported)} of {count(metrics.events_read)} exported"
-    files = f"{count(metrics.files_written)} file{'' if metrics.files_written == 1 else 's'}"
+    files = several(metrics.files_written, "file")
     return [
         ("profiles", f"{count(metrics.profiles_exported)} of {count(metrics.profiles_read)} exported"),
         ("", f"{count(merged)} put together from several fragments" if merged else None),
@@ -190,7 +211,7 @@ def _metric_facts(metrics: JobMetrics) -> list[tuple[str, RenderableType | None]
         ("left out", ", ".join(left_out) or None),
         ("fragments", f"{count(metrics.fragments_read)} read"),
         ("events", events if metrics.events_read else None),
-        ("written", f"{count(metrics.rows_written)} rows, {files}, {size(metrics.bytes_written)}"),
+        ("written", f"{several(metrics.rows_written, 'row')}, {files}, {size(metrics.bytes_written)}"),
         ("memory", f"{size(memory)} at most" if memory else None),
     ]
 
@@ -201,9 +222,9 @@ _RUNNING = tuple(one for one in JobState.values() if one and one not in FINAL_ST
 async def follow_all(client: Client, dataset_id: str, screen: Console) -> None:
     """Show a bar for each job that runs, and a line for each move, until interrupted.
 
-    Where the output is no terminal there are the lines alone.
+    Where the output is no terminal there are lines alone, now and then also of how far the jobs are.
     """
-    with _progress_bar(screen) as bar:
+    with _progress_bar(screen, every=_TELL_ALL_SECONDS) as bar:
         shown = _Shown(bar)
         changes = client.watch_jobs(
             states=_RUNNING, dataset_id=dataset_id, progress_interval=_PROGRESS_INTERVAL
@@ -226,7 +247,7 @@ async def print_all(client: Client, dataset_id: str) -> None:
 class _Shown:
     """The jobs that run, each with its bar."""
 
-    def __init__(self, bar: Progress) -> None:
+    def __init__(self, bar: Bars) -> None:
         self.jobs: dict[int, TaskID] = {}
         self._bar = bar
 
@@ -247,7 +268,7 @@ class _Shown:
 
     def _show(self, change: JobChange, word: str) -> None:
         if change.job_id not in self.jobs:
-            self.jobs[change.job_id] = self._bar.add_task(word, total=None, counts="")
+            self.jobs[change.job_id] = self._bar.add_task(word, total=None, counts="", job="")
         description = f"{self._name(change.job_id)}  {word}"
         self._bar.update(self.jobs[change.job_id], description=description)
 
@@ -279,37 +300,34 @@ def print_receipt(answer: GetReceiptResponse) -> None:
     policy, segment = receipt.merge_policy, receipt.segment
     merge = word(AttributeMergeType, policy.attribute_merge.type)
     graph = word(IdentityGraph, policy.identity_graph)
-    named = one_line(f"{segment.namespace}:{segment.segment_id}") if receipt.HasField("segment") else None
-    facts = fact_table(
+    named = f"{segment.namespace}:{segment.segment_id}" if receipt.HasField("segment") else None
+    print_facts(
         [
             ("batch", receipt.batch_id),
             ("dataset", receipt.dataset_id),
             ("job", f"{receipt.job_id}, attempt {receipt.attempt}"),
-            ("committed", moment(receipt.commit_time.ToDatetime())),
+            ("committed", receipt.commit_time.ToDatetime()),
             ("policy", f"{policy.id} version {policy.version}: {merge}, graph {graph}"),
             ("segment", named),
             *_metric_facts(receipt.metrics),
             ("receipt", answer.location),
         ]
     )
-    read = table("source", "batch", "number", "ingested", "rows", numbers=("number", "rows"))
-    for batch in receipt.input_batches:
-        read.add_row(
-            batch.dataset_id,
-            batch.batch_id,
-            count(batch.number),
-            moment(batch.ingest_time.ToDatetime()),
-            count(batch.rows),
-        )
-    files = table("file", "rows", "size", "SHA-256", numbers=("rows", "size"))
-    for file in receipt.files:
-        files.add_row(file.name, count(file.rows), size(file.bytes), file.sha256)
-    parts: list[RenderableType] = [
-        facts,
-        Text(),
-        read if receipt.input_batches else Text("No batch was there to read.", style="dim"),
-        Text(),
-        files if receipt.files else Text("No row, and so no file.", style="dim"),
-        *(Text(f"Note: {one_line(note)}", style="yellow") for note in receipt.notes),
-    ]
-    console().print(Group(*parts))
+    screen = console()
+    screen.print()
+    print_rows(
+        ("source", "batch", "number", "ingested", "rows"),
+        [
+            (batch.dataset_id, batch.batch_id, batch.number, batch.ingest_time.ToDatetime(), batch.rows)
+            for batch in receipt.input_batches
+        ],
+        empty="No batch was there to read.",
+    )
+    screen.print()
+    print_rows(
+        ("file", "rows", "size", "SHA-256"),
+        [(file.name, file.rows, Size(file.bytes), file.sha256) for file in receipt.files],
+        empty="No row, and so no file.",
+    )
+    for note in receipt.notes:
+        screen.print(Text(f"Note: {one_line(note)}", style="yellow"), soft_wrap=True)

@@ -1,0 +1,63 @@
+"""Names where ids go: of datasets and of merge policies."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from profile_export.cli.terminal.cells import moment, one_line
+from profile_export.client import Client
+
+_ID = re.compile(r"[0-9a-f]{24}")
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Named:
+    """Marks an option that takes an id, or the name that only one of the things listed has."""
+
+    things: str
+    listed: Callable[[Client], Awaitable[Sequence[Any]]]
+
+    async def id_of(self, client: Client, text: str) -> tuple[str, str]:
+        """Return the id that a text means, and advice for the case that nothing has that id.
+
+        What looks like an id is one, whatever else has it as its name; and so is what no name is like.
+
+        Raises:
+            typer.BadParameter: Several have this name.
+            ClientError: The server does not list them.
+        """
+        if not text or _ID.fullmatch(text):
+            return text, ""
+        listed = await self.listed(client)
+        found = [one for one in listed if one.name == text]
+        if any(one.id == text for one in listed):
+            return text, ""
+        if len(found) > 1:
+            raise typer.BadParameter(_ambiguous(text, self.things, found))
+        if found:
+            return str(found[0].id), ""
+        nearest = difflib.get_close_matches(text, {one.name for one in listed}, n=1)
+        return text, f"None has this name; the nearest is {one_line(nearest[0])!r}." if nearest else ""
+
+
+def _ambiguous(name: str, things: str, found: Sequence[Any]) -> str:
+    named = [f"{one.id} (created {moment(one.create_time.ToDatetime())})" for one in found[:_MOST_NAMED]]
+    if len(found) > _MOST_NAMED:
+        named.append(f"and {len(found) - _MOST_NAMED} more")
+    return f"{len(found)} {things} have the name {name!r}, give the id of one: {', '.join(named)}."
+
+
+async def _deleted(client: Client) -> Sequence[Any]:
+    return [one for one in await client.list_datasets(show_deleted=True) if one.HasField("delete_time")]
+
+
+DATASET = Named("datasets", Client.list_datasets)
+DELETED_DATASET = Named("deleted datasets", _deleted)
+POLICY = Named("merge policies", Client.list_policies)
