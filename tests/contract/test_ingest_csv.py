@@ -172,7 +172,7 @@ def test_segments_come_from_dotted_names(uploader: Uploader) -> None:
         (b'crmId,"a\n1,2\n', "The header of the file has a quote that is never closed."),
         (b'crmId,"a"b\n', "The header of the file is not CSV: ',' expected after '\"'."),
         (b"crmId,\xff\n", "The header of the file is not UTF-8 at byte 7."),
-        (b"\xff\xfec\0r\0m\0", "The header of the file is not UTF-8 at byte 1."),
+        (b"\xff\xfec\0r\0m\0", "The file is UTF-16 or UTF-32: write it as UTF-8."),
         (b"a\0,b\n", "The header of the file holds a NUL byte."),
         (b"a," * 60_000, "The header of the file has more than 100000 bytes."),
     ],

@@ -157,6 +157,7 @@ from profile_export.ingest.formats.csv import read_csv
 from profile_export.ingest.formats.json import read_json_array
 from profile_export.ingest.formats.json import read_json_lines
 from profile_export.ingest.output import FileRefusedError
+from profile_export.ingest.rows.reading import AppliedReading
 from profile_export.ingest.task import IngestTask
 
 source, upload_format = Path(sys.argv[1]), sys.argv[2]
@@ -165,7 +166,7 @@ task = IngestTask(source, upload_format, DatasetKind.RECORD, "b", EMPTY, (), sou
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = 0
 try:
-    for _ in read(task):
+    for _ in read(task, AppliedReading(task.reading)):
         rows += 1
 except FileRefusedError:
     pass

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from profile_export.domain.catalog.batches import RowError
 from profile_export.ingest.formats import json as json_array
 from profile_export.ingest.formats.json import read_json_array
+from profile_export.ingest.rows.reading import AppliedReading
 from tests.contract.ingesting import CRM, Uploader
 
 
@@ -194,7 +195,7 @@ def test_any_array_is_read_as_python_reads_it(
         patch.setattr(json_array, "_CHUNK", chunk)
         task = ArrayUploader(Path(folder)).task(sent)
 
-        rows = list(read_json_array(task))
+        rows = list(read_json_array(task, AppliedReading(task.reading)))
 
     assert [row.record for row in rows] == json.loads(sent)
     assert [json.loads(row.text) for row in rows] == json.loads(sent)

@@ -151,7 +151,9 @@ def _append(
         if message_of(field).fields_by_name["value"].type == _F.TYPE_MESSAGE:
             values[key].SetInParent()
         else:
-            values[key] = 1
+            values[key] = (
+                text(index, length) if message_of(field).fields_by_name["value"].type == _F.TYPE_STRING else 1
+            )
         return len(key.encode()) + 4
     part = values.add()
     for inner in part.DESCRIPTOR.fields:

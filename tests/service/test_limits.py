@@ -80,8 +80,13 @@ def through(one: FieldDescriptor, name: str) -> list[str]:
 
 def fill(holder: Any, last: FieldDescriptor, items: int, length: int) -> None:
     if of_map(last):
+        values = getattr(holder, last.name)
         for index in range(items):
-            getattr(holder, last.name)[str(index).ljust(length, "k")].SetInParent()
+            key = str(index).ljust(length, "k")
+            if last.message_type and last.message_type.fields_by_name["value"].message_type:
+                values[key].SetInParent()
+            else:
+                values[key] = f"{index}"
     elif not last.is_repeated:
         setattr(holder, last.name, b"x" * length if last.type == last.TYPE_BYTES else "x" * length)
     elif last.message_type:

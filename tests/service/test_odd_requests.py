@@ -96,13 +96,20 @@ def odd_ones(request: Message, deepest: int = 9) -> Iterator[None]:
         request.CopyFrom(before)
 
 
+def _put(entries: Any, text: str, entry: Any) -> None:
+    if entry.fields_by_name["value"].message_type:
+        entries[text].values.append(text)
+    else:
+        entries[text] = text
+
+
 def _odd_field(holder: Any, field: FieldDescriptor, deepest: int) -> Iterator[None]:
     inner = field.message_type
     if inner and inner.GetOptions().map_entry:
         for text in TEXTS:
             entries = getattr(holder, field.name)
             entries.clear()
-            entries[text].values.append(text)
+            _put(entries, text, inner)
             yield
     elif inner and inner.full_name in {"google.protobuf.Timestamp", "google.protobuf.Duration"}:
         for seconds, nanos in TIMES:

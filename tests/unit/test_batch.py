@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_any_other_file_name_is_refused(file_name: str) -> None:
 
 @pytest.mark.parametrize("field", ["offset", "max_bad_records"])
 def test_a_number_below_zero_is_refused(field: str) -> None:
-    values = {field: -1}
+    values: dict[str, Any] = {field: -1}
 
     error = refused(lambda: UploadStart("d", "b", "1", "csv", **values))
 

@@ -67,7 +67,13 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "SegmentFilter": {"segment_id": NAME, "namespace": NAME, "statuses": Limit(items=10)},
     "EventList": {"fields": FIELD_PATHS},
     "ExportDestination": {"dataset_id": ID},
-    "UploadStart": {"dataset_id": ID, "batch_id": BATCH_ID, "file_name": Limit(128)},
+    "UploadStart": {
+        "dataset_id": ID,
+        "batch_id": BATCH_ID,
+        "file_name": Limit(128),
+        "null_values": Limit(100, items=100),
+        "renames": Limit(1_024, items=1_000),
+    },
     "UploadFinish": {"sha256": Limit(64)},
     # DatasetService
     "CreateDatasetRequest": {

@@ -157,6 +157,8 @@ def ingested_file(result: IngestResult, folder: str, sent: SentFile, first_row: 
         byte_count=sent.byte_count,
         rejected_rows=result.rejected_rows,
         errors=result.errors,
+        null_count=result.null_count,
+        notes=result.notes,
     )
 
 
@@ -467,6 +469,7 @@ class Loading:
             folder=self.lake.staging(folder),
             first_row=first_row,
             max_bad_records=sent.upload.max_bad_records,
+            reading=sent.upload.reading,
             max_row_bytes=self.limits.of(dataset.kind),
             rules=schema.rules,
             bytes_held=self.expense.bytes_held,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from profile_export.application.loading import Interest, Loading
-from profile_export.domain.catalog.batches import Batch, RowError, UploadStart, UploadState
+from profile_export.domain.catalog.batches import Batch, RowError, Upload, UploadStart, UploadState
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import (
     AbortedError,
@@ -62,6 +62,7 @@ class UploadSessions:
         try:
             folder = f"{start.dataset_id}/{self._new_id()}"
             opened = await self._uploads.open_upload(tenant, start, folder, staged_as=self._new_id())
+            _check_same_reading(opened.upload, start)
             session = UploadSession(self._uploads, self._loading, tenant, opened)
             await session.prepare(start.offset)
             yield session
@@ -71,6 +72,17 @@ class UploadSessions:
                 session.when_over(lambda: self._live.discard(key))
             else:
                 self._live.discard(key)
+
+
+def _check_same_reading(upload: Upload, start: UploadStart) -> None:
+    """Refuse to take a file for one that is complete and was read in another way."""
+    if upload.reading != start.reading:
+        raise AlreadyExistsError(
+            "UPLOAD_DIFFERS",
+            f"The file '{upload.file_name}' of batch '{start.batch_id}' is complete, read with other null_values or "
+            "renames; upload it under another batch_id.",
+            metadata={"batch_id": start.batch_id, "file_name": upload.file_name},
+        )
 
 
 class UploadSession:

@@ -26,6 +26,7 @@ _FORMATS: dict[str, Callable[[IngestTask, BatchWriter, Refusals], IngestResult]]
     "json_lines": partial(ingest_rows, read_json_lines),
     "json_array": partial(ingest_rows, read_json_array),
     "csv": partial(ingest_rows, read_csv),
+    "tsv": partial(ingest_rows, read_csv),
     "parquet": ingest_parquet,
 }
 _OF_THE_BYTES = {None, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG}

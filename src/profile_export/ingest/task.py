@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from profile_export.domain.catalog.batches import NamespaceUse, RowError
+from profile_export.domain.catalog.batches import NamespaceUse, Reading, RowError
 from profile_export.domain.catalog.datasets import DatasetKind, IdentityField
 from profile_export.domain.export.plan import WrittenFile
 from profile_export.domain.schemas.types import FieldPath, ObjectType
@@ -16,7 +16,8 @@ from profile_export.processes.messages import Limits
 class IngestTask:
     """An upload to turn into data files.
 
-    `source` is the upload as it was sent, in the `format` `json_lines`, `json_array`, `csv` or `parquet`; `folder` is
+    `source` is the upload as it was sent, in the `format` `json_lines`, `json_array`, `csv`, `tsv` or `parquet`, and
+    `reading` how to read it; `folder` is
     an empty or missing folder for the files of this attempt. `fields` are those of the dataset as known now, built-in
     and declared ones included; `identity_fields` are the ones it declares. A file gets at most `rows_per_file` rows.
 
@@ -38,6 +39,7 @@ class IngestTask:
     max_row_bytes: int = 100_000
     rules: str = ""
     bytes_held: int = 256 * 2**20
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class IngestResult:
     `files` are in the folder of the task, none if there is no row; every one has the system columns and exactly
     `fields`: what the dataset knew and what this upload taught. `rows` counts the accepted ones. `untyped` are the
     paths of arrays that were left out because nobody knew the type of their items (S13). `errors` are the first 100
-    of the `rejected_rows`, all of which are in `rejected.parquet`.
+    of the `rejected_rows`, all of which are in `rejected.parquet`. `null_count` is how many texts were read as absent,
+    those of rejected rows included; `notes` say in sentences what else was left out.
     """
 
     files: tuple[WrittenFile, ...]
@@ -58,6 +61,8 @@ class IngestResult:
     untyped: tuple[FieldPath, ...]
     rejected_rows: int
     errors: tuple[RowError, ...]
+    null_count: int = 0
+    notes: tuple[str, ...] = ()
 
 
 _MEBIBYTE = 2**20

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprofile_export/v1/batch.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x04\n\x05\x42\x61tch\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.profile_export.v1.BatchState\x12\x0e\n\x06number\x18\x04 \x01(\x03\x12/\n\x0bingest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x08 \x01(\x03\x12\r\n\x05\x62ytes\x18\t \x01(\x03\x12\x12\n\nfile_count\x18\n \x01(\x05\x12\x15\n\rrejected_rows\x18\x0b \x01(\x03\x12\x13\n\x06job_id\x18\x0c \x01(\x03H\x00\x88\x01\x01\x12/\n\x07uploads\x18\r \x03(\x0b\x32\x1e.profile_export.v1.BatchUpload\x12-\n\x06\x65rrors\x18\x0e \x03(\x0b\x32\x1d.profile_export.v1.BatchError\x12\x14\n\x0cstate_reason\x18\x0f \x01(\t\x12/\n\x0b\x65xpire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x12replaced_by_job_id\x18\x11 \x01(\x03H\x01\x88\x01\x01\x42\t\n\x07_job_idB\x15\n\x13_replaced_by_job_id\"J\n\x0b\x42\x61tchUpload\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\"t\n\nBatchError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tfile_name\x18\x03 \x01(\t\x12\x17\n\nrow_number\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04path\x18\x05 \x01(\tB\r\n\x0b_row_number\"p\n\x0bRejectedRow\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x12\n\nrow_number\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12\x0b\n\x03row\x18\x06 \x01(\t\"W\n\x08\x44\x61taFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x10\n\x08location\x18\x05 \x01(\t*\xdb\x01\n\nBatchState\x12\x1b\n\x17\x42\x41TCH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42\x41TCH_STATE_LOADING\x10\x01\x12\x19\n\x15\x42\x41TCH_STATE_SUCCEEDED\x10\x02\x12\x16\n\x12\x42\x41TCH_STATE_FAILED\x10\x03\x12\x17\n\x13\x42\x41TCH_STATE_ABORTED\x10\x04\x12\x18\n\x14\x42\x41TCH_STATE_REVERTED\x10\x05\x12\x17\n\x13\x42\x41TCH_STATE_EXPIRED\x10\x06\x12\x18\n\x14\x42\x41TCH_STATE_REPLACED\x10\x07\x42\xa8\x01\n\x15\x63om.profile_export.v1B\nBatchProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprofile_export/v1/batch.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x04\n\x05\x42\x61tch\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.profile_export.v1.BatchState\x12\x0e\n\x06number\x18\x04 \x01(\x03\x12/\n\x0bingest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x08 \x01(\x03\x12\r\n\x05\x62ytes\x18\t \x01(\x03\x12\x12\n\nfile_count\x18\n \x01(\x05\x12\x15\n\rrejected_rows\x18\x0b \x01(\x03\x12\x13\n\x06job_id\x18\x0c \x01(\x03H\x00\x88\x01\x01\x12/\n\x07uploads\x18\r \x03(\x0b\x32\x1e.profile_export.v1.BatchUpload\x12-\n\x06\x65rrors\x18\x0e \x03(\x0b\x32\x1d.profile_export.v1.BatchError\x12\x14\n\x0cstate_reason\x18\x0f \x01(\t\x12/\n\x0b\x65xpire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x12replaced_by_job_id\x18\x11 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\nnull_count\x18\x12 \x01(\x03\x12\r\n\x05notes\x18\x13 \x03(\tB\t\n\x07_job_idB\x15\n\x13_replaced_by_job_id\"J\n\x0b\x42\x61tchUpload\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\"t\n\nBatchError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tfile_name\x18\x03 \x01(\t\x12\x17\n\nrow_number\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04path\x18\x05 \x01(\tB\r\n\x0b_row_number\"p\n\x0bRejectedRow\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x12\n\nrow_number\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12\x0b\n\x03row\x18\x06 \x01(\t\"W\n\x08\x44\x61taFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x10\n\x08location\x18\x05 \x01(\t*\xdb\x01\n\nBatchState\x12\x1b\n\x17\x42\x41TCH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42\x41TCH_STATE_LOADING\x10\x01\x12\x19\n\x15\x42\x41TCH_STATE_SUCCEEDED\x10\x02\x12\x16\n\x12\x42\x41TCH_STATE_FAILED\x10\x03\x12\x17\n\x13\x42\x41TCH_STATE_ABORTED\x10\x04\x12\x18\n\x14\x42\x41TCH_STATE_REVERTED\x10\x05\x12\x17\n\x13\x42\x41TCH_STATE_EXPIRED\x10\x06\x12\x18\n\x14\x42\x41TCH_STATE_REPLACED\x10\x07\x42\xa8\x01\n\x15\x63om.profile_export.v1B\nBatchProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'profile_export.v1.batch_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025com.profile_export.v1B\nBatchProtoP\001Z\"profile_export/v1;profile_exportv1\242\002\003PXX\252\002\020ProfileExport.V1\312\002\020ProfileExport\\V1\342\002\034ProfileExport\\V1\\GPBMetadata\352\002\021ProfileExport::V1'
-  _globals['_BATCHSTATE']._serialized_start=1058
-  _globals['_BATCHSTATE']._serialized_end=1277
+  _globals['_BATCHSTATE']._serialized_start=1093
+  _globals['_BATCHSTATE']._serialized_end=1312
   _globals['_BATCH']._serialized_start=86
-  _globals['_BATCH']._serialized_end=658
-  _globals['_BATCHUPLOAD']._serialized_start=660
-  _globals['_BATCHUPLOAD']._serialized_end=734
-  _globals['_BATCHERROR']._serialized_start=736
-  _globals['_BATCHERROR']._serialized_end=852
-  _globals['_REJECTEDROW']._serialized_start=854
-  _globals['_REJECTEDROW']._serialized_end=966
-  _globals['_DATAFILE']._serialized_start=968
-  _globals['_DATAFILE']._serialized_end=1055
+  _globals['_BATCH']._serialized_end=693
+  _globals['_BATCHUPLOAD']._serialized_start=695
+  _globals['_BATCHUPLOAD']._serialized_end=769
+  _globals['_BATCHERROR']._serialized_start=771
+  _globals['_BATCHERROR']._serialized_end=887
+  _globals['_REJECTEDROW']._serialized_start=889
+  _globals['_REJECTEDROW']._serialized_end=1001
+  _globals['_DATAFILE']._serialized_start=1003
+  _globals['_DATAFILE']._serialized_end=1090
 # @@protoc_insertion_point(module_scope)

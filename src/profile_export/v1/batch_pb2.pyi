@@ -109,6 +109,8 @@ class Batch(_message.Message):
     STATE_REASON_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REPLACED_BY_JOB_ID_FIELD_NUMBER: _builtins.int
+    NULL_COUNT_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. Opaque, `[A-Za-z0-9_-]{1,64}`, unique in the tenant, fixed before the first byte is
     written. Chosen by the uploader or by the server.
@@ -138,6 +140,10 @@ class Batch(_message.Message):
     replaced_by_job_id: _builtins.int
     """Output only. The export job of mode REPLACE that has taken the batch's place; its batches hold what counts
     instead. Absent: not REPLACED.
+    """
+    null_count: _builtins.int
+    """Output only. How many texts of the uploaded files were read as absent, because UploadStart.null_values has them;
+    those of rejected rows included.
     """
     @_builtins.property
     def ingest_time(self) -> _timestamp_pb2.Timestamp:
@@ -169,6 +175,10 @@ class Batch(_message.Message):
         batch_retention. Once EXPIRED: when it did. Absent: never.
         """
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. What else of the uploaded files was left out, in sentences for people: at most 100. Empty: nothing."""
+
     def __init__(
         self,
         *,
@@ -189,10 +199,12 @@ class Batch(_message.Message):
         state_reason: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         replaced_by_job_id: _builtins.int | None = ...,
+        null_count: _builtins.int = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "_replaced_by_job_id", b"_replaced_by_job_id", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "ingest_time", b"ingest_time", "job_id", b"job_id", "replaced_by_job_id", b"replaced_by_job_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "_replaced_by_job_id", b"_replaced_by_job_id", "bytes", b"bytes", "create_time", b"create_time", "dataset_id", b"dataset_id", "end_time", b"end_time", "errors", b"errors", "expire_time", b"expire_time", "file_count", b"file_count", "id", b"id", "ingest_time", b"ingest_time", "job_id", b"job_id", "number", b"number", "rejected_rows", b"rejected_rows", "replaced_by_job_id", b"replaced_by_job_id", "rows", b"rows", "state", b"state", "state_reason", b"state_reason", "uploads", b"uploads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "_replaced_by_job_id", b"_replaced_by_job_id", "bytes", b"bytes", "create_time", b"create_time", "dataset_id", b"dataset_id", "end_time", b"end_time", "errors", b"errors", "expire_time", b"expire_time", "file_count", b"file_count", "id", b"id", "ingest_time", b"ingest_time", "job_id", b"job_id", "notes", b"notes", "null_count", b"null_count", "number", b"number", "rejected_rows", b"rejected_rows", "replaced_by_job_id", b"replaced_by_job_id", "rows", b"rows", "state", b"state", "state_reason", b"state_reason", "uploads", b"uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__job_id: _TypeAlias = _typing.Literal["job_id"]  # noqa: Y015
     _WhichOneofArgType__job_id: _TypeAlias = _typing.Literal["_job_id", b"_job_id"]  # noqa: Y015

@@ -38,10 +38,13 @@ class _UploadFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UploadFo
     """One JSON array of objects, UTF-8."""
     UPLOAD_FORMAT_CSV: _UploadFormat.ValueType  # 3
     """CSV with a header, UTF-8. Dotted names nest, blanks around names and values are trimmed, an empty cell is
-    absent, values are text unless their type is known. A cell of an array, map or object holds JSON.
+    absent, values are text unless their type is known. A cell of an array, map or object holds JSON. A first column
+    without a name is left out.
     """
     UPLOAD_FORMAT_PARQUET: _UploadFormat.ValueType  # 4
     """One Parquet file, with nesting. Its types are taken as they are."""
+    UPLOAD_FORMAT_TSV: _UploadFormat.ValueType  # 5
+    """As CSV, with tabs in the place of commas."""
 
 class UploadFormat(_UploadFormat, metaclass=_UploadFormatEnumTypeWrapper):
     """UploadFormat is the format of an uploaded file."""
@@ -54,10 +57,13 @@ UPLOAD_FORMAT_JSON_ARRAY: UploadFormat.ValueType  # 2
 """One JSON array of objects, UTF-8."""
 UPLOAD_FORMAT_CSV: UploadFormat.ValueType  # 3
 """CSV with a header, UTF-8. Dotted names nest, blanks around names and values are trimmed, an empty cell is
-absent, values are text unless their type is known. A cell of an array, map or object holds JSON.
+absent, values are text unless their type is known. A cell of an array, map or object holds JSON. A first column
+without a name is left out.
 """
 UPLOAD_FORMAT_PARQUET: UploadFormat.ValueType  # 4
 """One Parquet file, with nesting. Its types are taken as they are."""
+UPLOAD_FORMAT_TSV: UploadFormat.ValueType  # 5
+"""As CSV, with tabs in the place of commas."""
 Global___UploadFormat: _TypeAlias = UploadFormat  # noqa: Y015
 
 @_typing.final
@@ -678,12 +684,34 @@ class UploadStart(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RenamesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     DATASET_ID_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     BATCH_ID_FIELD_NUMBER: _builtins.int
     FILE_NAME_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     MAX_BAD_RECORDS_FIELD_NUMBER: _builtins.int
+    NULL_VALUES_FIELD_NUMBER: _builtins.int
+    RENAMES_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Required. A record or event dataset. At most 128 characters."""
     format: Global___UploadFormat.ValueType
@@ -704,6 +732,20 @@ class UploadStart(_message.Message):
     """Optional. How many bad rows to reject and keep for ListRejectedRows before the whole file is refused. What
     is not a row, such as what follows a syntax error in a JSON array, is never within it. 0: none.
     """
+    @_builtins.property
+    def null_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Texts that are read as absent, wherever a value stands that is exactly one of them: cells of CSV and TSV,
+        blanks around them left out, and texts in JSON and Parquet. Names and map keys are no values. Empty: none. At most
+        100 items of 100 characters.
+        """
+
+    @_builtins.property
+    def renames(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. The names that fields get, by those that the file gives them: columns of CSV, TSV and Parquet, the
+        outermost names in JSON. A name that the file does not have is FILE_INVALID. Empty: none. At most 1,000 items of
+        1,024 characters.
+        """
+
     def __init__(
         self,
         *,
@@ -713,10 +755,12 @@ class UploadStart(_message.Message):
         file_name: _builtins.str = ...,
         offset: _builtins.int = ...,
         max_bad_records: _builtins.int = ...,
+        null_values: _abc.Iterable[_builtins.str] | None = ...,
+        renames: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "dataset_id", b"dataset_id", "file_name", b"file_name", "format", b"format", "max_bad_records", b"max_bad_records", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "dataset_id", b"dataset_id", "file_name", b"file_name", "format", b"format", "max_bad_records", b"max_bad_records", "null_values", b"null_values", "offset", b"offset", "renames", b"renames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -371,7 +371,8 @@ class DatasetServiceServicer:
         emptied; send it again from 0.
         - INVALID_ARGUMENT MESSAGE_ORDER: the messages came in another order.
         - OUT_OF_RANGE OFFSET_MISMATCH: offset is neither 0 nor received_bytes, which metadata has.
-        - ALREADY_EXISTS UPLOAD_DIFFERS: the file has been uploaded with other bytes; choose another batch_id.
+        - ALREADY_EXISTS UPLOAD_DIFFERS: the file has been uploaded with other bytes, null_values or renames; choose another
+        batch_id.
         - ALREADY_EXISTS BATCH_EXISTS: the batch_id belongs to another dataset or is no longer open to uploads;
         choose another.
         - FAILED_PRECONDITION BATCH_ABORTED: the batch was given up; choose another batch_id.

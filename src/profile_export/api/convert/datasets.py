@@ -24,7 +24,9 @@ from profile_export.domain.catalog.batches import (
     MOST_ERRORS,
     DataFile,
     MirrorStatus,
+    Reading,
     RejectedRow,
+    Upload,
     UploadStart,
     UploadState,
     mirror_table,
@@ -295,6 +297,7 @@ def upload_start(message: dataset_service_pb2.UploadStart) -> UploadStart:
         format=_FORMATS[message.format],
         offset=message.offset,
         max_bad_records=message.max_bad_records,
+        reading=Reading(tuple(message.null_values), dict(message.renames)),
     )
 
 
@@ -332,6 +335,8 @@ def batch(shown: ShownBatch) -> batch_pb2.Batch:
         bytes=value.bytes,
         file_count=value.file_count,
         rejected_rows=value.rejected_rows,
+        null_count=value.null_count,
+        notes=[note for upload in value.uploads for note in _noted(upload, len(value.uploads))][:MOST_ERRORS],
         job_id=value.job_id,
         uploads=uploads,
         errors=errors[:MOST_ERRORS],
@@ -339,6 +344,11 @@ def batch(shown: ShownBatch) -> batch_pb2.Batch:
         expire_time=timestamp(value.expire_time),
         replaced_by_job_id=value.replaced_by,
     )
+
+
+def _noted(upload: Upload, files: int) -> list[str]:
+    """Return the notes of a file, which name it where its batch has others."""
+    return [f"{upload.file_name}: {note}" if files > 1 else note for note in upload.notes]
 
 
 def rejected_row(file_name: str, value: RejectedRow) -> batch_pb2.RejectedRow:

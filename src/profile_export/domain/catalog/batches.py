@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -20,6 +20,7 @@ _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MOST_ERRORS = 100
 """How many errors a batch shows; `ListRejectedRows` has all."""
+_LONGEST_NEW_NAME = 1_024
 MOST_FILES = 1_000
 """How many files one batch has at most."""
 
@@ -83,12 +84,34 @@ class UploadState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """How a caller wants a file to be read.
+
+    A text that is one of `null_values` is read as absent. `renames` has the names that fields get, by those that the
+    file gives them.
+    """
+
+    null_values: tuple[str, ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for sent, name in self.renames.items():
+            if not sent or not 0 < len(name) <= _LONGEST_NEW_NAME:
+                what = f"must have names of 1 to {_LONGEST_NEW_NAME:,} characters."
+                raise InvalidArgumentError.of_field("start.renames", what)
+        targets = list(self.renames.values())
+        if twice := sorted(name for name in set(targets) if targets.count(name) > 1):
+            raise InvalidArgumentError.of_field("start.renames", f"give the name '{twice[0]}' twice.")
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
     """One uploaded file of a batch.
 
     `staged_as` names the place of its bytes as sent, `staged_bytes` how many may be kept there. `byte_count` and
     `sha256` are those of these bytes, None unless it is COMPLETE. `folder` is where ingestion has put what it made of
-    them, empty before that.
+    them, empty before that. `null_count` is how many of its texts were read as absent, `notes` say what else was left
+    out of it, in sentences.
     """
 
     file_name: str
@@ -102,6 +125,9 @@ class Upload:
     folder: str = ""
     rejected_rows: int = 0
     errors: tuple[RowError, ...] = ()
+    reading: Reading = Reading()
+    null_count: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +162,11 @@ class Batch:
         """Rows that were refused and are kept."""
         return sum(upload.rejected_rows for upload in self.uploads)
 
+    @property
+    def null_count(self) -> int:
+        """Texts that were read as absent."""
+        return sum(upload.null_count for upload in self.uploads)
+
 
 def attempt_folder(batch_folder: str, attempt: int) -> str:
     """Return where an attempt at an export writes: apart from every other, so that none meets another's files."""
@@ -157,7 +188,7 @@ class DataFile:
 class UploadStart:
     """What a caller says of a file before its first byte. `offset` is how many bytes were sent before.
 
-    `max_bad_records` is how many rows may be rejected before the whole file is.
+    `max_bad_records` is how many rows may be rejected before the whole file is, `reading` how it is to be read.
     """
 
     dataset_id: str
@@ -166,14 +197,15 @@ class UploadStart:
     format: str
     offset: int = 0
     max_bad_records: int = 0
+    reading: Reading = Reading()
 
     def __post_init__(self) -> None:
         check_batch_id(self.batch_id, "start.batch_id")
         if not _FILE_NAME.fullmatch(self.file_name):
             raise InvalidArgumentError.of_field("start.file_name", "must match [A-Za-z0-9_.-]{1,128}.")
-        for field, value in (("offset", self.offset), ("max_bad_records", self.max_bad_records)):
+        for name, value in (("offset", self.offset), ("max_bad_records", self.max_bad_records)):
             if value < 0:
-                raise InvalidArgumentError.of_field(f"start.{field}", "must not be negative.")
+                raise InvalidArgumentError.of_field(f"start.{name}", "must not be negative.")
 
 
 def check_batch_id(batch_id: str, field: str) -> None:
@@ -313,7 +345,7 @@ class IngestedFile:
     `folder` is where its data files and rejected rows are, `first_row` the number of its first row within the batch.
     `fields` are those its files were written with. `untyped` are the paths of arrays that were left out because
     nobody knew the type of their items (S13). `sha256` and `byte_count` are those of the bytes as sent. `errors` are
-    the first of the rejected rows.
+    the first of the rejected rows. `null_count` and `notes` are as those of `Upload`.
     """
 
     folder: str
@@ -328,6 +360,8 @@ class IngestedFile:
     byte_count: int
     rejected_rows: int = 0
     errors: tuple[RowError, ...] = ()
+    null_count: int = 0
+    notes: tuple[str, ...] = ()
 
 
 # --- System columns of a data file ---

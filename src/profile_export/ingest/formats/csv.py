@@ -1,4 +1,4 @@
-"""CSV: a header with field paths, then one record per row, in UTF-8 with commas.
+"""CSV and TSV: a header with field paths, then one record per row, in UTF-8, with commas or tabs between cells.
 
 Dotted names nest. Blanks around names and values are no part of them, and an empty cell is absent. A cell is text
 unless another type is known for its field; then it holds what JSON would write there, without quotes around it.
@@ -6,7 +6,8 @@ unless another type is known for its field; then it holds what JSON would write 
 A row has exactly as many cells as the header. A shorter one is refused too: it was cut off, or it is a line out of the
 middle of a cell whose quote was never closed, and must not pass for a record. Such a quote costs its own line only:
 reading goes on with the next one. The characters that make CSV (RFC 4180) are those of Python's reader; a blank between
-a closing quote and a comma is refused.
+a closing quote and a comma is refused. A first column without a name, as pandas and R write for the numbers of rows, is
+left out. A row that repeats the header is refused: files were joined.
 """
 
 from __future__ import annotations
@@ -32,8 +33,16 @@ from profile_export.domain.schemas.types import (
     dotted_path,
     type_at,
 )
-from profile_export.ingest.formats.json import BYTE_ORDER_MARK, exact_number, json_decoder, json_refusal
+from profile_export.ingest.formats.json import (
+    BYTE_ORDER_MARK,
+    check_is_utf8,
+    exact_number,
+    json_decoder,
+    json_refusal,
+    old_line_ends,
+)
 from profile_export.ingest.output import MAX_TEXT_BYTES, FileRefusedError
+from profile_export.ingest.rows.reading import AppliedReading
 from profile_export.ingest.rows.rows import SentRow, too_large
 from profile_export.ingest.task import IngestTask
 
@@ -41,6 +50,9 @@ csv.field_size_limit(sys.maxsize)  # for the whole process; rows are bounded bef
 
 _BLANKS = " \t"
 _LINE_END = b"\r\n"
+_LONE_RETURN = re.compile(rb"\r(?!\n)")
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_NAMED = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _TRUTHS = {"true": True, "false": False}
 
@@ -60,16 +72,19 @@ class _TooLongError(Exception):
     """A row has more bytes than it may."""
 
 
-def read_csv(task: IngestTask) -> Iterator[SentRow]:
-    """Read an upload of CSV.
+def read_csv(task: IngestTask, reading: AppliedReading) -> Iterator[SentRow]:
+    """Read an upload of CSV or TSV.
 
     Raises:
         FileRefusedError: It has no header that can be used.
     """
     with task.source.open("rb") as source:
+        check_is_utf8(source)
         lines = _Lines(source, task.max_row_bytes)
-        reader = csv.reader(lines, strict=True, skipinitialspace=True)
-        columns = _columns(_header(reader, lines), task)
+        delimiter = _DELIMITERS[task.format]
+        reader = csv.reader(lines, strict=True, skipinitialspace=True, delimiter=delimiter)
+        header = _header(reader, lines)
+        columns = _columns(header, delimiter, task, reading)
         number = 0
         while True:
             lines.begin()
@@ -79,7 +94,7 @@ def read_csv(task: IngestTask) -> Iterator[SentRow]:
             number += 1
             text = lines.text()
             if not text.isspace():
-                record = _record(cells, columns) if isinstance(cells, list) else cells
+                record = _record(cells, header, columns, reading) if isinstance(cells, list) else cells
                 yield SentRow(number, record, text)
 
 
@@ -173,6 +188,8 @@ def _header(reader: Iterator[list[str]], lines: _Lines) -> list[str]:
     lines.begin()
     names = _next(reader, lines)
     if isinstance(names, ValueRefusedError):
+        if _LONE_RETURN.search(lines.text().rstrip(_LINE_END)):
+            raise old_line_ends()
         message = f"The header of the file {names.complaint}."
         raise FileRefusedError(message)
     if not names:
@@ -181,19 +198,28 @@ def _header(reader: Iterator[list[str]], lines: _Lines) -> list[str]:
     return [name.strip(_BLANKS) for name in names]
 
 
-def _columns(names: list[str], task: IngestTask) -> list[_Column]:
-    """Return what the names of a header say.
+def _columns(
+    header: list[str], delimiter: str, task: IngestTask, reading: AppliedReading
+) -> list[_Column | None]:
+    """Return what the names of a header say; None for a column that is left out.
 
     Raises:
-        FileRefusedError: A name is empty, stands twice, or is both a value and an object.
+        FileRefusedError: A name is empty, stands twice, or is both a value and an object; or there is one column that
+            looks like several.
     """
+    _check_one_column(header, delimiter)
+    names = reading.names(header)
     fields = ObjectType({SEGMENT_MEMBERSHIP: SEGMENT_MEMBERSHIP_TYPE, **task.fields.fields})
     decoder = json_decoder(fields)
-    columns: list[_Column] = []
+    columns: list[_Column | None] = []
     values: set[FieldPath] = set()
     objects: set[FieldPath] = set()
     for place, name in enumerate(names, 1):
         path = tuple(name.split("."))
+        if not name and place == 1 and len(names) > 1:
+            reading.notes.append("The first column has no name and was left out.")
+            columns.append(None)
+            continue
         if not all(path):
             message = f"The header has an empty name in column {place}: {name!r}."
             raise FileRefusedError(message)
@@ -216,17 +242,34 @@ def _columns(names: list[str], task: IngestTask) -> list[_Column]:
     return columns
 
 
+def _check_one_column(names: list[str], delimiter: str) -> None:
+    other = next((mark for mark in ";\t|," if mark != delimiter and mark in names[0]), "")
+    if len(names) > 1 or not other:
+        return
+    way_out = {"\t": "Send it as TSV", ",": "Send it as CSV"}.get(other, "Write it with commas")
+    message = (
+        f"One column was found, {names[0][:80]!r}, where names of fields are expected with {_NAMED[delimiter]} between "
+        f"them: the file has {_NAMED[other]} there. {way_out}."
+    )
+    raise FileRefusedError(message)
+
+
 # --- Rows ---
 
 
-def _record(cells: list[str], columns: list[_Column]) -> dict[str, Any] | ValueRefusedError:
+def _record(
+    cells: list[str], header: list[str], columns: list[_Column | None], reading: AppliedReading
+) -> dict[str, Any] | ValueRefusedError:
     if len(cells) != len(columns):
         return _refused(f"has {len(cells)} cells, but the header has {len(columns)}")
+    cells = [cell.strip(_BLANKS) for cell in cells]
+    if cells == header:
+        return _refused("repeats the header: files that were joined have one each")
     record: dict[str, Any] = {}
     try:
-        for (parents, name, read), cell in zip(columns, cells, strict=True):
-            text = cell.strip(_BLANKS)
-            if text:
+        for column, text in zip(columns, reading.cells(cells), strict=True):
+            if text and column:
+                parents, name, read = column
                 holder = record
                 for parent in parents:
                     holder = holder.setdefault(parent, {})

@@ -19,6 +19,7 @@ from profile_export.domain.errors import Reason
 from profile_export.domain.schemas.learning import MAX_DEPTH, ValueRefusedError
 from profile_export.domain.schemas.types import ArrayType, DecimalType, FieldType, MapType, ObjectType
 from profile_export.ingest.output import MAX_TEXT_BYTES, FileRefusedError
+from profile_export.ingest.rows.reading import AppliedReading
 from profile_export.ingest.rows.rows import SentRow, too_large
 from profile_export.ingest.task import IngestTask
 
@@ -92,14 +93,40 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINE_END = b"\r\n"
 
 
-def read_json_lines(task: IngestTask) -> Iterator[SentRow]:
+_OBJECTS_APART = re.compile(rb"\}\r+\{")
+
+
+def check_is_utf8(source: BinaryIO) -> None:
+    """Refuse a file of text in an encoding that its first bytes give away, and go back to its beginning.
+
+    Raises:
+        FileRefusedError: It is UTF-16 or UTF-32.
+    """
+    start = source.read(4)
+    source.seek(0)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start.count(0) > 1:
+        message = "The file is UTF-16 or UTF-32: write it as UTF-8."
+        raise FileRefusedError(message)
+
+
+def old_line_ends() -> FileRefusedError:
+    """Return the refusal of a file whose lines end in CR alone."""
+    return FileRefusedError(
+        "The lines of the file end as on old Macs, with CR alone: write it with LF or CRLF."
+    )
+
+
+def read_json_lines(task: IngestTask, _: AppliedReading) -> Iterator[SentRow]:
     """Read an upload of JSON lines; any line can be refused without touching the next."""
     decoder = json_decoder(task.fields)
     limit = task.max_row_bytes
     with task.source.open("rb") as source:
+        check_is_utf8(source)
         for number, line in enumerate(bounded_lines(source, limit), 1):
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)  # noqa: PLW2901 - the same line
+                if _OBJECTS_APART.search(line):
+                    raise old_line_ends()
             if len(line) > limit and len(line.rstrip(_LINE_END)) > limit:
                 yield SentRow(number, too_large(limit), line)
             elif not line.isspace():
@@ -131,13 +158,14 @@ _MOST_BYTES_OF_A_CHARACTER = 4
 _NO_END = "the array has no end"
 
 
-def read_json_array(task: IngestTask) -> Iterator[SentRow]:
+def read_json_array(task: IngestTask, _: AppliedReading) -> Iterator[SentRow]:
     """Read an upload of one JSON array.
 
     Raises:
         FileRefusedError: It is not one.
     """
     with task.source.open("rb") as source:
+        check_is_utf8(source)
         window = _Window(source)
         items = _Items(window, json_decoder(task.fields), task.max_row_bytes)
         if window.next_mark() != "[":

@@ -301,7 +301,9 @@ class _Columns(Accepted):
 
     def __init__(self, task: IngestTask, found: pa.Schema) -> None:
         super().__init__(task)
-        self.fields, self.untyped = self._accept(found)
+        self._names = self.reading.names(found.names)
+        named = [field.with_name(name) for field, name in zip(found, self._names, strict=True)]
+        self.fields, self.untyped = self._accept(pa.schema(named))
 
     def _accept(self, found: pa.Schema) -> tuple[ObjectType, set[FieldPath]]:
         known = self.task.fields
@@ -321,6 +323,7 @@ class _Columns(Accepted):
     def stored(self, batch: pa.RecordBatch) -> tuple[pa.Table, Refused]:
         """Return the next rows of the file that are accepted, with their system columns, and those that are not."""
         refused: Refused = {}
+        batch = self.reading.columns(batch, self._names)
         columns, rows = _without(self._conformed(batch, refused), batch.num_rows, refused)
         system, identity_map, nobodies = self._identify(columns, len(rows))
         columns, _ = _without(columns, len(rows), nobodies)

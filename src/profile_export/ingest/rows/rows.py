@@ -44,6 +44,7 @@ from profile_export.ingest.rows.identities import (
     identity_text,
     resolve,
 )
+from profile_export.ingest.rows.reading import AppliedReading
 from profile_export.ingest.schema_documents import Rules
 from profile_export.ingest.task import IngestResult, IngestTask
 from profile_export.lake.data_files import SYSTEM_FIELDS, arrow_type, file_schema
@@ -122,6 +123,7 @@ class Accepted:
     def __init__(self, task: IngestTask) -> None:
         self.task = task
         self.next_row = task.first_row
+        self.reading = AppliedReading(task.reading)
         self.rules = Rules(task.rules) if task.rules else None
         self.identity_namespaces = NamespaceTally()
         self.segment_namespaces = NamespaceTally()
@@ -139,6 +141,8 @@ class Accepted:
             untyped=tuple(sorted(path for path in untyped if _found_at(path, fields) is None)),
             rejected_rows=refusals.count,
             errors=refusals.first,
+            null_count=self.reading.null_count,
+            notes=tuple(self.reading.notes),
         )
 
 
@@ -257,8 +261,8 @@ class SentRow(NamedTuple):
     text: str | bytes
 
 
-ReadRows = Callable[[IngestTask], Iterator[SentRow]]
-"""Reads an upload from its beginning, in bounded memory.
+ReadRows = Callable[[IngestTask, AppliedReading], Iterator[SentRow]]
+"""Reads an upload from its beginning, in bounded memory. What has columns gives them the names of the reading.
 
 Raises:
     FileRefusedError: It cannot be read on.
@@ -334,7 +338,7 @@ def _batches(read: ReadRows, task: IngestTask, checker: RowChecker, refusals: Re
     """
     batch = RowBatch(task.batch_id, task.first_row)
     size = 0
-    for number, record, text in read(task):
+    for number, record, text in read(task, checker.reading):
         try:
             value, identities = _checked(checker, record)
         except (ValueRefusedError, TypeConflictError) as error:
@@ -347,6 +351,8 @@ def _batches(read: ReadRows, task: IngestTask, checker: RowChecker, refusals: Re
             yield batch
             batch, size = RowBatch(task.batch_id, checker.next_row), 0
     refusals.settle()
+    if checker.next_row > task.first_row:
+        checker.reading.check_used()
     if batch.values:
         yield batch
 
@@ -358,7 +364,7 @@ def _is_wide(batch: RowBatch, checker: RowChecker) -> bool:
 
 def _checked(checker: RowChecker, record: Any) -> tuple[dict[str, Any], RowIdentities]:
     if isinstance(record, dict):
-        return checker.check(record)
+        return checker.check(checker.reading.record(record))
     if isinstance(record, ValueRefusedError):
         raise record
     raise ValueRefusedError((), "is not a JSON object", Reason.NOT_AN_OBJECT)

@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-from profile_export.domain.catalog.batches import BatchState, IngestedFile, RowError, UploadState
+from profile_export.domain.catalog.batches import BatchState, IngestedFile, Reading, RowError, UploadState
 from profile_export.domain.catalog.datasets import DatasetKind, FieldDeclaration, IdentityField
 from profile_export.domain.export.plan import ExportCounts, ExportPlan
 from profile_export.domain.export.receipt import Receipt
@@ -200,6 +200,9 @@ uploads = Table(
     Column("folder", Text, nullable=False, default=""),
     Column("rejected_rows", BigInteger, nullable=False, default=0),
     Column("errors", Json(tuple[RowError, ...]), nullable=False, default=()),
+    Column("reading", Json(Reading), nullable=False, default=Reading(), server_default="{}"),
+    Column("null_count", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("notes", Json(tuple[str, ...]), nullable=False, default=(), server_default="[]"),
     # What ingestion made of a complete file of a batch that is not complete yet; its rows and fields also apart, for
     # the file that comes next.
     Column("facts", Json(IngestedFile)),

@@ -495,10 +495,13 @@ async def _opened(connection: Transaction, batch: Row[Any], start: UploadStart, 
     values = {
         "format": start.format,
         "max_bad_records": start.max_bad_records,
+        "reading": start.reading,
         "state": UploadState.OPEN,
         "folder": "",
         "rejected_rows": 0,
         "errors": (),
+        "null_count": 0,
+        "notes": (),
     }
     if row is None:
         await _check_file_count(connection, batch)
@@ -571,4 +574,6 @@ def _accepted(ingested: IngestedFile) -> dict[str, Any]:
         "folder": ingested.folder,
         "rejected_rows": ingested.rejected_rows,
         "errors": ingested.errors,
+        "null_count": ingested.null_count,
+        "notes": ingested.notes,
     }
