@@ -16,6 +16,7 @@ from sqlalchemy import update
 from profile_export.domain.catalog.batches import (
     DataFile,
     IngestedFile,
+    MirroredDataset,
     MirrorStatus,
     NamespaceUse,
     UploadStart,
@@ -121,9 +122,12 @@ class World:
         staying = {*counting, *await dropped.folders()} - set(await dropped.due(timedelta()))
         return sorted(folder.split("/")[1] for folder in staying)
 
+    def mirrored(self, dataset_id: str) -> MirroredDataset:
+        return MirroredDataset(dataset_id, "d", TENANT.org, TENANT.sandbox)
+
     def held(self, dataset_id: str) -> list[str]:
         """The batch of every row in the table."""
-        state = self.tables.look(dataset_id)
+        state = self.tables.look(self.mirrored(dataset_id))
         if state is None:
             return []
         rows = StaticTable.from_metadata(state.metadata_location).scan(selected_fields=("_batch_id",))

@@ -14,7 +14,7 @@ import pytest_asyncio
 from sqlalchemy import select, text, update
 from structlog.testing import capture_logs
 
-from profile_export.domain.catalog.batches import MirroredBatch, MirrorStatus, TableState
+from profile_export.domain.catalog.batches import MirroredBatch, MirroredDataset, MirrorStatus, TableState
 from profile_export.lake.iceberg import IcebergMirror
 from profile_export.processes.messages import Limits
 from profile_export.processes.supervisor import Pool, Supervisor
@@ -43,16 +43,20 @@ class Overtaken(IcebergMirror):
     """Tables that somebody else makes the same change to just before."""
 
     def sync(
-        self, dataset_id: str, base: TableState, add: Sequence[MirroredBatch], remove: Collection[str]
+        self,
+        dataset: MirroredDataset,
+        base: TableState,
+        add: Sequence[MirroredBatch],
+        remove: Collection[str],
     ) -> TableState:
-        super().sync(dataset_id, base, add, remove)
-        return super().sync(dataset_id, base, add, remove)
+        super().sync(dataset, base, add, remove)
+        return super().sync(dataset, base, add, remove)
 
 
 class Dying(IcebergMirror):
     """Tables whose process ends when one of them is looked at."""
 
-    def look(self, dataset_id: str) -> TableState | None:  # noqa: ARG002 - the signature of the tables
+    def look(self, dataset: MirroredDataset) -> TableState | None:  # noqa: ARG002 - the signature of the tables
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -78,6 +82,7 @@ async def test_a_table_follows_the_batches_that_count(world: World) -> None:
     assert world.held("d1") == ["b1", "b3"]
     assert before == MirrorStatus(
         enabled=True,
+        table="default__prod.d_d1",
         metadata_location="",
         mirrored_batches=0,
         pending_changes=3,
@@ -87,7 +92,7 @@ async def test_a_table_follows_the_batches_that_count(world: World) -> None:
     )
     after = await world.status("d1")
     assert (after.mirrored_batches, after.pending_changes, after.last_batch_id) == (3, 0, "b3")
-    state = world.tables.look("d1")
+    state = world.tables.look(world.mirrored("d1"))
     assert state
     assert after.metadata_location == state.metadata_location
     assert state.snapshots == 1
@@ -228,10 +233,10 @@ async def test_a_kill_between_the_tables_commit_and_the_stores_doubles_nothing(w
     await world.follow()
     await world.batch("d1", "b2")
     work = await world.mirrors.claim("one that is killed now")
-    state = world.tables.look("d1")
+    state = world.tables.look(world.mirrored("d1"))
     assert work
     assert state
-    world.tables.sync("d1", state, work.add, work.remove)
+    world.tables.sync(world.mirrored("d1"), state, work.add, work.remove)
 
     # when the next process takes over, with another batch gone meanwhile
     await world.revert("b1")
@@ -251,7 +256,7 @@ async def test_a_table_that_was_dropped_is_found_at_the_next_check_and_built_ane
     await world.follow()
     await world.revert("b1")
     await world.follow()
-    world.tables.drop("d1")
+    world.tables.drop(world.mirrored("d1"))
     await world.follow()
     unnoticed = world.held("d1")
 
@@ -295,7 +300,7 @@ async def test_a_deleted_datasets_table_is_dropped_and_forgotten(world: World) -
 
     await world.follow()
 
-    assert world.tables.look("d1") is None
+    assert world.tables.look(world.mirrored("d1")) is None
     assert await world.folders() == ["b2"]
     assert await Mirrors(world.database).of(["d1"]) == {}
     async with world.database.read() as connection:
@@ -321,12 +326,12 @@ async def test_the_table_of_a_dataset_that_comes_back_holds_all_that_counts(worl
     # when they come back, and the drop that was under way ends after that
     for name in ("d1", "d2", "d3"):
         await catalog.undelete_dataset(TENANT, name)
-    world.tables.drop("d2")
+    world.tables.drop(world.mirrored("d2"))
     await world.mirrors.dropped(dropping)
     await world.follow()
 
     # then each table holds what counts
-    assert (dropping.dataset_id, dropping.drop) == ("d2", True)
+    assert (dropping.dataset.id, dropping.drop) == ("d2", True)
     assert world.held("d1") == ["d1-b1", "d1-b2"]
     assert world.held("d2") == ["d2-b2"]
     assert world.held("d3") == ["d3-b1", "d3-b2"]
@@ -343,7 +348,7 @@ async def test_a_table_that_was_dropped_by_one_who_could_not_say_so_is_built_ane
     await catalog.delete_dataset(TENANT, "d1")
     dropping = await world.mirrors.claim("dropping")
     assert dropping
-    world.tables.drop("d1")
+    world.tables.drop(world.mirrored("d1"))
     await catalog.undelete_dataset(TENANT, "d1")
     await world.mirrors.release(dropping)
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -22,13 +23,16 @@ from pyiceberg.table import StaticTable, Table
 from profile_export.domain.catalog.batches import (
     MirrorConflictError,
     MirroredBatch,
+    MirroredDataset,
     MirrorError,
     TableState,
     TypesChangedError,
 )
+from profile_export.lake import iceberg
 from profile_export.lake.iceberg import MAX_SNAPSHOTS, IcebergMirror
 
 DATASET = "0123456789abcdef01234567"
+TABLE = MirroredDataset(DATASET, "People", "acme@x", "prod")
 HOUR = timedelta(hours=1)
 LONG_ID = "b" * 63  # as long as a batch id may be, but for its last character
 Rows = Sequence[Mapping[str, Any]]
@@ -58,12 +62,12 @@ class Lake:
         return MirroredBatch(batch_id, tuple(paths))
 
     def begun(self, *batches: MirroredBatch) -> TableState:
-        state = self.mirror.rebuild(DATASET, None, batches)
+        state = self.mirror.rebuild(TABLE, None, batches)
         assert state
         return state
 
     def state(self) -> TableState:
-        state = self.mirror.look(DATASET)
+        state = self.mirror.look(TABLE)
         assert state
         return state
 
@@ -117,7 +121,7 @@ def test_fields_that_a_later_batch_brings_at_any_depth_are_null_in_earlier_rows(
     state = lake.begun(lake.batch("b1", [{"person": {"name": "n"}, "tags": [{"t": "u"}]}]))
 
     lake.mirror.sync(
-        DATASET, state, [lake.batch("b2", [{"person": {"age": 3}, "tags": [{"s": 1.5}], "city": "Oslo"}])], []
+        TABLE, state, [lake.batch("b2", [{"person": {"age": 3}, "tags": [{"s": 1.5}], "city": "Oslo"}])], []
     )
 
     assert lake.rows() == [
@@ -147,7 +151,7 @@ def test_decimals_with_more_digits_before_the_point_need_no_other_file(lake: Lak
     state = lake.begun(small)
 
     lake.mirror.sync(
-        DATASET,
+        TABLE,
         state,
         [lake.batch("b2", [{"d": Decimal("99999999999999999999.75")}], types={"d": pa.decimal128(22, 2)})],
         [],
@@ -187,9 +191,9 @@ def test_a_type_that_iceberg_does_not_widen_to_is_reached_by_copies_of_the_narro
 
     # when a wider file comes
     with pytest.raises(TypesChangedError):
-        lake.mirror.sync(DATASET, state, [third], [])
+        lake.mirror.sync(TABLE, state, [third], [])
     unchanged = lake.state()
-    rebuilt = lake.mirror.rebuild(DATASET, unchanged, [first, second, third])
+    rebuilt = lake.mirror.rebuild(TABLE, unchanged, [first, second, third])
 
     # then only the narrow file was copied, into the mirror's folder, and every row is there once
     assert unchanged == state
@@ -205,12 +209,12 @@ def test_a_type_that_iceberg_does_not_widen_to_is_reached_by_copies_of_the_narro
 def test_a_narrower_file_that_comes_after_the_type_was_widened_is_copied_alone(lake: Lake) -> None:
     state = lake.begun(lake.batch("b1", [{"v": 1.5}]))
 
-    state = lake.mirror.sync(DATASET, state, [lake.batch("b2", [{"v": 7}])], [])
+    state = lake.mirror.sync(TABLE, state, [lake.batch("b2", [{"v": 7}])], [])
 
     assert [row["v"] for row in lake.rows()] == [1.5, 7.0]
     assert len([place for place in lake.locations() if str(lake.root) in place]) == 1
     assert (
-        lake.mirror.rebuild(DATASET, state, [lake.batch("b1", [{"v": 1.5}]), lake.batch("b2", [{"v": 7}])])
+        lake.mirror.rebuild(TABLE, state, [lake.batch("b1", [{"v": 1.5}]), lake.batch("b2", [{"v": 7}])])
         == state
     )
 
@@ -220,22 +224,22 @@ def test_types_that_do_not_go_together_are_an_error_that_names_them_until_one_is
     state = lake.begun(text)
 
     with pytest.raises(TypesChangedError):
-        lake.mirror.sync(DATASET, state, [number], [])
+        lake.mirror.sync(TABLE, state, [number], [])
     with pytest.raises(MirrorError, match="'v' is double, but it is known as string"):
-        lake.mirror.rebuild(DATASET, state, [text, number])
+        lake.mirror.rebuild(TABLE, state, [text, number])
     assert lake.rows() == [{"_batch_id": "b1", "v": "x"}]
 
-    lake.mirror.rebuild(DATASET, state, [number])
+    lake.mirror.rebuild(TABLE, state, [number])
     assert lake.rows() == [{"_batch_id": "b2", "v": 1.5}]
 
 
 def test_a_batch_without_rows_leaves_no_trace(lake: Lake) -> None:
     empty = MirroredBatch("b1", ())
-    assert lake.mirror.rebuild(DATASET, None, [empty]) is None
+    assert lake.mirror.rebuild(TABLE, None, [empty]) is None
 
     state = lake.begun(lake.batch("b2", [{"a": "x"}]))
 
-    assert lake.mirror.sync(DATASET, state, [empty], ["b9"]) == state
+    assert lake.mirror.sync(TABLE, state, [empty], ["b9"]) == state
 
 
 # --- Taking out ---
@@ -244,7 +248,7 @@ def test_a_batch_without_rows_leaves_no_trace(lake: Lake) -> None:
 def test_a_batch_is_taken_out_by_whole_files_and_nothing_is_written_but_metadata(lake: Lake) -> None:
     state = lake.begun(lake.batch("b1", [{"a": "x"}], [{"a": "y"}]), lake.batch("b2", [{"a": "z"}]))
 
-    lake.mirror.sync(DATASET, state, [lake.batch("b3", [{"a": "w"}])], ["b1"])
+    lake.mirror.sync(TABLE, state, [lake.batch("b3", [{"a": "w"}])], ["b1"])
 
     assert lake.ids() == ["b2", "b3"]
     assert {path.parent.name for path in lake.mirror_files()} == {"metadata"}
@@ -264,7 +268,7 @@ def test_batches_whose_long_ids_differ_in_the_last_character_are_told_apart(lake
                 Path(f"{place}.new").replace(place)
     state = lake.begun(kept, gone)
 
-    lake.mirror.sync(DATASET, state, [], [gone.batch_id])
+    lake.mirror.sync(TABLE, state, [], [gone.batch_id])
 
     assert lake.ids() == [kept.batch_id]
 
@@ -276,7 +280,7 @@ def test_a_file_that_does_not_say_its_batch_is_refused(lake: Lake) -> None:
     with pytest.raises(MirrorError, match="does not say that its rows are of the batch 'b1'"):
         lake.begun(batch)
 
-    assert lake.mirror.look(DATASET) is None
+    assert lake.mirror.look(TABLE) is None
 
 
 # --- Old decisions ---
@@ -285,16 +289,16 @@ def test_a_file_that_does_not_say_its_batch_is_refused(lake: Lake) -> None:
 def test_of_two_changes_decided_on_one_state_one_is_made(lake: Lake) -> None:
     state = lake.begun(lake.batch("b1", [{"a": "x"}]))
     second = lake.batch("b2", [{"a": "y"}])
-    lake.mirror.sync(DATASET, state, [second], [])
+    lake.mirror.sync(TABLE, state, [second], [])
 
     with pytest.raises(MirrorConflictError):
-        lake.mirror.sync(DATASET, state, [second], [])
+        lake.mirror.sync(TABLE, state, [second], [])
     with pytest.raises(MirrorConflictError):
-        lake.mirror.sync(DATASET, state, [], ["b1"])
+        lake.mirror.sync(TABLE, state, [], ["b1"])
     with pytest.raises(MirrorConflictError):
-        lake.mirror.rebuild(DATASET, state, [])
+        lake.mirror.rebuild(TABLE, state, [])
     with pytest.raises(MirrorConflictError):
-        lake.mirror.rebuild(DATASET, None, [second])
+        lake.mirror.rebuild(TABLE, None, [second])
 
     assert lake.ids() == ["b1", "b2"]
 
@@ -302,14 +306,14 @@ def test_of_two_changes_decided_on_one_state_one_is_made(lake: Lake) -> None:
 def test_a_state_of_a_table_that_was_dropped_and_made_anew_is_an_old_one(lake: Lake) -> None:
     batch = lake.batch("b1", [{"a": "x"}])
     old = lake.begun(batch)
-    lake.mirror.drop(DATASET)
+    lake.mirror.drop(TABLE)
     with pytest.raises(MirrorConflictError):
-        lake.mirror.sync(DATASET, old, [batch], [])
+        lake.mirror.sync(TABLE, old, [batch], [])
 
     lake.begun(batch)
 
     with pytest.raises(MirrorConflictError):
-        lake.mirror.sync(DATASET, old, [batch], [])
+        lake.mirror.sync(TABLE, old, [batch], [])
     assert lake.ids() == ["b1"]
 
 
@@ -324,7 +328,7 @@ def test_the_library_does_not_try_again_by_itself(lake: Lake) -> None:
 
 def lose_catalog_entry(lake: Lake) -> None:
     catalog = lake.catalog()
-    catalog.drop_table(f"profile_export.d_{DATASET}")
+    catalog.drop_table(f"acme_40x__prod.d_{DATASET}")
     catalog.close()
 
 
@@ -356,7 +360,7 @@ def test_a_table_that_is_lost_is_built_anew_with_the_same_rows(lake: Lake, lose:
     rows = lake.rows()
 
     lose(lake)
-    assert lake.mirror.look(DATASET) is None
+    assert lake.mirror.look(TABLE) is None
     lake.begun(*batches)
 
     assert lake.rows() == rows
@@ -367,34 +371,102 @@ def test_a_rebuild_puts_right_what_others_did_to_the_table(lake: Lake) -> None:
     batches = [lake.batch(f"b{number}", [{"a": "x"}]) for number in range(4)]
     lake.begun(*batches)
     catalog = lake.catalog()
-    table = catalog.load_table(f"profile_export.d_{DATASET}")
+    table = catalog.load_table(f"acme_40x__prod.d_{DATASET}")
     table.add_files([f"file://{lake.root / batches[0].files[0]}"], check_duplicate_files=False)
     table.delete("_batch_id = 'b1'")
     table.append(pa.table({"_batch_id": ["foreign"], "a": ["y"]}))
     catalog.close()
     assert lake.ids() == ["b0", "b0", "b2", "b3", "foreign"]
 
-    state = lake.mirror.rebuild(DATASET, lake.state(), batches)
+    state = lake.mirror.rebuild(TABLE, lake.state(), batches)
 
     assert lake.ids() == ["b0", "b1", "b2", "b3"]
-    assert lake.mirror.rebuild(DATASET, state, batches) == state
+    assert lake.mirror.rebuild(TABLE, state, batches) == state
 
 
 def test_dropping_a_table_leaves_the_lake_alone_and_may_be_repeated(lake: Lake) -> None:
     batch = lake.batch("b1", [{"a": "x"}])
     lake.begun(batch)
 
-    lake.mirror.drop(DATASET)
-    lake.mirror.drop(DATASET)
+    lake.mirror.drop(TABLE)
+    lake.mirror.drop(TABLE)
 
-    assert lake.mirror.look(DATASET) is None
+    assert lake.mirror.look(TABLE) is None
     assert not (lake.data_dir / "iceberg" / DATASET).exists()
     assert (lake.root / batch.files[0]).exists()
 
 
 def test_a_folder_whose_path_iceberg_would_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MirrorError, match=r"a '\?' or '#' in its path"):
-        IcebergMirror(tmp_path / "a#b", HOUR).look(DATASET)
+        IcebergMirror(tmp_path / "a#b", HOUR).look(TABLE)
+
+
+def test_a_table_that_was_in_the_namespace_of_all_tenants_moves_to_its_own_as_it_is(lake: Lake) -> None:
+    state = lake.begun(lake.batch("b1", [{"a": "x"}]))
+    catalog = lake.catalog()
+    catalog.create_namespace("profile_export")
+    catalog.rename_table(f"acme_40x__prod.d_{DATASET}", f"profile_export.d_{DATASET}")
+
+    assert lake.mirror.look(TABLE) == state
+    lake.mirror.sync(TABLE, state, [lake.batch("b2", [{"a": "y", "_profile_id": "p"}])], [])
+
+    assert lake.rows() == [{"_batch_id": "b1", "a": "x"}, {"_batch_id": "b2", "a": "y", "_profile_id": "p"}]
+    assert catalog.list_tables("profile_export") == []
+    assert catalog.load_namespace_properties("acme_40x__prod") == {"org": "acme@x", "sandbox": "prod"}
+    # and one that is there yet is dropped with its dataset
+    catalog.rename_table(f"acme_40x__prod.d_{DATASET}", f"profile_export.d_{DATASET}")
+    lake.mirror.drop(TABLE)
+    assert catalog.list_tables("profile_export") == []
+    catalog.close()
+
+
+# --- Tags and properties ---
+
+
+def tags(lake: Lake) -> dict[str, int]:
+    """The batches that have a tag, and how many rows the table had at it."""
+    table = lake.table()
+    refs = {name: ref for name, ref in table.refs().items() if name != "main"}
+    return {name: table.scan(snapshot_id=ref.snapshot_id).to_arrow().num_rows for name, ref in refs.items()}
+
+
+def test_each_batch_has_a_tag_that_goes_with_its_snapshot(tmp_path: Path) -> None:
+    lake, hasty = Lake(tmp_path), IcebergMirror(tmp_path, timedelta(0))
+    state = lake.begun(lake.batch("main", [{"n": 1}]), lake.batch("b1", [{"n": 1}]))
+    state = lake.mirror.sync(TABLE, state, [lake.batch("b2", [{"n": 2}])], [])
+    # What replaces takes the place of the others in one commit, seen half by nobody.
+    state = lake.mirror.sync(
+        TABLE, state, [replace(lake.batch("b3", [{"n": 3}]), job_id=7)], ["main", "b1", "b2"]
+    )
+    assert tags(lake) == {"batch-main": 2, "batch-b1": 2, "batch-b2": 3, "batch-b3": 1}
+    # A batch without a file has a tag where the table changes with it.
+    state = lake.mirror.sync(TABLE, state, [MirroredBatch("b4", ())], ["b3"])
+    assert tags(lake)["batch-b4"] == 0
+
+    hasty.clean(TABLE)
+
+    assert tags(lake) == {"batch-b4": 0}
+    assert lake.table().properties["profile-export.last-batch-id"] == "b4"
+    # and a column that changes its type takes the older ones with it
+    batches = [lake.batch("b4", [{"n": 1.5}]), lake.batch("b5", [{"n": 2}])]
+    lake.mirror.rebuild(TABLE, lake.state(), batches)
+    assert tags(lake) == {"batch-b4": 2, "batch-b5": 2}
+
+
+def test_a_table_has_so_many_tags_and_no_more(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iceberg, "MAX_TAGS", 3)
+    batches = [lake.batch(f"b{number}", [{"n": number}]) for number in range(7)]
+    state = lake.begun(*batches[:4])
+    assert tags(lake) == dict.fromkeys(["batch-b1", "batch-b2", "batch-b3"], 4)
+
+    for batch in batches[4:6]:
+        state = lake.mirror.sync(TABLE, state, [batch], [])
+
+    assert len(tags(lake)) == 3
+    assert {"batch-b4": 5, "batch-b5": 6}.items() <= tags(lake).items()
+    # A rebuild gives one to what it finds missing alone.
+    lake.mirror.rebuild(TABLE, state, batches)
+    assert tags(lake) == {"batch-b4": 5, "batch-b5": 6, "batch-b6": 7}
 
 
 # --- Short metadata ---
@@ -403,25 +475,25 @@ def test_a_folder_whose_path_iceberg_would_cut_is_refused(tmp_path: Path) -> Non
 def test_a_snapshot_is_kept_for_a_while_after_it_was_the_newest(tmp_path: Path) -> None:
     lake, hasty = Lake(tmp_path), IcebergMirror(tmp_path, timedelta(0))
     state = lake.begun(lake.batch("b1", [{"a": "x"}]))
-    lake.mirror.sync(DATASET, state, [lake.batch("b2", [{"a": "y"}])], ["b1"])
+    lake.mirror.sync(TABLE, state, [lake.batch("b2", [{"a": "y"}])], ["b1"])
 
-    kept = lake.mirror.clean(DATASET)
-    expired = hasty.clean(DATASET)
+    kept = lake.mirror.clean(TABLE)
+    expired = hasty.clean(TABLE)
 
     assert kept
     assert kept.oldest_sequence_number == 1
     assert expired
     assert (expired.oldest_sequence_number, expired.snapshots) == (expired.sequence_number, 1)
     assert [row["_batch_id"] for row in lake.table().scan().to_arrow().to_pylist()] == ["b2"]
-    assert IcebergMirror(tmp_path, HOUR).clean("no such dataset") is None
+    assert IcebergMirror(tmp_path, HOUR).clean(replace(TABLE, id="no such dataset")) is None
 
 
 def test_what_a_killed_commit_and_expired_snapshots_leave_is_removed_once_it_is_old(tmp_path: Path) -> None:
     # given expired snapshots, a copy of a file that is needed, and files that nothing names
     lake, hasty = Lake(tmp_path), IcebergMirror(tmp_path, timedelta(0))
     state = lake.begun(lake.batch("b1", [{"n": 1.5}]))
-    state = lake.mirror.sync(DATASET, state, [lake.batch("b2", [{"n": 2.5}])], ["b1"])
-    lake.mirror.sync(DATASET, state, [lake.batch("b3", [{"n": 3}])], [])
+    state = lake.mirror.sync(TABLE, state, [lake.batch("b2", [{"n": 2.5}])], ["b1"])
+    lake.mirror.sync(TABLE, state, [lake.batch("b3", [{"n": 3}])], [])
     folder = tmp_path / "iceberg" / DATASET
     left = [folder / "metadata" / "left-m0.avro", folder / "data" / "0" / "left.parquet"]
     for place in left:
@@ -429,12 +501,12 @@ def test_what_a_killed_commit_and_expired_snapshots_leave_is_removed_once_it_is_
         place.write_bytes(b"")
 
     # when they are young, and when they are old
-    hasty.clean(DATASET)
+    hasty.clean(TABLE)
     young = [place.exists() for place in left]
     long_ago = time.time() - 2 * HOUR.total_seconds()
     for place in lake.mirror_files():
         os.utime(place, (long_ago, long_ago))
-    hasty.clean(DATASET)
+    hasty.clean(TABLE)
 
     # then a commit under way could still have named them, and later they are gone
     assert young == [True, True]
@@ -449,7 +521,7 @@ def test_many_small_commits_leave_few_snapshots_and_manifests(lake: Lake) -> Non
     state = lake.begun(batches[0])
 
     for batch in batches[1:]:
-        state = lake.mirror.sync(DATASET, state, [batch], [])
+        state = lake.mirror.sync(TABLE, state, [batch], [])
 
     assert state.snapshots <= MAX_SNAPSHOTS
     snapshot = lake.table().current_snapshot()

@@ -16,6 +16,12 @@ async def dataset(caller: Caller, dataset_id: str) -> dataset_pb2.Dataset:
     return (await caller.datasets.GetDataset(request, metadata=caller.metadata)).dataset
 
 
+def tenant_of(caller: Caller) -> str:
+    """The namespace of the caller's tables."""
+    org = dict(caller.metadata)["x-gw-ims-org-id"]
+    return f"{org.replace('-', '_2d')}__prod"
+
+
 async def followed(caller: Caller, dataset_id: str, batches: int) -> dataset_pb2.MirrorStatus:
     """Ask until the mirror holds so many batches; pytest's time-out ends a wait for nothing."""
     while True:
@@ -63,7 +69,7 @@ async def test_an_exports_batch_appears_in_the_table_and_is_one_filter(
     status = await followed(caller, people, 2)
 
     # then each batch is one filter, for PyIceberg and for Polars
-    assert (status.enabled, status.table) == (True, f"profile_export.d_{people}")
+    assert (status.enabled, status.table) == (True, f"{tenant_of(caller)}.d_{people}")
     assert (status.last_batch_id, status.error_message) == (second.batch_id, "")
     table = StaticTable.from_metadata(status.metadata_location)
     for batch_id in (first.batch_id, second.batch_id):
@@ -78,6 +84,39 @@ async def test_an_exports_batch_appears_in_the_table_and_is_one_filter(
     held = [task.file.file_path for task in table.scan().plan_files()]
     in_place = [file.location for batch in (first, second) for file in await caller.files(batch.batch_id)]
     assert sorted(held) == sorted(in_place)
+
+
+async def test_the_table_of_an_export_that_replaces_holds_it_alone_and_says_whose_it_is(
+    caller: Caller,
+) -> None:
+    # given a mirrored export, and one that takes its place
+    source, people = await caller.dataset("record", {"crmId": "CRM"}), await caller.dataset("union")
+    await caller.upload(source, "rows", [{"crmId": "1"}, {"crmId": "2"}])
+    former = await caller.export(people)
+    await followed(caller, people, 1)
+    job = await caller.export(people, mode=job_pb2.WRITE_MODE_REPLACE)
+
+    # when the mirror has followed
+    while (status := await followed(caller, people, 1)).last_batch_id != job.batch_id:
+        pass
+
+    # then the table holds the new one, and its tags both
+    table = StaticTable.from_metadata(status.metadata_location)
+    assert set(table.scan().to_arrow().column("_batch_id").to_pylist()) == {job.batch_id}
+    for batch_id in (former.batch_id, job.batch_id):
+        tagged = table.snapshot_by_name(f"batch-{batch_id}")
+        assert tagged
+        rows = table.scan(snapshot_id=tagged.snapshot_id).to_arrow()
+        assert rows.column("_batch_id").to_pylist() == [batch_id] * 2
+    told = {name: value for name, value in table.properties.items() if name.startswith("profile-export.")}
+    assert told == {
+        "profile-export.dataset-id": people,
+        "profile-export.dataset-name": (await dataset(caller, people)).name,
+        "profile-export.org": dict(caller.metadata)["x-gw-ims-org-id"],
+        "profile-export.sandbox": "prod",
+        "profile-export.last-batch-id": job.batch_id,
+        "profile-export.last-job-id": str(job.id),
+    }
 
 
 async def test_a_source_is_mirrored_if_asked_and_an_export_is_not_if_asked_not_to(caller: Caller) -> None:
@@ -101,4 +140,4 @@ async def test_a_source_is_mirrored_if_asked_and_an_export_is_not_if_asked_not_t
 async def test_a_mirrored_dataset_without_batches_says_that_nothing_is_there_yet(caller: Caller) -> None:
     made = await dataset(caller, await caller.dataset("union"))
 
-    assert made.mirror == dataset_pb2.MirrorStatus(enabled=True, table=f"profile_export.d_{made.id}")
+    assert made.mirror == dataset_pb2.MirrorStatus(enabled=True, table=f"{tenant_of(caller)}.d_{made.id}")

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from profile_export.domain.catalog.batches import MirroredBatch, TableState
+from profile_export.domain.catalog.batches import MirroredBatch, MirroredDataset, TableState
 from profile_export.domain.errors import FailedPreconditionError, UnavailableError
 from profile_export.domain.export.plan import (
     EngineDiedError,
@@ -218,21 +218,25 @@ class Elsewhere(Protocol):
 class MirrorTables(Protocol):
     """The tables of the Iceberg mirror. Its calls block; `lake.iceberg` says what they raise."""
 
-    def look(self, dataset_id: str) -> TableState | None:
+    def look(self, dataset: MirroredDataset) -> TableState | None:
         """Return where a table stands; None if there is none."""
 
     def sync(
-        self, dataset_id: str, base: TableState, add: Sequence[MirroredBatch], remove: Collection[str]
+        self,
+        dataset: MirroredDataset,
+        base: TableState,
+        add: Sequence[MirroredBatch],
+        remove: Collection[str],
     ) -> TableState:
         """Add batches that the table does not hold and take others out, if it still stands at `base`."""
 
     def rebuild(
-        self, dataset_id: str, base: TableState | None, batches: Sequence[MirroredBatch]
+        self, dataset: MirroredDataset, base: TableState | None, batches: Sequence[MirroredBatch]
     ) -> TableState | None:
         """Make the table hold exactly these batches, if it still stands at `base`."""
 
-    def clean(self, dataset_id: str) -> TableState | None:
+    def clean(self, dataset: MirroredDataset) -> TableState | None:
         """Expire snapshots and remove what nothing names any more."""
 
-    def drop(self, dataset_id: str) -> None:
+    def drop(self, dataset: MirroredDataset) -> None:
         """Drop the table, whether or not there is one."""

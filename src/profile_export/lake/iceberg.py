@@ -34,17 +34,18 @@ from pyiceberg.exceptions import (
 from pyiceberg.expressions import In
 from pyiceberg.manifest import DataFile, ManifestFile
 from pyiceberg.table import Table, TableProperties, Transaction
-from pyiceberg.table.update.snapshot import ExpireSnapshots
+from pyiceberg.table.refs import MAIN_BRANCH
+from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 
 from profile_export.domain.catalog.batches import (
     BATCH_ID,
-    MIRROR_NAMESPACE,
+    FORMER_NAMESPACE,
     MirrorConflictError,
     MirroredBatch,
+    MirroredDataset,
     MirrorError,
     TableState,
     TypesChangedError,
-    mirror_table,
 )
 from profile_export.domain.schemas.types import (
     EMPTY,
@@ -61,6 +62,12 @@ from profile_export.lake.data_files import arrow_type, footer_of, open_data_file
 
 CATALOG = "profile_export"
 MAX_SNAPSHOTS = 100
+MAX_TAGS = 100
+"""How many batches have a tag; the newest keep theirs."""
+TAG_PREFIX = "batch-"
+"""So that no batch's tag is called as the main branch is."""
+PROPERTY_PREFIX = "profile-export."
+"""Of the table's properties that say whose it is."""
 # What a commit under way has written is not referenced yet; nothing younger than this is removed.
 _COMMIT_SECONDS = 3600
 _ABANDONED_SECONDS = 600
@@ -85,7 +92,9 @@ class _File:
 
 
 class IcebergMirror:
-    """The mirror's tables, named `profile_export.d_<dataset id>`, under `iceberg` in the data directory.
+    """The mirror's tables, each in its tenant's namespace of the catalog, under `iceberg` in the data directory.
+
+    A snapshot that adds batches has a tag for each of them, which goes with it.
 
     The catalog is a file there too or, for several servers, in the PostgreSQL database that a URL names. A snapshot is
     kept until it has not been the newest one for `keep`, but never more than `MAX_SNAPSHOTS` of them. One of these goes
@@ -102,19 +111,23 @@ class IcebergMirror:
             else f"sqlite:///{self._folder / 'catalog.sqlite'}"
         )
 
-    def look(self, dataset_id: str) -> TableState | None:
+    def look(self, dataset: MirroredDataset) -> TableState | None:
         """Return the state of the table; None if there is none, or its metadata are not where they should be."""
-        with self._catalog() as catalog:
-            table = self._load(catalog, dataset_id)
+        with self._catalog(dataset) as catalog:
+            table = self._load(catalog, dataset)
             return None if table is None else _state_of(table)
 
     def sync(
-        self, dataset_id: str, base: TableState, add: Sequence[MirroredBatch], remove: Collection[str]
+        self,
+        dataset: MirroredDataset,
+        base: TableState,
+        add: Sequence[MirroredBatch],
+        remove: Collection[str],
     ) -> TableState:
         """Add batches that the table does not hold and take others out, in one commit.
 
         Args:
-            dataset_id: Whose table.
+            dataset: Whose table.
             base: The state that the decision was made on.
             add: Batches in the order in which they count.
             remove: Ids of batches to take out; those that the table does not hold are passed over.
@@ -124,8 +137,8 @@ class IcebergMirror:
             TypesChangedError: As it says.
             MirrorError: A file is not as the store says.
         """
-        with self._catalog() as catalog:
-            table = self._standing_at(catalog, dataset_id, base)
+        with self._catalog(dataset) as catalog:
+            table = self._standing_at(catalog, dataset, base)
             found = self._read(add)
             known = _columns_of(table)
             try:
@@ -135,13 +148,14 @@ class IcebergMirror:
             if not _can_read(fields, known):
                 raise TypesChangedError
             gone = _files_of(table, remove)
-            _commit(table, fields, gone, self._placed(dataset_id, fields, found))
+            change = _Change(fields, gone, self._placed(dataset, fields, found), add)
+            _commit(table, dataset, change)
             if len(table.snapshots()) > MAX_SNAPSHOTS:
-                self._clean(dataset_id, table)
+                self._clean(dataset, table)
             return _state_of(table)
 
     def rebuild(
-        self, dataset_id: str, base: TableState | None, batches: Sequence[MirroredBatch]
+        self, dataset: MirroredDataset, base: TableState | None, batches: Sequence[MirroredBatch]
     ) -> TableState | None:
         """Make the table hold exactly these batches, whatever it holds; it is made if there is none.
 
@@ -150,7 +164,7 @@ class IcebergMirror:
         older snapshots go, because their columns would be looked for under the new ones.
 
         Args:
-            dataset_id: Whose table.
+            dataset: Whose table.
             base: The state that was looked at before `batches` were read; None if there was no table.
             batches: All that the table is to hold, in the order in which they count.
 
@@ -161,7 +175,7 @@ class IcebergMirror:
             MirrorConflictError: The table has moved on from `base`.
             MirrorError: A file is not as the store says, or two batches have types that do not go together.
         """
-        with self._catalog() as catalog:
+        with self._catalog(dataset) as catalog:
             found = self._read(batches)
             try:
                 fields = _union(file.fields for file in found)
@@ -169,46 +183,51 @@ class IcebergMirror:
                 message = f"Its batches do not fit into one table. {conflict.message}"
                 raise MirrorError(message) from conflict
             if base is not None:
-                table = self._standing_at(catalog, dataset_id, base)
+                table = self._standing_at(catalog, dataset, base)
             elif found:
-                table = self._create(catalog, dataset_id, fields)
+                table = self._create(catalog, dataset, fields)
             else:
                 return None
             known = _columns_of(table)
             with suppress(TypeConflictError):  # with batches that have gone since: they bind nobody
                 fields = union_objects(known, fields)
             held = [task.file for task in table.scan().plan_files()]
-            wanted = self._placed(dataset_id, fields, found)
+            wanted = self._placed(dataset, fields, found)
             if _can_read(fields, known):
                 times = Counter(file.file_path for file in held)
                 right = {path for path in wanted if times[path] == 1}
                 gone = [file for file in held if file.file_path not in right]
-                _commit(table, fields, gone, [path for path in wanted if path not in right])
+                missing = [path for path in wanted if path not in right]
+                # A file that is copied is found by the end of its place, as one that lies where it was written.
+                lacking = [batch for batch in batches if any(path.endswith(batch.files) for path in missing)]
+                _commit(table, dataset, _Change(fields, gone, missing, lacking))
             else:
-                _commit(table, fields, held, wanted, anew=True)
+                _commit(table, dataset, _Change(fields, held, wanted, batches, anew=True))
             return _state_of(table)
 
-    def clean(self, dataset_id: str) -> TableState | None:
+    def clean(self, dataset: MirroredDataset) -> TableState | None:
         """Expire snapshots, and remove what nothing names any more; None if there is no table.
 
         Raises:
             MirrorConflictError: The table has moved on meanwhile.
         """
-        with self._catalog() as catalog:
-            table = self._load(catalog, dataset_id)
+        with self._catalog(dataset) as catalog:
+            table = self._load(catalog, dataset)
             if table is None:
                 return None
-            self._clean(dataset_id, table)
+            self._clean(dataset, table)
             return _state_of(table)
 
-    def drop(self, dataset_id: str) -> None:
+    def drop(self, dataset: MirroredDataset) -> None:
         """Drop the table with its folder, whether or not there is one; the lake's files stay."""
-        with self._catalog() as catalog, suppress(NoSuchTableError):
-            catalog.drop_table(mirror_table(dataset_id))
-        shutil.rmtree(self._folder / dataset_id, ignore_errors=True)
+        with self._catalog(dataset) as catalog:
+            for name in (_identifier(dataset), _former_identifier(dataset)):
+                with suppress(NoSuchTableError):
+                    catalog.drop_table(name)
+        shutil.rmtree(self._folder / dataset.id, ignore_errors=True)
 
     @contextmanager
-    def _catalog(self) -> Iterator[SqlCatalog]:
+    def _catalog(self, dataset: MirroredDataset) -> Iterator[SqlCatalog]:
         # PyIceberg reads locations as URIs and cuts them there.
         if set("?#") & set(str(self._folder)):
             message = f"{self._folder} cannot hold Iceberg tables: there is a '?' or '#' in its path."
@@ -216,22 +235,26 @@ class IcebergMirror:
         self._folder.mkdir(parents=True, exist_ok=True)
         catalog = SqlCatalog(CATALOG, uri=self._catalog_uri)
         try:
-            catalog.create_namespace_if_not_exists(MIRROR_NAMESPACE)
+            tenant = {"org": dataset.org, "sandbox": dataset.sandbox}
+            catalog.create_namespace_if_not_exists(dataset.namespace, tenant)
             yield catalog
         except (CommitFailedException, NoSuchTableError, TableAlreadyExistsError) as error:
             raise MirrorConflictError from error
         finally:
             catalog.close()
 
-    def _load(self, catalog: SqlCatalog, dataset_id: str) -> Table | None:
+    def _load(self, catalog: SqlCatalog, dataset: MirroredDataset) -> Table | None:
         try:
-            return catalog.load_table(mirror_table(dataset_id))
+            try:
+                return catalog.load_table(_identifier(dataset))
+            except NoSuchTableError:
+                return catalog.rename_table(_former_identifier(dataset), _identifier(dataset))
         except (NoSuchTableError, FileNotFoundError, ValidationError):
             # Dropped; or its folder was deleted, moved with the data directory, or torn by a power cut.
             return None
 
-    def _standing_at(self, catalog: SqlCatalog, dataset_id: str, base: TableState) -> Table:
-        table = self._load(catalog, dataset_id)
+    def _standing_at(self, catalog: SqlCatalog, dataset: MirroredDataset, base: TableState) -> Table:
+        table = self._load(catalog, dataset)
         if table is None:
             raise MirrorConflictError
         found = _state_of(table)
@@ -239,16 +262,16 @@ class IcebergMirror:
             raise MirrorConflictError
         return table
 
-    def _create(self, catalog: SqlCatalog, dataset_id: str, fields: ObjectType) -> Table:
-        if self._load(catalog, dataset_id) is not None:
+    def _create(self, catalog: SqlCatalog, dataset: MirroredDataset, fields: ObjectType) -> Table:
+        if self._load(catalog, dataset) is not None:
             raise MirrorConflictError
         with suppress(NoSuchTableError):
-            catalog.drop_table(mirror_table(dataset_id))  # its metadata are gone
+            catalog.drop_table(_identifier(dataset))  # its metadata are gone
         return catalog.create_table(
-            mirror_table(dataset_id),
+            _identifier(dataset),
             _arrow_schema(fields),
-            f"file://{self._folder / dataset_id}",
-            properties=_PROPERTIES,
+            f"file://{self._folder / dataset.id}",
+            properties=_PROPERTIES | _whose(dataset, ()),
         )
 
     def _read(self, batches: Sequence[MirroredBatch]) -> list[_File]:
@@ -262,19 +285,19 @@ class IcebergMirror:
                     found.append(_File(path, stored_fields(footer.schema.to_arrow_schema())))
         return found
 
-    def _placed(self, dataset_id: str, fields: ObjectType, found: Sequence[_File]) -> list[str]:
+    def _placed(self, dataset: MirroredDataset, fields: ObjectType, found: Sequence[_File]) -> list[str]:
         """Return the locations of files as the table can read them: in place, or as copies that are made now."""
         locations: list[str] = []
         for file in found:
             place = self._lake / file.path
             if not _can_read(fields, file.fields):
                 cast = _cast_fields(fields, file.fields)
-                source, place = place, self._folder / dataset_id / "data" / _digest(cast) / file.path
+                source, place = place, self._folder / dataset.id / "data" / _digest(cast) / file.path
                 _copy_cast(source, cast, place)
             locations.append(f"file://{place}")
         return locations
 
-    def _clean(self, dataset_id: str, table: Table) -> None:
+    def _clean(self, dataset: MirroredDataset, table: Table) -> None:
         kept = sorted(table.snapshots(), key=lambda snapshot: snapshot.sequence_number or 0)
         until = (time.time() - self._keep.total_seconds()) * 1000
         too_many = len(kept) - MAX_SNAPSHOTS // 2 if len(kept) > MAX_SNAPSHOTS else 0
@@ -284,11 +307,13 @@ class IcebergMirror:
             if successor.timestamp_ms <= until or number < too_many
         ]
         if expired:
-            table.maintenance.expire_snapshots().by_ids(expired).commit()
+            transaction = table.transaction()
+            _expire(transaction, expired)
+            transaction.commit_transaction()
         named = _named_by(table)
         before = time.time() - max(_COMMIT_SECONDS, self._keep.total_seconds())
         # Only what a commit writes: whatever else is there was put there by somebody.
-        for place in (self._folder / dataset_id).rglob("*"):
+        for place in (self._folder / dataset.id).rglob("*"):
             if (
                 place.suffix in _WRITTEN
                 and place.is_file()
@@ -378,31 +403,92 @@ def _copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
 # --- Commits ---
 
 
-def _commit(
-    table: Table, fields: ObjectType, gone: Sequence[DataFile], added: Sequence[str], *, anew: bool = False
-) -> None:
-    """Change a table's columns and files in one commit; make none where nothing changes.
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What becomes of a table in one commit.
 
-    Args:
-        table: It is refreshed.
-        fields: Its columns afterwards.
-        gone: Files to take out, whole: their rows are not looked at.
-        added: Locations of files that it does not hold, or that are `gone`.
-        anew: Columns may change their types, and older snapshots go.
+    `fields` are its columns afterwards. `gone` are files to take out, whole: their rows are not looked at. `added` are
+    the locations of files that it does not hold, or that are `gone`, and `batches` those that they are of. With `anew`
+    columns may change their types, and older snapshots go.
     """
+
+    fields: ObjectType
+    gone: Sequence[DataFile]
+    added: Sequence[str]
+    batches: Sequence[MirroredBatch]
+    anew: bool = False
+
+
+def _commit(table: Table, dataset: MirroredDataset, change: _Change) -> None:
+    """Change a table, which is refreshed, in one commit; make none where nothing changes."""
     known = _columns_of(table)
     transaction = table.transaction()
-    if fields != known:
-        _evolve(transaction, known, fields)
-    if gone:
+    if change.fields != known:
+        _evolve(transaction, known, change.fields)
+    if change.gone:
         with transaction.update_snapshot().overwrite() as taken_out:
-            for file in gone:
+            for file in change.gone:
                 taken_out.delete_data_file(file)
-    if added:
-        transaction.add_files(list(added), check_duplicate_files=False)
-    if anew and table.snapshots():
-        ExpireSnapshots(transaction).by_ids([snapshot.snapshot_id for snapshot in table.snapshots()]).commit()
+    if change.added:
+        transaction.add_files(list(change.added), check_duplicate_files=False)
+    if change.anew:
+        _expire(transaction, [snapshot.snapshot_id for snapshot in table.snapshots()])
+    if change.gone or change.added:
+        _tag(transaction, change.batches)
+        transaction.set_properties(_whose(dataset, change.batches))
     transaction.commit_transaction()
+
+
+def _expire(transaction: Transaction, snapshot_ids: Sequence[int]) -> None:
+    """Let snapshots go, none of them the newest, with all that is called by them."""
+    if not snapshot_ids:
+        return
+    going = set(snapshot_ids)
+    named = [name for name, ref in transaction.table_metadata.refs.items() if ref.snapshot_id in going]
+    with ManageSnapshots(transaction) as names:
+        for name in named:
+            names.remove_tag(name)
+    ExpireSnapshots(transaction).by_ids(list(snapshot_ids)).commit()
+
+
+def _tag(transaction: Transaction, batches: Sequence[MirroredBatch]) -> None:
+    """Call the newest snapshot by the batches that it has added; the oldest tags go where they are too many."""
+    metadata = transaction.table_metadata
+    snapshot_id = metadata.current_snapshot_id
+    if snapshot_id is None:
+        return
+    wanted = [f"{TAG_PREFIX}{batch.batch_id}" for batch in batches][-MAX_TAGS:]
+    numbers = {one.snapshot_id: one.sequence_number or 0 for one in metadata.snapshots}
+    held = [name for name in metadata.refs if name != MAIN_BRANCH and name not in wanted]
+    held.sort(key=lambda name: numbers[metadata.refs[name].snapshot_id])
+    with ManageSnapshots(transaction) as names:
+        for name in held[: max(0, len(held) + len(wanted) - MAX_TAGS)]:
+            names.remove_tag(name)
+        for name in wanted:
+            names.create_tag(snapshot_id, name)
+
+
+def _whose(dataset: MirroredDataset, batches: Sequence[MirroredBatch]) -> dict[str, str]:
+    """Return the properties that say whose table it is, and which of these batches, and of which job, is its newest."""
+    told = {
+        "dataset-id": dataset.id,
+        "dataset-name": dataset.name,
+        "org": dataset.org,
+        "sandbox": dataset.sandbox,
+    }
+    if batches:
+        newest = batches[-1]
+        job = "" if newest.job_id is None else str(newest.job_id)
+        told |= {"last-batch-id": newest.batch_id, "last-job-id": job}
+    return {f"{PROPERTY_PREFIX}{name}": value for name, value in told.items()}
+
+
+def _identifier(dataset: MirroredDataset) -> tuple[str, str]:
+    return dataset.namespace, dataset.table
+
+
+def _former_identifier(dataset: MirroredDataset) -> tuple[str, str]:
+    return FORMER_NAMESPACE, dataset.table
 
 
 def _columns_of(table: Table) -> ObjectType:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profile_export.domain.catalog.batches import MirroredBatch, TableState
+from profile_export.domain.catalog.batches import MirroredBatch, MirroredDataset, TableState
 
 if TYPE_CHECKING:
     from profile_export.lake.iceberg import IcebergMirror
@@ -22,29 +22,33 @@ class MirrorTables:
     keep: timedelta
     database_url: str | None = None
 
-    def look(self, dataset_id: str) -> TableState | None:
+    def look(self, dataset: MirroredDataset) -> TableState | None:
         """Return where the table stands."""
-        return self._loaded().look(dataset_id)
+        return self._loaded().look(dataset)
 
     def sync(
-        self, dataset_id: str, base: TableState, add: Sequence[MirroredBatch], remove: Collection[str]
+        self,
+        dataset: MirroredDataset,
+        base: TableState,
+        add: Sequence[MirroredBatch],
+        remove: Collection[str],
     ) -> TableState:
         """Add batches and take others out."""
-        return self._loaded().sync(dataset_id, base, add, remove)
+        return self._loaded().sync(dataset, base, add, remove)
 
     def rebuild(
-        self, dataset_id: str, base: TableState | None, batches: Sequence[MirroredBatch]
+        self, dataset: MirroredDataset, base: TableState | None, batches: Sequence[MirroredBatch]
     ) -> TableState | None:
         """Make the table hold exactly these batches."""
-        return self._loaded().rebuild(dataset_id, base, batches)
+        return self._loaded().rebuild(dataset, base, batches)
 
-    def clean(self, dataset_id: str) -> TableState | None:
+    def clean(self, dataset: MirroredDataset) -> TableState | None:
         """Expire snapshots, and remove what nothing names any more."""
-        return self._loaded().clean(dataset_id)
+        return self._loaded().clean(dataset)
 
-    def drop(self, dataset_id: str) -> None:
+    def drop(self, dataset: MirroredDataset) -> None:
         """Drop the table."""
-        self._loaded().drop(dataset_id)
+        self._loaded().drop(dataset)
 
     def _loaded(self) -> IcebergMirror:
         from profile_export.lake.iceberg import IcebergMirror  # noqa: PLC0415 - a third of what a server loads

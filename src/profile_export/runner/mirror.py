@@ -51,7 +51,7 @@ class Mirror:
         work = await self.mirrors.claim(self.name)
         if work is None:
             return False
-        log = _log.bind(dataset_id=work.dataset_id)
+        log = _log.bind(dataset_id=work.dataset.id)
         doing = asyncio.create_task(self._carry_out(work))
         try:
             while not doing.done():
@@ -81,38 +81,38 @@ class Mirror:
         else:
             message = f"{type(error).__name__}; the server's log has it."
             unexpected = error
-        _log.error("mirror_failed", dataset_id=work.dataset_id, reason=message, exc_info=unexpected)
+        _log.error("mirror_failed", dataset_id=work.dataset.id, reason=message, exc_info=unexpected)
         try:
             await self.mirrors.failed(work, message)
         except MirrorLostError:
-            _log.warning("mirror_lost", dataset_id=work.dataset_id)
+            _log.warning("mirror_lost", dataset_id=work.dataset.id)
 
     async def _carry_out(self, work: MirrorWork) -> None:
         if work.drop:
-            await self._do(self.tables.drop, work.dataset_id)
+            await self._do(self.tables.drop, work.dataset)
             await self.mirrors.dropped(work)
             return
         # The table first and the store second: what is decided then is at least as new as what the table holds.
-        state = await self._do(self.tables.look, work.dataset_id)
+        state = await self._do(self.tables.look, work.dataset)
         if state is None or state.snapshot_id != work.snapshot_id:
             await self._rebuild(work, state)
             return
         try:
             if work.add or work.remove:
                 async with self.lake.readable(_paths(work.add)):
-                    state = await self._do(self.tables.sync, work.dataset_id, state, work.add, work.remove)
+                    state = await self._do(self.tables.sync, work.dataset, state, work.add, work.remove)
         except TypesChangedError:
             await self._rebuild(work, state)
             return
         if work.check:
-            state = await self._do(self.tables.clean, work.dataset_id)
+            state = await self._do(self.tables.clean, work.dataset)
         await self._end(work, state)
 
     async def _rebuild(self, work: MirrorWork, state: TableState | None) -> None:
         """Make the table hold all that counts: it is gone, or stands elsewhere, or needs other types."""
         work = await self.mirrors.everything(work)
         async with self.lake.readable(_paths(work.add)):
-            state = await self._do(self.tables.rebuild, work.dataset_id, state, work.add)
+            state = await self._do(self.tables.rebuild, work.dataset, state, work.add)
         await self._end(work, state)
 
     async def _do(self, work: Callable[[Unpack[_Arguments]], _Result], *args: *_Arguments) -> _Result:
@@ -120,7 +120,7 @@ class Mirror:
 
     async def _end(self, work: MirrorWork, state: TableState | None) -> None:
         await self.mirrors.done(work, state, self.check_every)
-        _log.info("mirrored", dataset_id=work.dataset_id, added=len(work.add), removed=len(work.remove))
+        _log.info("mirrored", dataset_id=work.dataset.id, added=len(work.add), removed=len(work.remove))
 
 
 def _paths(batches: Sequence[MirroredBatch]) -> Iterator[str]:

@@ -563,7 +563,7 @@ class MirrorStatus(_message.Message):
     enabled: _builtins.bool
     """Output only. Whether batches are being mirrored. False: switched off, the table stays as it is."""
     table: _builtins.str
-    """Output only. Name of the table in the catalog, such as `profile_export.d_0123`."""
+    """Output only. Name of the table in the catalog, such as `default__prod.d_0123`, in the namespace of its tenant."""
     metadata_location: _builtins.str
     """Output only. URI of the newest metadata file; DuckDB and PyIceberg can open it without a catalog. Empty:
     nothing mirrored yet.

@@ -29,7 +29,6 @@ from profile_export.domain.catalog.batches import (
     Upload,
     UploadStart,
     UploadState,
-    mirror_table,
 )
 from profile_export.domain.catalog.datasets import (
     Dataset,
@@ -232,7 +231,7 @@ def dataset(shown: ShownDataset) -> dataset_pb2.Dataset:
         kind=_KINDS[value.kind],
         tags={name: dataset_pb2.TagValues(values=values) for name, values in value.tags.items()},
         identity_fields=[identity_field(field) for field in value.identity_fields],
-        mirror=_mirror_status(value.id, mirror) if mirror else None,
+        mirror=_mirror_status(mirror) if mirror else None,
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
         batch_retention=duration(value.batch_retention),
@@ -244,10 +243,10 @@ def dataset(shown: ShownDataset) -> dataset_pb2.Dataset:
     return message
 
 
-def _mirror_status(dataset_id: str, value: MirrorStatus) -> dataset_pb2.MirrorStatus:
+def _mirror_status(value: MirrorStatus) -> dataset_pb2.MirrorStatus:
     return dataset_pb2.MirrorStatus(
         enabled=value.enabled,
-        table=mirror_table(dataset_id),
+        table=value.table,
         metadata_location=value.metadata_location,
         mirrored_batches=value.mirrored_batches,
         pending_changes=value.pending_changes,

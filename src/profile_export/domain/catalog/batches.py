@@ -451,20 +451,46 @@ def next_merge(runs: Sequence[BatchRun]) -> tuple[BatchRun, ...]:
 
 # --- The mirror ---
 
-MIRROR_NAMESPACE = "profile_export"
+FORMER_NAMESPACE = "profile_export"
+"""Where the tables of all tenants were; one that is found there moves to its tenant's."""
+_PLAIN = re.compile(r"[A-Za-z0-9]")
 
 
-def mirror_table(dataset_id: str) -> str:
-    """Return the name, in the catalog, of a dataset's table."""
-    return f"{MIRROR_NAMESPACE}.d_{dataset_id}"
+@dataclass(frozen=True, slots=True)
+class MirroredDataset:
+    """Whose table it is: a dataset, its name, and its tenant."""
+
+    id: str
+    name: str
+    org: str
+    sandbox: str
+
+    @property
+    def namespace(self) -> str:
+        """The tenant's namespace in the catalog, of letters, digits and `_`; no other tenant has it."""
+        # Whatever else stands in the names is written as `_` and its hexadecimal digits, so `__` is only between them.
+        return f"{_plain(self.org)}__{_plain(self.sandbox)}"
+
+    @property
+    def table(self) -> str:
+        """The name of its table within the namespace."""
+        return f"d_{self.id}"
+
+
+def _plain(name: str) -> str:
+    return "".join(one if _PLAIN.match(one) else f"_{ord(one):02x}" for one in name)
 
 
 @dataclass(frozen=True, slots=True)
 class MirroredBatch:
-    """A batch for the table: the paths of its files, relative to the lake's root, in the order in which they count."""
+    """A batch for the table: the paths of its files, relative to the lake's root, in the order in which they count.
+
+    `job_id` is that of the export that wrote it, None for an upload.
+    """
 
     batch_id: str
     files: tuple[str, ...]
+    job_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,11 +514,13 @@ class TableState:
 class MirrorStatus:
     """How far the mirror of a dataset is.
 
-    `metadata_location` and `last_batch_id` are empty and `mirror_time` is None while nothing is mirrored;
+    `table` is its name in the catalog, behind that of its namespace. `metadata_location` and `last_batch_id` are empty
+    and `mirror_time` is None while nothing is mirrored;
     `pending_changes` are batches to add and to take out; `error_message` is empty if the last try went well.
     """
 
     enabled: bool
+    table: str
     metadata_location: str
     mirrored_batches: int
     pending_changes: int

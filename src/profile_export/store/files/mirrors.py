@@ -13,11 +13,13 @@ from profile_export.domain.catalog.batches import (
     TAKEN_BACK,
     BatchState,
     MirroredBatch,
+    MirroredDataset,
     MirrorStatus,
     TableState,
 )
+from profile_export.store.db.columns import value_of
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible
-from profile_export.store.db.tables import batches, datasets, files, mirrored_batches, mirrors
+from profile_export.store.db.tables import batches, datasets, files, mirrored_batches, mirrors, tenants
 from profile_export.store.db.transactions import Transaction
 
 LEASE_TTL = timedelta(seconds=60)
@@ -37,7 +39,7 @@ class MirrorWork:
     for nothing but to drop the table.
     """
 
-    dataset_id: str
+    dataset: MirroredDataset
     holder: str
     snapshot_id: int | None = None
     add: tuple[MirroredBatch, ...] = ()
@@ -84,10 +86,11 @@ class Mirrors(Store):
                 .values(holder=holder, expire_time=now + self._lease)
                 .returning(mirrors)
             )
+            dataset = await _mirrored(connection, dataset_id)
             if row.drop_asked:
-                return MirrorWork(dataset_id, holder, drop=True)
+                return MirrorWork(dataset, holder, drop=True)
             check = row.check_time is not None and row.check_time <= now
-            work = MirrorWork(dataset_id, holder, row.snapshot_id, check=check)
+            work = MirrorWork(dataset, holder, row.snapshot_id, check=check)
             return await _filled(connection, work, row.number, self._max_batches)
 
     @uninterruptible
@@ -177,7 +180,7 @@ class Mirrors(Store):
         async with self.database.write() as connection:
             await _held(connection, work)
             for table in (mirrored_batches, mirrors):
-                await connection.execute(delete(table).where(table.c.dataset_id == work.dataset_id))
+                await connection.execute(delete(table).where(table.c.dataset_id == work.dataset.id))
 
     @uninterruptible
     async def release_all(self) -> None:
@@ -199,7 +202,7 @@ class Mirrors(Store):
         last = select(batches.c.id).where(in_table & _COUNTS).order_by(batches.c.number.desc()).limit(1)
         query = (
             select(
-                datasets.c.id,
+                *_OF_DATASET,
                 datasets.c.iceberg,
                 mirrors,
                 select(func.count())
@@ -211,7 +214,7 @@ class Mirrors(Store):
                 select(func.count()).where(*to_take_out()).scalar_subquery().label("to_remove"),
                 last.scalar_subquery().label("last_batch_id"),
             )
-            .select_from(datasets.outerjoin(mirrors))
+            .select_from(datasets.join(tenants).outerjoin(mirrors))
             .where(
                 datasets.c.id.in_(dataset_ids),
                 datasets.c.iceberg | mirrors.c.dataset_id.is_not(None),
@@ -242,6 +245,14 @@ async def ask_table(connection: Transaction, dataset_id: str) -> None:
 
 async def _set(connection: Transaction, dataset_id: str, **values: Any) -> None:
     await connection.execute(update(mirrors).where(mirrors.c.dataset_id == dataset_id).values(values))
+
+
+_OF_DATASET = (datasets.c.id, datasets.c.name, tenants.c.org, tenants.c.sandbox)
+
+
+async def _mirrored(connection: Transaction, dataset_id: str) -> MirroredDataset:
+    query = select(*_OF_DATASET).select_from(datasets.join(tenants)).where(datasets.c.id == dataset_id)
+    return value_of(MirroredDataset, await connection.one(query))
 
 
 async def _due(connection: Transaction) -> str | None:
@@ -283,8 +294,8 @@ def to_take_out() -> tuple[ColumnElement[bool], ...]:
 async def _filled(connection: Transaction, work: MirrorWork, after: int, most: int | None) -> MirrorWork:
     """Return the work with what is to be added (batches behind a number) and taken out, and write the first down."""
     to_add = (
-        select(batches.c.key, batches.c.id, batches.c.number)
-        .where(batches.c.dataset_id == work.dataset_id, batches.c.number > after, _COUNTS)
+        select(batches.c.key, batches.c.id, batches.c.number, batches.c.job_id)
+        .where(batches.c.dataset_id == work.dataset.id, batches.c.number > after, _COUNTS)
         .order_by(batches.c.number)
         .limit(most)
         .subquery()
@@ -294,24 +305,24 @@ async def _filled(connection: Transaction, work: MirrorWork, after: int, most: i
         .join_from(to_add, files, files.c.batch_key == to_add.c.key, isouter=True)
         .order_by(to_add.c.number, files.c.name)
     )
-    added: dict[int, tuple[str, list[str]]] = {}
+    added: dict[int, MirroredBatch] = {}
     number = after
     for row in rows:
         number = row.number
-        _, paths = added.setdefault(row.key, (row.id, []))
-        if row.path is not None:
-            paths.append(row.path)
+        batch = added.get(row.key, MirroredBatch(row.id, (), row.job_id))
+        paths = () if row.path is None else (row.path,)
+        added[row.key] = replace(batch, files=(*batch.files, *paths))
     if added:
-        intents = [{"batch_key": key, "dataset_id": work.dataset_id} for key in added]
+        intents = [{"batch_key": key, "dataset_id": work.dataset.id} for key in added]
         await connection.insert_new(mirrored_batches, intents)
     removed = await connection.all(
         select(batches.c.key, batches.c.id)
         .select_from(datasets)
-        .where(datasets.c.id == work.dataset_id, *to_take_out())
+        .where(datasets.c.id == work.dataset.id, *to_take_out())
     )
     return replace(
         work,
-        add=tuple(MirroredBatch(batch_id, tuple(paths)) for batch_id, paths in added.values()),
+        add=tuple(added.values()),
         remove=tuple(row.id for row in removed),
         removed_keys=tuple(row.key for row in removed),
         number=number,
@@ -322,7 +333,7 @@ async def _take_out(
     connection: Transaction, work: MirrorWork, state: TableState | None, former_uuid: str | None
 ) -> None:
     """Remember which snapshots may name batches that were taken out, and forget those that none names any more."""
-    of_dataset = mirrored_batches.c.dataset_id == work.dataset_id
+    of_dataset = mirrored_batches.c.dataset_id == work.dataset.id
     if state is None or state.uuid != former_uuid:
         # Snapshots of a table that is no more.
         await connection.execute(
@@ -343,22 +354,24 @@ async def _take_out(
 
 
 async def _held(connection: Transaction, work: MirrorWork) -> Row[Any]:
-    query = select(mirrors).where(mirrors.c.dataset_id == work.dataset_id, mirrors.c.holder == work.holder)
+    query = select(mirrors).where(mirrors.c.dataset_id == work.dataset.id, mirrors.c.holder == work.holder)
     row = await connection.first(query)
     if row is None:
-        message = f"the mirror of {work.dataset_id} is no longer {work.holder}'s"
+        message = f"the mirror of {work.dataset.id} is no longer {work.holder}'s"
         raise MirrorLostError(message)
     return row
 
 
 async def _write(connection: Transaction, work: MirrorWork, **values: Any) -> None:
-    held = update(mirrors).where(mirrors.c.dataset_id == work.dataset_id, mirrors.c.holder == work.holder)
+    held = update(mirrors).where(mirrors.c.dataset_id == work.dataset.id, mirrors.c.holder == work.holder)
     await connection.execute(held.values(values))
 
 
 def _status(row: Row[Any]) -> MirrorStatus:
+    of = value_of(MirroredDataset, row)
     return MirrorStatus(
         enabled=row.iceberg,
+        table=f"{of.namespace}.{of.table}",
         metadata_location=row.metadata_location or "",
         mirrored_batches=row.held,
         pending_changes=row.to_add + row.to_remove,
