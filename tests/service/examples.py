@@ -127,8 +127,9 @@ class Play:
                 await self._export(dict(step.value))
             case dataset:
                 rows = step.value if isinstance(step.value, list) else [step.value]
-                batch_id = f"{len(self.batches) + 1}-{dataset}"
-                batch = await self.caller.upload(await self._dataset(dataset), batch_id, rows)
+                dataset_id = await self._dataset(dataset)
+                batch_id = f"{len(self.batches) + 1}-{dataset_id}"
+                batch = await self.caller.upload(dataset_id, batch_id, rows)
                 self.batches.append((batch_id, batch.ingest_time.ToJsonString()))
 
     async def _dataset(self, name: str) -> str:

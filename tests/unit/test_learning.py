@@ -18,6 +18,7 @@ from profile_export.domain.schemas.types import (
     DATE,
     DOUBLE,
     EMPTY,
+    LARGE_LONG,
     LONG,
     SEGMENT_MEMBERSHIP_TYPE,
     TEXT,
@@ -28,6 +29,7 @@ from profile_export.domain.schemas.types import (
     FieldType,
     MapType,
     ObjectType,
+    Scalar,
     TypeConflictError,
 )
 
@@ -152,13 +154,35 @@ def test_a_date_is_read_where_one_is_known() -> None:
     assert "not a date" in refusal({"d": "20240229"}, d=DATE).reason
 
 
-@pytest.mark.parametrize("sent", [-(2**63), 2**63 - 1, 3.0, Decimal("3.0")])
-def test_a_long_takes_integers_of_64_bits(sent: float | Decimal) -> None:
-    value, fields = learn({"n": sent}, n=LONG)
+@pytest.mark.parametrize(
+    ("sent", "learned"),
+    [
+        (-(2**63), LONG),
+        (2**63 - 1, LARGE_LONG),
+        (2**53, LONG),
+        (2**53 + 1, LARGE_LONG),
+        (-(2**53) - 1, LARGE_LONG),
+        (2**60, LONG),
+        (3.0, LONG),
+        (Decimal("3.0"), LONG),
+        (Decimal("9007199254740993.00"), LARGE_LONG),
+    ],
+)
+def test_s27_a_long_takes_integers_of_64_bits_and_says_whether_a_double_holds_them(
+    sent: float | Decimal, learned: Scalar
+) -> None:
+    for known, wrapped, expected in (
+        (LONG, sent, learned),
+        (ArrayType(LONG), [1, sent, 2], ArrayType(learned)),
+        (MapType(LONG), {"k": sent, "l": 1}, MapType(learned)),
+        (ObjectType({"o": LONG}), {"o": sent}, ObjectType({"o": learned})),
+    ):
+        value, fields = learn({"n": wrapped}, n=known)
 
-    assert value == {"n": sent}
-    assert type(value["n"]) is int
-    assert fields == {"n": LONG}
+        assert value == {"n": wrapped}
+        assert fields == {"n": expected}
+    assert type(learn({"n": sent}, n=LONG)[0]["n"]) is int
+    assert learn({"n": 1}, n=LARGE_LONG)[1] == {"n": LARGE_LONG}
 
 
 @pytest.mark.parametrize("sent", [2**63, -(2**63) - 1, 3.5, math.inf, math.nan, Decimal("1e999999")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from profile_export.domain.schemas.types import (
     DOUBLE,
     EMPTY,
     IDENTITY_MAP_TYPE,
+    LARGE_LONG,
     LONG,
     TEXT,
     TIMESTAMP,
@@ -22,6 +24,7 @@ from profile_export.domain.schemas.types import (
     FieldPath,
     FieldType,
     GrowingObject,
+    Holder,
     MapSelection,
     MapType,
     ObjectType,
@@ -45,7 +48,7 @@ CONFLICT = "conflict"
 # Few names and types, so that two objects often share some; "A" beside "a" makes conflicts of case.
 names = st.sampled_from(["a", "b", "c", "d", "A"])
 some_decimals = st.builds(DecimalType, st.integers(10, 38), st.integers(0, 10))
-numbers = st.sampled_from([LONG, DOUBLE]) | some_decimals
+numbers = st.sampled_from([LONG, LARGE_LONG, DOUBLE]) | some_decimals
 
 
 def nested(single: st.SearchStrategy[FieldType]) -> st.SearchStrategy[FieldType]:
@@ -186,8 +189,7 @@ def test_objects_arrays_and_maps_grow_within() -> None:
     ("one", "two", "wider"),
     [
         (LONG, DOUBLE, DOUBLE),
-        (decimal(10, 2), DOUBLE, DOUBLE),
-        (decimal(38, 38), DOUBLE, DOUBLE),
+        (LONG, LARGE_LONG, LARGE_LONG),
         (decimal(10, 2), decimal(12, 2), decimal(12, 2)),
         (decimal(10, 2), decimal(10, 4), decimal(12, 4)),
         (decimal(10, 0), decimal(4, 4), decimal(14, 4)),
@@ -196,9 +198,10 @@ def test_objects_arrays_and_maps_grow_within() -> None:
         (LONG, decimal(30, 2), decimal(30, 2)),
         (LONG, decimal(19, 0), decimal(19, 0)),
         (LONG, decimal(19, 19), decimal(38, 19)),
+        (LARGE_LONG, decimal(5, 2), decimal(21, 2)),
     ],
 )
-def test_numbers_widen_from_either_side(one: FieldType, two: FieldType, wider: FieldType) -> None:
+def test_s27_numbers_widen_from_either_side(one: FieldType, two: FieldType, wider: FieldType) -> None:
     assert union_types(one, two) == wider
     assert union_types(two, one) == wider
 
@@ -209,6 +212,76 @@ def test_of_single_values_only_equal_ones_and_numbers_go_together(one: Scalar, t
     expected = one if one == two else DOUBLE if {one, two} == {LONG, DOUBLE} else CONFLICT
 
     assert united(one, two) == expected
+
+
+@pytest.mark.parametrize(
+    "within", [lambda kind: kind, ArrayType, MapType, lambda kind: ObjectType({"a": kind})]
+)
+@pytest.mark.parametrize(
+    ("known", "found", "reason", "loss"),
+    [
+        (
+            DOUBLE,
+            LARGE_LONG,
+            "NUMBER_NOT_EXACT",
+            "is long, but it is known as double, and no double holds some of",
+        ),
+        (
+            LARGE_LONG,
+            DOUBLE,
+            "FIELD_TYPE_CONFLICT",
+            "is double, but it is known as long, and no double holds some of",
+        ),
+        (
+            decimal(10, 2),
+            DOUBLE,
+            "FIELD_TYPE_CONFLICT",
+            "decimal(10,2), whose digits no double keeps. Send it as dec",
+        ),
+        (
+            DOUBLE,
+            decimal(38, 38),
+            "FIELD_TYPE_CONFLICT",
+            "double, whose digits no double keeps. Send it as double",
+        ),
+        (
+            LONG,
+            decimal(20, 20),
+            "FIELD_TYPE_CONFLICT",
+            "long, and both together have more than 38 digits. Send",
+        ),
+    ],
+)
+def test_s27_what_would_cost_a_digit_is_a_conflict_that_says_so(
+    within: Callable[[FieldType], FieldType], known: FieldType, found: FieldType, reason: str, loss: str
+) -> None:
+    conflict = conflict_of(within(known), within(found))
+
+    assert conflict.reason == reason
+    assert loss in conflict.message
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "way_out"),
+    [
+        (LARGE_LONG, DOUBLE, "Create the dataset that has a double with the field declared as long, or"),
+        (DOUBLE, LARGE_LONG, "Create the dataset that has a double with the field declared as long, or"),
+        (
+            decimal(9, 2),
+            DOUBLE,
+            "Create the dataset that has a double with the field declared as decimal(9,2), or",
+        ),
+        (decimal(38, 0), decimal(9, 2), "Declare it as text in both, or"),
+        (DOUBLE, TEXT, "Send the same type, or"),
+    ],
+)
+def test_a_conflict_of_numbers_between_datasets_says_which_to_declare(
+    known: FieldType, found: FieldType, way_out: str
+) -> None:
+    between = conflict_of(known, found).between(Holder("1", "Shop"), Holder("2", "Our customers"))
+
+    assert f"{found} in 'Shop' (1), but {known} in 'Our customers' (2)" in between.message
+    assert f". {way_out} create the dataset with the tag unifiedProfile: enabled:false." in between.message
 
 
 @pytest.mark.parametrize(
@@ -315,11 +388,11 @@ def test_names_may_differ_in_case_in_different_objects() -> None:
 def test_a_conflict_between_datasets_names_both_and_the_way_out() -> None:
     conflict = conflict_of(ObjectType({"age": DOUBLE}), ObjectType({"age": TEXT}))
 
-    between = conflict.between("shop", "crm")
+    between = conflict.between(Holder("shop"), Holder("crm", "Our customers"))
 
     assert between.message == (
-        "The field 'age' is string in 'shop', but double in 'crm'. Send the same type, or create the dataset "
-        "with the tag unifiedProfile: enabled:false."
+        "The field 'age' is string in 'shop', but double in 'Our customers' (crm). Send the same type, or create the "
+        "dataset with the tag unifiedProfile: enabled:false."
     )
     assert between.metadata == {**conflict.metadata, "dataset_id": "shop", "other_dataset_id": "crm"}
     assert (between.path, between.known, between.found) == (("age",), DOUBLE, TEXT)

@@ -381,6 +381,15 @@ def _digest(fields: FieldType) -> str:
     return sha256(dumps(to_json(fields)).encode()).hexdigest()[:16]
 
 
+def _exactly(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return rows with other types; MirrorError where a value would lose digits (S27)."""
+    try:
+        return rows.cast(schema)
+    except pa.ArrowInvalid as loss:
+        message = f"Its batches do not fit into one table: a number of one would lose digits beside another ({loss})."
+        raise MirrorError(message) from None
+
+
 def _copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
     """Write a data file again with other types, unless that was done before; it appears whole or not at all."""
     if target.exists():
@@ -394,8 +403,7 @@ def _copy_cast(source: Path, fields: ObjectType, target: Path) -> None:
     with open_data_file(source) as reader, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         # A row group fits into the memory, which so many rows of several need not.
         for group in range(reader.num_row_groups):
-            # Not `safe`: a long that a double cannot hold exactly is rounded, as the engines do.
-            writer.write_table(reader.read_row_group(group).cast(schema, safe=False))
+            writer.write_table(_exactly(reader.read_row_group(group), schema))
     sync(part)
     part.replace(target)
 

@@ -17,6 +17,7 @@ from profile_export.domain.schemas.types import (
     EVENT_TIME,
     IDENTITY_MAP,
     IDENTITY_MAP_TYPE,
+    LARGE_LONG,
     LONG,
     SEGMENT_MEMBERSHIP,
     SEGMENT_MEMBERSHIP_TYPE,
@@ -28,6 +29,7 @@ from profile_export.domain.schemas.types import (
     FieldPath,
     FieldType,
     GrowingObject,
+    Holder,
     MapType,
     ObjectType,
     Scalar,
@@ -246,7 +248,10 @@ def with_declared(fields: ObjectType, declared_fields: Sequence[FieldDeclaration
         # A union takes the wider of both: a narrower declaration would be accepted and ignored.
         for path, kind in leaves(wanted):
             known = grown.at(path)
-            if isinstance(kind, Scalar | DecimalType) and known != kind:
+            if isinstance(kind, Scalar | DecimalType) and known not in {
+                kind,
+                LARGE_LONG if kind == LONG else kind,
+            }:
                 raise TypeConflictError(path, known or "", kind)
     return grown.type()
 
@@ -455,20 +460,24 @@ def union_by_kind(sources: Sequence[Dataset]) -> Mapping[DatasetKind, ObjectType
         try:
             unions[dataset.kind].add(dataset.fields)
         except TypeConflictError as conflict:
-            raise conflict.between(dataset.id, _who_knows(earlier, dataset)) from None
+            raise conflict.between(_named(dataset), _who_knows(earlier, dataset)) from None
         earlier.append(dataset)
     return {kind: union.type() for kind, union in unions.items()}
 
 
-def _who_knows(earlier: Sequence[Dataset], dataset: Dataset) -> str:
+def _who_knows(earlier: Sequence[Dataset], dataset: Dataset) -> Holder:
     """Name the first dataset that the newcomer contradicts; the built-in schema if there is none."""
     for other in earlier:
         if other.kind is dataset.kind:
             try:
                 union_objects(other.fields, dataset.fields)
             except TypeConflictError:
-                return other.id
-    return dataset.schema.id
+                return _named(other)
+    return Holder(dataset.schema.id)
+
+
+def _named(dataset: Dataset) -> Holder:
+    return Holder(dataset.id, dataset.name)
 
 
 def union_schema(sources: Sequence[Dataset], kind: DatasetKind) -> ObjectType:
@@ -519,4 +528,4 @@ def check_beside(sources: Sequence[Dataset], schema: Schema) -> None:
             try:
                 union_objects(dataset.fields, schema.fields)
             except TypeConflictError as conflict:
-                raise conflict.between(schema.id, dataset.id) from None
+                raise conflict.between(Holder(schema.id), _named(dataset)) from None

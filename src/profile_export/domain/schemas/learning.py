@@ -27,6 +27,8 @@ from profile_export.domain.schemas.types import (
     EXACT_IN_A_DOUBLE,
     IDENTITY_MAP,
     IDENTITY_MAP_TYPE,
+    LARGE_LONG,
+    LONG,
     SEGMENT_MEMBERSHIP,
     SEGMENT_MEMBERSHIP_TYPE,
     TEXT,
@@ -249,7 +251,12 @@ def _check_single(value: Any, known: FieldType | None, path: FieldPath) -> tuple
         if known is not None and known != BOOLEAN:
             raise TypeConflictError(path, known, BOOLEAN)
         return value, known or BOOLEAN
-    return (_double(value, path), DOUBLE) if known is None else (_number_as(value, known, path), known)
+    if known is None:
+        return _double(value, path), DOUBLE
+    number = _number_as(value, known, path)
+    if known == LONG and isinstance(number, int) and not _a_double_holds(number):
+        known = LARGE_LONG
+    return number, known
 
 
 def _check_text(value: str, path: FieldPath) -> None:
@@ -290,6 +297,10 @@ def _number_as(value: float | Decimal, known: FieldType, path: FieldPath) -> flo
     raise TypeConflictError(path, known, DOUBLE)
 
 
+def _a_double_holds(integer: int) -> bool:
+    return -EXACT_IN_A_DOUBLE <= integer <= EXACT_IN_A_DOUBLE or int(float(integer)) == integer
+
+
 def _double(value: float | Decimal, path: FieldPath) -> float:
     try:
         double = float(value)
@@ -297,11 +308,7 @@ def _double(value: float | Decimal, path: FieldPath) -> float:
         double = math.inf
     if not math.isfinite(double):
         raise ValueRefusedError(path, f"is {_shown(value)}, which no double can hold")
-    if (
-        isinstance(value, int)
-        and not -EXACT_IN_A_DOUBLE <= value <= EXACT_IN_A_DOUBLE
-        and int(double) != value
-    ):
+    if isinstance(value, int) and not _a_double_holds(value):
         raise ValueRefusedError(
             path,
             f"is the integer {_shown(value)}, which a double cannot hold exactly: send it as text",

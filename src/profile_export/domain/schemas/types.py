@@ -29,9 +29,13 @@ class ScalarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A single value."""
+    """A single value.
+
+    `beyond_doubles` says of a long whether any value of it that was accepted is one that no double holds (S27).
+    """
 
     kind: ScalarKind
+    beyond_doubles: bool = False
 
     def __str__(self) -> str:
         return self.kind.value
@@ -103,6 +107,7 @@ FieldPath = tuple[str, ...]
 TEXT = Scalar(ScalarKind.TEXT)
 BOOLEAN = Scalar(ScalarKind.BOOLEAN)
 LONG = Scalar(ScalarKind.LONG)
+LARGE_LONG = Scalar(ScalarKind.LONG, beyond_doubles=True)
 DOUBLE = Scalar(ScalarKind.DOUBLE)
 DATE = Scalar(ScalarKind.DATE)
 TIMESTAMP = Scalar(ScalarKind.TIMESTAMP)
@@ -139,6 +144,17 @@ SEGMENT_MEMBERSHIP_TYPE = MapType(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A dataset or schema that has a field, as conflicts name it; without a name by its id alone."""
+
+    id: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"'{self.name}' ({self.id})" if self.name else f"'{self.id}'"
+
+
 class TypeConflictError(InvalidArgumentError):
     """Two types for one field that do not go together."""
 
@@ -146,9 +162,11 @@ class TypeConflictError(InvalidArgumentError):
         self, path: FieldPath, known: FieldType | str, found: FieldType | str, complaint: str = ""
     ) -> None:
         dotted = dotted_path(path)
+        loss = _loss(known, found)
+        way_out = f" Send it as {known}, or in a field of another name." if loss else ""
         super().__init__(
-            "FIELD_TYPE_CONFLICT",
-            f"The field '{dotted}' {complaint or f'is {found}, but it is known as {known}'}.",
+            "NUMBER_NOT_EXACT" if (known, found) == (DOUBLE, LARGE_LONG) else "FIELD_TYPE_CONFLICT",
+            f"The field '{dotted}' {complaint or f'is {found}, but it is known as {known}'}{loss}.{way_out}",
             metadata={"path": dotted, "type": str(found), "other_type": str(known)},
         )
         self.path, self.known, self.found = path, known, found
@@ -157,16 +175,39 @@ class TypeConflictError(InvalidArgumentError):
         """Return the same conflict where the request is right in itself, but not beside what there is."""
         return FailedPreconditionError(self.reason, self.message, metadata=self.metadata)
 
-    def between(self, dataset_id: str, other: str) -> TypeConflictError:
-        """Return the same conflict, naming the dataset that brings a type and the one that has the other."""
+    def between(self, newcomer: Holder, other: Holder) -> TypeConflictError:
+        """Return the same conflict, naming who brings a type and who has the other."""
         conflict = TypeConflictError(self.path, self.known, self.found)
+        loss = _loss(self.known, self.found)
+        same = "Send the same type"
+        if loss:
+            exact = self.known if self.found == DOUBLE else self.found
+            same = f"Create the dataset that has a double with the field declared as {exact}"
+            if DOUBLE not in (self.known, self.found):
+                same = "Declare it as text in both"
         conflict.message = (
-            f"The field '{dotted_path(self.path)}' is {self.found} in '{dataset_id}', but {self.known} in "
-            f"'{other}'. Send the same type, or create the dataset with the tag unifiedProfile: enabled:false."
+            f"The field '{dotted_path(self.path)}' is {self.found} in {newcomer}, but {self.known} in {other}{loss}. "
+            f"{same}, or create the dataset with the tag unifiedProfile: enabled:false."
         )
         conflict.args = (conflict.message,)
-        conflict.metadata |= {"dataset_id": dataset_id, "other_dataset_id": other}
+        conflict.metadata |= {"dataset_id": newcomer.id, "other_dataset_id": other.id}
         return conflict
+
+
+def _loss(known: FieldType | str, found: FieldType | str) -> str:
+    """Say which digits two types of numbers would cost each other (S27); empty where that is not what is wrong."""
+    both = (known, found)
+    if LARGE_LONG in both and DOUBLE in both:
+        return ", and no double holds some of these integers"
+    if not all(map(_is_number, both)):
+        return ""
+    if DOUBLE in both:
+        return ", whose digits no double keeps"
+    return f", and both together have more than {MAX_DECIMAL_DIGITS} digits"
+
+
+def _is_number(kind: FieldType | str) -> bool:
+    return isinstance(kind, DecimalType) or kind in (LONG, LARGE_LONG, DOUBLE)
 
 
 def differs_in_case(path: FieldPath, known: str) -> TypeConflictError:
@@ -183,7 +224,8 @@ def dotted_path(path: FieldPath) -> str:
 def union_types(known: FieldType, found: FieldType, path: FieldPath = ()) -> FieldType:
     """Return the type that holds every value of both.
 
-    Objects grow field by field, numbers widen (long to decimal to double, decimals to more digits).
+    Objects grow field by field, and numbers widen where every value stays exact (S27): long to double while a double
+    holds every one of them, long to decimal, decimals to more digits.
 
     Raises:
         TypeConflictError: No type holds both, or two names in one object differ in case alone (many engines,
@@ -287,11 +329,13 @@ def _wider_number(known: FieldType, found: FieldType) -> FieldType | None:
             DecimalType() as decimal,
         ):
             return _wider_number(decimal, DecimalType(LONG_DIGITS, 0))
-        case (DecimalType() | Scalar(ScalarKind.LONG), Scalar(ScalarKind.DOUBLE)) | (
+        case Scalar(ScalarKind.LONG), Scalar(ScalarKind.LONG):
+            return LARGE_LONG
+        case (Scalar(ScalarKind.LONG) as long, Scalar(ScalarKind.DOUBLE)) | (
             Scalar(ScalarKind.DOUBLE),
-            DecimalType() | Scalar(ScalarKind.LONG),
+            Scalar(ScalarKind.LONG) as long,
         ):
-            return DOUBLE
+            return None if long.beyond_doubles else DOUBLE
     return None
 
 

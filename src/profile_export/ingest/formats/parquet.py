@@ -22,6 +22,7 @@ from profile_export.domain.schemas.types import (
     EVENT_TIME,
     IDENTITY_MAP,
     IDENTITY_MAP_TYPE,
+    LARGE_LONG,
     LONG,
     SEGMENT_MEMBERSHIP,
     SEGMENT_MEMBERSHIP_TYPE,
@@ -45,6 +46,7 @@ from profile_export.ingest.rows.conform import (
     offsets_of,
     plain_type,
     plain_values,
+    with_large,
     with_singles,
 )
 from profile_export.ingest.rows.identities import (
@@ -332,6 +334,12 @@ class _Columns(Accepted):
         self._see_segments(columns.get(SEGMENT_MEMBERSHIP))
         self.next_row += len(identity_map)
         ordered = [columns[name] for name in self.fields.fields]
+        self.fields = ObjectType(
+            {
+                name: with_large(kind, column)
+                for (name, kind), column in zip(self.fields.fields.items(), ordered, strict=True)
+            }
+        )
         return pa.Table.from_arrays([*system, *ordered], schema=file_schema(self.fields)), refused
 
     def _conformed(self, batch: pa.RecordBatch, refused: Refused) -> dict[str, pa.Array]:
@@ -443,7 +451,7 @@ def _ids_at(columns: dict[str, pa.Array], path: FieldPath) -> pa.Array:
 
 def _check_identity_types(fields: ObjectType, paths: Iterable[FieldPath]) -> None:
     for path in paths:
-        if type_at(fields, path) not in {TEXT, LONG}:
+        if type_at(fields, path) not in {TEXT, LONG, LARGE_LONG}:
             complaint = "holds an identity, which is text or an integer"
             raise ValueRefusedError(path, complaint, Reason.IDENTITY_INVALID)
 

@@ -18,6 +18,7 @@ from profile_export.domain.schemas.types import (
     BOOLEAN,
     DATE,
     DOUBLE,
+    LARGE_LONG,
     LONG,
     MAX_DECIMAL_DIGITS,
     TEXT,
@@ -277,6 +278,31 @@ def _is_other_kind(found: pa.DataType, target: FieldType) -> bool:
     return pa.types.is_map(found) and not isinstance(target, MapType)
 
 
+def with_large(kind: FieldType, column: pa.Array) -> FieldType:
+    """Return the type of a conformed column, with longs marked that have a value which no double holds (S27)."""
+    match kind:
+        case ObjectType(fields):
+            members = {
+                name: with_large(member, values)
+                for (name, member), values in zip(fields.items(), column.flatten(), strict=True)
+            }
+            return kind if all(members[name] is fields[name] for name in fields) else ObjectType(members)
+        case ArrayType(item):
+            marked = with_large(item, column.flatten())
+            return kind if marked is item else ArrayType(marked)
+        case MapType(value):
+            marked = with_large(value, entries_of(column).flatten().field("value"))
+            return kind if marked is value else MapType(marked)
+    return LARGE_LONG if kind == LONG and pc.any(_beyond_doubles(column)).as_py() else kind
+
+
+def _beyond_doubles(longs: pa.Array) -> pa.Array:
+    doubles = longs.cast(pa.float64(), safe=False)
+    # What this double becomes as an integer of 64 bits differs from processor to processor.
+    too_high = pc.greater_equal(doubles, float(2**63))
+    return pc.or_(too_high, pc.not_equal(doubles.cast(pa.int64(), safe=False), longs))
+
+
 def plain_values(column: pa.Array) -> pa.Array:
     """Return the values themselves, without dictionary encoding or an extension's name."""
     if isinstance(column.type, pa.BaseExtensionType):
@@ -386,8 +412,6 @@ def _scalar(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
         column = _without(column, pc.invert(pc.is_finite(column)), "is NaN or infinite", place)
     if pa.types.is_decimal(found) and target in {TEXT, LONG}:
         return _whole(column, target, place)
-    if pa.types.is_decimal(found) and target == DOUBLE:
-        column = column.cast(pa.string())  # Arrow's own cast misses the nearest double for one value in eight
     return column.cast(arrow_type(target))
 
 
@@ -410,9 +434,8 @@ def _integers(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
     if target != DOUBLE:
         return longs.cast(arrow_type(target))
     doubles = longs.cast(pa.float64(), safe=False)
-    lost = pc.not_equal(doubles.cast(pa.int64(), safe=False), longs)
     complaint = "is an integer that a double cannot hold exactly"
-    return _without(doubles, lost, complaint, place, Reason.NUMBER_NOT_EXACT)
+    return _without(doubles, _beyond_doubles(longs), complaint, place, Reason.NUMBER_NOT_EXACT)
 
 
 def _dates(column: pa.Array, place: Place) -> pa.Array:

@@ -26,6 +26,7 @@ from sqlalchemy.util.concurrency import await_, in_greenlet
 
 from profile_export.domain.catalog.datasets import FieldDeclaration
 from profile_export.domain.schemas.types import (
+    LARGE_LONG,
     ArrayType,
     DecimalType,
     FieldType,
@@ -49,7 +50,7 @@ def read_type(plain: Any) -> FieldType:
         KeyError, TypeError: It is none.
     """
     if "kind" in plain:
-        return _SCALARS[plain["kind"]]
+        return LARGE_LONG if "beyond_doubles" in plain else _SCALARS[plain["kind"]]
     if "fields" in plain:
         return ObjectType({intern(name): read_type(member) for name, member in plain["fields"].items()})
     if "item" in plain:
@@ -66,8 +67,8 @@ def read_type(plain: Any) -> FieldType:
 def write_type(kind: FieldType) -> dict[str, Any]:
     """Write a type as plain JSON."""
     match kind:
-        case Scalar(word):
-            return {"kind": word.value}
+        case Scalar(word, beyond_doubles):
+            return {"kind": word.value} | ({"beyond_doubles": True} if beyond_doubles else {})
         case ObjectType(fields):
             return {"fields": {name: write_type(member) for name, member in fields.items()}}
         case ArrayType(item):
