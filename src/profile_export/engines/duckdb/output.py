@@ -9,47 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import ibis.expr.operations as ops
-import sqlglot.expressions as sge
-from cachetools import LRUCache, cached
-from ibis.backends.sql.compilers.duckdb import DuckDBCompiler
 
 from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import LEFT_OUT_REASONS, ExportCounts, ExportPlan, WrittenFile
-from profile_export.engines.duckdb.sources import name, text
-from profile_export.engines.expression.expression import export_expression, output_columns
-from profile_export.engines.expression.tables import WIDE, Shape
-
-_REMEMBERED = 64
-
-
-class _Compiler(DuckDBCompiler):  # type: ignore[misc] # Ibis has no types
-    """Spells `argmax` as DuckDB's own `arg_max`, and wide places as its own 128-bit integers.
-
-    Ibis writes `FIRST(… ORDER BY place DESC)`, which DuckDB turns into comparing texts made of the order. And as
-    `arg_max` passes over null values itself, the filter that other engines need only costs: both together took half of
-    a wide merge's time. To compare decimals instead of integers would take as much again.
-    """
-
-    __slots__ = ()
-
-    def visit_ArgMax(self, op: ops.ArgMax, *, arg: Any, key: Any, where: Any) -> Any:  # noqa: N802 - Ibis' name
-        not_null = isinstance(op.where, ops.NotNull) and op.where.arg == op.arg
-        return self.agg.arg_max(arg, key, where=None if not_null else where)
-
-    def visit_Cast(self, op: ops.Cast, *, arg: Any, to: Any) -> Any:  # noqa: N802 - Ibis' name
-        if to == WIDE:
-            return sge.Cast(this=arg, to=sge.DataType(this=sge.DataType.Type.INT128))
-        return super().visit_Cast(op, arg=arg, to=to)
-
-
-@cached(LRUCache(_REMEMBERED), key=repr)
-def compiled(shape: Shape) -> str:
-    """Return the SQL of a shape's expression, remembered: making it can take longer than a small export."""
-    compiler = _Compiler()
-    text: str = compiler.to_sqlglot(export_expression(shape).unbind()).sql(dialect=compiler.dialect)
-    return text
-
+from profile_export.engines.duckdb.query import output_columns
+from profile_export.engines.duckdb.spelling import name, text
+from profile_export.engines.expression.tables import Shape
 
 _BYTES_PER_FILE = 128 * 2**20
 _MOST_BYTES_PER_ROW_GROUP = 64 * 2**20
@@ -137,7 +102,7 @@ class Output:
     ) -> tuple[WrittenFile, ...]:
         outgoing = folder / f"range-{index}"
         self._connection.execute(f"SET VARIABLE batch_id = {text(batch_id)}")
-        out = [f"{column} AS {name(field)}" for field, column in output_columns(shape).items()]
+        out = [f"{column.name} AS {name(column.field)}" for column in output_columns(shape)]
         out.append(f"{_PROFILE_ID} AS {name(columns.PROFILE_ID)}")
         out.append(
             f"CASE WHEN profile_high IS NOT NULL THEN getvariable('batch_id') END AS {name(columns.BATCH_ID)}"

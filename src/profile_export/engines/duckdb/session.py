@@ -33,7 +33,8 @@ from profile_export.domain.export.plan import (
 )
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.engines.duckdb.engine import Close, Failed, FindGraph, Open, Resolve, Run
-from profile_export.engines.duckdb.output import Output, compiled
+from profile_export.engines.duckdb.output import Output
+from profile_export.engines.duckdb.query import compiled, output_columns
 from profile_export.engines.duckdb.sources import (
     MovedRows,
     bound_tables,
@@ -42,6 +43,7 @@ from profile_export.engines.duckdb.sources import (
     range_statements,
     scan,
 )
+from profile_export.engines.duckdb.trimming import make_trims
 from profile_export.engines.expression import tables
 from profile_export.engines.expression.tables import Shape, shape_of
 from profile_export.engines.identity.graph import GraphFacts, key_records
@@ -323,6 +325,7 @@ class DuckDbSession:
         if not shape.linked:
             for table, rows in self._flattened.items():
                 self._connection.execute(f"CREATE TEMP VIEW {table} AS {in_place(rows)}")
+        make_trims(self._connection, output_columns(shape))
         self._shape = shape
 
     def _materialise(self, key_slice: KeyRange) -> None:

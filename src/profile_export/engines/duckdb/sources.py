@@ -1,7 +1,7 @@
 """How DuckDB binds the sources of a plan: views over Parquet files, in the form that `expression.tables` describes.
 
 Nested files are never read with `union_by_name`: where their structs differ, a projection of nested columns ends in an
-internal error that takes the whole database with it (DuckDB 2.0). So every part is flattened by itself.
+internal error that takes the whole database with it (DuckDB 2.0). So every part is taken apart by itself.
 """
 
 from __future__ import annotations
@@ -25,28 +25,27 @@ from profile_export.domain.export.plan import (
 from profile_export.domain.schemas.types import (
     EVENT_ID,
     EVENT_TIME,
+    SEGMENT_MEMBERSHIP,
     TEXT,
     TIMESTAMP,
-    ArrayType,
-    DecimalType,
     FieldPath,
     FieldType,
-    MapType,
     ObjectType,
-    Scalar,
-    ScalarKind,
 )
-from profile_export.engines.expression.tables import EVENTS, OTHERS, RECORDS, Leaf, Shape, without_empty
+from profile_export.engines.duckdb.objects import with_objects
+from profile_export.engines.duckdb.spelling import name, text, type_name
+from profile_export.engines.expression.tables import (
+    EVENT,
+    EVENTS,
+    MEMBERSHIP,
+    OTHERS,
+    RECORDS,
+    Leaf,
+    Shape,
+    without_empty,
+)
 
 _TABLES = {DatasetKind.RECORD: RECORDS, DatasetKind.EVENT: EVENTS}
-_TYPES = {
-    ScalarKind.TEXT: "VARCHAR",
-    ScalarKind.BOOLEAN: "BOOLEAN",
-    ScalarKind.LONG: "BIGINT",
-    ScalarKind.DOUBLE: "DOUBLE",
-    ScalarKind.DATE: "DATE",
-    ScalarKind.TIMESTAMP: "TIMESTAMPTZ",
-}
 _LINKS = (
     "STRUCT(namespace VARCHAR, id VARCHAR, authenticated_state VARCHAR, key_high BIGINT, key_low BIGINT)[]"
 )
@@ -61,35 +60,10 @@ _SYSTEM = {
 }
 _OF_OTHERS = ("key_high", "key_low", "batch_id", "namespace", "identity")
 _EVENT_LEAVES = (
-    Leaf("event_id", (EVENT_ID,), TEXT, TEXT),
-    Leaf("event_time", (EVENT_TIME,), TIMESTAMP, TIMESTAMP),
+    Leaf("event_id", (EVENT_ID,), TEXT),
+    Leaf("event_time", (EVENT_TIME,), TIMESTAMP),
 )
 _GLOB = re.compile(r"([*?\[])")
-
-
-def text(value: str) -> str:
-    """Quote a text."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def name(value: str) -> str:
-    """Quote a name."""
-    return '"' + value.replace('"', '""') + '"'
-
-
-def _type_name(kind: FieldType) -> str:
-    """Write a field type as DuckDB does."""
-    match kind:
-        case ObjectType(fields):
-            return f"STRUCT({', '.join(f'{name(member)} {_type_name(field)}' for member, field in fields.items())})"
-        case ArrayType(item):
-            return f"{_type_name(item)}[]"
-        case MapType(value):
-            return f"MAP(VARCHAR, {_type_name(value)})"
-        case DecimalType(precision, scale):
-            return f"DECIMAL({precision}, {scale})"
-        case Scalar(scalar):
-            return _TYPES[scalar]
 
 
 def range_statements(key_range: KeyRange) -> tuple[str, ...]:
@@ -122,25 +96,44 @@ def bound_tables(plan: ExportPlan, shape: Shape, lake_root: Path) -> dict[str, s
         for part in source.parts:
             paths = [lake_root / file.path for file in part.files if file.rows]
             if paths:
-                selected = _columns(shape, source, ranks[source.dataset_id], part)
+                columns_of = _columns(shape, source, ranks[source.dataset_id], part)
+                selected = [f"{value} AS {name(column)}" for column, value in columns_of.items()]
                 query = f"SELECT {', '.join(selected)} FROM {scan(paths)} AS file"
+                if table == EVENTS:
+                    query = _with_event(shape, query)
                 found.setdefault(table, []).append(query)
     return {table: " UNION ALL ".join(queries) for table, queries in found.items()}
 
 
-def _columns(shape: Shape, source: Source, rank: int, part: SourcePart) -> list[str]:
+def _columns(shape: Shape, source: Source, rank: int, part: SourcePart) -> dict[str, str]:
+    """Return the values of columns by their names; the object of an event in parts."""
     known = _SYSTEM if source.takes_part else _OF_OTHERS
-    selected = [f"{name(_SYSTEM[alias])} AS {name(alias)}" for alias in known]
-    selected.append(f"CAST({name(columns.LINKS)} AS {_LINKS}) AS links")
+    selected = {alias: name(_SYSTEM[alias]) for alias in known}
+    selected["links"] = f"CAST({name(columns.LINKS)} AS {_LINKS})"
     if not source.takes_part:
         return selected
-    selected.append(f"{rank}::INTEGER AS dataset")
+    selected["dataset"] = f"{rank}::INTEGER"
     leaves = shape.bound_record_leaves
     if source.kind is DatasetKind.EVENT:
-        leaves = (*_EVENT_LEAVES, *shape.event_leaves)
+        leaves = (*_EVENT_LEAVES, *_memberships(shape), *shape.event_parts)
     elif shape.upserts:
-        selected.append(f"{source.upserts} AS upserts")
-    return selected + [f"{_leaf(leaf, part.fields)} AS {name(leaf.column)}" for leaf in leaves]
+        selected["upserts"] = f"{source.upserts}"
+    return selected | {leaf.column: _leaf(leaf, part.fields) for leaf in leaves}
+
+
+def _memberships(shape: Shape) -> list[Leaf]:
+    kind = shape.event_membership
+    return [] if kind is None else [Leaf(MEMBERSHIP, (SEGMENT_MEMBERSHIP,), kind)]
+
+
+def _with_event(shape: Shape, rows: str) -> str:
+    """Put the parts of an event into its object."""
+    if not shape.event_parts:
+        return rows
+    parts = {(EVENT, *part.path): part.column for part in shape.event_parts}
+    rows, event = with_objects(rows, ObjectType({EVENT: shape.event_object}), parts)
+    known = [*_SYSTEM, "links", "dataset", *(leaf.column for leaf in (*_EVENT_LEAVES, *_memberships(shape)))]
+    return f"SELECT {', '.join(known)}, {event[EVENT]} AS {EVENT} FROM ({rows})"
 
 
 def in_place(rows: str, *, graph: str | None = None, moved: Sequence[Path] = ()) -> str:
@@ -162,13 +155,13 @@ def in_place(rows: str, *, graph: str | None = None, moved: Sequence[Path] = ())
 
 
 def _leaf(leaf: Leaf, fields: ObjectType) -> str:
-    """Select a leaf as the union schema types it; null where the part does not know it."""
+    """Select a leaf, or an object whole, as the union schema types it; null where the part does not know it."""
     found = _find(leaf.path, fields)
     if found is None:
-        return f"CAST(NULL AS {_type_name(leaf.type)})"
+        return f"CAST(NULL AS {type_name(leaf.type)})"
     # Always cast: members of equal types may still differ in their order.
     value = "file." + ".".join(name(step) for step in leaf.path)
-    return f"CAST({value} AS {_type_name(leaf.type)})"
+    return f"CAST({value} AS {type_name(leaf.type)})"
 
 
 def _find(path: FieldPath, fields: FieldType) -> FieldType | None:

@@ -1,5 +1,8 @@
 """A plan's shape as ONE expression over unbound tables.
 
+It says which rows count and who wins. What it merges are leaves: engines take values apart that they read, and put
+together what comes of it.
+
 Ibis is a compiler here and nothing else: every engine runs the text that it makes for its dialect.
 Only constructs that every engine has: nulls are filtered out before `argmax`, its order is one integer that is never
 null, null order is always said, and whatever must be ordered is collected first and sorted then.
@@ -7,25 +10,22 @@ null, null order is always said, and whatever must be ordered is collected first
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import reduce
 
 import ibis
 import ibis.expr.types as ir
+import sqlglot.expressions as sge
+from ibis.backends.sql.compilers.base import SQLGlotCompiler
 
 from profile_export.domain.export.plan import EventSelection
 from profile_export.domain.export.selection import IdentitySelection
 from profile_export.domain.merging.identity import MAX_IDENTITIES
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.domain.schemas.types import (
-    IDENTITY_MAP,
     IDENTITY_MEMBERS,
     SEGMENT_MEMBERSHIP,
-    TIME_SERIES_EVENTS,
-    MapType,
-    ObjectType,
     identity_item_type,
-    identity_map_type,
 )
 from profile_export.engines.expression.nested import (
     MERGED,
@@ -36,12 +36,13 @@ from profile_export.engines.expression.nested import (
     merged_maps,
     merged_segments,
     registered,
-    trimmed,
-    with_objects,
 )
 from profile_export.engines.expression.tables import (
+    ANY_LEAF,
+    EVENT,
     EVENT_COLUMNS,
     KEY,
+    MEMBERSHIP,
     NAMESPACES,
     PROFILE,
     SAME_EVENT,
@@ -59,29 +60,34 @@ from profile_export.engines.expression.tables import (
 
 _PRIMARY = ("namespace", "identity", "authenticated_state")
 _PLACE = ("place",)
-
-
-def output_columns(shape: Shape) -> dict[str, str]:
-    """Name the columns of the export, in order, and the expression's column that holds each.
-
-    They differ, since users may name a field like one of our own columns.
-    """
-    names = [IDENTITY_MAP] if shape.identities.type else []
-    names += shape.fields.fields
-    names += [] if shape.events is None else [TIME_SERIES_EVENTS]
-    return {name: f"out_{index}" for index, name in enumerate(names)}
+ABOUT_PROFILE = (
+    *PROFILE,
+    "fragments",
+    "events",
+    "attached",
+    "identities",
+    "namespace",
+    "namespaces",
+    "left_out",
+    "members",
+    "admitted",
+)
+IDENTITIES, SERIES = "identity_map", "series"
 
 
 def export_expression(shape: Shape) -> ir.Table:
     """Return all profiles of a range, those that are left out among them.
 
-    The shape must have records, events or others. Columns besides `output_columns`: the profile's key, how many current
+    The shape must have records, events or others. The columns are `ABOUT_PROFILE`: the profile's key, how many current
     `fragments`, `events`, `attached` events and `identities` it has, its `namespace` (the only one) or `namespaces`
     (the other is null), the reason for which it is `left_out` (S22; null if it is not), and of the segments that were
-    asked for the positions of those it has an entry for (`members`) and is in (`admitted`).
+    asked for the positions of those it has an entry for (`members`) and is in (`admitted`). Then what is exported of
+    it, where the shape has it: its `identity_map` with the members that are kept anywhere; with records its leaves
+    under their columns, `ANY_LEAF` for those that this stands for; with attached events their `series`, each an object
+    with the `event`, its `membership` and its `identity_map`, in the order of S17.
     """
     records = _records(shape) if shape.has_records else None
-    events = Rows(events_table(shape.event_leaves), SAME_EVENT) if shape.has_events else None
+    events = Rows(events_table(shape), SAME_EVENT) if shape.has_events else None
     parts = []
     if records is not None:
         parts.append(_merged_records(shape, records))
@@ -103,14 +109,28 @@ def export_expression(shape: Shape) -> ir.Table:
     return _output(shape, profiles)
 
 
+def text_of(shape: Shape, compiler: SQLGlotCompiler) -> str:
+    """Return `export_expression` in the dialect of a compiler, with each leaf that `ANY_LEAF` stands for.
+
+    Ibis takes milliseconds for a column on its way through all tables, and a record may have thousands.
+    """
+    query = compiler.to_sqlglot(export_expression(shape).unbind())
+    for select in query.find_all(sge.Select):
+        for item in select.expressions:
+            if any(column.name == ANY_LEAF for column in item.find_all(sge.Column)):
+                one = item.sql(compiler.dialect)
+                item.replace(sge.Var(this=", ".join(one.replace(ANY_LEAF, leaf) for leaf in shape.alike)))
+    text: str = query.sql(compiler.dialect)
+    return text
+
+
 def _records(shape: Shape) -> Rows:
-    table = records_table(shape.bound_record_leaves, upserts=shape.upserts)
-    return Rows(table, SAME_RECORD, upserts=shape.upserts)
+    return Rows(records_table(shape), SAME_RECORD, upserts=shape.upserts)
 
 
 def _merged_records(shape: Shape, records: Rows) -> ir.Table:
     """Merge fragments leaf by leaf: each from the latest place that has it (S10, S12)."""
-    leaves = [leaf.column for leaf in shape.record_leaves]
+    leaves = shape.merged_columns
     rows = records.current([*PROFILE, *_PRIMARY, *leaves])
     return rows.group_by(list(PROFILE)).agg(
         fragments=rows.count(where=rows.newest if shape.upserts else None),
@@ -157,10 +177,9 @@ def _either(merged: ir.Table, happened: ir.Table) -> ir.Table:
 
 
 def _with_merged_maps(shape: Shape, profiles: ir.Table, records: Rows) -> ir.Table:
-    for leaf in shape.record_leaves:
-        if isinstance(leaf.type, MapType):
-            merged = _merged_map(shape, leaf, records).rename({f"{MERGED}_{leaf.column}": MERGED})
-            profiles = beside(profiles, merged, PROFILE)
+    for leaf in shape.merged_maps:
+        merged = _merged_map(shape, leaf, records).rename({f"{MERGED}_{leaf.column}": MERGED})
+        profiles = beside(profiles, merged, PROFILE)
     return profiles
 
 
@@ -213,9 +232,6 @@ def _identities(shape: Shape, records: Rows | None, events: Rows | None) -> ir.T
 
 
 def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
-    leaves = {leaf.path: _leaf(profiles, leaf) for leaf in shape.record_leaves}
-    profiles, members = with_objects(profiles, shape.fields, leaves)
-
     def column(name: str, otherwise: ir.Value) -> ir.Value:
         return ibis.coalesce(profiles[name], otherwise) if name in profiles.columns else otherwise
 
@@ -235,7 +251,7 @@ def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
         reasons["not_in_segments"] = ibis.coalesce(admitted.length(), none) == none
     no_names = ibis.null("array<string>")
     namespaces = profiles.namespaces if shape.linked else no_names
-    columns = {
+    about = {
         "fragments": fragments,
         "events": events,
         "attached": column("attached", none),
@@ -246,32 +262,23 @@ def _output(shape: Shape, profiles: ir.Table) -> ir.Table:
         "members": column("members", positions),
         "admitted": admitted,
     }
-    values = _values(shape, profiles, members)
-    named = {column: values[name] for name, column in output_columns(shape).items()}
-    return profiles.select(*PROFILE, **columns, **named)
+    return profiles.select(*PROFILE, **about, **_values(shape, profiles))
 
 
-def _values(shape: Shape, profiles: ir.Table, members: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
-    values = dict(members)
+def _values(shape: Shape, profiles: ir.Table) -> dict[str, ir.Value]:
+    values: dict[str, ir.Value] = {}
     if shape.identities.type:
         state = profiles.state if "state" in profiles.columns else ibis.null("string")
-        values[IDENTITY_MAP] = _identity_map(profiles, state, shape.identities, linked=shape.linked)
-    if shape.events is not None:
-        values[TIME_SERIES_EVENTS] = (
-            profiles.series if shape.has_events else ibis.null(ibis_type(shape.events.type))
-        )
+        values[IDENTITIES] = _identity_map(profiles, state, shape.identities, linked=shape.linked)
+    if shape.has_records:
+        if shape.alike:
+            values[ANY_LEAF] = profiles[ANY_LEAF]
+        for leaf in shape.merged_maps:
+            merged = profiles[f"{MERGED}_{leaf.column}"]
+            values[leaf.column] = ibis.coalesce(merged, profiles[leaf.column])
+    if shape.events is not None and shape.has_events:
+        values[SERIES] = profiles.series
     return values
-
-
-def _leaf(profiles: ir.Table, leaf: Leaf) -> ir.Value:
-    merged = f"{MERGED}_{leaf.column}"
-    if leaf.column not in profiles.columns:
-        value: ir.Value = ibis.null(ibis_type(leaf.type))
-    elif merged in profiles.columns:
-        value = ibis.coalesce(profiles[merged], profiles[leaf.column])
-    else:
-        value = profiles[leaf.column]
-    return trimmed(value, leaf.type, leaf.kept)
 
 
 # --- Identities ---
@@ -350,7 +357,7 @@ def _identity_maps(
         cut_down = people.spaces.map(
             lambda space: ibis.struct({"k": space.k, "v": space.v.map(lambda item: _kept(item, members))})
         )
-        columns["identity_map"] = _chosen(map_of(cut_down, "k", "v"), kept)
+        columns[IDENTITIES] = map_of(cut_down, "k", "v")
     return people.select(*owner, "identities", **columns)
 
 
@@ -358,15 +365,8 @@ def _identity_map(rows: ir.Table, state: ir.Value, kept: IdentitySelection, *, l
     """Return the `identityMap` of each row's owner: made here for whoever has one identity only."""
     whole = {"id": rows.identity, "authenticatedState": state, "primary": ibis.literal(value=True)}
     item = filled_object({member: whole[member] for member in kept.any_members})
-    lone = _chosen(ibis.map(ibis.array([rows.namespace]), ibis.array([ibis.array([item])])), kept)
+    lone = ibis.map(ibis.array([rows.namespace]), ibis.array([ibis.array([item])]))
     return ibis.coalesce(rows.identity_map, lone) if linked else lone
-
-
-def _chosen(whole: ir.Value, kept: IdentitySelection) -> ir.Value:
-    """Keep of the map what is chosen by namespace."""
-    if kept.type is None or not kept.namespaces:
-        return whole
-    return trimmed(whole, identity_map_type(kept.any_members), kept.type)
 
 
 def _kept(item: ir.StructValue, members: Sequence[str]) -> ir.Value:
@@ -385,8 +385,8 @@ def _attached_events(shape: Shape, selection: EventSelection, events: Rows) -> i
     Returns:
         The profile's key, the list `series` and its length `attached`; no row for a profile without such an event.
     """
-    leaves = shape.event_leaves
-    columns = [*PROFILE, "dataset", *EVENT_COLUMNS, *(leaf.column for leaf in leaves)]
+    values = [*([EVENT] if shape.event_parts else []), *([MEMBERSHIP] if shape.event_membership else [])]
+    columns = [*PROFILE, "dataset", *EVENT_COLUMNS, *values]
     own = selection.identities
     shows = own.type is not None
     rows = events.current([*columns, *_PRIMARY] if shows else columns)
@@ -395,22 +395,15 @@ def _attached_events(shape: Shape, selection: EventSelection, events: Rows) -> i
         rows = registered(rows, "namespace", NAMESPACES)
     if shows and shape.linked:
         rows = _with_own_identities(rows, shape, own, events)
-    memberships = [leaf.column for leaf in leaves if leaf.path == (SEGMENT_MEMBERSHIP,)]
-    if memberships and shape.segments_respelled:
-        rows = _with_registered_segments(rows, memberships[0], events)
-    values = {leaf.path: trimmed(rows[leaf.column], leaf.type, leaf.kept) for leaf in leaves}
-    fields = selection.fields
-    if shows:
-        values[IDENTITY_MAP,] = _identity_map(rows, rows.authenticated_state, own, linked=shape.linked)
-        fields = ObjectType({IDENTITY_MAP: identity_map_type(own.any_members), **fields.fields})
-    rows, event = with_objects(
-        rows, ObjectType({"event": fields}), {("event", *path): value for path, value in values.items()}
-    )
+    if MEMBERSHIP in values and shape.segments_respelled:
+        rows = _with_registered_segments(rows, MEMBERSHIP, events)
     entry = {"time": rows.event_time, "id": rows.event_id, "dataset": rows.dataset, "place": rows.place}
+    entry |= {name: rows[name] for name in values}
+    if shows:
+        entry[IDENTITIES] = _identity_map(rows, rows.authenticated_state, own, linked=shape.linked)
     # Sorting columns come first, and of two events one differs: whatever is behind them is never compared.
-    sortable = ibis.struct(entry | event)
-    collected = rows.group_by(list(PROFILE)).agg(series=sortable.collect().sort(), attached=rows.count())
-    return collected.mutate(series=collected.series.map(lambda item: item.event))
+    sortable = ibis.struct(entry)
+    return rows.group_by(list(PROFILE)).agg(series=sortable.collect().sort(), attached=rows.count())
 
 
 def _with_own_identities(rows: ir.Table, shape: Shape, kept: IdentitySelection, events: Rows) -> ir.Table:
@@ -420,7 +413,7 @@ def _with_own_identities(rows: ir.Table, shape: Shape, kept: IdentitySelection, 
         _primary_entries(linked, _PLACE, of_record=False), _link_entries(linked, _PLACE, of_record=False)
     )
     maps = _identity_maps(entries, _PLACE, kept, respelled=shape.respelled)
-    return beside(rows, maps.select(*_PLACE, "identity_map"), _PLACE)
+    return beside(rows, maps.select(*_PLACE, IDENTITIES), _PLACE)
 
 
 def _with_registered_segments(rows: ir.Table, column: str, events: Rows) -> ir.Table:

@@ -1,189 +1,22 @@
-"""Nested values: objects rebuilt from their leaves, maps merged per key (S14), memberships by qualification (S15)."""
+"""Nested values: maps merged per key (S14), memberships by qualification (S15)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import reduce
+from operator import or_
 
 import ibis
-import ibis.expr.operations as ops
 import ibis.expr.types as ir
 
 from profile_export.domain.export.selection import MembershipStatus
-from profile_export.domain.schemas.types import (
-    ArrayType,
-    FieldPath,
-    FieldType,
-    MapSelection,
-    MapType,
-    ObjectType,
-    Scalar,
-    ScalarKind,
-)
-from profile_export.engines.expression.tables import (
-    SEGMENT_NAMESPACES,
-    ibis_type,
-    segments_table,
-    spellings_table,
-)
-
-_LEVELS_AT_ONCE = 8
-"""Levels of objects made in one step: with more of them leaves are asked more often, with fewer carried further."""
-_LEAVES_AT_ONCE = 64
-"""Leaves of an object that those around it still ask one by one."""
-_MADE = Scalar(ScalarKind.TEXT)
-_Steps = dict[int, list[tuple[FieldPath, ObjectType]]]
+from profile_export.engines.expression.tables import SEGMENT_NAMESPACES, segments_table, spellings_table
 
 
-def any_value(values: Sequence[ir.Value]) -> ir.BooleanValue:
-    """Say whether any of some values, at least one, is there; in halves, since compilers descend into each side."""
-    if len(values) == 1:
-        return values[0].notnull()
-    half = len(values) // 2
-    return any_value(values[:half]) | any_value(values[half:])
-
-
-def filled_object(members: Mapping[str, ir.Value], leaves: Sequence[ir.Value] = ()) -> ir.StructValue:
-    """Make an object, or null where none of the `leaves` below it has a value (S13); none given: of its members."""
-    has_value = any_value(leaves or tuple(members.values()))
+def filled_object(members: Mapping[str, ir.Value]) -> ir.StructValue:
+    """Make an object, or null where none of its members, at least one, has a value (S13)."""
+    has_value = reduce(or_, (member.notnull() for member in members.values()))
     return has_value.ifelse(ibis.struct(dict(members)), ibis.null())
-
-
-def with_objects(
-    rows: ir.Table, fields: ObjectType, values: Mapping[FieldPath, ir.Value]
-) -> tuple[ir.Table, dict[str, ir.Value]]:
-    """Put leaves back into objects.
-
-    An object asks the leaves below it whether it has a value, and so does every object around it. So of many levels a
-    few are made at a time, as columns that the next step takes for leaves.
-
-    Args:
-        rows: The table that `values` are of.
-        fields: The objects to make.
-        values: The leaves of `fields` by their paths.
-
-    Returns:
-        A table with the same rows and columns, which may lack those that are leaves, and the members of `fields` in it.
-    """
-    steps: _Steps = {}
-    shallow = _in_steps(fields, (), steps).fields
-    if steps:
-        rows, values = _with_deep_objects(rows, steps, values)
-    members, _ = _rebuilt(shallow, values, ())
-    return rows, members
-
-
-class _Shallow(NamedTuple):
-    """An object with leaves in place of some, its levels, its leaves, and the first step that can make it."""
-
-    fields: ObjectType
-    levels: int
-    leaves: int
-    step: int
-
-
-def _in_steps(fields: ObjectType, path: FieldPath, steps: _Steps) -> _Shallow:
-    """Move what is too much for one step from a type to `steps`, by their number."""
-    members: dict[str, FieldType] = {}
-    levels = leaves = step = 0
-    for name, member in fields.fields.items():
-        if not isinstance(member, ObjectType):
-            members[name] = member
-            leaves += 1
-            continue
-        inner = _in_steps(member, (*path, name), steps)
-        step = max(step, inner.step)
-        if path and (inner.levels == _LEVELS_AT_ONCE or inner.leaves > _LEAVES_AT_ONCE):
-            steps.setdefault(inner.step, []).append(((*path, name), inner.fields))
-            members[name] = _MADE
-            leaves, step = leaves + 1, max(step, inner.step + 1)
-        else:
-            members[name] = inner.fields
-            levels, leaves = max(levels, inner.levels), leaves + inner.leaves
-    return _Shallow(ObjectType(members), levels + 1, leaves, step)
-
-
-def _with_deep_objects(
-    rows: ir.Table, steps: _Steps, values: Mapping[FieldPath, ir.Value]
-) -> tuple[ir.Table, dict[FieldPath, ir.Value]]:
-    names = {path: f"part_{index}" for index, path in enumerate(values)}
-    leaves = {value.get_name() for value in values.values() if isinstance(value.op(), ops.Field)}
-    others = [name for name in rows.columns if name not in leaves]
-    rows = rows.mutate(**{names[path]: value for path, value in values.items()})
-    for step in sorted(steps):
-        held = {path: rows[name] for path, name in names.items()}
-        made: dict[str, ir.Value] = {}
-        for path, kind in steps[step]:
-            members, below = _rebuilt(kind, held, path)
-            made[f"object_{step}_{len(made)}"] = filled_object(members, [held[leaf] for leaf in below])
-            for leaf in below:
-                del names[leaf]
-        kept = tuple(names.values())
-        names |= {path: name for (path, _), name in zip(steps[step], made, strict=True)}
-        rows = rows.select(*others, *kept, **made)
-    return rows, {path: rows[name] for path, name in names.items()}
-
-
-def _rebuilt(
-    fields: ObjectType, values: Mapping[FieldPath, ir.Value], path: FieldPath
-) -> tuple[dict[str, ir.Value], list[FieldPath]]:
-    """Return the members of an object, and the paths of the leaves below it."""
-    members: dict[str, ir.Value] = {}
-    leaves: list[FieldPath] = []
-    for name, member in fields.fields.items():
-        here = (*path, name)
-        if isinstance(member, ObjectType):
-            inner, below = _rebuilt(member, values, here)
-            members[name] = filled_object(inner, [values[leaf] for leaf in below])
-            leaves += below
-        else:
-            members[name] = values[here]
-            leaves.append(here)
-    return members, leaves
-
-
-def trimmed(value: ir.Value, whole: FieldType, kept: FieldType) -> ir.Value:
-    """Cut a value down to what is kept of its type.
-
-    Items of an array keep their number and order, and one left with nothing is null (S24); an entry of a map left with
-    nothing is as if absent (S13).
-    """
-    # Equal mappings may differ in the order of their members, which has no meaning.
-    if whole == kept:
-        return value
-    match whole, kept:
-        case ArrayType(item), ArrayType(kept_item):
-            return value.map(lambda element: trimmed(element, item, kept_item))
-        case MapType(entry), MapSelection() as chosen:
-            return _chosen(value, entry, chosen)
-        case MapType(entry), MapType(kept_entry):
-            entries = value.keys().zip(
-                value.values().map(lambda element: trimmed(element, entry, kept_entry))
-            )
-            return map_of(entries.filter(lambda pair: pair.f2.notnull()), "f1", "f2")
-        case ObjectType(fields), ObjectType(kept_fields):
-            return filled_object(
-                {name: trimmed(value[name], fields[name], member) for name, member in kept_fields.items()}
-            )
-    return value.cast(ibis_type(kept))
-
-
-def _chosen(value: ir.Value, entry: FieldType, selection: MapSelection) -> ir.Value:
-    """Keep of a map what is chosen by key (S23); null where nothing is left (S13)."""
-    kept = ibis_type(selection.value)
-
-    def cut(pair: ir.StructValue) -> ir.Value:
-        others = selection.others
-        otherwise = ibis.null(kept) if others is None else trimmed(pair.f2, entry, others).cast(kept)
-        by_key = [
-            (pair.f1 == key, trimmed(pair.f2, entry, member).cast(kept))
-            for key, member in selection.keys.items()
-        ]
-        return ibis.cases(*by_key, else_=otherwise) if by_key else otherwise
-
-    pairs = value.keys().zip(value.values())
-    cut_down = pairs.map(lambda pair: ibis.struct({"k": pair.f1, "v": cut(pair)}))
-    return map_of(cut_down.filter(lambda pair: pair.v.notnull()), "k", "v")
 
 
 def map_of(entries: ir.ArrayValue, key: str, value: str) -> ir.MapValue:

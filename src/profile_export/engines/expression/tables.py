@@ -1,8 +1,10 @@
 """The tables that every engine binds: their flat columns, which of their rows count, and in what order.
 
 - `records`, `events`: the rows of the sources that belong to the range, in normal form (S13: no entry of a map is null,
-  no object or map is without a value), leaves cast to the union schema. `profile_*` is the key of the row's profile,
-  `key_*` of its primary identity. Where any source upserts, `upserts` says of each record whether its own does (S9).
+  no object or map is without a value), as the union schema types them. Records come as leaves, a column for each, since
+  they are merged by leaf. An event is never merged: it is one object, `event`, beside its `membership`, and null where
+  it has no value. `profile_*` is the key of the row's profile, `key_*` of its primary identity. Where any source
+  upserts, `upserts` says of each record whether its own does (S9).
 - `others`: the rows of sources that do not take part, without leaves (S10).
 - `batches`: see `bound_batches`; `segments`: see `bound_segments`.
 - `namespaces`, `segment_namespaces`: spellings that were sent and differ from the registered one (S2).
@@ -53,15 +55,16 @@ _SCALARS = {
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A leaf of a source and the name of its flat column.
-
-    `type` is that of the union schema, which merging needs whole; `kept` is what the export keeps of it (S24).
-    """
+    """A leaf of a source and the name of its flat column; as the union schema has it, since merging needs it whole."""
 
     column: str
     path: FieldPath
     type: FieldType
-    kept: FieldType
+
+
+ANY_LEAF = "any_leaf"
+"""A column of `records` that stands for all leaves but maps, which are all treated alike."""
+EVENT, MEMBERSHIP = "event", "membership"
 
 
 def without_empty(kind: FieldType) -> FieldType | None:
@@ -88,22 +91,41 @@ def without_empty(kind: FieldType) -> FieldType | None:
             return kind
 
 
-def _needed_leaves(kept: ObjectType, schema: ObjectType) -> tuple[Leaf, ...]:
-    """List the leaves below `kept`, which is a subtree of `schema`, in order. Neither may hold empty objects."""
-    found = _leaves(kept, schema, ())
-    # Numbered, since dotted paths are ambiguous as soon as a name holds a dot itself.
-    return tuple(Leaf(f"leaf_{index}", *leaf) for index, leaf in enumerate(found))
-
-
-def _leaves(
-    kept: ObjectType, schema: ObjectType, path: FieldPath
-) -> Iterator[tuple[FieldPath, FieldType, FieldType]]:
+def with_whole_leaves(kept: ObjectType, schema: ObjectType) -> ObjectType:
+    """Return the fields of `kept`, which is a subtree of `schema`, each array and map as the schema has it."""
+    members: dict[str, FieldType] = {}
     for name, member in kept.fields.items():
         whole = schema.fields[name]
         if isinstance(member, ObjectType) and isinstance(whole, ObjectType):
-            yield from _leaves(member, whole, (*path, name))
+            members[name] = with_whole_leaves(member, whole)
         else:
-            yield (*path, name), whole, member
+            members[name] = whole
+    return ObjectType(members)
+
+
+def _numbered(found: Iterable[tuple[FieldPath, FieldType]]) -> tuple[Leaf, ...]:
+    # Dotted paths are ambiguous as soon as a name holds a dot itself.
+    return tuple(Leaf(f"leaf_{index}", *leaf) for index, leaf in enumerate(found))
+
+
+def _leaves(fields: ObjectType, path: FieldPath = ()) -> Iterator[tuple[FieldPath, FieldType]]:
+    for name, member in fields.fields.items():
+        if isinstance(member, ObjectType):
+            yield from _leaves(member, (*path, name))
+        else:
+            yield (*path, name), member
+
+
+def _parts(
+    fields: ObjectType, schema: ObjectType, path: FieldPath = ()
+) -> Iterator[tuple[FieldPath, FieldType]]:
+    """List what is there whole of a schema: leaves, and objects that lack no member."""
+    for name, member in fields.fields.items():
+        whole = schema.fields[name]
+        if isinstance(member, ObjectType) and isinstance(whole, ObjectType) and member != whole:
+            yield from _parts(member, whole, (*path, name))
+        else:
+            yield (*path, name), whole
 
 
 def ibis_type(kind: FieldType) -> dt.DataType:
@@ -134,6 +156,8 @@ LINK = {
     "key_low": dt.int64,
 }
 _PLACES_PER_BATCH = 2**32
+_ANY = dt.string
+"""The type of what the expression only passes on."""
 _LONG = dt.Int64(nullable=False)
 _TEXT = dt.String(nullable=False)
 _IDENTITIES = {
@@ -152,19 +176,20 @@ _COMMON = {
 EVENT_COLUMNS = {"event_id": _TEXT, "event_time": dt.Timestamp(timezone="UTC", scale=6, nullable=False)}
 
 
-def _leaf_types(leaves: Iterable[Leaf]) -> dict[str, dt.DataType]:
-    return {leaf.column: ibis_type(leaf.type) for leaf in leaves}
+def records_table(shape: Shape) -> ir.Table:
+    """Return the unbound table of record rows, with `ANY_LEAF` in place of the leaves that it stands for."""
+    flags = {"upserts": dt.Boolean(nullable=False)} if shape.upserts else {}
+    alike = {ANY_LEAF: _ANY} if shape.alike else {}
+    maps = {leaf.column: ibis_type(leaf.type) for leaf in shape.bound_record_leaves if _is_map(leaf)}
+    return ibis.table({**_COMMON, **flags, **alike, **maps}, name=RECORDS)
 
 
-def records_table(leaves: Iterable[Leaf], *, upserts: bool) -> ir.Table:
-    """Return the unbound table of record rows; `upserts` where any source does."""
-    flags = {"upserts": dt.Boolean(nullable=False)} if upserts else {}
-    return ibis.table({**_COMMON, **flags, **_leaf_types(leaves)}, name=RECORDS)
-
-
-def events_table(leaves: Iterable[Leaf]) -> ir.Table:
+def events_table(shape: Shape) -> ir.Table:
     """Return the unbound table of event rows."""
-    return ibis.table({**_COMMON, **EVENT_COLUMNS, **_leaf_types(leaves)}, name=EVENTS)
+    columns = {EVENT: _ANY} if shape.event_parts else {}
+    if shape.event_membership is not None:
+        columns[MEMBERSHIP] = ibis_type(shape.event_membership)
+    return ibis.table({**_COMMON, **EVENT_COLUMNS, **columns}, name=EVENTS)
 
 
 def others_table() -> ir.Table:
@@ -354,16 +379,36 @@ class Shape:
     selects_newer: bool
 
     @cached_property
+    def merged_fields(self) -> ObjectType:
+        """What comes of merging records: `fields`, each array and map whole."""
+        return with_whole_leaves(self.fields, self.record_fields)
+
+    @cached_property
     def record_leaves(self) -> tuple[Leaf, ...]:
-        """The leaves of record sources that are merged."""
-        return _needed_leaves(self.fields, self.record_fields)
+        """The leaves of record sources that are merged, in the order of `fields`."""
+        return _numbered(_leaves(self.merged_fields))
+
+    @property
+    def alike(self) -> list[str]:
+        """The columns of those leaves that `ANY_LEAF` stands for."""
+        return [leaf.column for leaf in self.record_leaves if not _is_map(leaf)]
+
+    @property
+    def merged_maps(self) -> list[Leaf]:
+        """The other leaves."""
+        return [leaf for leaf in self.record_leaves if _is_map(leaf)]
+
+    @property
+    def merged_columns(self) -> list[str]:
+        """The columns of `records` that are merged."""
+        return [*([ANY_LEAF] if self.alike else []), *(leaf.column for leaf in self.merged_maps)]
 
     @cached_property
     def membership(self) -> Leaf:
         """The leaf of `segmentMembership`, whether or not it is exported."""
         exported = (leaf for leaf in self.record_leaves if leaf.path == (SEGMENT_MEMBERSHIP,))
         kind = self.record_fields.fields[SEGMENT_MEMBERSHIP]
-        return next(exported, Leaf("membership", (SEGMENT_MEMBERSHIP,), kind, kind))
+        return next(exported, Leaf(MEMBERSHIP, (SEGMENT_MEMBERSHIP,), kind))
 
     @cached_property
     def bound_record_leaves(self) -> tuple[Leaf, ...]:
@@ -373,9 +418,25 @@ class Shape:
         return (*self.record_leaves, self.membership)
 
     @cached_property
-    def event_leaves(self) -> tuple[Leaf, ...]:
-        """The leaves of event sources that the export needs; none if no event is attached."""
-        return () if self.events is None else _needed_leaves(self.events.fields, self.event_fields)
+    def attached_fields(self) -> ObjectType:
+        """What is attached of an event: the fields of `events`, each array and map whole; none if no event is."""
+        return EMPTY if self.events is None else with_whole_leaves(self.events.fields, self.event_fields)
+
+    @cached_property
+    def event_object(self) -> ObjectType:
+        """The type of the column `event`; without any field there is none."""
+        fields = self.attached_fields.fields
+        return ObjectType({name: kind for name, kind in fields.items() if name != SEGMENT_MEMBERSHIP})
+
+    @cached_property
+    def event_parts(self) -> tuple[Leaf, ...]:
+        """The parts of event sources that `event_object` is made of."""
+        return _numbered(_parts(self.event_object, self.event_fields))
+
+    @property
+    def event_membership(self) -> FieldType | None:
+        """The type of the column `membership` of events; None if there is none."""
+        return self.attached_fields.fields.get(SEGMENT_MEMBERSHIP)
 
 
 def shape_of(plan: ExportPlan, *, linked: bool) -> Shape:
@@ -403,6 +464,10 @@ def shape_of(plan: ExportPlan, *, linked: bool) -> Shape:
         selects_segments=plan.segments is not None,
         selects_newer=plan.newer_than is not None,
     )
+
+
+def _is_map(leaf: Leaf) -> bool:
+    return isinstance(leaf.type, MapType)
 
 
 def _filled(fields: ObjectType) -> ObjectType:

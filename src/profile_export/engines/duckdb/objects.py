@@ -1,0 +1,113 @@
+"""Objects put together from their parts, and null where none of these has a value (S13)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from profile_export.domain.schemas.types import TEXT, FieldPath, FieldType, ObjectType
+from profile_export.engines.duckdb.spelling import name
+
+_LEVELS_AT_ONCE = 8
+"""Levels of objects made in one step: with more of them parts are asked more often, with fewer carried further."""
+_PARTS_AT_ONCE = 64
+"""Parts of an object that those around it still ask one by one."""
+_MADE = TEXT
+_Steps = dict[int, list[tuple[FieldPath, ObjectType]]]
+
+
+def with_objects(rows: str, fields: ObjectType, parts: Mapping[FieldPath, str]) -> tuple[str, dict[str, str]]:
+    """Put parts back into objects.
+
+    An object asks the parts below it whether it has a value, and so does every object around it. So of many levels a
+    few are made at a time, as columns that the next step takes for parts.
+
+    Args:
+        rows: The query that has the parts as columns.
+        fields: The objects to make.
+        parts: The columns of leaves below `fields`, or of objects whole, by their paths.
+
+    Returns:
+        A query with the same rows and columns and more of them, and the members of `fields` as values in it.
+    """
+    steps: _Steps = {}
+    shallow = _in_steps(fields, (), parts, steps).fields
+    held = dict(parts)
+    for step in sorted(steps):
+        made: dict[FieldPath, str] = {}
+        values = []
+        for path, kind in steps[step]:
+            value, _ = _object(kind, held, path)
+            made[path] = f"object_{step}_{len(made)}"
+            values.append(f"{value} AS {made[path]}")
+        held |= made
+        rows = f"SELECT *, {', '.join(values)} FROM ({rows})"
+    members, _ = _members(shallow, held, ())
+    return rows, members
+
+
+class _Shallow(NamedTuple):
+    """An object with parts in place of some, its levels, its parts, and the first step that can make it."""
+
+    fields: ObjectType
+    levels: int
+    parts: int
+    step: int
+
+
+def _in_steps(fields: ObjectType, path: FieldPath, whole: Mapping[FieldPath, str], steps: _Steps) -> _Shallow:
+    """Move what is too much for one step from a type to `steps`, by their number."""
+    members: dict[str, FieldType] = {}
+    levels = parts = step = 0
+    for field, member in fields.fields.items():
+        here = (*path, field)
+        if here in whole or not isinstance(member, ObjectType):
+            members[field] = _MADE
+            parts += 1
+            continue
+        inner = _in_steps(member, here, whole, steps)
+        step = max(step, inner.step)
+        if path and (inner.levels == _LEVELS_AT_ONCE or inner.parts > _PARTS_AT_ONCE):
+            steps.setdefault(inner.step, []).append((here, inner.fields))
+            members[field] = _MADE
+            parts, step = parts + 1, max(step, inner.step + 1)
+        else:
+            members[field] = inner.fields
+            levels, parts = max(levels, inner.levels), parts + inner.parts
+    return _Shallow(ObjectType(members), levels + 1, parts, step)
+
+
+def _members(
+    fields: ObjectType, parts: Mapping[FieldPath, str], path: FieldPath
+) -> tuple[dict[str, str], list[str]]:
+    """Return the members of an object as values, and the parts below it."""
+    members: dict[str, str] = {}
+    below: list[str] = []
+    for field, member in fields.fields.items():
+        here = (*path, field)
+        if isinstance(member, ObjectType):
+            members[field], inner = _object(member, parts, here)
+            below += inner
+        else:
+            members[field] = parts[here]
+            below.append(parts[here])
+    return members, below
+
+
+def _object(fields: ObjectType, parts: Mapping[FieldPath, str], path: FieldPath) -> tuple[str, list[str]]:
+    members, below = _members(fields, parts, path)
+    return object_of(members, below), below
+
+
+def object_of(members: Mapping[str, str], parts: Sequence[str]) -> str:
+    """Make an object of the values of its members; null where none of `parts`, at least one, has a value."""
+    packed = ", ".join(f"{name(member)} := {value}" for member, value in members.items())
+    return f"CASE WHEN {_any_value(parts)} THEN struct_pack({packed}) END"
+
+
+def _any_value(parts: Sequence[str]) -> str:
+    """Say whether any part has a value; in halves, since the parser descends into each side."""
+    if len(parts) == 1:
+        return f"{parts[0]} IS NOT NULL"
+    half = len(parts) // 2
+    return f"({_any_value(parts[:half])} OR {_any_value(parts[half:])})"
