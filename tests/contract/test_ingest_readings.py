@@ -15,7 +15,7 @@ from tests.contract.ingesting import CRM, Uploader
 
 EMAIL = IdentityField(("email",), "Email")
 NULLS = Reading(("NULL", "n/a", "-"))
-RENAMED = Reading(renames={"id": "crmId", "mail": "email"})
+RENAMED = Reading(renames=(("id", "crmId"), ("mail", "email")))
 FORMATS = ["json_lines", "json_array", "csv", "tsv", "parquet"]
 
 
@@ -141,14 +141,14 @@ def test_a_name_that_another_field_has_is_refused(
     sent = written([{"id": "1", "crmId": "2"}], upload_format)
 
     [error] = uploader.refused(
-        sent, CRM, upload_format=upload_format, reading=Reading(renames={"id": "crmId"})
+        sent, CRM, upload_format=upload_format, reading=Reading(renames=(("id", "crmId"),))
     )
 
     assert message in error.message
 
 
 def test_two_fields_may_swap_their_names(uploader: Uploader) -> None:
-    swapped = Reading(renames={"a": "crmId", "crmId": "a"})
+    swapped = Reading(renames=(("a", "crmId"), ("crmId", "a")))
 
     assert uploader.values(uploader.ingest([{"a": "1", "crmId": "2"}], CRM, reading=swapped)) == [
         {"crmId": "1", "a": "2"}
@@ -158,7 +158,7 @@ def test_two_fields_may_swap_their_names(uploader: Uploader) -> None:
 @pytest.mark.parametrize("renames", [{"": "a"}, {"a": ""}, {"a": "x" * 1_025}, {"a": "c", "b": "c"}])
 def test_renames_that_make_no_sense_are_refused(renames: dict[str, str]) -> None:
     with pytest.raises(InvalidArgumentError, match=r"start\.renames"):
-        Reading(renames=renames)
+        Reading(renames=tuple(renames.items()))
 
 
 @pytest.mark.parametrize("first", [b",crmId,a\n", b'"",crmId,a\n'])

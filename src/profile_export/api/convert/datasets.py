@@ -296,7 +296,7 @@ def upload_start(message: dataset_service_pb2.UploadStart) -> UploadStart:
         format=_FORMATS[message.format],
         offset=message.offset,
         max_bad_records=message.max_bad_records,
-        reading=Reading(tuple(message.null_values), dict(message.renames)),
+        reading=Reading(tuple(message.null_values), tuple(sorted(message.renames.items()))),
     )
 
 

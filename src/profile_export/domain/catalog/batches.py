@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -87,19 +87,19 @@ class UploadState(StrEnum):
 class Reading:
     """How a caller wants a file to be read.
 
-    A text that is one of `null_values` is read as absent. `renames` has the names that fields get, by those that the
-    file gives them.
+    A text that is one of `null_values` is read as absent. `renames` has pairs of a name that the file gives to a
+    field, and the name that it gets.
     """
 
     null_values: tuple[str, ...] = ()
-    renames: Mapping[str, str] = field(default_factory=dict)
+    renames: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        for sent, name in self.renames.items():
+        for sent, name in self.renames:
             if not sent or not 0 < len(name) <= _LONGEST_NEW_NAME:
                 what = f"must have names of 1 to {_LONGEST_NEW_NAME:,} characters."
                 raise InvalidArgumentError.of_field("start.renames", what)
-        targets = list(self.renames.values())
+        targets = [name for _, name in self.renames]
         if twice := sorted(name for name in set(targets) if targets.count(name) > 1):
             raise InvalidArgumentError.of_field("start.renames", f"give the name '{twice[0]}' twice.")
 

@@ -24,8 +24,8 @@ class AppliedReading:
     def __init__(self, reading: Reading) -> None:
         self._nulls = frozenset(reading.null_values)
         self._null_array = pa.array(sorted(self._nulls), pa.string())
-        self._renames = reading.renames
-        self._unseen = set(reading.renames)
+        self._renames = dict(reading.renames)
+        self._unseen = set(self._renames)
         self.null_count = 0
         self.notes: list[str] = []
 
