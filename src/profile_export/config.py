@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ _CHILD_MEMORY_MB = 2_000
 _MOST_DAYS = 36_500
 _SECRETS = ("database_url",)
 _LOG_LEVELS = ("debug", "info", "warning", "error")
+_LOG_FORMATS = ("auto", "json", "text")
 
 
 class Secret:
@@ -123,30 +124,47 @@ def _flag(text: str) -> bool:
         raise ValueError(text) from error
 
 
-def _log_level(text: str) -> str:
-    if text.lower() not in _LOG_LEVELS:
-        raise ValueError(text)
-    return text.lower()
+def _one_of(words: Sequence[str], default: str) -> _Setting:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(text)
+        return text.lower()
+
+    return _Setting(parse, default, f"give one of {', '.join(words)}")
 
 
 # --- The settings ---
 
 
+def _told(value: Any) -> Any:
+    if isinstance(value, Quotas):
+        return {share.name: getattr(value, share.name) for share in fields(value)}
+    if isinstance(value, tuple):
+        return ":".join(map(str, value))
+    return str(value) if isinstance(value, Path | Secret) else value
+
+
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where everything is.
+    """Where everything is, and how the log looks.
 
     `database_url` names a PostgreSQL database for the store, None: it is a file in `data_dir`, as all else is.
+    `log_format` `auto` is `text` on a terminal, else `json`.
     """
 
     data_dir: Annotated[Path, _Setting(_path, _REQUIRED, "give a folder, such as --data-dir .data")]
     database_url: Annotated[Secret | None, _Setting(_postgresql_url, None, f"{_URL}, or leave it out")]
-    log_level: Annotated[str, _Setting(_log_level, "info", f"give one of {', '.join(_LOG_LEVELS)}")]
+    log_level: Annotated[str, _one_of(_LOG_LEVELS, "info")]
+    log_format: Annotated[str, _one_of(_LOG_FORMATS, "auto")]
 
     @property
     def url(self) -> str | None:
         """The URL of the database, with its password."""
         return None if self.database_url is None else self.database_url.reveal()
+
+    def told(self) -> dict[str, Any]:
+        """Return all settings by their names, as a log may show them: secrets have stars instead."""
+        return {one.name: _told(getattr(self, one.name)) for one in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ async def serve(data_dir: str, database_url: str | None = None) -> None:
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     beside = [asyncio.create_task(lag.measure()), asyncio.create_task(answer(lines, lag, engine))]
-    await processes.run(lambda: Application(settings, engine))
+    await processes.run(lambda: Application(settings, engine), settings.told())
     for task in beside:
         task.cancel()
 

@@ -28,7 +28,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 import profile_export
-from profile_export.api.interceptors import current_tenant
+from profile_export.api.interceptors import current_tenant, write_last
 from profile_export.api.server import BindError, GrpcServer, Service, contract, create_server
 from profile_export.api.status import CODES, status_of
 from profile_export.app.processes import configure_logs, run
@@ -83,6 +83,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.watch_is_over = False
         self.watching = asyncio.Event()
         self.ending = asyncio.Event()
         self.abandoned = asyncio.Event()
@@ -122,7 +123,10 @@ class Echo:
         yield self._answer(request.value)
 
     async def watch(self, request: StringValue, context: Context) -> None:
-        await context.write(request)
+        if self.watch_is_over:
+            await write_last(context, request.SerializeToString())
+        else:
+            await context.write(request)
         self.watching.set()
         try:
             await self.ending.wait()
@@ -466,13 +470,26 @@ async def test_a_client_that_leaves_ends_its_call(caller: Caller) -> None:
     assert [line["code"] for line in lines] == ["CANCELLED", "OK"]
 
 
+async def test_a_watcher_that_leaves_with_the_last_message_has_been_answered(caller: Caller) -> None:
+    caller.echo.watch_is_over = True
+
+    with capture_logs() as lines:
+        watch = caller.call("Watch")
+        await caller.echo.watching.wait()
+        watch.cancel()
+        await caller.echo.abandoned.wait()
+        await caller.texts("Unary")  # a turn of the loop later
+
+    assert [line["code"] for line in lines] == ["OK", "OK"]
+
+
 @contextmanager
-def logging_configured() -> Iterator[None]:
+def logging_configured(form: str = "auto") -> Iterator[None]:
     before = structlog.get_config()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        configure_logs("info")
+        configure_logs("info", form)
         yield
     finally:
         structlog.contextvars.clear_contextvars()
@@ -518,6 +535,16 @@ def test_the_log_is_json_lines_with_tracebacks_and_request_ids(capsys: pytest.Ca
     assert (ours["event"], ours["level"], ours["request_id"]) == ("call", "error", "r1")
     assert "ZeroDivisionError: why" in ours["exception"]
     assert (theirs["event"], theirs["level"]) == ("of others", "warning")
+
+
+def test_the_log_is_for_people_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_configured("text"):
+        structlog.get_logger().info("job_ended", job_id=7, state="FAILED\x1b[31m")
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "job_ended" in line
+    assert "job_id=7" in line
+    assert "\x1b" not in line
 
 
 # --- Streams
@@ -769,7 +796,7 @@ async def test_a_process_whose_output_is_closed_runs_all_the_same(monkeypatch: p
     monkeypatch.setattr(sys, "stdout", None)  # so it is where somebody starts us with `>&-`
     process = EndingProcess()
 
-    await run(lambda: process)
+    await run(lambda: process, {})
 
     gc.unfreeze()
     assert process.stopped

@@ -55,7 +55,7 @@ async def serve(data_dir: str, point: str) -> None:
         application = Application(settings, lake=DyingLake(Path(data_dir)))
     else:
         application = Application(settings, DyingEngine())
-    await processes.run(lambda: application)
+    await processes.run(lambda: application, settings.told())
 
 
 if __name__ == "__main__":

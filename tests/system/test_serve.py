@@ -82,6 +82,12 @@ def test_a_server_drains_on_sigterm_and_finds_its_data_again(tmp_path: Path) -> 
     assert [dataset.id for dataset in listed.datasets] == [made]
     lines = [json.loads(line) for line in log.splitlines()]
     assert any(line["event"] == "call" and line["method"].endswith("CreateDataset") for line in lines)
+    assert lines[0]["event"] == "started"
+    assert lines[0]["settings"]["data_dir"] == str(tmp_path)
+    assert [(line["event"], line["why"]) for line in lines[-2:]] == [
+        ("stopping", "SIGTERM"),
+        ("stopped", "SIGTERM"),
+    ]
 
 
 def test_a_second_server_on_the_same_data_is_refused_in_one_line(

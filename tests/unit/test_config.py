@@ -46,6 +46,7 @@ BAD = [
     ("threads", "1_0"),
     ("threads", "٣"),
     ("log_level", "loud"),
+    ("log_format", "xml"),
     ("drain_seconds", "soon"),
     ("drain_seconds", "-1"),
     ("max_record_bytes", "0"),
@@ -88,6 +89,7 @@ def test_a_folder_is_all_that_has_to_be_given() -> None:
         memory_limit_mb=None,
         threads=None,
         log_level="info",
+        log_format="auto",
         drain_seconds=10,
         connection_age_seconds=3_600,
         max_record_bytes=100_000,
@@ -119,6 +121,7 @@ def test_every_option_has_its_variable() -> None:
             "PROFILE_EXPORT_MEMORY_LIMIT_MB": "2048",
             "PROFILE_EXPORT_THREADS": "4",
             "PROFILE_EXPORT_LOG_LEVEL": "DEBUG",
+            "PROFILE_EXPORT_LOG_FORMAT": "JSON",
             "PROFILE_EXPORT_DRAIN_SECONDS": "0",
             "PROFILE_EXPORT_CONNECTION_AGE_SECONDS": "900",
             "PROFILE_EXPORT_MAX_RECORD_BYTES": "5000",
@@ -153,6 +156,7 @@ def test_every_option_has_its_variable() -> None:
         memory_limit_mb=2_048,
         threads=4,
         log_level="debug",
+        log_format="json",
         drain_seconds=0,
         connection_age_seconds=900,
         max_record_bytes=5_000,
@@ -263,7 +267,7 @@ def test_a_url_that_cannot_be_used_is_not_repeated(url: str) -> None:
 def test_a_url_is_not_printed() -> None:
     settings = load({**FOLDER, "database_url": "postgresql://me:password@there/x"}, {})
 
-    for printed in (repr(settings), str(settings.database_url), f"{settings}"):
+    for printed in (repr(settings), str(settings.database_url), f"{settings}", str(settings.told())):
         assert "password" not in printed
     assert settings.url == "postgresql://me:password@there/x"
 
@@ -280,6 +284,7 @@ def test_a_worker_needs_the_folder_and_the_database_of_its_servers() -> None:
         memory_limit_mb=None,
         threads=None,
         log_level="info",
+        log_format="auto",
         quotas=replace(DEFAULT_QUOTAS, running_jobs=7),
         adopt_lake=False,
     )

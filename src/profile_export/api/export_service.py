@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from profile_export.api.convert import jobs as convert
 from profile_export.api.convert.lists import Pages, fitting
-from profile_export.api.interceptors import Context, current_tenant
+from profile_export.api.interceptors import Context, current_tenant, write_last
 from profile_export.application.doors import compute
 from profile_export.application.jobs import JobUseCases
 from profile_export.application.watch.job_feed import FeedWatches
@@ -45,7 +47,8 @@ class ExportService(ExportServiceServicer):
 
     # Streams are written to the context, which grpc.aio takes as well as a generator, and which waits for the reader.
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> None:  # type: ignore[override]  # as said
-        await self._watches.serve(current_tenant(), convert.watch_options(request), context.write)
+        options = convert.watch_options(request)
+        await self._watches.serve(current_tenant(), options, context.write, partial(write_last, context))
 
     async def WatchJobs(self, request: pb.WatchJobsRequest, context: Context) -> None:  # type: ignore[override]  # as above
         tenant, options = current_tenant(), convert.feed_options(request)

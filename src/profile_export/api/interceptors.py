@@ -60,11 +60,18 @@ _SANDBOX = "x-sandbox-name"
 # A context variable, because the context of a call takes no attributes; every call runs in a context of its own.
 _TENANT: ContextVar[Tenant] = ContextVar("tenant")
 _DEFAULT = Tenant()
+_CALL: ContextVar[_Call] = ContextVar("call")
 
 
 def current_tenant() -> Tenant:
     """Return the tenant of the call that runs; LookupError outside of a call."""
     return _TENANT.get()
+
+
+async def write_last(context: Context, message: bytes) -> None:
+    """Write the message of a stream after which nothing follows: a client that goes with it has not hung up."""
+    _CALL.get().has_said_all = True
+    await context.write(message)
 
 
 def _enter(metadata: Iterable[tuple[str, str | bytes]]) -> Tenant:
@@ -187,13 +194,15 @@ async def _read(handler: _Handler, request: Any, decode: Callable[[bytes], Any])
 class _Call:
     """What one line of the log says of a call."""
 
-    __slots__ = ("_started", "method", "request_id", "tenant")
+    __slots__ = ("_started", "has_said_all", "method", "request_id", "tenant")
 
     def __init__(self, method: str, request_id: str) -> None:
         self._started = time.perf_counter()
         self.method = method
         self.request_id = request_id
         self.tenant: Tenant | None = None
+        self.has_said_all = False
+        _CALL.set(self)
         structlog.contextvars.bind_contextvars(request_id=request_id)  # for lines written while it runs
 
     def log(self, code: str, reason: str = "", error: Exception | None = None) -> None:
@@ -203,8 +212,11 @@ class _Call:
             _log.error("call", **self._facts(code, reason), exc_info=error)
 
     def log_hang_up(self) -> None:
-        """Say that the client is gone, which is nobody's fault."""
-        _log.debug("call", **self._facts("CANCELLED", ""))
+        """Say that the client is gone, which is nobody's fault; if it has been told all, it is done."""
+        if self.has_said_all:
+            self.log("OK")
+        else:
+            _log.debug("call", **self._facts("CANCELLED", ""))
 
     def _facts(self, code: str, reason: str) -> dict[str, Any]:
         return {

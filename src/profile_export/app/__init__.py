@@ -41,7 +41,7 @@ def serve(options: Options) -> None:
         StartError: A setting, the address or the database cannot be used.
     """
     settings = _settings(load, options)
-    asyncio.run(processes.run(lambda: Application(settings)))
+    asyncio.run(processes.run(lambda: Application(settings), settings.told()))
 
 
 def work(options: Options) -> None:
@@ -54,7 +54,7 @@ def work(options: Options) -> None:
         StartError: A setting or the database cannot be used.
     """
     settings = _settings(load_worker, options)
-    asyncio.run(processes.run(lambda: WorkerProcess(settings)))
+    asyncio.run(processes.run(lambda: WorkerProcess(settings), settings.told()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def _settings(read: Callable[[Options, Mapping[str, str]], _Settings], options: 
         settings = read(options, os.environ)
     except SettingsError as error:
         raise StartError(str(error)) from error
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, settings.log_format)
     _keep_private(settings.data_dir)
     return settings
 

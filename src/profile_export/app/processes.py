@@ -6,16 +6,18 @@ import asyncio
 import errno
 import gc
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from io import TextIOBase
-from typing import Protocol, TextIO, cast
+from typing import Any, Protocol, TextIO, cast
 
 import grpc.aio
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from profile_export.api.server import BindError
 from profile_export.domain.errors import DomainError
@@ -24,6 +26,7 @@ from profile_export.processes.plain_file import NotPlainFileError
 from profile_export.store.db.transactions import CannotOpenError, explained
 
 _OF_GRPC = "grpc._cython.cygrpc"
+_EVENT_WIDTH = 16
 
 
 class _LogStream(TextIOBase):
@@ -40,8 +43,11 @@ class _LogStream(TextIOBase):
         """Do nothing: stderr is written line by line."""
 
 
-def configure_logs(level: str) -> None:
-    """Send everything of `level` (`debug`, `info`, `warning`, `error`) and above to stderr, as JSON lines."""
+def configure_logs(level: str, form: str = "auto") -> None:
+    """Send everything of `level` (`debug`, `info`, `warning`, `error`) and above to stderr.
+
+    The form `json` is JSON lines, `text` lines for people, `auto` the latter if stderr is a terminal.
+    """
     stream = cast("TextIO", _LogStream())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -49,7 +55,13 @@ def configure_logs(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    render = structlog.processors.JSONRenderer()
+    render: Processor = structlog.processors.JSONRenderer()
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    if form == "text" or (form == "auto" and is_terminal):
+        shared.append(_without_control)
+        render = structlog.dev.ConsoleRenderer(
+            colors=is_terminal and not os.environ.get("NO_COLOR"), pad_event_to=_EVENT_WIDTH
+        )
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, render],
@@ -67,6 +79,18 @@ def configure_logs(level: str) -> None:
     logging.getLogger(_OF_GRPC).addFilter(is_no_hang_up)
     # Libraries speak up from warnings on: at `info` they tell of their own steps, not of ours.
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+def _without_control(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Escape what would steer a terminal in the texts of an event, but for the lines of a traceback."""
+    return {name: _printable(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def is_no_hang_up(record: logging.LogRecord) -> bool:
@@ -105,15 +129,21 @@ class Process(Protocol):
         ...
 
 
-async def run(make: Callable[[], Process]) -> None:
-    """Make a process and run it until SIGTERM or SIGINT.
+async def run(make: Callable[[], Process], settings: Mapping[str, Any]) -> None:
+    """Make a process and run it until SIGTERM or SIGINT. The log has its settings and its end.
 
     Raises:
         StartError: It cannot start.
     """
-    told_to_stop = asyncio.Event()
+    told_to_stop, why = asyncio.Event(), "it could not go on"
+
+    def stop(number: signal.Signals) -> None:
+        nonlocal why
+        why = number.name
+        told_to_stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     with starting():
         process = make()
         ready = await process.start()
@@ -121,11 +151,18 @@ async def run(make: Callable[[], Process]) -> None:
     # time it looks them over.
     gc.collect()
     gc.freeze()
+    _log.info(
+        "started", version=version("profile-export"), ready=ready, process_id=os.getpid(), settings=settings
+    )
     # Where standard output is closed, this writes nothing.
     print(ready, flush=True)  # noqa: T201 - it is for whoever started the process
     waits = [asyncio.ensure_future(told_to_stop.wait()), asyncio.ensure_future(process.ended())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    await process.stop()
+    _log.info("stopping", why=why)
+    try:
+        await process.stop()
+    finally:
+        _log.info("stopped", why=why)
 
 
 @contextmanager

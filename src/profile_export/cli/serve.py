@@ -63,6 +63,7 @@ _QUOTA_RUNNING_JOBS = _text(
     "N", "How many jobs of one tenant run at once, over all servers and workers; 0: any number. Default: 100."
 )
 _LOG_LEVEL = _text("LEVEL", "debug, info, warning or error.")
+_LOG_FORMAT = _text("FORM", "auto, json or text. Default: auto, text on a terminal and else JSON.")
 _ADOPT_LAKE = _flag(
     "--adopt-lake",
     "Take the data directory's files over though the database is not the one that they are of. What it "
@@ -186,6 +187,7 @@ def serve(settings: _Settings) -> None:
         "threads": _THREADS,
         "quota_running_jobs": _QUOTA_RUNNING_JOBS,
         "log_level": _LOG_LEVEL,
+        "log_format": _LOG_FORMAT,
         "adopt_lake": _ADOPT_LAKE,
     }
 )
@@ -212,6 +214,7 @@ _DATABASE = {
         "directory.",
     ),
     "log_level": _LOG_LEVEL,
+    "log_format": _LOG_FORMAT,
 }
 
 

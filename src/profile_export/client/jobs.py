@@ -1,8 +1,9 @@
 """Calls about export jobs."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Collection, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -22,6 +23,8 @@ FINAL_STATES = (jobs.JOB_STATE_SUCCEEDED, jobs.JOB_STATE_FAILED, jobs.JOB_STATE_
 _HEARTBEAT = Duration(seconds=15)
 _SILENCE_SECONDS = 45.0
 """Three heartbeats."""
+_END_SECONDS = 1.0
+"""How long a server may take to end a call whose last message has come."""
 # A call that arrives just as a server stops may be told CANCELLED, which nobody here has asked for.
 _LOST = {"UNAVAILABLE", "CANCELLED"}
 
@@ -211,6 +214,9 @@ class JobCalls(Calls):
                     yield message
                 if message.HasField("job") and message.job.state in FINAL_STATES:
                     # What the call still has to say is that it is over; if it breaks off instead, nothing is missing.
+                    with suppress(ClientError, TimeoutError):
+                        async with asyncio.timeout(_END_SECONDS):
+                            await anext(received, None)
                     return
 
     async def watch_jobs(

@@ -148,8 +148,8 @@ class JobWatches:
             lambda tenant_and_job: JobLog(jobs, wakeups, encoder, now, *tenant_and_job)
         )
 
-    async def serve(self, tenant: Tenant, options: WatchOptions, write: Write) -> None:
-        """Write to one watcher until the job is final.
+    async def serve(self, tenant: Tenant, options: WatchOptions, write: Write, write_last: Write) -> None:
+        """Write to one watcher until the job is final, and then the last message with `write_last`.
 
         A slow reader holds up only its own coroutine: between two writes it has a revision and a flag, no queue.
 
@@ -162,9 +162,11 @@ class JobWatches:
         with self._watchers.one(tenant) as flag:
             async with self._logs.of((tenant, options.job_id), flag) as log:
                 log.view.job.check_reached(options.after_revision or 0)
-                await self._follow(log, flag, options, write)
+                await self._follow(log, flag, options, write, write_last)
 
-    async def _follow(self, log: JobLog, flag: asyncio.Event, options: WatchOptions, write: Write) -> None:
+    async def _follow(
+        self, log: JobLog, flag: asyncio.Event, options: WatchOptions, write: Write, write_last: Write
+    ) -> None:
         pacing = Pacing(options.intervals)
         revision = options.after_revision
         told = log.progress_number if revision is None else 0
@@ -176,10 +178,11 @@ class JobWatches:
                 # A snapshot, moves, or the end told again to one that resumes there.
                 message = log.snapshot() if revision is None else log.moves_after(revision)
                 revision = job.revision
+                if job.is_final:
+                    await write_last(message)
+                    return
                 await write(message)
                 pacing.wrote()
-                if job.is_final:
-                    return
             elif log.progress_number not in {0, told} and pacing.progress_due:
                 told = log.progress_number
                 await write(log.progress())

@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlite3 import Error as DriverError
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -38,6 +39,8 @@ from profile_export.store.db.wakeups import Wakeups
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # `now()` would be when the transaction began, which may be long before it got the lock.
 _POSTGRESQL_TIME = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)")
+
+_log = structlog.get_logger(__name__)
 
 
 MOST_AT_ONCE = 500
@@ -174,6 +177,8 @@ class Database:
             raise database_busy() from error
         if transaction.new_unions:
             self.unions.keep(*transaction.new_unions)
+        for name, facts in transaction.events:
+            _log.info(name, **facts)
         self.wakeups.fire(transaction.changes)
 
 

@@ -163,7 +163,8 @@ class Transaction(AsyncConnection):
     """A transaction that collects what it changes. `Database` wakes those who wait for that after the commit.
 
     Each of `changes` is a job, or None for batches. The methods that return rows read long JSON beside the loop.
-    `unions` are those that the database keeps; it keeps `new_unions` after the commit.
+    `unions` are those that the database keeps; it keeps `new_unions` after the commit. Each of `events` is a name with
+    facts, which the log has after the commit.
     """
 
     def __init__(self, engine: AsyncEngine, unions: KeptUnions) -> None:
@@ -171,6 +172,11 @@ class Transaction(AsyncConnection):
         self.unions = unions
         self.new_unions: tuple[int, int, Unions] | None = None
         self.changes: list[ChangedJob | None] = []
+        self.events: list[tuple[str, Mapping[str, Any]]] = []
+
+    def tell(self, name: str, **facts: Any) -> None:
+        """Have the log say something if the transaction is committed."""
+        self.events.append((name, facts))
 
     def job_changed(self, job_id: int, tenant_id: int, *, one_may_be_due: bool = False) -> None:
         """Say that the transaction changes a job.

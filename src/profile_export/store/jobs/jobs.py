@@ -227,6 +227,15 @@ async def move_job(connection: Transaction, row: Row[Any], move: Move, **changes
     if phase:
         await stamp(connection, job.id, job.attempt, phase, now)
     if job.is_final:
+        connection.tell(
+            "job_ended",
+            job_id=job.id,
+            state=job.state.name,
+            attempt=job.attempt,
+            rows=job.metrics.rows_written,
+            seconds=round((now - job.create_time).total_seconds(), 3),
+            errors=[error.code for error in job.errors],
+        )
         await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == job.id))
     if job.state in _BATCH_ENDS:
         await drop_batches_of_job(connection, job.id, _BATCH_ENDS[job.state], now)
