@@ -58,14 +58,17 @@ class Terminal:
     address: str
     sandbox: str
 
-    def type(self, *words: str | Path, to: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-        """Type a command, with further variables."""
+    def type(
+        self, *words: str | Path, to: str = "", given: bytes = b"", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Type a command, with further variables; `given` is what it reads from standard input."""
         talks = words[0] not in {"serve", "worker", "db", "contexts"} and words[:2] != ("jobs", "verify")
         typed = [*map(str, words), *(("--sandbox", self.sandbox) if talks else ())]
         variables = environment(**{"PROFILE_EXPORT_ADDRESS": to or self.address} | more)
         with tempfile.TemporaryDirectory() as folder:
-            out, err = Path(folder, "out"), Path(folder, "err")
-            command = _LOADED.Process(target=_run, args=(typed, variables, out, err))
+            out, err, source = Path(folder, "out"), Path(folder, "err"), Path(folder, "in")
+            source.write_bytes(given)
+            command = _LOADED.Process(target=_run, args=(typed, variables, source, out, err))
             command.start()
             command.join(60)
             if command.exitcode is None:
@@ -74,13 +77,15 @@ class Terminal:
             return subprocess.CompletedProcess(typed, command.exitcode, out.read_text(), err.read_text())
 
     def get(self, *words: str | Path, **more: str) -> str:
-        done = self.type(*words, **more)
+        done = self.type(*words, given=b"", **more)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.strip()
 
 
-def _run(words: Sequence[str], variables: Mapping[str, str], out: Path, err: Path) -> None:
-    """Be the command, with what it writes in files, as after `>` and `2>` in a shell."""
+def _run(words: Sequence[str], variables: Mapping[str, str], source: Path, out: Path, err: Path) -> None:
+    """Be the command, with what it reads and writes in files, as after `<`, `>` and `2>` in a shell."""
+    os.dup2(os.open(source, os.O_RDONLY), 0)
+    sys.stdin = os.fdopen(0)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), descriptor)
     os.environ.clear()

@@ -1,6 +1,7 @@
 """Uploads by the command line: folders, bad rows, and what is left when a process or a line dies half-way."""
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -25,6 +26,12 @@ def write(path: Path, rows: Sequence[object]) -> Path:
     """Write rows as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file of any kind."""
+    path.write_bytes(content)
     return path
 
 
@@ -55,8 +62,10 @@ def test_a_folder_is_one_batch_with_the_rows_in_the_order_of_the_paths(
 ) -> None:
     dataset_id = terminal.get(*CREATE)
 
-    line = terminal.get("datasets", "upload", dataset_id, exports)
+    done = terminal.type("datasets", "upload", dataset_id, exports)
 
+    line = done.stdout.strip()
+    assert "Not taken: notes.txt." in done.stderr
     (batch,) = json.loads(terminal.get("batches", "list", dataset_id, "--json"))
     assert line.startswith(f"batch {batch['id']}: 7 rows, ")
     assert line.endswith(" rows/s)")
@@ -306,21 +315,25 @@ def test_an_unknown_suffix_or_an_empty_folder_says_what_to_do(terminal: Terminal
     by_folder = terminal.type("datasets", "upload", "x", tmp_path)
 
     assert by_name.returncode == by_folder.returncode == 2
-    assert "--format with one of json-lines, json-array, csv, parquet" in by_name.stderr
-    assert ".json, .jsonl, .ndjson, .csv, .parquet" in by_folder.stderr
+    assert "--format with one of json-lines, json-array, csv, tsv, parquet" in by_name.stderr
+    assert (
+        ".json, .jsonl, .ndjson, .jsonlines, .csv, .tsv, .tab, .parquet, .parq, .pq, or in one and .gz"
+        in by_folder.stderr
+    )
 
 
 def test_a_batch_that_was_taken_back_needs_another_id(terminal: Terminal, exports: Path) -> None:
     # given a folder that was uploaded and taken back
     dataset_id = terminal.get(*CREATE)
-    batch_id = terminal.get("datasets", "upload", dataset_id, exports).split(":")[0].removeprefix("batch ")
+    first = terminal.type("datasets", "upload", dataset_id, exports).stdout
+    batch_id = first.split(":")[0].removeprefix("batch ")
     assert (
         terminal.get("batches", "revert", batch_id, "--reason", "wrong day") == f"batch {batch_id} REVERTED"
     )
 
     # when it is uploaded again
     refused = terminal.type("datasets", "upload", dataset_id, exports)
-    done = terminal.get("datasets", "upload", dataset_id, exports, "--batch-id", "anew")
+    done = terminal.type("datasets", "upload", dataset_id, exports, "--batch-id", "anew").stdout
 
     # then it needs a name of its own
     assert refused.returncode == 1
@@ -367,3 +380,123 @@ def test_a_batch_that_is_refused_as_a_whole_stays_open_and_says_so(
     assert "[FIELD_TYPE_CONFLICT]" in refused.stderr
     batch_id = refused.stderr.split("profile-export batches abort ")[1].split("`")[0]
     assert done.startswith(f"batch {batch_id}: 2 rows, ")
+
+
+# --- What can be taken ---
+
+
+def test_packed_files_and_all_suffixes_are_taken_and_the_others_named(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    # given a folder with files of all suffixes, some packed, one of several members, and some that are no rows
+    folder = tmp_path / "all"
+    folder.mkdir()
+    members = [gzip.compress(text.encode()) for text in ("crmId\n", "a\n")]
+    (folder / "a.csv.gz").write_bytes(b"".join(members))
+    (folder / "b.tsv").write_text("crmId\tcity\nb\tOslo, Norway\n")
+    (folder / "c.tab").write_text("\tcrmId\n0\tc\n")
+    write(folder / "d.jsonlines", [{"crmId": "d"}])
+    (folder / "e.json.gz").write_bytes(gzip.compress(json.dumps([{"crmId": "e"}]).encode()))
+    duckdb.execute(f"COPY (SELECT 'f' AS crmId) TO '{folder}/f.pq' (FORMAT parquet)")
+    for name in ("_SUCCESS", "notes.txt", "x.zip", "y.csv.bz2"):
+        (folder / name).write_text("x")
+    dataset_id = terminal.get(*CREATE)
+
+    # when it is uploaded
+    done = terminal.type("datasets", "upload", dataset_id, folder)
+
+    # then all rows are there, and what was not taken or left out is told
+    assert done.returncode == 0
+    assert "Not taken: _SUCCESS, notes.txt, x.zip and 1 more." in done.stderr
+    assert "3-c.tab: The first column has no name and was left out." in done.stderr
+    assert stored(terminal, dataset_id, tmp_path / "out", "crmId, city") == [
+        ("a", None),
+        ("b", "Oslo, Norway"),
+        ("c", None),
+        ("d", None),
+        ("e", None),
+        ("f", None),
+    ]
+
+
+def test_standard_input_is_a_file_and_renames_and_placeholders_are_part_of_the_batch(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    dataset_id = terminal.get(*CREATE)
+    sent = b"id,city\n1,NULL\n2,Oslo\n"
+    upload = ("datasets", "upload", dataset_id, "-", "--format", "csv", "--map", "id=crmId")
+
+    first = terminal.type(*upload, "--null-value", "NULL", given=sent)
+    again = terminal.type(*upload, "--null-value", "NULL", given=gzip.compress(sent))
+    other = terminal.type(*upload, given=sent)
+
+    assert "2 rows" in first.stdout
+    assert "1 texts read as absent" in first.stdout
+    assert "was there already" in again.stdout
+    assert "was there already" not in other.stdout
+    assert sorted(stored(terminal, dataset_id, tmp_path / "out", "crmId, city"), key=str) == [
+        ("1", "NULL"),
+        ("1", None),
+        ("2", "Oslo"),
+        ("2", "Oslo"),
+    ]
+
+
+def test_what_cannot_be_taken_is_refused_in_a_line(terminal: Terminal, tmp_path: Path) -> None:
+    dataset_id = terminal.get(*CREATE)
+    rows = gzip.compress(b"crmId\n" + b"x" * 300_000_000, 1)
+    cut = write_bytes(tmp_path / "cut.csv.gz", rows[:10_000])
+    bomb = write_bytes(tmp_path / "bomb.csv.gz", rows)
+    partition = write(tmp_path / "hive" / "country=NL" / "a.jsonl", [{"crmId": "1"}]).parents[1]
+    table = write_bytes(tmp_path / "people.csv", b"crmId;city\n1;Oslo\n")
+    expected: dict[tuple[str | Path, ...], str] = {
+        ("-",): "The format of standard input cannot be guessed",
+        (cut,): "cut.csv.gz is no sound gzip file: it is damaged or cut off. Pack it anew.",
+        (bomb,): "bomb.csv.gz unpacks to more than 200 times its size",
+        (partition,): "lies in the folder country=NL, whose name holds the column 'country'",
+        (table, "--map", "crmId"): "--map 'crmId' says no new name",
+        (
+            table,
+            "--map",
+            "a=b",
+            "--map",
+            "a=c",
+        ): "--map 'a=c' says no new name, or one for a field that has one",
+        (table,): "One column was found, 'crmId;city', where names of fields are expected with commas",
+    }
+
+    for arguments, line in expected.items():
+        done = terminal.type("datasets", "upload", dataset_id, *arguments)
+
+        assert done.returncode in {1, 2}
+        assert line in done.stderr, arguments
+        assert len(done.stderr.splitlines()) == 1
+    assert json.loads(terminal.get("batches", "list", dataset_id, "--json")) == []
+
+
+def test_a_download_names_batches_that_count_no_more_and_prunes_them_when_asked(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    # given two batches that were downloaded, of which one is reverted then, beside a folder of somebody's own
+    dataset_id = terminal.get(*CREATE)
+    for name in ("one", "two"):
+        path = write(tmp_path / f"{name}.jsonl", [{"crmId": name}])
+        terminal.get("datasets", "upload", dataset_id, path, "--batch-id", name)
+    out = tmp_path / "out"
+    download = ("datasets", "download", dataset_id, "--to", out)
+    terminal.get(*download)
+    write(out / "mine" / "x.parquet", [])
+    write(out / "one" / "notes.txt", [])
+    terminal.get("batches", "revert", "one")
+
+    # when it is downloaded again
+    told = terminal.type(*download)
+    kept = {path.name for path in out.iterdir()}
+    pruned = terminal.type(*download, "--prune")
+
+    # then the former batch is named, and removed only when asked, but for what no download wrote
+    assert f"{out / 'one'} counts no more, its batch is REVERTED" in told.stderr
+    assert kept == {"mine", "one", "two"}
+    assert "Removed the files of" in pruned.stderr
+    assert [path.name for path in (out / "one").iterdir()] == ["notes.txt"]
+    assert (out / "mine" / "x.parquet").exists()

@@ -1,21 +1,23 @@
 """Batches: the upload of files with a bar that says how far it is, what became of one, and taking it back."""
 
-import re
+import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 from rich.progress import Progress
 from rich.text import Text
 
+from profile_export.cli.sources import Format, find_sources, not_taken
 from profile_export.cli.terminal.cells import Size, batch_state, count, size
 from profile_export.cli.terminal.command import AsJson, command
 from profile_export.cli.terminal.names import DATASET
 from profile_export.cli.terminal.output import (
     Fact,
+    complain,
     console,
     print_facts,
     print_json,
@@ -33,15 +35,12 @@ from profile_export.client import (
     RejectedRow,
     UploadBatchResponse,
     UploadFile,
-    UploadFormat,
+    UploadOptions,
     UploadPhase,
     UploadProgress,
     as_json,
 )
 
-_BEGINNING = 64 * 1024
-_LONGEST_NAME = 128
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _LONGEST_LABEL = 32
 _REJECTED_SHOWN = 20
 _LONGEST_ROW = 200
@@ -242,83 +241,6 @@ def print_rejected(
 # --- Uploads ---
 
 
-class Format(Enum):
-    """What the bytes of a file are."""
-
-    JSON_LINES = "json-lines"
-    JSON_ARRAY = "json-array"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-
-_EITHER_JSON = ".json"
-_SUFFIXES = {
-    ".jsonl": Format.JSON_LINES,
-    ".ndjson": Format.JSON_LINES,
-    ".csv": Format.CSV,
-    ".parquet": Format.PARQUET,
-}
-
-
-def files_to_upload(paths: Sequence[Path], chosen: Format | None) -> list[UploadFile]:
-    """Return the files at the paths, each once, in the order of their paths.
-
-    Of a folder they are those at any depth that have a known suffix and are not hidden.
-
-    Args:
-        paths: Files and folders.
-        chosen: The format of all of them. None: guessed, of each.
-
-    Raises:
-        typer.BadParameter: There is no file, or a format cannot be guessed.
-    """
-    found = {path.resolve(): path for given in paths for path in _files_at(given)}
-    listed = sorted(found.values())
-    names = [_name(path, place, len(listed)) for place, path in enumerate(listed, 1)]
-    return [
-        UploadFile(path, UploadFormat.Value(f"UPLOAD_FORMAT_{(chosen or _guessed(path)).name}"), name)
-        for path, name in zip(listed, names, strict=True)
-    ]
-
-
-def _files_at(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    inside = [one for one in path.rglob("*") if one.suffix.lower() in {_EITHER_JSON, *_SUFFIXES}]
-    seen = [one for one in inside if one.is_file() and not _is_hidden(one.relative_to(path))]
-    if not seen:
-        suffixes = ", ".join((_EITHER_JSON, *_SUFFIXES))
-        raise typer.BadParameter(f"No file in {path} ends in one of {suffixes}: name files instead.")
-    yield from seen
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _name(path: Path, place: int, of: int) -> str:
-    """Return a file's name within the batch: the names of all files sort as their paths do."""
-    if of == 1:
-        return "1"
-    number = f"{place:0{len(str(of))}}-"
-    return number + _UNSAFE.sub("_", path.name)[len(number) - _LONGEST_NAME :]
-
-
-def _guessed(path: Path) -> Format:
-    suffix = path.suffix.lower()
-    if suffix == _EITHER_JSON:
-        with path.open("rb") as file:
-            beginning = file.read(_BEGINNING).removeprefix(b"\xef\xbb\xbf").lstrip()
-        return Format.JSON_ARRAY if beginning.startswith(b"[") else Format.JSON_LINES
-    if suffix not in _SUFFIXES:
-        formats = ", ".join(one.value for one in Format)
-        raise typer.BadParameter(
-            f"The format of {path.name} cannot be guessed by its suffix: add --format with one of {formats}."
-        )
-    return _SUFFIXES[suffix]
-
-
 async def upload(
     client: Client,
     dataset_id: Annotated[
@@ -330,16 +252,25 @@ async def upload(
         list[Path],
         typer.Argument(
             metavar="PATH",
-            exists=True,
-            readable=True,
-            help="Files and folders; of a folder all files with a known suffix, hidden ones left out.",
+            help="Files and folders, `-` for standard input; of a folder all files with a known suffix, hidden ones "
+            "left out. Those that end in .gz are unpacked.",
         ),
     ],
     upload_format: Annotated[
         Format | None,
         typer.Option(
-            "--format", help="Default: guessed by .jsonl, .ndjson, .csv, .parquet, and by content for .json."
+            "--format",
+            help="Default: guessed by .jsonl, .ndjson, .jsonlines, .csv, .tsv, .tab, .parquet, .parq, .pq, and by "
+            "content for .json.",
         ),
+    ] = None,
+    null_value: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Read such cells and texts as absent. May be repeated."),
+    ] = None,
+    renamed: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="OLD=NEW", help="Give a field another name. May be repeated."),
     ] = None,
     max_bad_records: Annotated[
         int, typer.Option(min=0, metavar="N", help="Reject so many bad rows of a file before refusing it.")
@@ -355,48 +286,64 @@ async def upload(
     several files count in the order of their paths.
 
     Example: `profile-export datasets upload 5f0c… crm.jsonl` or `profile-export datasets upload 5f0c… exports/
-    --max-bad-records 100`
+    --max-bad-records 100` or `zcat crm.csv.gz | profile-export datasets upload 5f0c… - --format csv --null-value NULL
+    --map customer_id=crmId`
     """
-    files = files_to_upload(paths, upload_format)
+    sources, skipped = find_sources(paths, upload_format)
+    if skipped:
+        complain(not_taken(skipped))
+    options = UploadOptions(max_bad_records, tuple(null_value or ()), _renames(renamed or ()))
     bar = transfer(console(stderr=True))
-    display = _Display(bar, files)
     answer: UploadBatchResponse | CompleteBatchResponse
-    try:
-        with bar:
-            if len(files) > 1:
-                answer = await client.upload_files(
-                    dataset_id,
-                    files,
-                    batch_id=batch_id,
-                    max_bad_records=max_bad_records,
-                    progress=display.show,
-                )
-            else:
-                answer = await client.upload(
-                    dataset_id,
-                    files[0].path,
-                    files[0].format,
-                    batch_id=batch_id,
-                    max_bad_records=max_bad_records,
-                    progress=display.show,
-                )
-    except ClientError as error:
-        await _explain(client, error, display)
-        raise
+    with TemporaryDirectory(prefix="profile-export-") as folder:
+        files = [await asyncio.to_thread(source.ready, Path(folder)) for source in sources]
+        display = _Display(bar, files, [str(source.path) for source in sources])
+        try:
+            with bar:
+                if len(files) > 1:
+                    answer = await client.upload_files(
+                        dataset_id, files, batch_id=batch_id, options=options, progress=display.show
+                    )
+                else:
+                    answer = await client.upload(
+                        dataset_id,
+                        files[0].path,
+                        files[0].format,
+                        batch_id=batch_id,
+                        options=options,
+                        progress=display.show,
+                    )
+        except ClientError as error:
+            await _explain(client, error, display)
+            raise
     if as_data:
         print_json(as_json(answer))
         return
     batch = answer.batch
     typer.echo(_summary(batch, display.seconds, replayed=answer.replayed))
+    for note in batch.notes:
+        complain(note)
     if batch.rejected_rows:
         await _print_rejected(client, batch.id, batch.rejected_rows, display)
+
+
+def _renames(given: Sequence[str]) -> dict[str, str]:
+    renames: dict[str, str] = {}
+    for text in given:
+        sent, mark, name = text.partition("=")
+        if not (sent and mark and name) or sent in renames:
+            raise typer.BadParameter(
+                f"--map {text!r} says no new name, or one for a field that has one: write OLD=NEW, once for each field."
+            )
+        renames[sent] = name
+    return renames
 
 
 class _Display:
     """What the bar shows, and what it has been told."""
 
-    def __init__(self, bar: Progress, files: list[UploadFile]) -> None:
-        self.paths = {file.name: str(file.path) for file in files}
+    def __init__(self, bar: Progress, files: list[UploadFile], shown: list[str]) -> None:
+        self.paths = {file.name: path for file, path in zip(files, shown, strict=True)}
         self.last: UploadProgress | None = None
         self._places = {file.name: place for place, file in enumerate(files, 1)}
         self._began = time.monotonic()
@@ -431,6 +378,8 @@ def _summary(batch: Batch, seconds: float, *, replayed: bool) -> str:
     line = f"batch {batch.id}: {count(batch.rows)} rows, {size(batch.bytes)}"
     if batch.rejected_rows:
         line += f", {count(batch.rejected_rows)} rejected"
+    if batch.null_count:
+        line += f", {count(batch.null_count)} texts read as absent"
     return line + (" (was there already)" if replayed else f" ({_rate(batch.rows, seconds)})")
 
 

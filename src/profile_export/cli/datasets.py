@@ -1,5 +1,7 @@
 """Datasets: make them, fill them, look at them, fetch what exports have written."""
 
+import asyncio
+import re
 import sys
 from datetime import timedelta
 from enum import Enum
@@ -35,12 +37,27 @@ from profile_export.cli.terminal.output import (
     print_rows,
     transfer,
 )
-from profile_export.client import Client, Dataset, DatasetKind, MirrorStatus, as_json
+from profile_export.client import (
+    BatchState,
+    Client,
+    ClientError,
+    Dataset,
+    DatasetKind,
+    MirrorStatus,
+    as_json,
+)
 
 group = typer.Typer(
     no_args_is_help=True,
     help="Datasets: make them, fill them, look at them, fetch what exports have written.",
 )
+
+_BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FORMER = {
+    BatchState.BATCH_STATE_REVERTED,
+    BatchState.BATCH_STATE_EXPIRED,
+    BatchState.BATCH_STATE_REPLACED,
+}
 
 DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="Any dataset, by its id or name."), DATASET]
 
@@ -307,15 +324,22 @@ async def download(
         Path, typer.Option(metavar="DIR", file_okay=False, help="Folder to write to; made if missing.")
     ],
     batch: Annotated[str, typer.Option(metavar="ID", help="Only this batch. Default: all.")] = "",
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove the batches in DIR that count no more, of this dataset.")
+    ] = False,
     as_data: AsJson = False,
 ) -> int | None:
     """Fetch the Parquet files of a dataset, each checked against its SHA-256, into DIR/BATCH/FILE.
 
-    Safe to repeat: files that are there stay, an interrupted one goes on. Prints where each file is.
+    Safe to repeat: files that are there stay, an interrupted one goes on. Prints where each file is. Batches that an
+    earlier download fetched and that count no more, because they were reverted, replaced or have expired, are named on
+    standard error; --prune removes them.
 
     Example: `profile-export datasets download 5f0c… --to out`
     """
-    batches = [one.id for one in await client.list_batches(dataset_id) if batch in {"", one.id}]
+    counting = [one.id for one in await client.list_batches(dataset_id)]
+    await _tell_former(client, dataset_id, to, set(counting), prune=prune)
+    batches = [one for one in counting if batch in {"", one}]
     if not batches:
         named = f"batch {batch}" if batch else "no visible batch"
         complain(f"Dataset {dataset_id} has {'no ' if batch else ''}{named}. See: profile-export jobs list")
@@ -334,6 +358,48 @@ async def download(
     if as_data:
         print_json(fetched)
     return None
+
+
+async def _tell_former(client: Client, dataset_id: str, to: Path, counting: set[str], *, prune: bool) -> None:
+    """Name or remove the batches of a dataset that an earlier download fetched and that count no more.
+
+    What the server does not know is left alone.
+    """
+    for folder in await asyncio.to_thread(_batch_folders, to):
+        if folder.name in counting:
+            continue
+        try:
+            batch = await client.get_batch(folder.name)
+        except ClientError as error:
+            if error.code != "NOT_FOUND":
+                raise
+            continue
+        if batch.dataset_id != dataset_id or batch.state not in _FORMER:
+            continue
+        state = BatchState.Name(batch.state).removeprefix("BATCH_STATE_")
+        if prune:
+            await asyncio.to_thread(_remove_files, folder)
+            complain(f"Removed the files of {folder}: its batch is {state}.")
+        else:
+            complain(
+                f"{folder} counts no more, its batch is {state}: leave it out, or remove it with --prune."
+            )
+
+
+def _batch_folders(to: Path) -> list[Path]:
+    inside = sorted(to.iterdir()) if to.is_dir() else []
+    return [folder for folder in inside if _BATCH_ID.fullmatch(folder.name) and folder.is_dir()]
+
+
+def _remove_files(folder: Path) -> None:
+    """Remove what downloads have written, and the folders that are empty then."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() and path.suffix in {".parquet", ".part"}:
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _advance(bar: Progress, task: TaskID, done: int) -> None:

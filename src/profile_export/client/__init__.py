@@ -3,6 +3,7 @@
 # `as` says that a name is exported.
 
 from profile_export.client.batches import UploadFile as UploadFile
+from profile_export.client.batches import UploadOptions as UploadOptions
 from profile_export.client.batches import UploadPhase as UploadPhase
 from profile_export.client.batches import UploadProgress as UploadProgress
 from profile_export.client.calls import PAGE as PAGE

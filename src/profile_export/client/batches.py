@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,21 @@ class UploadFile:
     path: Path
     format: pb.UploadFormat.ValueType
     name: str
+
+
+@dataclass(frozen=True)
+class UploadOptions:
+    """How files are to be read.
+
+    Attributes:
+        max_bad_records: How many bad rows to reject in each file before the whole file is refused.
+        null_values: Texts that are read as absent.
+        renames: The names that fields get, by those that the files give them.
+    """
+
+    max_bad_records: int = 0
+    null_values: Sequence[str] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)
 
 
 class UploadPhase(Enum):
@@ -66,6 +82,9 @@ class UploadProgress:
     lines: int
 
 
+_PLAIN = UploadOptions()
+
+
 class BatchCalls(Calls):
     """Calls about batches."""
 
@@ -77,7 +96,7 @@ class BatchCalls(Calls):
         *,
         batch_id: str = "",
         file_name: str = "1",
-        max_bad_records: int = 0,
+        options: UploadOptions = _PLAIN,
         progress: Callable[[UploadProgress], None] = lambda _: None,
     ) -> pb.UploadBatchResponse:
         """Send a file: as a batch of its own it counts, whole, when this returns.
@@ -92,10 +111,10 @@ class BatchCalls(Calls):
             upload_format: What its bytes are.
             batch_id: Id of the batch. Empty: derived.
             file_name: Its name within the batch, `[A-Za-z0-9_.-]{1,128}`.
-            max_bad_records: How many bad rows to reject before the whole file is refused.
+            options: How it is to be read.
             progress: Told how far it is.
         """
-        run = self._upload(dataset_id, max_bad_records, progress)
+        run = self._upload(dataset_id, options, progress)
         return await run.one_file(UploadFile(path, upload_format, file_name), batch_id)
 
     async def upload_files(
@@ -104,7 +123,7 @@ class BatchCalls(Calls):
         files: Sequence[UploadFile],
         *,
         batch_id: str = "",
-        max_bad_records: int = 0,
+        options: UploadOptions = _PLAIN,
         progress: Callable[[UploadProgress], None] = lambda _: None,
     ) -> pb.CompleteBatchResponse:
         """Send several files as one batch: all their rows count when this returns, or none.
@@ -117,10 +136,10 @@ class BatchCalls(Calls):
             dataset_id: A record or event dataset.
             files: The files; their names differ.
             batch_id: Id of the batch. Empty: derived.
-            max_bad_records: How many bad rows to reject in each file before the whole file is refused.
+            options: How they are to be read.
             progress: Told how far it is.
         """
-        return await self._upload(dataset_id, max_bad_records, progress).several_files(files, batch_id)
+        return await self._upload(dataset_id, options, progress).several_files(files, batch_id)
 
     async def create_batch(self, dataset_id: str, batch_id: str = "") -> Batch:
         """Open a batch for several files; an empty batch_id lets the server choose one.
@@ -231,9 +250,9 @@ class BatchCalls(Calls):
             output.close()
 
     def _upload(
-        self, dataset_id: str, max_bad_records: int, progress: Callable[[UploadProgress], None]
+        self, dataset_id: str, options: UploadOptions, progress: Callable[[UploadProgress], None]
     ) -> Upload:
-        return Upload(self._datasets, self._metadata, self._patience, dataset_id, max_bad_records, progress)
+        return Upload(self._datasets, self._metadata, self._patience, dataset_id, options, progress)
 
 
 class Upload:
@@ -245,14 +264,14 @@ class Upload:
         metadata: tuple[tuple[str, str], ...],
         patience: timedelta,
         dataset_id: str,
-        max_bad_records: int,
+        options: UploadOptions,
         progress: Callable[[UploadProgress], None],
     ) -> None:
         self._datasets = datasets
         self._metadata = metadata
         self._back_off = BackOff(patience)
         self._dataset_id = dataset_id
-        self._max_bad_records = max_bad_records
+        self._options = options
         self._progress = progress
         self._batch_id = ""
         self._file_name = ""
@@ -304,7 +323,9 @@ class Upload:
             format=file.format,
             batch_id=self._batch_id,
             file_name=file.name,
-            max_bad_records=self._max_bad_records,
+            max_bad_records=self._options.max_bad_records,
+            null_values=self._options.null_values,
+            renames=self._options.renames,
         )
 
         async def send() -> pb.UploadBatchResponse:
@@ -377,6 +398,8 @@ class Upload:
                 return answer
 
     def _derived_id(self, content: str) -> str:
+        if self._options.null_values or self._options.renames:  # the same bytes are other rows then
+            content += json.dumps([sorted(self._options.null_values), sorted(self._options.renames.items())])
         return hashlib.sha256(f"{self._dataset_id} {content}".encode()).hexdigest()[:32]
 
     def _tell(self, phase: UploadPhase) -> None:
