@@ -228,6 +228,18 @@ def test_s27_a_long_that_no_double_holds_is_no_row_of_a_table_of_doubles(lake: L
     assert lake.rows() == [{"_batch_id": "b1", "v": 1.5}]
 
 
+def test_arrays_on_more_levels_than_readers_take_are_an_error_that_says_so(lake: Lake) -> None:
+    value: Any = 1
+    for _ in range(49):
+        value = [value]
+    state = lake.begun(lake.batch("b1", [{"v": value}]))
+
+    with pytest.raises(MirrorError, match="'b2' has fields within each other on more levels"):
+        lake.mirror.sync(TABLE, state, [lake.batch("b2", [{"v": [value]}])], [])
+
+    assert lake.state() == state
+
+
 def test_types_that_do_not_go_together_are_an_error_that_names_them_until_one_is_gone(lake: Lake) -> None:
     text, number = lake.batch("b1", [{"v": "x"}]), lake.batch("b2", [{"v": 1.5}])
     state = lake.begun(text)

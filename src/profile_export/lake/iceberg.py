@@ -61,6 +61,8 @@ from profile_export.domain.schemas.types import (
 from profile_export.lake.data_files import arrow_type, footer_of, open_data_file, stored_fields, sync
 
 CATALOG = "profile_export"
+_MOST_LEVELS = 100
+"""Of a Parquet schema, which Arrow reads by default, and PyIceberg through it."""
 MAX_SNAPSHOTS = 100
 MAX_TAGS = 100
 """How many batches have a tag; the newest keep theirs."""
@@ -282,7 +284,9 @@ class IcebergMirror:
                 footer = footer_of(self._lake / path)
                 if footer.num_rows:
                     _check_batch(footer, path, batch.batch_id)
-                    found.append(_File(path, stored_fields(footer.schema.to_arrow_schema())))
+                    fields = stored_fields(footer.schema.to_arrow_schema())
+                    _check_levels(fields, batch.batch_id)
+                    found.append(_File(path, fields))
         return found
 
     def _placed(self, dataset: MirroredDataset, fields: ObjectType, found: Sequence[_File]) -> list[str]:
@@ -321,6 +325,25 @@ class IcebergMirror:
                 and place.stat().st_mtime < before
             ):
                 place.unlink()
+
+
+def _check_levels(fields: ObjectType, batch_id: str) -> None:
+    if _levels(fields) > _MOST_LEVELS:
+        message = (
+            f"The batch '{batch_id}' has fields within each other on more levels than readers of Iceberg tables take: "
+            "export without them, for such a table."
+        )
+        raise MirrorError(message)
+
+
+def _levels(kind: FieldType) -> int:
+    """Count the levels of a Parquet schema; an array or a map has two."""
+    match kind:
+        case ObjectType(fields):
+            return 1 + max(map(_levels, fields.values()), default=0)
+        case ArrayType(inner) | MapType(inner):
+            return 2 + _levels(inner)
+    return 1
 
 
 def _check_batch(footer: pq.FileMetaData, path: str, batch_id: str) -> None:
