@@ -463,8 +463,8 @@ async def test_policies_are_listed_page_by_page_in_their_newest_versions(caller:
     [
         ({"page_size": -1}, (INVALID, "FIELD_INVALID", ["page_size"])),
         ({"page_token": "made up"}, (INVALID, "PAGE_TOKEN_INVALID", ["page_token"])),
-        ({"filter": "is_default = true"}, (UNIMPLEMENTED, "NOT_BUILT", [])),
-        ({"order_by": "name"}, (UNIMPLEMENTED, "NOT_BUILT", [])),
+        ({"filter": "is_default = perhaps"}, (INVALID, "FIELD_INVALID", ["filter"])),
+        ({"order_by": "version"}, (INVALID, "FIELD_INVALID", ["order_by"])),
     ],
 )
 async def test_a_wrong_page_is_refused(

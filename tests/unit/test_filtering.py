@@ -7,7 +7,17 @@ from collections.abc import Mapping
 import pytest
 
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.lists import Condition, Order, Reader, instant, read_filter, read_order
+from profile_export.domain.lists import (
+    Condition,
+    Order,
+    Reader,
+    instant,
+    read_filter,
+    read_order,
+    truth,
+    word,
+)
+from profile_export.domain.merging.policy import IdentityGraph
 from tests.builders import at
 
 FIELDS: Mapping[str, Reader] = {"dataset_id": str, "rows": int, "ingest_time": instant}
@@ -107,3 +117,42 @@ def test_what_is_no_order_is_refused_with_what_may_be_said(text: str) -> None:
         read_order(text, ["create_time", "name"])
 
     assert [violation.field for violation in refused.value.violations] == ["order_by"]
+
+
+# --- Words, and true or false ---
+
+GRAPHS = {graph.name: graph for graph in IdentityGraph}
+WORDS: Mapping[str, Reader] = {"graph": word(GRAPHS, "IDENTITY_GRAPH_"), "built_in": truth}
+
+
+def test_an_enum_is_named_with_or_without_its_prefix_and_what_is_true_or_false_as_in_json() -> None:
+    assert read_filter("graph = PDG AND graph != IDENTITY_GRAPH_NONE", WORDS) == (
+        Condition("graph", "=", IdentityGraph.PDG),
+        Condition("graph", "!=", IdentityGraph.NONE),
+    )
+    assert read_filter("built_in = true AND built_in != false", WORDS) == (
+        Condition("built_in", "=", True),
+        Condition("built_in", "!=", False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("graph = pdg", "'pdg', which is not one of NONE, PDG"),
+        ("graph = IDENTITY_GRAPH_", "which is not one of NONE, PDG"),
+        ("graph < PDG", "by <; it can be compared with = and != only"),
+        ("built_in = True", "'True', which is not true or false"),
+        ("built_in >= true", "by >=; it can be compared with = and != only"),
+    ],
+)
+def test_another_word_or_comparison_is_refused(text: str, told: str) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        read_filter(text, WORDS)
+
+    assert told in refused.value.message
+
+
+@pytest.mark.parametrize("operator", ["=", "!=", "<", ">="])
+def test_a_field_that_is_absent_meets_no_condition(operator: str) -> None:
+    assert Condition("create_time", operator, at(1)).holds(None) is False

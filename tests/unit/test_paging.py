@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64decode, urlsafe_b64encode
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import product
 
 import pytest
@@ -10,7 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profile_export.domain.errors import InvalidArgumentError
-from profile_export.domain.lists import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, PageRequest, Seal, cut_page
+from profile_export.domain.lists import (
+    DEFAULT_PAGE_SIZE,
+    MAX_PAGE_SIZE,
+    Condition,
+    Order,
+    Page,
+    PageRequest,
+    Read,
+    Seal,
+    cursor_at,
+    cut_page,
+    joined_page,
+)
+from tests.builders import at
 from tests.pages import KEY, page_of
 
 SEAL = Seal(KEY, ())
@@ -236,28 +251,76 @@ def test_pages_together_are_the_whole_list_without_gap_or_repetition(count: int,
     assert read_all(items, page_size) == items
 
 
-def test_the_key_of_a_list_by_number_is_a_number() -> None:
-    assert page_of(0, token_of("42")).number == 42
+def test_the_place_that_a_page_begins_behind_is_a_value_and_a_key() -> None:
+    order = Order("create_time")
+    place = order.place(Item("d1", at(1)))
+
+    assert place == (at(1).timestamp() * 1_000_000, "d1")
+    assert page_of(0, token_of(cursor_at(place))).after == place
+    assert order.place(Item("d2", None)) == (0, "d2")
+    assert page_of().after is None
 
 
-@pytest.mark.parametrize("cursor", ["x", "-1", "1.5", "9" * 19])
-def test_a_made_up_key_of_a_list_by_number_is_refused(cursor: str) -> None:
+@pytest.mark.parametrize("cursor", ["x", "7", "null", "[]", "[1]", "[1, 2, 3]"])
+def test_a_key_of_another_list_is_refused(cursor: str) -> None:
     request = page_of(0, token_of(cursor))
 
     with pytest.raises(InvalidArgumentError) as refused:
-        _ = request.number
+        _ = request.after
 
     assert refused.value.reason == "PAGE_TOKEN_INVALID"
 
 
-def test_the_key_of_a_list_by_name_and_number_is_both() -> None:
-    assert PageRequest(10, "part 1.csv 17", SEAL).place == ("part 1.csv", 17)
-    assert PageRequest(10, "", SEAL).place == ("", 0)
+# --- Lists of what is built in beside what is stored ---
 
 
-@pytest.mark.parametrize("cursor", ["part", "part x", "part -1"])
-def test_a_made_up_key_of_a_list_by_name_and_number_is_refused(cursor: str) -> None:
-    request = PageRequest(10, cursor, SEAL)
+@dataclass(frozen=True)
+class Item:
+    id: str
+    create_time: datetime | None = None
+    name: str = ""
 
-    with pytest.raises(InvalidArgumentError):
-        _ = request.place
+
+NAMES = st.sampled_from(["", "A", "a", "b", "é", "z", "\U0001f600"])
+TIMES = st.integers(0, 3).map(at)
+
+
+@given(
+    st.lists(NAMES, max_size=3),
+    st.lists(st.tuples(NAMES, TIMES), max_size=9),
+    st.sampled_from(
+        [None, *(Order(field, down) for field in ("create_time", "name") for down in (False, True))]
+    ),
+    NAMES,
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
+def test_pages_of_both_together_are_the_whole_list_in_its_order(
+    built: list[str], made: list[tuple[str, datetime]], order: Order | None, least: str, size: int, room: int
+) -> None:
+    """Against a store of which a page reads as many as it asks for, or as there is room for."""
+    built_in = [Item(f"b{number}", None, name) for number, name in enumerate(built)]
+    stored = [Item(f"s{number}", time, name) for number, (name, time) in enumerate(made)]
+    used = order or Order("create_time")
+    wanted = [item for item in (*built_in, *stored) if item.name >= least]
+
+    def read(request: PageRequest) -> Read[Item]:
+        found = sorted((one for one in stored if one in wanted), key=used.place, reverse=used.descending)
+        after = request.after
+        behind = [one for one in found if after is None or used.is_behind(used.place(one), after)]
+        return Read(behind[: min(request.size, room)], len(behind) > min(request.size, room))
+
+    listed: list[Item] = []
+    token = ""
+    while True:
+        request = replace(page_of(size, token), order=order, filter=(Condition("name", ">=", least),))
+        page = joined_page(
+            built_in, read(request), request, Order("create_time"), lambda one: {"name": one.name}
+        )
+        assert page.items or not page.next_token
+        listed += page.items
+        token = page.next_token
+        if not token:
+            break
+
+    assert listed == sorted(wanted, key=used.place, reverse=used.descending)

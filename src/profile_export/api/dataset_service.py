@@ -18,6 +18,8 @@ from profile_export.application.batches import BatchUseCases
 from profile_export.application.datasets import DatasetUseCases, ShownDataset
 from profile_export.application.doors import Streams, compute_if
 from profile_export.application.uploads import UploadSession
+from profile_export.domain.catalog.batches import BATCH_LIST, FILE_LIST, REJECTED_LIST
+from profile_export.domain.catalog.datasets import DATASET_LIST
 from profile_export.domain.errors import AbortedError, InvalidArgumentError
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1.dataset_service_pb2_grpc import DatasetServiceServicer
@@ -58,7 +60,9 @@ class DatasetService(DatasetServiceServicer):
         self, request: pb.ListDatasetsRequest, context: Context
     ) -> bytes:
         page = await self._datasets.list(
-            current_tenant(), await self._pages.of_all(request), show_deleted=request.show_deleted
+            current_tenant(),
+            await self._pages.among(DATASET_LIST, request),
+            show_deleted=request.show_deleted,
         )
 
         def answer() -> bytes:
@@ -136,7 +140,7 @@ class DatasetService(DatasetServiceServicer):
 
     async def ListBatches(self, request: pb.ListBatchesRequest, context: Context) -> pb.ListBatchesResponse:
         page = await self._batches.list(
-            current_tenant(), request.dataset_id, await self._pages.of_all(request)
+            current_tenant(), request.dataset_id, await self._pages.among(BATCH_LIST, request)
         )
         batches, token = fitting(page, convert.batch)
         return pb.ListBatchesResponse(batches=batches, next_page_token=token)
@@ -145,7 +149,7 @@ class DatasetService(DatasetServiceServicer):
         self, request: pb.ListRejectedRowsRequest, context: Context
     ) -> pb.ListRejectedRowsResponse:
         page = await self._batches.rejected_rows(
-            current_tenant(), request.batch_id, await self._pages.of_all(request)
+            current_tenant(), request.batch_id, await self._pages.among(REJECTED_LIST, request)
         )
         rows, token = fitting(page, lambda one: convert.rejected_row(*one))
         return pb.ListRejectedRowsResponse(rows=rows, next_page_token=token)
@@ -156,7 +160,7 @@ class DatasetService(DatasetServiceServicer):
         self, request: pb.ListBatchFilesRequest, context: Context
     ) -> pb.ListBatchFilesResponse:
         page = await self._batches.files(
-            current_tenant(), request.batch_id, await self._pages.of_all(request)
+            current_tenant(), request.batch_id, await self._pages.among(FILE_LIST, request)
         )
         files, token = fitting(page, lambda file: convert.data_file(file, self._batches.location(file.path)))
         return pb.ListBatchFilesResponse(files=files, next_page_token=token)

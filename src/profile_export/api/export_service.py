@@ -11,6 +11,7 @@ from profile_export.application.doors import compute
 from profile_export.application.jobs import JobUseCases
 from profile_export.application.watch.job_feed import FeedWatches
 from profile_export.application.watch.job_log import JobWatches
+from profile_export.domain.job import JOB_LIST
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1.export_service_pb2_grpc import ExportServiceServicer
 
@@ -37,7 +38,7 @@ class ExportService(ExportServiceServicer):
         return pb.GetJobResponse(job=convert.export_job(view))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
-        page = await self._jobs.list(current_tenant(), await self._pages.of_all(request))
+        page = await self._jobs.list(current_tenant(), await self._pages.among(JOB_LIST, request))
         jobs, token = fitting(page, convert.export_job)
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 

@@ -12,6 +12,7 @@ from profile_export.application.doors import compute
 from profile_export.application.policies import PolicyUseCases
 from profile_export.application.profiles import ProfileUseCases
 from profile_export.domain.errors import UnimplementedError
+from profile_export.domain.merging.policy import POLICY_LIST
 from profile_export.v1 import profile_service_pb2 as pb
 from profile_export.v1.profile_service_pb2_grpc import ProfileServiceServicer
 
@@ -38,7 +39,7 @@ class ProfileService(ProfileServiceServicer):
     async def ListMergePolicies(
         self, request: pb.ListMergePoliciesRequest, context: Context
     ) -> pb.ListMergePoliciesResponse:
-        page = await self._policies.list(current_tenant(), await self._pages.of_all(request))
+        page = await self._policies.list(current_tenant(), await self._pages.among(POLICY_LIST, request))
         listed, token = fitting(page, convert.merge_policy)
         return pb.ListMergePoliciesResponse(merge_policies=listed, next_page_token=token)
 

@@ -11,6 +11,7 @@ from profile_export.api.interceptors import Context, current_tenant
 from profile_export.application.datasets import DatasetUseCases
 from profile_export.application.doors import compute_if
 from profile_export.application.schemas import SchemaUseCases
+from profile_export.domain.catalog.datasets import SCHEMA_LIST
 from profile_export.domain.schemas.types import is_wide
 from profile_export.v1 import schema_service_pb2 as pb
 from profile_export.v1.schema_service_pb2_grpc import SchemaServiceServicer
@@ -45,7 +46,7 @@ class SchemaService(SchemaServiceServicer):
         )
 
     async def ListSchemas(self, request: pb.ListSchemasRequest, context: Context) -> pb.ListSchemasResponse:
-        page = await self._schemas.list(current_tenant(), await self._pages.of_all(request))
+        page = await self._schemas.list(current_tenant(), await self._pages.among(SCHEMA_LIST, request))
         schemas, token = fitting(page, partial(convert.schema, listed=True))
         return pb.ListSchemasResponse(schemas=schemas, next_page_token=token)
 

@@ -31,7 +31,7 @@ from profile_export.domain.errors import (
     Reason,
     UnavailableError,
 )
-from profile_export.domain.lists import Page, PageRequest, cut_page
+from profile_export.domain.lists import Order, Page, PageRequest, cursor_at, cut_page
 from profile_export.domain.schemas.types import ObjectType, TypeConflictError, type_at
 from profile_export.ingest.ingestion import ingest
 from profile_export.ingest.output import REJECTED_FILE, RowsRefusedError, read_rejected
@@ -51,6 +51,7 @@ from profile_export.store.files.uploads import (
 
 _VIOLATIONS_TOLD = 10
 _RETRY_AFTER = timedelta(seconds=1)
+_BY_FILE = Order("file_name")
 _MOST_PAGE_BYTES = 2 * 1024 * 1024
 """How many bytes of rows a page has: clients take 4 MiB in one message, of which some tell why."""
 _Result = TypeVar("_Result")
@@ -366,7 +367,9 @@ class Loading:
             await asyncio.to_thread(self.lake.forget_upload, name)
 
     async def rejected_rows(self, batch: Batch, request: PageRequest) -> Page[tuple[str, RejectedRow]]:
-        """Return a page of the rows that were refused, each with the name of its file, in the order of both.
+        """Return a page of the rows that were refused, each with the name of its file.
+
+        They come in the order of file names, or the reverse, and then of their numbers.
 
         It has fewer rows than asked for where they are large.
 
@@ -374,24 +377,30 @@ class Loading:
             InvalidArgumentError: The page token is not one of ours.
         """
         kept = [upload for upload in batch.uploads if upload.rejected_rows]
+        if request.order and request.order.descending:
+            kept.reverse()
         async with self.lake.readable(f"{upload.folder}/{REJECTED_FILE}" for upload in kept):
             found = await asyncio.to_thread(self._rejected_rows, kept, request)
         if sum(len(row.text.encode()) for _, row in found) > _MOST_PAGE_BYTES:
             request = replace(request, size=len(found) - 1)
-        return cut_page(found, request, lambda last: f"{last[0]} {last[1].row}")
+        return cut_page(found, request, lambda last: cursor_at((last[0], last[1].row)))
 
     def _rejected_rows(
         self, uploads: Sequence[Upload], request: PageRequest
     ) -> list[tuple[str, RejectedRow]]:
         """Read one row more than a page has; or stop after the row whose bytes exceed those of a page."""
-        after_file, after_row = request.place
+        after_file, after_row = request.after or ("", 0)
+        order = request.order or _BY_FILE
         found: list[tuple[str, RejectedRow]] = []
         room = _MOST_PAGE_BYTES
         for upload in uploads:
-            if upload.file_name < after_file:
+            if after_file and order.is_behind(after_file, upload.file_name):
                 continue
             path = self.lake.root / upload.folder / REJECTED_FILE
             for row in read_rejected(path, after_row if upload.file_name == after_file else 0):
+                told = {"file_name": upload.file_name, "reason": row.code, "path": row.path}
+                if not all(condition.holds(told[condition.field]) for condition in request.filter):
+                    continue
                 found.append((upload.file_name, row))
                 room -= len(row.text.encode())
                 if len(found) > request.size or room < 0:

@@ -13,6 +13,7 @@ from typing import Protocol
 from profile_export.domain.errors import FailedPreconditionError, PastEndError
 from profile_export.domain.export.plan import ExportCounts
 from profile_export.domain.export.request import BoundRequest
+from profile_export.domain.lists import ListFields, instant, word
 
 MAX_ATTEMPTS = 3
 FIRST_BACK_OFF = timedelta(seconds=1)
@@ -38,6 +39,15 @@ class JobState(StrEnum):
     """Nobody: final. Nothing of it is visible."""
 
 
+JOB_LIST = ListFields(
+    {
+        "state": word({state.name: state for state in JobState}, "JOB_STATE_"),
+        "dataset_id": str,
+        "create_time": instant,
+        "update_time": instant,
+    },
+    ("create_time", "update_time"),
+)
 FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 

@@ -7,9 +7,10 @@ import json
 import operator
 import re
 from base64 import b64decode, urlsafe_b64encode
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from profile_export.domain.errors import InvalidArgumentError
@@ -20,7 +21,8 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_PAGE_BYTES = 2 * 2**20
 """About how many bytes a page may have: it ends early, but has one item at least."""
-_LONGEST_NUMBER = 18  # digits that every 64-bit integer has room for
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _MAC_BYTES = 16
 
 
@@ -61,13 +63,77 @@ class Seal:
         return urlsafe_b64encode(mac + content).decode()
 
 
+Reader = Callable[[str], Any]
+"""Reads the value of a condition; raises ValueError, whose text says what a value must be, if it is none."""
+
+_OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_EQUALITY = {"=", "!="}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a field of everything listed has to be."""
+
+    field: str
+    operator: str
+    value: Any
+
+    def compared(self, value: Any) -> Any:
+        """Compare the field's value, or a database's column of such values; text compares as its UTF-8 bytes do."""
+        return _OPERATORS[self.operator](value, self.value)
+
+    def holds(self, value: Any) -> bool:
+        """Say whether a value meets the condition; None, for a field that is absent, meets none."""
+        return value is not None and self.compared(value)
+
+
+Filter = tuple[Condition, ...]
+"""Conditions that all have to hold; none lets everything through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """By which field a list is ordered, and whether the greatest comes first."""
+
+    field: str
+    descending: bool = False
+
+    def place(self, item: Any, key: str = "id") -> tuple[Any, Any]:
+        """Return where an item stands: the value of its member of the field's name, and of equals the one of `key`."""
+        return _plain(getattr(item, self.field)), getattr(item, key)
+
+    def is_behind(self, one: Any, other: Any) -> Any:
+        """Compare two places, or a database's columns of them: whether one comes after the other."""
+        return one < other if self.descending else one > other
+
+
+@dataclass(frozen=True, slots=True)
+class ListFields:
+    """What a list can be filtered by, by name with what reads the values of each, and what it can be sorted by."""
+
+    filters: Mapping[str, Reader]
+    orders: Collection[str]
+
+
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """Which page: up to `size` items after the one with the key `cursor`; an empty cursor is the beginning."""
+    """Which page: up to `size` items after the one with the key `cursor`; an empty cursor is the beginning.
+
+    Of those that `filter` lets through, in `order`; None: in the list's own.
+    """
 
     size: int
     cursor: str
     seal: Seal
+    filter: Filter = ()
+    order: Order | None = None
 
     @classmethod
     def of(cls, page_size: int, page_token: str, seal: Seal) -> PageRequest:
@@ -82,19 +148,19 @@ class PageRequest:
         return cls(min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), cursor, seal)
 
     @property
-    def number(self) -> int:
-        """The cursor of a list whose key is a number; InvalidArgumentError if it is none, as of a made-up token."""
-        if not self.cursor.isdecimal() or len(self.cursor) > _LONGEST_NUMBER:
-            raise refused_token()
-        return int(self.cursor)
+    def after(self) -> tuple[Any, Any] | None:
+        """The place that the page begins behind, as `cursor_at` has written it; None: it is the first page.
 
-    @property
-    def place(self) -> tuple[str, int]:
-        """The cursor of a list whose key is a name and a number, errors as `number`; `("", 0)` at the beginning."""
-        name, _, number = self.cursor.rpartition(" ")
+        Raises:
+            InvalidArgumentError: The cursor is of another list, as that of a made-up token.
+        """
         if not self.cursor:
-            return "", 0
-        return name, replace(self, cursor=number).number
+            return None
+        try:
+            value, key = json.loads(self.cursor)
+        except (ValueError, TypeError):
+            raise refused_token() from None
+        return value, key
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +198,46 @@ def cut_page(
     return Page(page, tuple(map(key, page)), has_more or len(items) > request.size, request.seal)
 
 
+@dataclass(frozen=True, slots=True)
+class Read(Generic[Item]):
+    """What was read of a list for one page, in its order, and whether others follow that were not read."""
+
+    items: Sequence[Item]
+    has_more: bool
+
+
+def joined_page(
+    built_in: Iterable[Item],
+    stored: Read[Item],
+    request: PageRequest,
+    order: Order,
+    told: Callable[[Item], Mapping[str, Any]],
+) -> Page[Item]:
+    """Cut one page of a list that holds what is built in beside what is stored, each in its place.
+
+    Args:
+        built_in: In any order, and without regard to the request.
+        stored: What the request asks for, without what is built in.
+        request: The page; its own order goes before `order`.
+        order: The order of the list.
+        told: Returns the values of the fields that something built in can be filtered by.
+    """
+    order = request.order or order
+    after = request.after
+    found = [
+        item
+        for item in built_in
+        if all(condition.holds(told(item)[condition.field]) for condition in request.filter)
+        and (after is None or order.is_behind(order.place(item), after))
+    ]
+    if stored.has_more and stored.items:
+        # What stands behind the last one that was read comes with a later page, behind what follows that.
+        last = order.place(stored.items[-1])
+        found = [item for item in found if not order.is_behind(order.place(item), last)]
+    items = sorted([*found, *stored.items], key=order.place, reverse=order.descending)
+    return cut_page(items, request, lambda last: cursor_at(order.place(last)), has_more=stored.has_more)
+
+
 def refused_token() -> InvalidArgumentError:
     """Return the error of a page token that is not one of ours, or holds no key of the list it is for."""
     return InvalidArgumentError.of_field(
@@ -141,17 +247,6 @@ def refused_token() -> InvalidArgumentError:
     )
 
 
-Reader = Callable[[str], Any]
-"""Reads the value of a condition; raises ValueError, whose text says what a value must be, if it is none."""
-
-_OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "=": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
 _ONE = (
     r"""(?P<field>[A-Za-z_][\w.]*)\s*(?P<operator>[!<>]=|[=<>])\s*"""
     r"""(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'|(?P<bare>[^\s"'=<>!]+))\s*"""
@@ -159,31 +254,6 @@ _ONE = (
 _FIRST, _NEXT = re.compile(_ONE, re.DOTALL), re.compile(rf"AND\s+{_ONE}", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _SHOWN = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What a field of everything listed has to be."""
-
-    field: str
-    operator: str
-    value: Any
-
-    def holds(self, value: Any) -> bool:
-        """Compare the field's value; text compares as its UTF-8 bytes do."""
-        return _OPERATORS[self.operator](value, self.value)
-
-
-Filter = tuple[Condition, ...]
-"""Conditions that all have to hold; none lets everything through."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """By which field a list is ordered, and whether the greatest comes first."""
-
-    field: str
-    descending: bool = False
 
 
 def read_filter(text: str, fields: Mapping[str, Reader]) -> Filter:
@@ -243,6 +313,45 @@ def instant(text: str) -> datetime:
     return found
 
 
+def truth(text: str) -> bool:
+    """Read the value of a condition on what is true or false.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text not in {"true", "false"}:
+        message = "true or false"
+        raise ValueError(message)
+    return text == "true"
+
+
+def word(members: Mapping[str, Item], prefix: str) -> Callable[[str], Item]:
+    """Return what reads the name of a member of an enum, with or without a prefix."""
+
+    def read(text: str) -> Item:
+        name = text.removeprefix(prefix)
+        if name not in members:
+            raise ValueError(f"one of {', '.join(members)}")
+        return members[name]
+
+    return read
+
+
+def cursor_at(place: tuple[Any, Any]) -> str:
+    """Write where an item stands as the cursor of what follows it."""
+    return json.dumps(place)
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands for the value of a field where a list is sorted: for an instant its microseconds since 1970.
+
+    What is absent stands before every instant.
+    """
+    if isinstance(value, datetime):
+        return (value - _EPOCH) // _MICROSECOND
+    return 0 if value is None else value
+
+
 def _condition(found: re.Match[str], fields: Mapping[str, Reader]) -> Condition:
     field = found["field"]
     if field not in fields:
@@ -250,9 +359,12 @@ def _condition(found: re.Match[str], fields: Mapping[str, Reader]) -> Condition:
     quoted = next((text for text in (found["double"], found["single"]) if text is not None), None)
     value = found["bare"] if quoted is None else _ESCAPED.sub(r"\1", quoted)
     try:
-        return Condition(field, found["operator"], fields[field](value))
+        condition = Condition(field, found["operator"], fields[field](value))
     except ValueError as error:
         raise _refused(f"compares '{field}' with '{value[:_SHOWN]}', which is not {error}.") from None
+    if isinstance(condition.value, bool | Enum) and condition.operator not in _EQUALITY:
+        raise _refused(f"compares '{field}' by {condition.operator}; it can be compared with = and != only.")
+    return condition
 
 
 def _refused(description: str) -> InvalidArgumentError:

@@ -251,9 +251,9 @@ class ListDatasetsRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Not built yet: a filter over name, kind, schema_id, create_time. Leave it empty. At most 10,000 characters."""
+    """Optional. A filter over name, kind, schema_id and create_time. Empty: all. At most 10,000 characters."""
     order_by: _builtins.str
-    """Not built yet: the order of create_time, update_time or name. Leave it empty. At most 255 characters."""
+    """Optional. `create_time`, `update_time` or `name`. Empty: `create_time`. At most 255 characters."""
     show_deleted: _builtins.bool
     """Optional. True: also deleted datasets before their purge_time. False: only those that are there."""
     def __init__(
@@ -1034,9 +1034,13 @@ class ListBatchesRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Not built yet: a filter over state, create_time, ingest_time. Leave it empty. At most 10,000 characters."""
+    """Optional. A filter over state, create_time and ingest_time. One without a condition on state is over SUCCEEDED
+    batches. Empty: all of these. At most 10,000 characters.
+    """
     order_by: _builtins.str
-    """Not built yet: the order of create_time or ingest_time. Leave it empty. At most 255 characters."""
+    """Optional. `create_time` or `ingest_time`, by which a batch without one stands before all others. Empty: the order
+    in which they succeeded. At most 255 characters.
+    """
     def __init__(
         self,
         *,
@@ -1100,9 +1104,11 @@ class ListRejectedRowsRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Not built yet: a filter over file_name, reason, path. Leave it empty. At most 10,000 characters."""
+    """Optional. A filter over file_name, reason and path. Empty: all. At most 10,000 characters."""
     order_by: _builtins.str
-    """Not built yet: the reverse order of file_name. Leave it empty. At most 255 characters."""
+    """Optional. `file_name`, also with ` desc`; the rows of a file are sorted by row_number either way. Empty:
+    `file_name`. At most 255 characters.
+    """
     def __init__(
         self,
         *,
@@ -1166,9 +1172,9 @@ class ListBatchFilesRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Not built yet: a filter over name. Leave it empty. At most 10,000 characters."""
+    """Optional. A filter over name. Empty: all. At most 10,000 characters."""
     order_by: _builtins.str
-    """Not built yet: the reverse order of name. Leave it empty. At most 255 characters."""
+    """Optional. `name`. Empty: `name`. At most 255 characters."""
     def __init__(
         self,
         *,

@@ -58,9 +58,11 @@ class DatasetServiceStub:
     next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
     PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
     repeats nor skips what exists throughout. The order is that of create_time, oldest first, unless the method says
-    otherwise; ties by id. `filter` and `order_by` are built for ListProfileEvents only: `filter` is a conjunction
-    such as `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-    fields that its comment names, `order_by` is one field, with ` desc` for the reverse.
+    otherwise; ties by id. `filter` is a conjunction such as
+    `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the fields that
+    its comment names; a value of an enum is its name, with or without the prefix, and true, false and enums are
+    compared with = and != alone. Text compares as its UTF-8 bytes do. A field that is absent meets no condition.
+    `order_by` is one field that its comment names, with ` desc` for the reverse; ties by id, in the same direction.
 
     To bring rows in: CreateDataset, then UploadBatch with a batch_id of your own. To take rows out: ListBatches,
     ListBatchFiles, ReadBatchFile.
@@ -197,9 +199,11 @@ class DatasetServiceServicer:
     next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
     PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
     repeats nor skips what exists throughout. The order is that of create_time, oldest first, unless the method says
-    otherwise; ties by id. `filter` and `order_by` are built for ListProfileEvents only: `filter` is a conjunction
-    such as `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-    fields that its comment names, `order_by` is one field, with ` desc` for the reverse.
+    otherwise; ties by id. `filter` is a conjunction such as
+    `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the fields that
+    its comment names; a value of an enum is its name, with or without the prefix, and true, false and enums are
+    compared with = and != alone. Text compares as its UTF-8 bytes do. A field that is absent meets no condition.
+    `order_by` is one field that its comment names, with ` desc` for the reverse; ties by id, in the same direction.
 
     To bring rows in: CreateDataset, then UploadBatch with a batch_id of your own. To take rows out: ListBatches,
     ListBatchFiles, ReadBatchFile.
@@ -452,7 +456,7 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBatches(self, request, context):
-        """ListBatches lists SUCCEEDED batches, in the order in which they succeeded.
+        """ListBatches lists SUCCEEDED batches, in the order in which they succeeded; others where filter asks for them.
 
         Returns a page of batches.
         Repeated, it returns what is true then.
@@ -660,9 +664,11 @@ class DatasetService:
     next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
     PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
     repeats nor skips what exists throughout. The order is that of create_time, oldest first, unless the method says
-    otherwise; ties by id. `filter` and `order_by` are built for ListProfileEvents only: `filter` is a conjunction
-    such as `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-    fields that its comment names, `order_by` is one field, with ` desc` for the reverse.
+    otherwise; ties by id. `filter` is a conjunction such as
+    `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the fields that
+    its comment names; a value of an enum is its name, with or without the prefix, and true, false and enums are
+    compared with = and != alone. Text compares as its UTF-8 bytes do. A field that is absent meets no condition.
+    `order_by` is one field that its comment names, with ` desc` for the reverse; ties by id, in the same direction.
 
     To bring rows in: CreateDataset, then UploadBatch with a batch_id of your own. To take rows out: ListBatches,
     ListBatchFiles, ReadBatchFile.

@@ -45,9 +45,11 @@ class DatasetServiceStub:
        next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
        PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
        repeats nor skips what exists throughout. The order is that of create_time, oldest first, unless the method says
-       otherwise; ties by id. `filter` and `order_by` are built for ListProfileEvents only: `filter` is a conjunction
-       such as `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-       fields that its comment names, `order_by` is one field, with ` desc` for the reverse.
+       otherwise; ties by id. `filter` is a conjunction such as
+       `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the fields that
+       its comment names; a value of an enum is its name, with or without the prefix, and true, false and enums are
+       compared with = and != alone. Text compares as its UTF-8 bytes do. A field that is absent meets no condition.
+       `order_by` is one field that its comment names, with ` desc` for the reverse; ties by id, in the same direction.
 
     To bring rows in: CreateDataset, then UploadBatch with a batch_id of your own. To take rows out: ListBatches,
     ListBatchFiles, ReadBatchFile.
@@ -249,7 +251,7 @@ class DatasetServiceStub:
      - NOT_FOUND BATCH_NOT_FOUND: check the id and the tenant.
     """
     ListBatches: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListBatchesRequest, _dataset_service_pb2.ListBatchesResponse]
-    """ListBatches lists SUCCEEDED batches, in the order in which they succeeded.
+    """ListBatches lists SUCCEEDED batches, in the order in which they succeeded; others where filter asks for them.
 
     Returns a page of batches.
     Repeated, it returns what is true then.
@@ -337,9 +339,11 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
        next_page_token of the call before, valid only with the same other arguments (else INVALID_ARGUMENT
        PAGE_TOKEN_INVALID: start again without it). An empty next_page_token ends the list. Paging neither
        repeats nor skips what exists throughout. The order is that of create_time, oldest first, unless the method says
-       otherwise; ties by id. `filter` and `order_by` are built for ListProfileEvents only: `filter` is a conjunction
-       such as `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the
-       fields that its comment names, `order_by` is one field, with ` desc` for the reverse.
+       otherwise; ties by id. `filter` is a conjunction such as
+       `dataset_id = 5f0c AND ingest_time > "2026-01-31T00:00:00Z"` with the operators = != < <= > >= over the fields that
+       its comment names; a value of an enum is its name, with or without the prefix, and true, false and enums are
+       compared with = and != alone. Text compares as its UTF-8 bytes do. A field that is absent meets no condition.
+       `order_by` is one field that its comment names, with ` desc` for the reverse; ties by id, in the same direction.
 
     To bring rows in: CreateDataset, then UploadBatch with a batch_id of your own. To take rows out: ListBatches,
     ListBatchFiles, ReadBatchFile.
@@ -623,7 +627,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.ListBatchesRequest,
         context: _aio.ServicerContext[_dataset_service_pb2.ListBatchesRequest, _abc.Awaitable[_dataset_service_pb2.ListBatchesResponse]],
     ) -> _abc.Awaitable[_dataset_service_pb2.ListBatchesResponse]:
-        """ListBatches lists SUCCEEDED batches, in the order in which they succeeded.
+        """ListBatches lists SUCCEEDED batches, in the order in which they succeeded; others where filter asks for them.
 
         Returns a page of batches.
         Repeated, it returns what is true then.

@@ -363,11 +363,11 @@ class ListJobsRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Not built yet: a filter over state, dataset_id, create_time, update_time. Leave it empty. At most 10,000
-    characters.
+    """Optional. A filter over state, dataset_id (that of the destination), create_time and update_time. Empty: all. At
+    most 10,000 characters.
     """
     order_by: _builtins.str
-    """Not built yet: the order of create_time or update_time. Leave it empty. At most 255 characters."""
+    """Optional. `create_time` or `update_time`. Empty: newest first. At most 255 characters."""
     def __init__(
         self,
         *,

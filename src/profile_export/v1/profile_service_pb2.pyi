@@ -152,11 +152,13 @@ class ListMergePoliciesRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Not built yet: a filter over name, is_default, identity_graph, attribute_merge.type. Leave it empty. At most
-    10,000 characters.
+    """Optional. A filter over name, is_default, identity_graph and attribute_merge.type. Empty: all. At most 10,000
+    characters.
     """
     order_by: _builtins.str
-    """Not built yet: the order of create_time or name. Leave it empty. At most 255 characters."""
+    """Optional. `create_time`, by which the built-in policy stands before all others, or `name`. Empty: `create_time`.
+    At most 255 characters.
+    """
     def __init__(
         self,
         *,

@@ -153,9 +153,13 @@ class ListSchemasRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before. Empty: the first page. At most 10,000 characters."""
     filter: _builtins.str
-    """Not built yet: a filter over kind, class_id, built_in, create_time. Leave it empty. At most 10,000 characters."""
+    """Optional. A filter over kind, class_id, built_in and create_time, which what is only built in does not have, nor
+    has a component a kind. Empty: all. At most 10,000 characters.
+    """
     order_by: _builtins.str
-    """Not built yet: the order of create_time or id. Leave it empty. At most 255 characters."""
+    """Optional. `create_time`, by which what is only built in stands before all others, or `id`. Empty: `create_time`.
+    At most 255 characters.
+    """
     def __init__(
         self,
         *,

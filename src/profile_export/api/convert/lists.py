@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from profile_export.api.convert.values import refuse_unbuilt, row
+from profile_export.api.convert.values import row
 from profile_export.api.interceptors import current_tenant
-from profile_export.domain.lists import MAX_PAGE_BYTES, Item, Page, PageRequest, Seal
+from profile_export.domain.lists import (
+    MAX_PAGE_BYTES,
+    Item,
+    ListFields,
+    Page,
+    PageRequest,
+    Seal,
+    read_filter,
+    read_order,
+)
 
 _Item = TypeVar("_Item")
 _Written = TypeVar("_Written", bound=Message)
@@ -23,18 +33,22 @@ class Pages:
     def __init__(self, token_key: Callable[[], Awaitable[bytes]]) -> None:
         self._token_key = token_key
 
-    async def of_all(self, request: Any) -> PageRequest:
-        """Read the page that is asked for of a list that is neither filtered nor sorted.
+    async def among(self, fields: ListFields, request: Any) -> PageRequest:
+        """Read the page that is asked for of a list with these fields.
 
         Raises:
-            InvalidArgumentError: As `of`.
-            UnimplementedError: The request has a filter or an order.
+            InvalidArgumentError: The filter or the order is wrong, or as `of`.
         """
-        refuse_unbuilt(request, "filter", "order_by")
-        return await self.of(request)
+        return replace(
+            await self.of(request),
+            filter=read_filter(request.filter, fields.filters),
+            order=read_order(request.order_by, fields.orders),
+        )
 
     async def of(self, request: Any) -> PageRequest:
-        """Read the page that is asked for; tokens hold for this tenant and the same request only.
+        """Read the page that is asked for, whatever it is filtered and sorted by.
+
+        Tokens hold for this tenant and the same request only.
 
         Raises:
             InvalidArgumentError: As `PageRequest.of`.

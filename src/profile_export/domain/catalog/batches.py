@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from profile_export.domain.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+from profile_export.domain.lists import ListFields, instant, word
 from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.schemas.types import FieldPath, ObjectType
 
@@ -21,6 +22,8 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MOST_ERRORS = 100
 """How many errors a batch shows; `ListRejectedRows` has all."""
 _LONGEST_NEW_NAME = 1_024
+FILE_LIST = ListFields({"name": str}, ("name",))
+REJECTED_LIST = ListFields({"file_name": str, "reason": str, "path": str}, ("file_name",))
 MOST_FILES = 1_000
 """How many files one batch has at most."""
 
@@ -46,6 +49,16 @@ class BatchState(StrEnum):
 
 TAKEN_BACK = (BatchState.REVERTED, BatchState.EXPIRED, BatchState.REPLACED)
 """The states of a batch that counted, and does no longer."""
+
+
+BATCH_LIST = ListFields(
+    {
+        "state": word({state.name: state for state in BatchState}, "BATCH_STATE_"),
+        "create_time": instant,
+        "ingest_time": instant,
+    },
+    ("create_time", "ingest_time"),
+)
 
 
 @dataclass(frozen=True, slots=True)

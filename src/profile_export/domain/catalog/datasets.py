@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from profile_export.domain.catalog.allowances import check_declared_paths
 from profile_export.domain.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from profile_export.domain.lists import ListFields, instant, truth, word
 from profile_export.domain.schemas.learning import MAX_DEPTH, ValueRefusedError, check_name
 from profile_export.domain.schemas.types import (
     EMPTY,
@@ -179,6 +180,16 @@ class Dataset:
     def upserts(self) -> bool:
         """Whether a record patches the older ones of its identity instead of replacing them (S9)."""
         return _UPSERTS in self.tags.get(PROFILE_TAG, ())
+
+
+_KINDS = word({kind.name: kind for kind in DatasetKind}, "DATASET_KIND_")
+DATASET_LIST = ListFields(
+    {"name": str, "kind": _KINDS, "schema_id": str, "create_time": instant},
+    ("create_time", "update_time", "name"),
+)
+SCHEMA_LIST = ListFields(
+    {"kind": _KINDS, "class_id": str, "built_in": truth, "create_time": instant}, ("create_time", "id")
+)
 
 
 @dataclass(frozen=True, slots=True)

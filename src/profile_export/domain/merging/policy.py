@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from profile_export.domain.catalog.datasets import PROFILE_CLASS
 from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
+from profile_export.domain.lists import ListFields, truth, word
 
 
 class IdentityGraph(StrEnum):
@@ -27,6 +28,23 @@ class AttributeMerge(StrEnum):
     """That of the later place (S10)."""
     DATASET_PRECEDENCE = "dataSetPrecedence"
     """That of the dataset named first (S10)."""
+
+
+POLICY_LIST = ListFields(
+    {
+        "name": str,
+        "is_default": truth,
+        "identity_graph": word({graph.name: graph for graph in IdentityGraph}, "IDENTITY_GRAPH_"),
+        "attribute_merge.type": word(
+            {
+                "TIMESTAMP_ORDERED": AttributeMerge.TIMESTAMP_ORDERED,
+                "DATA_SET_PRECEDENCE": AttributeMerge.DATASET_PRECEDENCE,
+            },
+            "ATTRIBUTE_MERGE_TYPE_",
+        ),
+    },
+    ("create_time", "name"),
+)
 
 
 @dataclass(frozen=True, slots=True)

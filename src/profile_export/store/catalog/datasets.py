@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Select, case, exists, insert, select, tuple_, update
+from sqlalchemy import Executable, Select, case, exists, insert, select, update
 
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas, check_dataset_fields
 from profile_export.domain.catalog.batches import NamespaceUse
@@ -29,7 +29,7 @@ from profile_export.domain.catalog.datasets import (
     with_declared,
 )
 from profile_export.domain.errors import FailedPreconditionError, FieldViolation
-from profile_export.domain.lists import Page, PageRequest, cut_page
+from profile_export.domain.lists import Order, Page, PageRequest, cursor_at, cut_page
 from profile_export.domain.schemas.types import WIDE, ObjectType, TypeConflictError, is_wide, union_objects
 from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.schemas import (
@@ -56,6 +56,7 @@ from profile_export.store.catalog.tenants import (
 )
 from profile_export.store.db.columns import columns_of, digest_of, write_ahead
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible
+from profile_export.store.db.lists import page_of
 from profile_export.store.db.tables import UNFINISHED, datasets, jobs
 from profile_export.store.db.transactions import Transaction, characters, page_rows
 from profile_export.store.files.mirrors import ask_drop, ask_table
@@ -196,6 +197,9 @@ _CHARACTERS = characters(
 )
 
 
+_OLDEST_FIRST = Order("create_time")
+
+
 class Catalog(Store):
     """Datasets of all tenants."""
 
@@ -278,16 +282,18 @@ class Catalog(Store):
     async def list_datasets(
         self, tenant: Tenant, request: PageRequest, *, show_deleted: bool = False
     ) -> Page[Dataset]:
-        """Return a page of datasets, oldest first; with `show_deleted`, also those that can be brought back."""
+        """Return a page of datasets, oldest first unless asked otherwise.
+
+        With `show_deleted`, also of those that can be brought back.
+        """
         shown = THERE_OR_UNDELETABLE if show_deleted else datasets.c.delete_time.is_(None)
         query = select(datasets).where(datasets.c.tenant_id == id_of(tenant), shown)
-        if request.cursor:
-            after = select(datasets.c.create_time).where(datasets.c.id == request.cursor).scalar_subquery()
-            query = query.where(tuple_(datasets.c.create_time, datasets.c.id) > tuple_(after, request.cursor))
-        query = query.order_by(datasets.c.create_time, datasets.c.id)
+        query = page_of(query, request, datasets.c, _OLDEST_FIRST, datasets.c.id)
         async with self.database.read() as connection:
             rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
-        return cut_page([dataset_from(row) for row in rows], request, lambda last: last.id, has_more=more)
+        order = request.order or _OLDEST_FIRST
+        listed = [dataset_from(row) for row in rows]
+        return cut_page(listed, request, lambda last: cursor_at(order.place(last)), has_more=more)
 
     @uninterruptible
     async def update_dataset(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:

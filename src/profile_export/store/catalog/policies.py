@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, delete, insert, literal, select, tuple_, update
+from sqlalchemy import delete, insert, select, update
 
 from profile_export.domain.catalog.datasets import Tenant, is_source
-from profile_export.domain.lists import Page, PageRequest, cut_page
+from profile_export.domain.lists import Order, Page, PageRequest, Read, joined_page
 from profile_export.domain.merging.policy import (
     BUILT_IN_POLICY,
     MergePolicy,
@@ -19,11 +19,20 @@ from profile_export.domain.merging.policy import (
     check_order,
 )
 from profile_export.store.catalog.tenants import ensure_tenant, id_of
-from profile_export.store.db.columns import columns_of, to_micros, value_of
+from profile_export.store.db.columns import columns_of, value_of
 from profile_export.store.db.database import Store, database_time, uninterruptible
+from profile_export.store.db.lists import page_of
 from profile_export.store.db.tables import datasets, merge_policies, merge_policy_versions
 from profile_export.store.db.transactions import Transaction, characters, page_rows
 
+_OLDEST_FIRST = Order("create_time")
+_LISTED = {
+    "name": merge_policy_versions.c.name,
+    "is_default": merge_policies.c.is_default,
+    "identity_graph": merge_policy_versions.c.graph,
+    "attribute_merge.type": merge_policy_versions.c.attribute_merge,
+    "create_time": merge_policies.c.create_time,
+}
 _CHARACTERS = characters(merge_policy_versions.c.name, merge_policy_versions.c.order)
 
 
@@ -72,22 +81,17 @@ class Policies(Store):
 
     @uninterruptible
     async def list_policies(self, tenant: Tenant, request: PageRequest) -> Page[MergePolicy]:
-        """Return a page of merge policies in their newest versions: the built-in one first, then oldest first."""
+        """Return a page of merge policies in their newest versions.
+
+        Unless asked otherwise, the built-in one comes first, then the oldest.
+        """
         tenant_id = id_of(tenant)
-        # The key holds the time, too, since the policy that it is of may be gone by the next page.
-        last_id, last_time = request.place
-        after = tuple_(literal(last_time, BigInteger()), literal(last_id))
-        query = (
-            _newest(tenant_id)
-            .where(tuple_(merge_policies.c.create_time, merge_policies.c.id) > after)
-            .order_by(merge_policies.c.create_time, merge_policies.c.id)
-        )
+        query = page_of(_newest(tenant_id), request, _LISTED, _OLDEST_FIRST, merge_policies.c.id)
         async with self.database.read() as connection:
-            built_in = [] if request.cursor else [await _built_in(connection, tenant_id)]
+            built_in = await _built_in(connection, tenant_id)
             rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
-        return cut_page(
-            [*built_in, *(value_of(MergePolicy, row) for row in rows)], request, _place, has_more=more
-        )
+        stored = Read([value_of(MergePolicy, row) for row in rows], more)
+        return joined_page([built_in], stored, request, _OLDEST_FIRST, _told)
 
     @uninterruptible
     async def update_policy(self, tenant: Tenant, policy_id: str, change: PolicyChange) -> MergePolicy:
@@ -200,6 +204,11 @@ def _versions(tenant_id: Any, which: Any) -> Any:
     return joined.where(merge_policies.c.tenant_id == tenant_id, which)
 
 
-def _place(policy: MergePolicy) -> str:
-    """Return where a policy stands in the list: without a time before all others."""
-    return f"{policy.id} {to_micros(policy.create_time) if policy.create_time else 0}"
+def _told(policy: MergePolicy) -> Mapping[str, Any]:
+    """Return what a policy can be filtered by."""
+    return {
+        "name": policy.name,
+        "is_default": policy.is_default,
+        "identity_graph": policy.graph,
+        "attribute_merge.type": policy.attribute_merge,
+    }

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, insert, select, tuple_, update
+from sqlalchemy import Select, bindparam, func, insert, literal, select, update
 
 from profile_export.domain.catalog.allowances import check_class_fields, check_dataset_fields
 from profile_export.domain.catalog.datasets import (
@@ -23,15 +23,18 @@ from profile_export.domain.catalog.datasets import (
     next_version,
 )
 from profile_export.domain.errors import NotFoundError
-from profile_export.domain.lists import Page, PageRequest, cut_page
+from profile_export.domain.lists import Order, Page, PageRequest, Read, joined_page
 from profile_export.domain.schemas.types import EMPTY, ObjectType, TypeConflictError, is_wide, union_objects
 from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.tenants import dataset_from, ensure_tenant, id_of, source_datasets, union_of
 from profile_export.store.db.columns import columns_of, value_of, write_ahead
 from profile_export.store.db.database import Store, database_time, uninterruptible
+from profile_export.store.db.lists import page_of
 from profile_export.store.db.tables import datasets, schemas, tenants
 from profile_export.store.db.transactions import Transaction, Unions, characters, page_rows
 
+_OLDEST_FIRST = Order("create_time")
+_COLUMNS = {**schemas.c, "built_in": literal(value=False)}
 _LISTED = [column for column in schemas.c if column.name not in {"document", "rules", "fields"}]
 _CHARACTERS = characters(schemas.c.title, schemas.c.class_id, schemas.c.identity_fields)
 
@@ -100,34 +103,27 @@ class Schemas(Store):
 
     @uninterruptible
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[Schema]:
-        """Return a page of schemas in their newest versions: those that are only built in first, then oldest first.
+        """Return a page of schemas in their newest versions.
 
-        Those that are registered come without document, rules and fields.
+        Unless asked otherwise, those that are only built in come first, then the oldest. Those that are registered come
+        without document, rules and fields.
         """
         tenant_id = id_of(tenant)
-        query = _newest(tenant_id).order_by(schemas.c.create_time, schemas.c.id)
+        query = page_of(_newest(tenant_id), request, _COLUMNS, _OLDEST_FIRST, schemas.c.id)
         async with self.database.read() as connection:
             ids = _newest(tenant_id).with_only_columns(schemas.c.id)
             registered = set(await connection.scalars(ids))
-            built_in = [BUILT_IN_SCHEMAS[one] for one in sorted(set(BUILT_IN_SCHEMAS) - registered)]
-            if any(schema.id == request.cursor for schema in built_in):
-                built_in = [schema for schema in built_in if schema.id > request.cursor]
-            elif request.cursor:
-                built_in = []
-                after = (
-                    _newest(tenant_id)
-                    .where(schemas.c.id == request.cursor)
-                    .with_only_columns(schemas.c.create_time)
-                )
-                query = query.where(
-                    tuple_(schemas.c.create_time, schemas.c.id)
-                    > tuple_(after.scalar_subquery(), request.cursor)
-                )
             rows, more = await page_rows(
                 connection, query.with_only_columns(*_LISTED), request.size, _CHARACTERS
             )
-        listed = [value_of(Schema, row, fields=EMPTY) for row in rows]
-        return cut_page([*built_in, *listed], request, lambda last: last.id, has_more=more)
+        built_in = [schema for schema in BUILT_IN_SCHEMAS.values() if schema.id not in registered]
+        stored = Read([value_of(Schema, row, fields=EMPTY) for row in rows], more)
+        return joined_page(built_in, stored, request, _OLDEST_FIRST, _told)
+
+
+def _told(schema: Schema) -> Mapping[str, Any]:
+    """Return what a schema that is only built in can be filtered by."""
+    return {"kind": schema.kind, "class_id": schema.class_id, "built_in": True, "create_time": None}
 
 
 async def newest_schema(connection: Transaction, tenant_id: Any, schema_id: str) -> Schema:

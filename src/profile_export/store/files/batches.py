@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, Text, bindparam, func, insert, select, type_coerce, update
+from sqlalchemy import BigInteger, Row, Select, Text, bindparam, func, insert, select, type_coerce, update
 
 from profile_export.domain.catalog.batches import (
     MOST_ERRORS,
@@ -25,10 +25,11 @@ from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.export.receipt import RECEIPT_FILE, FilledBatch, StoredReceipt, receipt_of
 from profile_export.domain.job import Job, PhaseTime
-from profile_export.domain.lists import Page, PageRequest, cut_page
+from profile_export.domain.lists import Order, Page, PageRequest, cursor_at, cut_page
 from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of, is_seen
 from profile_export.store.db.columns import columns_of, value_of
 from profile_export.store.db.database import MOST_AT_ONCE, Store, database_time, uninterruptible
+from profile_export.store.db.lists import Columns, page_of
 from profile_export.store.db.tables import batches, datasets, files, receipts, uploads
 from profile_export.store.db.transactions import Transaction, characters, page_rows, slices
 from profile_export.store.files.folders import drop
@@ -71,6 +72,9 @@ _CHARACTERS = func.coalesce(
 )
 
 
+_AS_THEY_COUNT, _BY_NAME = Order("number"), Order("name")
+
+
 class Batches(Store):
     """Batches and data files of all tenants."""
 
@@ -86,29 +90,33 @@ class Batches(Store):
 
     @uninterruptible
     async def list_batches(self, tenant: Tenant, dataset_id: str, request: PageRequest) -> Page[Batch]:
-        """Return a page of succeeded batches in the order in which they count; of one dataset, or all if empty.
+        """Return a page of batches; of one dataset, or all if empty.
+
+        They are those that have succeeded, unless the filter says of which states, in the order in which they count.
 
         Raises:
             NotFoundError: There is no such dataset.
         """
-        query = select(batches).where(
-            batches.c.tenant_id == id_of(tenant), batches.c.state == BatchState.SUCCEEDED, is_seen()
-        )
-        if request.cursor:
-            query = query.where(batches.c.number > request.number)
+        query = select(batches).where(batches.c.tenant_id == id_of(tenant), is_seen())
+        columns: Columns = batches.c
+        if all(condition.field != "state" for condition in request.filter):
+            query = query.where(batches.c.state == BatchState.SUCCEEDED)
+            # All of these have a number: said like this, it is found by its index.
+            columns = {**batches.c, "number": type_coerce(batches.c.number, BigInteger())}
+        query = page_of(query, request, columns, _AS_THEY_COUNT, batches.c.id)
         if dataset_id:
             query = query.where(batches.c.dataset_id == dataset_id)
         async with self.database.read() as connection:
             if dataset_id:
                 await dataset_of(connection, id_of(tenant), dataset_id)
-            query = query.order_by(batches.c.number)
             rows, more = await page_rows(connection, query, request.size, _CHARACTERS)
             found = await _batches_from(connection, rows)
-        return cut_page(found, request, lambda last: str(last.number), has_more=more)
+        order = request.order or _AS_THEY_COUNT
+        return cut_page(found, request, lambda last: cursor_at(order.place(last)), has_more=more)
 
     @uninterruptible
     async def list_files(self, tenant: Tenant, batch_id: str, request: PageRequest) -> Page[DataFile]:
-        """Return a page of a succeeded batch's files in the order of their names.
+        """Return a page of a succeeded batch's files in the order of their names, or the reverse.
 
         Raises:
             NotFoundError: There is no such batch.
@@ -117,10 +125,10 @@ class Batches(Store):
         async with self.database.read() as connection:
             batch = await _succeeded(connection, tenant, batch_id)
             query = select(files).where(files.c.batch_key == batch.key)
-            if request.cursor:
-                query = query.where(files.c.name > request.cursor)
-            rows = await connection.all(query.order_by(files.c.name).limit(request.size + 1))
-        return cut_page([value_of(DataFile, row) for row in rows], request, lambda last: last.name)
+            query = page_of(query, request, files.c, _BY_NAME, files.c.name)
+            rows = await connection.all(query.limit(request.size + 1))
+        listed = [value_of(DataFile, row) for row in rows]
+        return cut_page(listed, request, lambda last: cursor_at(_BY_NAME.place(last, "name")))
 
     @uninterruptible
     async def get_file(self, tenant: Tenant, batch_id: str, name: str) -> DataFile:

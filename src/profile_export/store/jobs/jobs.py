@@ -32,7 +32,7 @@ from profile_export.domain.job import (
     cancelling_move,
     phase_times,
 )
-from profile_export.domain.lists import Page, PageRequest, cut_page
+from profile_export.domain.lists import Order, Page, PageRequest, cursor_at, cut_page
 from profile_export.processes.turns import compute_if
 from profile_export.store.catalog.tenants import (
     WAITING_JOBS,
@@ -45,6 +45,7 @@ from profile_export.store.catalog.tenants import (
 )
 from profile_export.store.db.columns import columns_of, digest_of, value_of
 from profile_export.store.db.database import Database, Store, database_time, uninterruptible
+from profile_export.store.db.lists import page_of
 from profile_export.store.db.tables import (
     batches,
     expired_jobs,
@@ -277,6 +278,16 @@ class NewJob:
     folders: Mapping[str, str]
 
 
+_NEWEST_FIRST = Order("id", descending=True)
+_LISTED = {
+    "id": jobs.c.id,
+    "state": jobs.c.state,
+    "dataset_id": jobs.c.destination_id,
+    "create_time": jobs.c.create_time,
+    "update_time": jobs.c.update_time,
+}
+
+
 class Jobs(Store):
     """Jobs of all tenants, as callers see them; `kept_for` says how long after their end, None for ever."""
 
@@ -336,16 +347,14 @@ class Jobs(Store):
 
     @uninterruptible
     async def list(self, tenant: Tenant, request: PageRequest) -> Page[JobView]:
-        """Return a page of jobs, newest first; ids grow with time, so they are the key."""
+        """Return a page of jobs, newest first unless asked otherwise; ids grow with time."""
         query = _JOBS.where(jobs.c.tenant_id == id_of(tenant))
-        if request.cursor:
-            query = query.where(jobs.c.id < request.number)
+        query = page_of(query, request, _LISTED, _NEWEST_FIRST, jobs.c.id)
         async with self.database.read() as connection:
-            rows, more = await page_rows(
-                connection, query.order_by(jobs.c.id.desc()), request.size, JOB_CHARACTERS
-            )
+            rows, more = await page_rows(connection, query, request.size, JOB_CHARACTERS)
             views = await views_of(connection, rows, self._kept_for)
-        return cut_page(views, request, lambda last: str(last.job.id), has_more=more)
+        order = request.order or _NEWEST_FIRST
+        return cut_page(views, request, lambda last: cursor_at(order.place(last.job)), has_more=more)
 
     @uninterruptible
     async def cancel(self, tenant: Tenant, job_id: int, requested_by: str, reason: str) -> JobView:
