@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from profile_export.client import Client
@@ -72,3 +74,46 @@ def test_blocks_that_are_not_run_say_so_and_the_page_is_linked() -> None:
         for before in text.split(f"```{language}\n")[:-1]:
             assert "Not run" in before.rsplit("\n## ", 1)[-1]
     assert f"({PAGE})" in (ROOT / "README.md").read_text()
+
+
+def test_every_recipe_has_the_columns_of_all_batches(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # given two batches, of which the later one has columns, and members of objects, that the first one has not
+    name = pa.struct([("firstName", pa.string()), ("lastName", pa.string())])
+    fuller = {
+        "crmId": ["C-2"],
+        "_batch_id": ["2"],
+        "_profile_id": ["p2"],
+        "person": pa.array([{"name": {"firstName": "Bo", "lastName": "Adler"}}], pa.struct([("name", name)])),
+        "loyalty": [{"tier": "gold"}],
+        "timeSeriesEvents": [[{"_id": "e"}]],
+    }
+    person = pa.array([{"name": {"firstName": "Al"}}])
+    early = {"crmId": ["C-1"], "_batch_id": ["1"], "_profile_id": ["p1"], "person": person}
+    paths = [tmp_path / "out" / batch / "0.parquet" for batch in ("1", "2")]
+    for path, columns in zip(paths, (early, fuller), strict=True):
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.table(columns), path)
+
+    # when the recipes of both pages are typed
+    blocks = [block for block in page(PAGE)[0] if block.language == "python"]
+    recipes = [block.text for block in blocks if "paths" in block.text and "profile_export" not in block.text]
+    in_python = "\n".join(["import duckdb", *recipes])
+    exec(in_python, {"paths": [str(path) for path in paths]})
+    lines = [
+        line for block in page("README.md")[0] for line in block.text.splitlines() if "$dir/out/" in line
+    ]
+    by_hand = [line for line in lines if line.startswith("python -c")]
+    printed = type_in(f"dir={tmp_path}\n" + "\n".join(by_hand) + "\n", "", tmp_path)
+
+    # then each has both people, and what the later one alone has
+    assert len(recipes) == 4
+    assert len(by_hand) == 3
+    shown = capfd.readouterr().out
+    assert re.search(r"│ C-2 +│ Adler +│ +1 │", shown)
+    assert '{"gold"}' in shown
+    assert [line for line in shown.splitlines() if line.isdigit()] == ["2"]
+    assert re.search(r"│ C-2 +│ Bo +│ Adler +│ gold +│ +1 │", printed)
+    assert '{{"Al",null}}' in printed
+    assert "'loyalty', 'timeSeriesEvents'" in printed
