@@ -95,7 +95,7 @@ def _found_at(path: FieldPath, known: ObjectType) -> FieldType | None:
 
 EVENT_NEEDS = {EVENT_ID: Reason.EVENT_ID_MISSING, EVENT_TIME: Reason.TIMESTAMP_MISSING}
 """What an experience event must have, and how it is told that it has not."""
-_MISSING = "is missing or empty, but an experience event needs it"
+_MISSING = "is missing or empty, but an experience event needs it: rename the field that holds it"
 
 
 def system_columns(batch_id: str, first_row: int, found: Sequence[RowIdentities]) -> list[pa.Array]:
