@@ -11,7 +11,12 @@ import ibis
 import pytest
 from ibis.config import Config
 
-from profile_export.domain.export.plan import EventSelection
+from profile_export.domain.export.plan import (
+    EventSelection,
+    ExportCounts,
+    IdentityFindings,
+    LinkingIdentity,
+)
 from profile_export.domain.export.selection import IdentitySelection
 from profile_export.domain.merging.merge import merge_profiles
 from profile_export.domain.merging.policy import IdentityGraph
@@ -40,6 +45,46 @@ FIELDS = ObjectType(
 )
 KEPT = ObjectType({**FIELDS.fields, "orders": ArrayType(ObjectType({"sku": TEXT}))})
 EVENT_FIELDS = ObjectType({"_id": TEXT, "timestamp": TIMESTAMP, "segmentMembership": SEGMENT_MEMBERSHIP_TYPE})
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_engine_finds_what_explains_the_rows_in_whichever_parts_it_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, small: bool
+) -> None:
+    # given people whom one placeholder links, others whom an address links, and ids that are spelled apart
+    if not small:
+        monkeypatch.setattr(duckdb_session, "_ROWS_READ_AT_ONCE", 0)
+    strangers = [row("crm", f"CRMID:{number}", links=["email:NULL"], number=number) for number in range(25)]
+    many = [row("crm", f"ECID:{number}", links=["email:none"], number=100 + number) for number in range(60)]
+    known = [
+        row("crm", "CRMID:a", links=["email:Ann@x.org", "Phone:1"], number=200),
+        row("crm", "CRMID:b", links=["email:ann@x.org "], number=201),
+        row("crm", "CRMID:c", links=["Phone:1"], number=202),
+    ]
+    parts = [
+        records("crm", {}, *strangers, *many, *known),
+        events("web", {}, row("web", "CRMID:nobody", {"_id": "1", "timestamp": at(0)}, batch="b2")),
+    ]
+
+    def told(graph: IdentityGraph) -> tuple[IdentityFindings, ExportCounts]:
+        plan = replace(plan_of(parts, graph=graph, lake=tmp_path), values_per_range=200)
+        folder = tmp_path / graph
+        session = duckdb_session.DuckDbSession(plan, tmp_path, folder, {}, lambda *_: None)
+        facts = session.resolve()
+        counts = ExportCounts.total(session.run(key_range).counts for key_range in plan.ranges())
+        session.close()
+        assert counts == merge_profiles(plan, rows_of(parts)).counts
+        return facts.findings, counts
+
+    # when they are linked and not
+    (apart, _), (together, counts) = told(IdentityGraph.NONE), told(IdentityGraph.PDG)
+
+    # then it says what a graph would link, which identity links most, and what may be meant to be the same
+    assert (apart.shared, apart.linked) == (3, 0)
+    assert (together.shared, together.linked) == (0, 25 + 1 + 60 + 1 + 6)
+    assert apart.spellings == together.spellings == {"email": 2}
+    assert counts.links_most == LinkingIdentity("email", "none", 60)
+    assert (counts.events_read, counts.events_with_record, counts.too_many_identities) == (1, 0, 1)
 
 
 @pytest.mark.parametrize("graph", IdentityGraph)

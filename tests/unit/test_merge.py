@@ -768,6 +768,7 @@ def test_counts_say_what_was_read_and_exported() -> None:
         profiles_read=2,
         profiles_exported=2,
         events_exported=1,
+        events_with_record=2,
         by_namespace={"CRMID": 1, "Email": 2},
     )
 

@@ -24,7 +24,6 @@ from profile_export.domain.export.plan import (
     PinnedFile,
     Source,
     SourcePart,
-    notes_of,
 )
 from profile_export.domain.export.selection import IdentitySelection, SegmentFilter, SegmentSelection
 from profile_export.domain.merging.policy import IdentityGraph
@@ -32,7 +31,9 @@ from profile_export.domain.schemas.types import EMPTY, TEXT, ArrayType, MapType,
 from tests.builders import plan_of
 
 FIGURES = [
-    figure.name for figure in fields(ExportCounts) if figure.name not in {"by_namespace", "segment_members"}
+    figure.name
+    for figure in fields(ExportCounts)
+    if figure.name not in {"by_namespace", "segment_members", "links_most"}
 ]
 
 
@@ -204,26 +205,6 @@ def test_a_plan_fills_one_batch_or_one_of_each_segment() -> None:
 
     assert plan_of([]).batch_ids == ("export",)
     assert plan_of([], segments=segments, segment_batches=("b1", "b2")).batch_ids == ("b1", "b2")
-
-
-# --- Notes ---
-
-
-def test_s21_a_segment_that_nobody_has_an_entry_for_is_worth_a_note() -> None:
-    segments = SegmentSelection((SegmentFilter("gold"), SegmentFilter("vip"), SegmentFilter("old", "AAM")))
-    plan = replace(plan_of([], segments=segments), notes=("Of the plan.",))
-
-    notes = notes_of(plan, ExportCounts(segment_members={0: 7}))
-
-    assert notes == (
-        "Of the plan.",
-        "No profile has an entry for the segment 'vip' of the namespace 'ups'.",
-        "No profile has an entry for the segment 'old' of the namespace 'AAM'.",
-    )
-
-
-def test_an_export_without_segments_has_the_notes_of_its_plan() -> None:
-    assert notes_of(replace(plan_of([]), notes=("Of the plan.",)), ExportCounts()) == ("Of the plan.",)
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**6))

@@ -12,14 +12,15 @@ from profile_export.application.ports import Engine, Lake, passing_attempt, tell
 from profile_export.application.suggestions import suggesting
 from profile_export.domain.catalog.datasets import DatasetKind, Tenant
 from profile_export.domain.errors import ExhaustedError
+from profile_export.domain.export.notes import notes_before, notes_of
 from profile_export.domain.export.plan import (
     ESTIMATES,
     Estimate,
     ExportCounts,
     ExportPlan,
+    IdentityFindings,
     KeyRange,
     estimate,
-    notes_of,
     plan_export,
     sample_of,
     takes_long,
@@ -94,11 +95,13 @@ class Estimates:
         sample, place = sample_of(plan), self._lake.staging(folder)
         of_segments = {batch_id: place / batch_id for batch_id in plan.segment_batches}
         async with passing_attempt(engine, self._lake, plan, folder, tuple(of_segments.values())) as attempt:
-            await attempt.resolve()
+            facts = await attempt.resolve()
             result = await attempt.run(sample)
             paths = [of_segments.get(file.batch_id, place) / file.name for file in result.files]
             rows = await asyncio.to_thread(lambda: list(islice(first_rows(paths), sample_rows)))
-        return Estimated(estimate(plan, sample, result), _notes(plan, sample, result.counts), rows)
+        return Estimated(
+            estimate(plan, sample, result), _notes(plan, sample, facts.findings, result.counts), rows
+        )
 
 
 class JobUseCases:
@@ -191,9 +194,11 @@ def _takes_long(asked: ExportRequest, unions: Mapping[DatasetKind, ObjectType]) 
     return paths > WIDE or is_wide(unions.values())
 
 
-def _notes(plan: ExportPlan, sample: KeyRange, counts: ExportCounts) -> tuple[str, ...]:
+def _notes(
+    plan: ExportPlan, sample: KeyRange, findings: IdentityFindings, counts: ExportCounts
+) -> tuple[str, ...]:
     """Return the notes of a plan. Those about counts are left out unless the sample holds every profile."""
-    return notes_of(plan, counts) if sample.share == 1 else plan.notes
+    return notes_of(plan, findings, counts) if sample.share == 1 else notes_before(plan, findings)
 
 
 def _too_expensive() -> ExhaustedError:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from profile_export.domain.errors import FailedPreconditionError, PastEndError
-from profile_export.domain.export.plan import ExportCounts
+from profile_export.domain.export.plan import ExportCounts, IdentityFindings
 from profile_export.domain.export.request import BoundRequest
 from profile_export.domain.lists import ListFields, instant, word
 
@@ -73,10 +73,14 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What identity resolution took: the rows that moved, since their profile has another key than they, and memory."""
+    """What identity resolution took: the rows that moved, since their profile has another key than they, and memory.
+
+    And what it found that is worth telling.
+    """
 
     rows_moved: int = 0
     peak_memory_bytes: int = 0
+    findings: IdentityFindings = field(default_factory=IdentityFindings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,7 +257,7 @@ class _Attempt:
             facts = await attempt.resolve()
             recorded = (one for one in plan.ranges() if one.index in claim.recorded)
             done = sum(plan.rows_in(key_range) for key_range in recorded)
-            resolved = Resolved(facts.rows_moved, facts.peak_memory_bytes)
+            resolved = Resolved(facts.rows_moved, facts.peak_memory_bytes, facts.findings)
             await self._begin(Phase.RUN, done=done, resolved=resolved)
             await self._run_ranges(plan, attempt, folders)
         await self._begin(Phase.COMMIT)

@@ -495,6 +495,9 @@ class ExportJob(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    MERGE_POLICY_NAME_FIELD_NUMBER: _builtins.int
+    IDENTITY_GRAPH_FIELD_NUMBER: _builtins.int
+    ATTRIBUTE_MERGE_TYPE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Output only. Grows with each job. JSON writes it as text."""
     state: Global___JobState.ValueType
@@ -509,6 +512,12 @@ class ExportJob(_message.Message):
     """
     request_id: _builtins.str
     """Output only. The request_id that it was created with. Empty: none."""
+    merge_policy_name: _builtins.str
+    """Output only. Name of the merge policy in the version that the job has."""
+    identity_graph: _merge_policy_pb2.IdentityGraph.ValueType
+    """Output only. Which identities are one person under it."""
+    attribute_merge_type: _merge_policy_pb2.AttributeMergeType.ValueType
+    """Output only. Which value wins under it."""
     @_builtins.property
     def spec(self) -> Global___ExportSpec:
         """Output only. The request as resolved."""
@@ -533,7 +542,10 @@ class ExportJob(_message.Message):
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Output only. Sentences worth knowing that are not errors, such as a segment that nobody is in."""
+        """Output only. Sentences worth knowing that are not errors: a segment that nobody is in, identities that nothing
+        links, the one that links most where profiles have too many or unusually many (more than 20), ids that differ in
+        case or blanks alone, experience events that belong to nobody with a record, the batches that were replaced.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -587,10 +599,13 @@ class ExportJob(_message.Message):
         progress: Global___JobProgress | None = ...,
         request_id: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        merge_policy_name: _builtins.str = ...,
+        identity_graph: _merge_policy_pb2.IdentityGraph.ValueType = ...,
+        attribute_merge_type: _merge_policy_pb2.AttributeMergeType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "metrics", b"metrics", "not_before_time", b"not_before_time", "progress", b"progress", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_id", b"batch_id", "batches", b"batches", "cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "errors", b"errors", "expire_time", b"expire_time", "id", b"id", "metrics", b"metrics", "not_before_time", b"not_before_time", "notes", b"notes", "phases", b"phases", "progress", b"progress", "request_id", b"request_id", "revision", b"revision", "spec", b"spec", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attribute_merge_type", b"attribute_merge_type", "batch_id", b"batch_id", "batches", b"batches", "cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "errors", b"errors", "expire_time", b"expire_time", "id", b"id", "identity_graph", b"identity_graph", "merge_policy_name", b"merge_policy_name", "metrics", b"metrics", "not_before_time", b"not_before_time", "notes", b"notes", "phases", b"phases", "progress", b"progress", "request_id", b"request_id", "revision", b"revision", "spec", b"spec", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

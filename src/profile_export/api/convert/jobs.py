@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from profile_export.api.convert.lists import rows_that_fit
+from profile_export.api.convert.profiles import WIRE_GRAPHS, WIRE_MERGES
 from profile_export.api.convert.values import (
     duration,
     given,
@@ -213,6 +214,9 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
         not_before_time=timestamp(job.not_before),
         request_id=job.request_id,
         expire_time=timestamp(view.expire_time),
+        merge_policy_name=job.bound.policy.name,
+        identity_graph=WIRE_GRAPHS[job.bound.policy.graph],
+        attribute_merge_type=WIRE_MERGES[job.bound.policy.attribute_merge],
         cancellation=_cancellation(job.cancellation) if job.cancellation else None,
         progress=job_progress(view.progress) if view.progress else None,
     )

@@ -31,8 +31,8 @@ _MERGES = {
     merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED: AttributeMerge.TIMESTAMP_ORDERED,
     merge_policy_pb2.ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE: AttributeMerge.DATASET_PRECEDENCE,
 }
-_WIRE_GRAPHS = {graph: wire for wire, graph in _GRAPHS.items()}
-_WIRE_MERGES = {merge: wire for wire, merge in _MERGES.items()}
+WIRE_GRAPHS = {graph: wire for wire, graph in _GRAPHS.items()}
+WIRE_MERGES = {merge: wire for wire, merge in _MERGES.items()}
 
 
 def new_policy(request: pb.CreateMergePolicyRequest, policy_id: str) -> MergePolicy:
@@ -84,9 +84,9 @@ def merge_policy(value: MergePolicy) -> merge_policy_pb2.MergePolicy:
         name=value.name,
         schema_name=value.schema_name,
         attribute_merge=merge_policy_pb2.AttributeMerge(
-            type=_WIRE_MERGES[value.attribute_merge], order=value.order
+            type=WIRE_MERGES[value.attribute_merge], order=value.order
         ),
-        identity_graph=_WIRE_GRAPHS[value.graph],
+        identity_graph=WIRE_GRAPHS[value.graph],
         is_default=value.is_default,
         built_in=value.id == BUILT_IN_POLICY.id,
         create_time=timestamp(value.create_time),

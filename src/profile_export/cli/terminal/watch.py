@@ -182,15 +182,23 @@ def facts(job: ExportJob) -> Table:
 
 
 def _facts(job: ExportJob) -> list[Fact]:
+    used, rules = job.spec.merge_policy, (job.attribute_merge_type, job.identity_graph)
     return [
         ("job", Text(f"{job.id}  ") + state(job.state)),
         ("to", job.spec.destination.dataset_id),
+        ("policy", f"{one_line(job.merge_policy_name)}  {_policy(used.id, used.version, *rules)}"),
         ("created", job.create_time.ToDatetime()),
         ("batch", job.batch_id or None),
         *(("batch", f"{one.batch_id}  {one.namespace}:{one.segment_id}") for one in job.batches),
         *_metric_facts(job.metrics),
         ("expires", job.expire_time.ToDatetime() if job.HasField("expire_time") else None),
     ]
+
+
+def _policy(
+    policy_id: str, version: int, merge: AttributeMergeType.ValueType, graph: IdentityGraph.ValueType
+) -> str:
+    return f"{policy_id} version {version}: {word(AttributeMergeType, merge)}, graph {word(IdentityGraph, graph)}"
 
 
 def _metric_facts(metrics: JobMetrics) -> list[Fact]:
@@ -298,8 +306,7 @@ def print_receipt(answer: GetReceiptResponse) -> None:
     """Write what a receipt proves: the counts, what was read, and the files with their hashes."""
     receipt = answer.receipt
     policy, segment = receipt.merge_policy, receipt.segment
-    merge = word(AttributeMergeType, policy.attribute_merge.type)
-    graph = word(IdentityGraph, policy.identity_graph)
+    rules = (policy.attribute_merge.type, policy.identity_graph)
     named = f"{segment.namespace}:{segment.segment_id}" if receipt.HasField("segment") else None
     print_facts(
         [
@@ -307,7 +314,7 @@ def print_receipt(answer: GetReceiptResponse) -> None:
             ("dataset", receipt.dataset_id),
             ("job", f"{receipt.job_id}, attempt {receipt.attempt}"),
             ("committed", receipt.commit_time.ToDatetime()),
-            ("policy", f"{policy.id} version {policy.version}: {merge}, graph {graph}"),
+            ("policy", _policy(policy.id, policy.version, *rules)),
             ("segment", named),
             *_metric_facts(receipt.metrics),
             ("receipt", answer.location),

@@ -249,6 +249,15 @@ class WrittenFile:
     batch_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class LinkingIdentity:
+    """An identity, its namespace in the registered spelling, and with how many others it occurs on rows."""
+
+    namespace: str
+    id: str
+    others: int
+
+
 LEFT_OUT_REASONS = ("not_listed", "too_many_identities", "events_only", "not_newer", "not_in_segments")
 """The figures of `ExportCounts` that say why profiles are left out, in the order in which they apply (S22)."""
 
@@ -260,6 +269,8 @@ class ExportCounts:
     Fragments (of record datasets, S9) and events are read of datasets that take part. `profiles_read` are all profiles
     found, `profiles_merged` the exported ones that were put together from two or more fragments.
     `identities_left_out` and `fragments_left_out` went with profiles of too many identities (S7).
+    `events_with_record` are the events read of profiles that have a fragment. `links_most`, with a graph, is the
+    identity that links the most others in profiles of more than `UNUSUALLY_MANY`; None if there is no such profile.
     """
 
     fragments_read: int = 0
@@ -279,6 +290,8 @@ class ExportCounts:
     """Exported profiles that have an identity of the namespace, in its registered spelling; None counts as empty."""
     segment_members: Mapping[int, int] = field(default_factory=dict)
     """Profiles found that have an entry for the segment asked for at this position."""
+    events_with_record: int = 0
+    links_most: LinkingIdentity | None = None
 
     @classmethod
     def total(cls, several: Iterable[ExportCounts]) -> ExportCounts:
@@ -289,7 +302,9 @@ class ExportCounts:
         added: dict[str, Any] = {}
         for figure in (found.name for found in fields(cls)):
             values = [getattr(counts, figure) for counts in every]
-            if figure in {"by_namespace", "segment_members"}:
+            if figure == "links_most":
+                added[figure] = strongest_link(values)
+            elif figure in {"by_namespace", "segment_members"}:
                 sums: Counter[Any] = Counter()
                 for value in values:
                     sums.update(value or {})
@@ -302,15 +317,10 @@ class ExportCounts:
         return ExportCounts.total((self, other))
 
 
-def notes_of(plan: ExportPlan, counts: ExportCounts) -> tuple[str, ...]:
-    """Return the sentences worth knowing about an export that has these counts, which are not errors (S21)."""
-    segments = plan.segments.segments if plan.segments else ()
-    nobody = (
-        f"No profile has an entry for the segment '{one.segment_id}' of the namespace '{one.namespace}'."
-        for position, one in enumerate(segments)
-        if not counts.segment_members.get(position)
-    )
-    return (*plan.notes, *nobody)
+def strongest_link(found: Iterable[LinkingIdentity | None]) -> LinkingIdentity | None:
+    """Return the one that links the most, of equals the first by namespace and id; None if there is none."""
+    known = [one for one in found if one is not None]
+    return min(known, key=lambda one: (-one.others, one.namespace, one.id), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,11 +332,26 @@ class EngineProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class IdentityFindings:
+    """What is worth telling of the identities that are read, estimated where there are very many.
+
+    With a graph, `linked` are those that occur together with another. Without one, `shared` are those that occur with
+    several primary ones, which a graph would link. `spellings` counts by namespace, as sent, the ids that differ
+    from another in case or blanks alone.
+    """
+
+    linked: int = 0
+    shared: int = 0
+    spellings: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ResolutionFacts:
     """What identity resolution found; all 0 with graph `none`, or if no row has more than one identity.
 
     `identities` are those that occur together with another, `components` the profiles they make up, `identities_moved`
-    those whose profile has another key than they, `rows_moved` the rows that had to be shuffled for it.
+    those whose profile has another key than they, `rows_moved` the rows that had to be shuffled for it. `findings` are
+    there whatever the graph.
     """
 
     identities: int = 0
@@ -334,6 +359,7 @@ class ResolutionFacts:
     identities_moved: int = 0
     rows_moved: int = 0
     peak_memory_bytes: int = 0
+    findings: IdentityFindings = field(default_factory=IdentityFindings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,9 @@ from struct import Struct
 MAX_IDENTITIES = 50
 """Profiles with more identities are left out (S7; Adobe's hard limit)."""
 
+UNUSUALLY_MANY = 20
+"""Of a profile with more identities than this, the one that links most is named: often it is nobody's own."""
+
 _HALVES = Struct(">qq")
 IdentityKey = tuple[int, int]
 

@@ -17,10 +17,18 @@ from decimal import Context, Decimal
 from typing import Any, NamedTuple
 
 from profile_export.domain.catalog.datasets import DatasetKind
-from profile_export.domain.export.plan import EventSelection, ExportCounts, ExportPlan, PinnedBatch
+from profile_export.domain.export.plan import (
+    EventSelection,
+    ExportCounts,
+    ExportPlan,
+    LinkingIdentity,
+    PinnedBatch,
+    strongest_link,
+)
 from profile_export.domain.export.selection import IdentitySelection
 from profile_export.domain.merging.identity import (
     MAX_IDENTITIES,
+    UNUSUALLY_MANY,
     Identity,
     IdentityKey,
     identity_key,
@@ -276,13 +284,17 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
         plan: The plan that an engine would get.
         rows: All rows of the plan's sources, or all that any of the profiles in question may need.
     """
-    current, happened, persons = _read(plan, rows)
+    found, current, happened, persons = _read(plan, rows)
+    crowded: set[Identity] = set()
     counts: Counter[str] = Counter(fragments_read=len(current), events_read=len(happened))
     namespaces: Counter[str] = Counter()
     members: Counter[int] = Counter()
     profiles: list[tuple[Profile, str, tuple[int, ...]]] = []
     for person in persons:
         counts["profiles_read"] += 1
+        if len(person.states) > UNUSUALLY_MANY:
+            crowded.update(person.states)
+        counts["events_with_record"] += len(person.events) if person.records else 0
         merged = _merged_record(plan, [record.value for record in person.records])
         entries = plan.segments.entries(merged.get(SEGMENT_MEMBERSHIP) or {}) if plan.segments else {}
         members.update(entries.keys())
@@ -305,22 +317,38 @@ def merge_profiles(plan: ExportPlan, rows: Iterable[SourceRow]) -> MergeResult:
             ExportCounts(**figures),
             by_namespace=dict(sorted(namespaces.items())),
             segment_members=dict(sorted(members.items())),
+            links_most=_links_most(plan, found, crowded),
         ),
+    )
+
+
+def _links_most(plan: ExportPlan, found: Placed, crowded: Collection[Identity]) -> LinkingIdentity | None:
+    """Find the identity that occurs with the most others, among those of profiles of unusually many; with a graph."""
+    others: dict[Identity, set[Identity]] = defaultdict(set)
+    for row in (*found.records, *found.events, *found.others) if plan.graph is IdentityGraph.PDG else ():
+        if row.primary in crowded:
+            for identity in row.states.keys() - {row.primary}:
+                others[row.primary].add(identity)
+                others[identity].add(row.primary)
+    return strongest_link(
+        LinkingIdentity(identity.namespace, identity.id, len(linked)) for identity, linked in others.items()
     )
 
 
 def people_in(plan: ExportPlan, rows: Iterable[SourceRow]) -> Iterator[Person]:
     """Bring together what belongs to each profile, even if an export leaves it out; `rows` as for `merge_profiles`."""
-    _, _, persons = _read(plan, rows)
+    *_, persons = _read(plan, rows)
     return persons
 
 
-def _read(plan: ExportPlan, rows: Iterable[SourceRow]) -> tuple[list[Row], list[Row], Iterator[Person]]:
-    """Find the fragments and the events that count, and whose they are."""
+def _read(
+    plan: ExportPlan, rows: Iterable[SourceRow]
+) -> tuple[Placed, list[Row], list[Row], Iterator[Person]]:
+    """Find all rows, the fragments and the events that count, and whose they are."""
     found = placed(plan, rows)
     current = _fragments(plan, found.records)
     happened = newest(found.events, lambda event: (event.dataset_id, event.primary, event.value[EVENT_ID]))
-    return current, happened, people(plan.graph, current, happened, found)
+    return found, current, happened, people(plan.graph, current, happened, found)
 
 
 def _fragments(plan: ExportPlan, records: Sequence[Row]) -> list[Row]:

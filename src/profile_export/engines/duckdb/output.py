@@ -32,6 +32,7 @@ _COUNTS = {
     "profiles_exported": f"count(*) {_KEPT}",
     "profiles_merged": "count(*) FILTER (WHERE left_out IS NULL AND fragments > 1)",
     "events_exported": f"sum(attached) {_KEPT}",
+    "events_with_record": "sum(events) FILTER (WHERE fragments > 0)",
     "identities_left_out": "sum(identities) FILTER (WHERE left_out = 'too_many_identities')",
     "fragments_left_out": "sum(fragments) FILTER (WHERE left_out = 'too_many_identities')",
     **{reason: _LEFT_OUT.format(reason) for reason in LEFT_OUT_REASONS},

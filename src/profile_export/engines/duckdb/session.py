@@ -27,12 +27,16 @@ from profile_export.domain.export.plan import (
     LOWEST_KEY,
     EngineProgress,
     ExportPlan,
+    IdentityFindings,
     KeyRange,
+    LinkingIdentity,
     RangeResult,
     ResolutionFacts,
+    strongest_link,
 )
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.engines.duckdb.engine import Close, Failed, FindGraph, Open, Resolve, Run
+from profile_export.engines.duckdb.identity_findings import links_most, shared_identities, spelled_apart
 from profile_export.engines.duckdb.output import Output
 from profile_export.engines.duckdb.query import compiled, output_columns
 from profile_export.engines.duckdb.sources import (
@@ -149,6 +153,7 @@ class DuckDbSession:
         self._shape: Shape | None = None
         self._graph: tuple[Path, GraphFacts] | None = None
         self._moved: MovedRows | None = None
+        self._links_most: LinkingIdentity | None = None
 
     def close(self) -> None:
         """Give everything back."""
@@ -190,7 +195,13 @@ class DuckDbSession:
             facts = ResolutionFacts(found.identities, found.components, found.moved, moved)
         self._bind(shape_of(self._plan, linked=links.at_most() > 0))
         self._meter.begin()
-        return facts
+        return replace(facts, findings=self._findings(facts.identities))
+
+    def _findings(self, linked: int) -> IdentityFindings:
+        tables, rows = self._flattened, self._plan.rows
+        apart = self._plan.graph is IdentityGraph.NONE and self._links.at_most() > 0
+        shared = shared_identities(self._connection, tables, rows) if apart else 0
+        return IdentityFindings(linked, shared, spelled_apart(self._connection, tables, rows))
 
     def run(self, key_range: KeyRange) -> RangeResult:
         """Export one range of profiles into files of its own."""
@@ -200,7 +211,7 @@ class DuckDbSession:
         if shape is None or not self._flattened:
             return RangeResult()
         self._merge(shape, key_range)
-        counts = self._output.count()
+        counts = replace(self._output.count(), links_most=self._links_most)
         with self._meter.measuring(self._progress_share(key_range)):
             files = self._output.write(shape, key_range.index) if counts.profiles_exported else ()
         self._connection.execute("DROP TABLE profiles")
@@ -227,6 +238,7 @@ class DuckDbSession:
         that does not fit is halved, as are those that come after it; what is merged already may wait on the disk.
         """
         self._connection.execute("DROP TABLE IF EXISTS profiles")
+        self._links_most = None
         into, waiting = "CREATE TEMP TABLE profiles AS", [key_range]
         while waiting:
             key_slice = waiting.pop()
@@ -257,6 +269,9 @@ class DuckDbSession:
         with self._meter.measuring(self._plan.rows_in(key_slice) - share * (2 if shape.linked else 1)):
             self._connection.execute(f"{into} {compiled(shape)}")
         if shape.linked:
+            if shape.graph is IdentityGraph.PDG:
+                found = links_most(self._connection, self._flattened, respelled=shape.respelled)
+                self._links_most = strongest_link((self._links_most, found))
             for table in self._flattened:
                 self._connection.execute(f"DROP TABLE {table}")
 

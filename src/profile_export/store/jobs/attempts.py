@@ -30,7 +30,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 from profile_export.domain.catalog.batches import DataFile, attempt_folder
 from profile_export.domain.catalog.datasets import Tenant
-from profile_export.domain.export.plan import ExportCounts, ExportPlan, notes_of
+from profile_export.domain.export.notes import notes_of
+from profile_export.domain.export.plan import ExportCounts, ExportPlan
 from profile_export.domain.export.receipt import replacement_note
 from profile_export.domain.export.request import WriteMode
 from profile_export.domain.job import (
@@ -427,7 +428,9 @@ class Attempts(Store):
             files = [file for batch in counted for file in batch.files]
             plan = recorded.plan
             if plan is not None:
-                notes = (*notes_of(plan, recorded.metrics.counts), *replacement_note(replaced))
+                metrics = recorded.metrics
+                notes = notes_of(plan, metrics.resolved.findings, metrics.counts)
+                notes += replacement_note(replaced)
                 await connection.execute(update(jobs).where(jobs.c.id == row.id).values(notes=notes))
                 job = replace(job_from(moved), notes=notes)
                 phases = (await phases_of(connection, [job]))[job.id]

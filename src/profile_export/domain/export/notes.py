@@ -1,0 +1,64 @@
+"""The notes of a job: sentences about what went as asked and may still be unexpected. They are no errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from profile_export.domain.export.plan import ExportCounts, ExportPlan, IdentityFindings
+from profile_export.domain.merging.identity import MAX_IDENTITIES, UNUSUALLY_MANY
+from profile_export.domain.merging.policy import IdentityGraph
+
+_MOST_SHOWN = 100
+"""Characters of an id, and namespaces."""
+
+
+def notes_before(plan: ExportPlan, findings: IdentityFindings) -> tuple[str, ...]:
+    """Return the sentences about a plan that are known before anything is merged."""
+    return (*plan.notes, *_of_findings(plan, findings))
+
+
+def notes_of(plan: ExportPlan, findings: IdentityFindings, counts: ExportCounts) -> tuple[str, ...]:
+    """Return the sentences about an export that has these counts."""
+    return (*notes_before(plan, findings), *_of_counts(plan, findings, counts))
+
+
+def _of_findings(plan: ExportPlan, findings: IdentityFindings) -> Iterator[str]:
+    if plan.graph is IdentityGraph.NONE and findings.shared:
+        yield (
+            f"The graph of the merge policy is none, which links nobody, though {findings.shared} identities occur "
+            "with several primary ones: with the graph pdg their profiles would be one."
+        )
+    for namespace, ids in list(findings.spellings.items())[:_MOST_SHOWN]:
+        spelled = plan.namespaces.get(namespace, namespace)
+        yield (
+            f"{ids} ids of the namespace '{spelled}' differ from another in case or blanks alone. Ids are compared "
+            "exactly: if they mean the same, make them one where they come from."
+        )
+
+
+def _of_counts(plan: ExportPlan, findings: IdentityFindings, counts: ExportCounts) -> Iterator[str]:
+    several = sum(1 for source in plan.sources if source.rows) > 1
+    if plan.graph is IdentityGraph.PDG and several and not findings.linked and not counts.profiles_merged:
+        yield (
+            "The graph pdg has linked nobody, and no profile has records of two datasets: no row has two identities. "
+            "Link them by a row that has both, such as a further identity field."
+        )
+    if counts.events_read and not counts.events_with_record:
+        yield (
+            f"None of the {counts.events_read} experience events that were read belongs to a profile with a record: no "
+            "record has their identities."
+        )
+    if counts.too_many_identities:
+        left_out = counts.too_many_identities
+        said = "1 profile was" if left_out == 1 else f"{left_out} profiles were"
+        yield f"{said} left out for more than {MAX_IDENTITIES} identities."
+    most = counts.links_most
+    if most and (counts.too_many_identities or most.others > UNUSUALLY_MANY):
+        shown = most.id if len(most.id) <= _MOST_SHOWN else f"{most.id[:_MOST_SHOWN]}…"
+        yield (
+            f"The identity '{shown}' of the namespace '{most.namespace}' links most: it occurs with {most.others} "
+            "others. If it is nobody's own, leave it out where it comes from."
+        )
+    for position, one in enumerate(plan.segments.segments if plan.segments else ()):
+        if not counts.segment_members.get(position):
+            yield f"No profile has an entry for the segment '{one.segment_id}' of the namespace '{one.namespace}'."
