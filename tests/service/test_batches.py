@@ -12,10 +12,11 @@ from typing import Any
 import grpc
 import pytest
 
-from profile_export.v1 import batch_pb2
+from profile_export.v1 import batch_pb2, dataset_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from tests.service.harness import Caller, json_lines, refusal_of
 
+SWITCHED_OFF = {"unifiedProfile": dataset_pb2.TagValues(values=["enabled:false"])}
 INVALID, PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -79,6 +80,32 @@ async def test_files_count_together_and_in_the_order_of_their_names(caller: Call
         "00001-00000.parquet",
         "00002-00000.parquet",
     ]
+
+
+async def test_the_order_of_files_decides_nothing_where_a_value_teaches_no_type(caller: Caller) -> None:
+    # given rows of which one says what a field is, and the others hold nothing there
+    sent: dict[str, dict[str, Any]] = {
+        "text": {"id": "text", "x": "t"},
+        "list": {"id": "list", "x": []},
+        "object": {"id": "object", "x": {"y": [None]}},
+    }
+    for number, order in enumerate((list(sent), list(reversed(sent)))):
+        # when each comes as a file of one batch, in any order, and once more as a batch of its own
+        dataset_id = await caller.dataset("record", {"id": "CRM"}, tags=SWITCHED_OFF)
+        several = f"several-{number}"
+        await caller.create_batch(dataset_id, several)
+        for place, name in enumerate(order):
+            await caller.send(dataset_id, several, json_lines([sent[name]]), file_name=f"{place}.jsonl")
+        await caller.complete(several)
+        for name in order:
+            await caller.send(dataset_id, f"{name}-{number}", json_lines([sent[name]]))
+
+        # then all are there, and nothing stands where nothing was
+        batches = await caller.visible_batches(dataset_id)
+        assert len(batches) == 4
+        found = [row for batch in batches for row in await caller.rows(batch)]
+        assert sorted((row["id"], row["x"]) for row in found if row["x"]) == [("text", "t")] * 2
+        assert sorted(row["id"] for row in found) == sorted([*sent, *sent])
 
 
 async def test_completing_again_returns_the_same_batch(caller: Caller, source: str) -> None:

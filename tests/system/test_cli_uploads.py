@@ -500,3 +500,35 @@ def test_a_download_names_batches_that_count_no_more_and_prunes_them_when_asked(
     assert "Removed the files of" in pruned.stderr
     assert [path.name for path in (out / "one").iterdir()] == ["notes.txt"]
     assert (out / "mine" / "x.parquet").exists()
+
+
+def test_types_are_found_and_told_as_a_command_that_declares_them(terminal: Terminal, tmp_path: Path) -> None:
+    # given a file whose columns hold values of all types, some of them absent
+    path = tmp_path / "people.csv"
+    path.write_text(
+        "id,age,zip,price,member,born,seen,o.n,big,mixed\n"
+        "1,40,0150,9.50,true,1999-12-31,2026-01-31 10:00:00+00,1,9007199254740993,1\n"
+        "2,-,1150,7,FALSE,,2026-01-31T10:00:00.5Z,2,1,x\n"
+    )
+    dataset_id = terminal.get(*CREATE)
+    options = ("--map", "id=crmId", "--null-value", "-")
+
+    # when they are looked for, and the command that is printed is typed
+    printed = terminal.get("datasets", "upload", dataset_id, path, *options, "--infer")
+    none = json.loads(terminal.get("batches", "list", dataset_id, "--json"))
+    terminal.get(*printed.split()[1:])
+    terminal.get("datasets", "upload", dataset_id, path, *options)
+    again = terminal.type("datasets", "upload", dataset_id, path, *options, "--infer")
+
+    # then nothing was uploaded before, and the rows have these types
+    assert printed.endswith(
+        " --declare age=long --declare price=double --declare member=boolean --declare born=date"
+        " --declare seen=timestamp --declare o.n=long --declare big=long"
+    )
+    assert none == []
+    [first, _] = stored(
+        terminal, dataset_id, tmp_path / "out", "age, zip, price, member, born::text, o.n, big, mixed"
+    )
+    assert first == (40, "0150", 9.5, True, "1999-12-31", 1, 9007199254740993, "1")
+    assert (again.stdout, again.returncode) == ("", 0)
+    assert "Nothing to declare" in again.stderr

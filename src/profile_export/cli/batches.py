@@ -1,6 +1,7 @@
 """Batches: the upload of files with a bar that says how far it is, what became of one, and taking it back."""
 
 import asyncio
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ import typer
 from rich.progress import Progress
 from rich.text import Text
 
-from profile_export.cli.sources import Format, find_sources, not_taken
+from profile_export.cli.inference import infer_types
+from profile_export.cli.schemas import known_paths
+from profile_export.cli.sources import Format, Source, find_sources, not_taken
 from profile_export.cli.terminal.cells import Size, batch_state, count, size
 from profile_export.cli.terminal.command import AsJson, command
 from profile_export.cli.terminal.names import DATASET
@@ -278,6 +281,12 @@ async def upload(
     batch_id: Annotated[
         str, typer.Option(metavar="ID", help="Id of the batch. Default: derived from dataset and content.")
     ] = "",
+    infer: Annotated[
+        bool,
+        typer.Option(
+            "--infer", help="Upload nothing; print a command that declares the types found in CSV and TSV."
+        ),
+    ] = False,
     as_data: AsJson = False,
 ) -> None:
     """Upload files as one batch: all their rows count at once, or none.
@@ -297,6 +306,9 @@ async def upload(
     answer: UploadBatchResponse | CompleteBatchResponse
     with TemporaryDirectory(prefix="profile-export-") as folder:
         files = [await asyncio.to_thread(source.ready, Path(folder)) for source in sources]
+        if infer:
+            await _infer(client, dataset_id, files, sources, options)
+            return
         display = _Display(bar, files, [str(source.path) for source in sources])
         try:
             with bar:
@@ -325,6 +337,24 @@ async def upload(
         complain(note)
     if batch.rejected_rows:
         await _print_rejected(client, batch.id, batch.rejected_rows, display)
+
+
+async def _infer(
+    client: Client,
+    dataset_id: str,
+    files: Sequence[UploadFile],
+    sources: Sequence[Source],
+    options: UploadOptions,
+) -> None:
+    """Print the command that declares the types which the files seem to have."""
+    known = known_paths(await client.get_dataset(dataset_id))
+    looked_at = [(file.path, source.format) for file, source in zip(files, sources, strict=True)]
+    types = await asyncio.to_thread(infer_types, looked_at, options.null_values, options.renames, known)
+    if types:
+        declared = (f"--declare {shlex.quote(f'{path}={kind}')}" for path, kind in types.items())
+        typer.echo(f"profile-export datasets update {shlex.quote(dataset_id)} {' '.join(declared)}")
+    else:
+        complain("Nothing to declare: what is not known yet is text.")
 
 
 def _renames(given: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from profile_export.cli.terminal.output import print_facts, print_id, print_rows
 from profile_export.client import (
     Client,
     CreateSchemaResponse,
+    Dataset,
     DatasetKind,
     DecimalType,
     Field,
@@ -236,6 +237,20 @@ def print_fields(fields: Iterable[Field]) -> None:
         empty="No fields yet: they come with the first batch.",
         free=("type",),
     )
+
+
+def known_paths(dataset: Dataset) -> set[str]:
+    """Return the paths of the fields whose types a dataset knows, those that hold identities included."""
+    known = {identity.path for identity in dataset.identity_fields}
+    known |= {declared.path for declared in dataset.declared_fields}
+    waiting = [(field.name, field.type) for field in dataset.fields]
+    while waiting:
+        path, kind = waiting.pop()
+        if kind.HasField("object"):
+            waiting += [(f"{path}.{field.name}", field.type) for field in kind.object.fields]
+        else:
+            known.add(path)
+    return known
 
 
 def kind_word(kind: DatasetKind.ValueType) -> str:
