@@ -155,6 +155,28 @@ async def test_an_upload_does_not_change_the_update_time(caller: Caller) -> None
     assert types_of(dataset.fields)["new"] == "boolean"
 
 
+async def test_a_dataset_says_what_counts_of_it(caller: Caller) -> None:
+    # given two datasets, one with three batches of which one is taken back
+    source, empty = [await caller.dataset("record", {"id": "CRM"}) for _ in range(2)]
+    first, last, gone = [
+        await caller.upload(source, f"b{number}", [{"id": f"{row}"} for row in range(number)])
+        for number in (1, 2, 3)
+    ]
+    await caller.revert(gone.id)
+
+    # when they are looked up and listed
+    looked_up = await caller.get_dataset(source)
+    listed = await caller.datasets.ListDatasets(ds.ListDatasetsRequest(), metadata=caller.metadata)
+
+    # then each has the rows and bytes of the batches that count, and the time of the newest
+    assert (looked_up.rows, looked_up.bytes) == (3, first.bytes + last.bytes)
+    assert looked_up.last_ingest_time == last.ingest_time
+    assert [(one.id, one.rows, one.HasField("last_ingest_time")) for one in listed.datasets] == [
+        (source, 3, True),
+        (empty, 0, False),
+    ]
+
+
 async def test_declared_types_may_be_added_and_widened_but_not_narrowed(caller: Caller) -> None:
     source = await caller.dataset("record", {"id": "CRM"}, declared={"a": LONG})
 

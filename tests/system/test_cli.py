@@ -157,7 +157,7 @@ def test_tables_hold_one_line_per_thing(terminal: Terminal) -> None:
 
     lines = terminal.get("datasets", "list").splitlines()
 
-    assert lines[0].split() == ["id", "kind", "created", "name"]
+    assert lines[0].split() == ["id", "kind", "rows", "size", "newest", "batch", "name"]
     assert lines[1].split()[:2] == [union, "union"]
     assert len(lines) == 2
     assert terminal.get("jobs", "list").startswith("No jobs.")

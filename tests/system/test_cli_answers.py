@@ -110,7 +110,7 @@ def test_data_is_shown_as_it_is(terminal: Terminal, people: Path) -> None:
     assert f"description\t{name}" in terminal.get("datasets", "show", source).splitlines()
     assert name in [row["value"] for row in rows(terminal.get("datasets", "preview", source))]
     assert name in terminal.get("profiles", "show", "CRM:C-1")
-    assert name in on_a_terminal(terminal, 120, "datasets", "list")
+    assert name in on_a_terminal(terminal, 160, "datasets", "list")
     assert name in on_a_terminal(terminal, 120, "datasets", "show", source)
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from profile_export.application.ports import Lake
-from profile_export.domain.catalog.batches import MirrorStatus
+from profile_export.domain.catalog.batches import DatasetContent, MirrorStatus
 from profile_export.domain.catalog.datasets import (
     CLASSES,
     Dataset,
@@ -31,9 +31,10 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True, slots=True)
 class ShownDataset:
-    """A dataset, and how far its Iceberg mirror is; None where it has none and never had."""
+    """A dataset, what counts of it, and how far its Iceberg mirror is; None where it has none and never had."""
 
     dataset: Dataset
+    content: DatasetContent
     mirror: MirrorStatus | None
 
     @property
@@ -68,8 +69,8 @@ class DatasetUseCases:
     async def list(self, tenant: Tenant, request: PageRequest, *, show_deleted: bool) -> Page[ShownDataset]:
         """Return a page of the tenant's datasets."""
         page = await self._catalog.list_datasets(tenant, request, show_deleted=show_deleted)
-        mirrors = await self._mirrors.of([dataset.id for dataset in page.items])
-        return page.turned(lambda dataset: ShownDataset(dataset, mirrors.get(dataset.id)))
+        show = await self._showing(page.items)
+        return page.turned(show)
 
     async def update(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> ShownDataset:
         """Change a dataset."""
@@ -117,5 +118,14 @@ class DatasetUseCases:
         return fields, [source for source in sources if source.kind is kind]
 
     async def _shown(self, dataset: Dataset) -> ShownDataset:
-        mirrors = await self._mirrors.of([dataset.id])
-        return ShownDataset(dataset, mirrors.get(dataset.id))
+        show = await self._showing([dataset])
+        return show(dataset)
+
+    async def _showing(self, datasets: Sequence[Dataset]) -> Callable[[Dataset], ShownDataset]:
+        """Return what shows each of these datasets."""
+        ids = [dataset.id for dataset in datasets]
+        mirrors, contents = await self._mirrors.of(ids), await self._batches.contents_of(ids)
+        nothing = DatasetContent()
+        return lambda dataset: ShownDataset(
+            dataset, contents.get(dataset.id, nothing), mirrors.get(dataset.id)
+        )

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,15 @@ from profile_export.cli.schemas import (
     print_fields,
     tag_values,
 )
-from profile_export.cli.terminal.cells import count, kept_for, moment, one_line, to_the_second, values_by_path
+from profile_export.cli.terminal.cells import (
+    Size,
+    count,
+    kept_for,
+    moment,
+    one_line,
+    to_the_second,
+    values_by_path,
+)
 from profile_export.cli.terminal.command import AsJson, RequestId, command, no
 from profile_export.cli.terminal.names import DATASET, DELETED_DATASET
 from profile_export.cli.terminal.output import (
@@ -128,15 +136,29 @@ def _show_all(datasets: list[Dataset]) -> None:
         (
             dataset.id,
             kind_word(dataset.kind),
-            to_the_second(dataset.create_time.ToDatetime()),
+            dataset.rows,
+            Size(dataset.bytes),
+            _newest(dataset) or "",
             *((_back_until(dataset),) if any_deleted else ()),
             dataset.name,
         )
         for dataset in datasets
     ]
     empty = no("datasets", "Make one: profile-export datasets create NAME --kind record")
-    columns = ("id", "kind", "created", *(("deleted, back until",) if any_deleted else ()), "name")
+    columns = (
+        "id",
+        "kind",
+        "rows",
+        "size",
+        "newest batch",
+        *(("deleted, back until",) if any_deleted else ()),
+        "name",
+    )
     print_rows(columns, rows, empty=empty, free=("name",))
+
+
+def _newest(dataset: Dataset) -> datetime | None:
+    return dataset.last_ingest_time.ToDatetime() if dataset.HasField("last_ingest_time") else None
 
 
 def _back_until(dataset: Dataset) -> str:
@@ -173,6 +195,9 @@ def _show(dataset: Dataset) -> None:
             ("identities", identity_lines(dataset.identity_fields) or None),
             ("declared", [declared.path for declared in dataset.declared_fields] or None),
             ("batches", f"kept for {kept_for(kept)}" if kept else "kept for ever"),
+            ("rows", dataset.rows),
+            ("size", Size(dataset.bytes)),
+            ("newest batch", _newest(dataset)),
             ("created", dataset.create_time.ToDatetime()),
             ("updated", dataset.update_time.ToDatetime() if updated else None),
             ("deleted", f"can be brought back until {until}" if (until := _back_until(dataset)) else None),

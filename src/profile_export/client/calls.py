@@ -96,6 +96,12 @@ class Calls:
         return listed[:limit]
 
 
+def quoted(text: str) -> str:
+    """Write a text as a value in a filter."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 # --- Messages ---
 
 

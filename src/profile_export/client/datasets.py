@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from google.protobuf.struct_pb2 import Struct
 
-from profile_export.client.calls import Calls, duration
+from profile_export.client.calls import Calls, duration, quoted
 from profile_export.v1 import dataset_service_pb2 as pb
 from profile_export.v1 import schema_service_pb2
 from profile_export.v1.dataset_pb2 import (
@@ -74,9 +74,13 @@ class DatasetCalls(Calls):
         request = pb.GetDatasetRequest(dataset_id=dataset_id)
         return (await self._call(self._datasets.GetDataset, request)).dataset
 
-    async def list_datasets(self, *, show_deleted: bool = False) -> list[Dataset]:
-        """List the datasets of the tenant, oldest first; with `show_deleted`, also those that can be brought back."""
-        request = pb.ListDatasetsRequest(show_deleted=show_deleted)
+    async def list_datasets(self, name: str | None = None, *, show_deleted: bool = False) -> list[Dataset]:
+        """List the datasets of the tenant, oldest first; with `show_deleted`, also those that can be brought back.
+
+        With a `name` they are those that have it.
+        """
+        condition = "" if name is None else f"name = {quoted(name)}"
+        request = pb.ListDatasetsRequest(filter=condition, show_deleted=show_deleted)
         return await self._list(self._datasets.ListDatasets, request, lambda page: page.datasets)
 
     async def update_dataset(

@@ -5,14 +5,14 @@ import uuid
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from profile_export.client.calls import PAGE, BackOff, Calls, ClientError, duration, messages, stamp
+from profile_export.client.calls import PAGE, BackOff, Calls, ClientError, duration, messages, quoted, stamp
 from profile_export.v1 import export_service_pb2 as pb
 from profile_export.v1 import job_pb2 as jobs
 from profile_export.v1.merge_policy_pb2 import MergePolicyRef
@@ -147,7 +147,7 @@ class JobCalls(Calls):
         dataset_id: str = "",
         created_from: datetime | None = None,
     ) -> list[jobs.ExportJob]:
-        """List jobs of the tenant, newest first. They are chosen here: further pages are asked for until it is enough.
+        """List jobs of the tenant, newest first.
 
         Args:
             limit: How many at most.
@@ -155,23 +155,14 @@ class JobCalls(Calls):
             dataset_id: Only jobs that write to this dataset. Empty: all.
             created_from: Only jobs created then or later. None: all.
         """
-        chooses = states or dataset_id or created_from
-        request = pb.ListJobsRequest(page_size=PAGE if chooses else min(limit, PAGE))
-        listed: list[jobs.ExportJob] = []
-        async for page in self._pages(self._exports.ListJobs, request):
-            new = [
-                one
-                for one in page.jobs
-                if not created_from or one.create_time.ToDatetime(UTC) >= created_from
-            ]
-            listed += [
-                one
-                for one in new
-                if (not states or one.state in states) and dataset_id in {"", one.spec.destination.dataset_id}
-            ]
-            if len(listed) >= limit or len(new) < len(page.jobs):
-                break
-        return listed[:limit]
+        others = [one for one in jobs.JobState.values() if one and states and one not in states]
+        conditions = [f"state != {jobs.JobState.Name(one)}" for one in others]
+        if dataset_id:
+            conditions.append(f"dataset_id = {quoted(dataset_id)}")
+        if created_from:
+            conditions.append(f"create_time >= {quoted(created_from.isoformat())}")
+        request = pb.ListJobsRequest(filter=" AND ".join(conditions))
+        return await self._list(self._exports.ListJobs, request, lambda page: page.jobs, limit)
 
     async def cancel_job(self, job_id: int, reason: str = "") -> jobs.ExportJob:
         """Ask a job to stop; return it as it stands then."""

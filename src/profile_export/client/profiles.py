@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from profile_export.client.calls import PAGE, Calls, stamp
+from profile_export.client.calls import PAGE, Calls, quoted, stamp
 from profile_export.v1 import merge_policy_pb2 as policies
 from profile_export.v1 import profile_pb2 as profiles
 from profile_export.v1 import profile_service_pb2 as pb
@@ -47,9 +47,9 @@ class PolicyCalls(Calls):
         request = pb.GetMergePolicyRequest(merge_policy_id=policy_id, version=version)
         return (await self._call(self._profiles.GetMergePolicy, request)).merge_policy
 
-    async def list_policies(self) -> list[MergePolicy]:
-        """List the latest version of every merge policy of the tenant, after the built-in one."""
-        request = pb.ListMergePoliciesRequest()
+    async def list_policies(self, name: str | None = None) -> list[MergePolicy]:
+        """List the latest version of every merge policy, the built-in one included; or those that have a name."""
+        request = pb.ListMergePoliciesRequest(filter="" if name is None else f"name = {quoted(name)}")
         return await self._list(self._profiles.ListMergePolicies, request, lambda page: page.merge_policies)
 
     async def update_policy(

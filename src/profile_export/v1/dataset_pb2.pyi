@@ -133,6 +133,9 @@ class Dataset(_message.Message):
     BATCH_RETENTION_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     PURGE_TIME_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    LAST_INGEST_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. 24 hexadecimal characters, set by the server, never reused."""
     name: _builtins.str
@@ -141,6 +144,10 @@ class Dataset(_message.Message):
     """Optional free text. Empty: none. Set by the caller."""
     kind: Global___DatasetKind.ValueType
     """Output only. What the rows are, as the schema says."""
+    rows: _builtins.int
+    """Output only. How many rows its SUCCEEDED batches have together."""
+    bytes: _builtins.int
+    """Output only. How many bytes the data files of its SUCCEEDED batches have together."""
     @_builtins.property
     def schema_ref(self) -> Global___SchemaRef:
         """Required. The schema that the rows follow. Set by the caller at creation, cannot change."""
@@ -194,6 +201,10 @@ class Dataset(_message.Message):
         disk follows. Absent: it is not deleted.
         """
 
+    @_builtins.property
+    def last_ingest_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. The ingest_time of the newest of its SUCCEEDED batches. Absent: there is none."""
+
     def __init__(
         self,
         *,
@@ -212,10 +223,13 @@ class Dataset(_message.Message):
         batch_retention: _duration_pb2.Duration | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         purge_time: _timestamp_pb2.Timestamp | None = ...,
+        rows: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        last_ingest_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "delete_time", b"delete_time", "mirror", b"mirror", "purge_time", b"purge_time", "schema_ref", b"schema_ref", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "delete_time", b"delete_time", "last_ingest_time", b"last_ingest_time", "mirror", b"mirror", "purge_time", b"purge_time", "schema_ref", b"schema_ref", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "declared_fields", b"declared_fields", "delete_time", b"delete_time", "description", b"description", "fields", b"fields", "id", b"id", "identity_fields", b"identity_fields", "kind", b"kind", "mirror", b"mirror", "name", b"name", "purge_time", b"purge_time", "schema_ref", b"schema_ref", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "bytes", b"bytes", "create_time", b"create_time", "declared_fields", b"declared_fields", "delete_time", b"delete_time", "description", b"description", "fields", b"fields", "id", b"id", "identity_fields", b"identity_fields", "kind", b"kind", "last_ingest_time", b"last_ingest_time", "mirror", b"mirror", "name", b"name", "purge_time", b"purge_time", "rows", b"rows", "schema_ref", b"schema_ref", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -219,7 +219,7 @@ def _batch_retention(
 
 
 def dataset(shown: ShownDataset) -> dataset_pb2.Dataset:
-    """Write a dataset, and how far its mirror is."""
+    """Write a dataset, what counts of it, and how far its mirror is."""
     value, mirror = shown.dataset, shown.mirror
     message = dataset_pb2.Dataset(
         id=value.id,
@@ -237,6 +237,9 @@ def dataset(shown: ShownDataset) -> dataset_pb2.Dataset:
         batch_retention=duration(value.batch_retention),
         delete_time=timestamp(value.delete_time),
         purge_time=timestamp(value.purge_time),
+        rows=shown.content.rows,
+        bytes=shown.content.bytes,
+        last_ingest_time=timestamp(shown.content.last_ingest_time),
     )
     write_declarations(value.declared_fields, message.declared_fields)
     write_fields(value.fields, message.fields)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 
@@ -17,17 +17,25 @@ _ID = re.compile(r"[0-9a-f]{24}")
 _MOST_NAMED = 5
 
 
+class Listing(Protocol):
+    """Lists things: those of a name, or all for None."""
+
+    def __call__(self, client: Client, name: str | None, /) -> Awaitable[Sequence[Any]]:
+        """Return them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Named:
     """Marks an option that takes an id, or the name that only one of the things listed has."""
 
     things: str
-    listed: Callable[[Client], Awaitable[Sequence[Any]]]
+    listed: Listing
 
     async def id_of(self, client: Client, text: str) -> tuple[str, str]:
         """Return the id that a text means, and advice for the case that nothing has that id.
 
-        What looks like an id is one, whatever else has it as its name; and so is what no name is like.
+        What looks like an id is one, whatever else has it as its name; and so is what nothing has as its name.
 
         Raises:
             typer.BadParameter: Several have this name.
@@ -35,15 +43,12 @@ class Named:
         """
         if not text or _ID.fullmatch(text):
             return text, ""
-        listed = await self.listed(client)
-        found = [one for one in listed if one.name == text]
-        if any(one.id == text for one in listed):
-            return text, ""
+        found = await self.listed(client, text)
         if len(found) > 1:
             raise typer.BadParameter(_ambiguous(text, self.things, found))
         if found:
             return str(found[0].id), ""
-        nearest = difflib.get_close_matches(text, {one.name for one in listed}, n=1)
+        nearest = difflib.get_close_matches(text, {one.name for one in await self.listed(client, None)}, n=1)
         return text, f"None has this name; the nearest is {one_line(nearest[0])!r}." if nearest else ""
 
 
@@ -54,8 +59,9 @@ def _ambiguous(name: str, things: str, found: Sequence[Any]) -> str:
     return f"{len(found)} {things} have the name {name!r}, give the id of one: {', '.join(named)}."
 
 
-async def _deleted(client: Client) -> Sequence[Any]:
-    return [one for one in await client.list_datasets(show_deleted=True) if one.HasField("delete_time")]
+async def _deleted(client: Client, name: str | None) -> Sequence[Any]:
+    listed = await client.list_datasets(name, show_deleted=True)
+    return [one for one in listed if one.HasField("delete_time")]
 
 
 DATASET = Named("datasets", Client.list_datasets)

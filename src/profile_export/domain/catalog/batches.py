@@ -524,6 +524,15 @@ class TableState:
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetContent:
+    """What the batches of a dataset that count have together; `last_ingest_time` is None if there is none."""
+
+    rows: int = 0
+    bytes: int = 0
+    last_ingest_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MirrorStatus:
     """How far the mirror of a dataset is.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from profile_export.domain.catalog.batches import (
     Batch,
     BatchState,
     DataFile,
+    DatasetContent,
     RowError,
     Upload,
     check_revertible,
@@ -87,6 +88,25 @@ class Batches(Store):
         """
         async with self.database.read() as connection:
             return await batch_from(connection, await existing_batch(connection, id_of(tenant), batch_id))
+
+    @uninterruptible
+    async def contents_of(self, dataset_ids: Collection[str]) -> Mapping[str, DatasetContent]:
+        """Return what counts of these datasets; those of which nothing does are left out."""
+        query = (
+            select(
+                batches.c.dataset_id,
+                func.sum(batches.c.rows).label("rows"),
+                func.sum(batches.c.bytes).label("bytes"),
+                func.max(batches.c.ingest_time).label("last_ingest_time"),
+            )
+            .where(batches.c.dataset_id.in_(dataset_ids), batches.c.state == BatchState.SUCCEEDED)
+            .group_by(batches.c.dataset_id)
+        )
+        async with self.database.read() as connection:
+            return {
+                row.dataset_id: DatasetContent(int(row.rows), int(row.bytes), row.last_ingest_time)
+                for row in await connection.execute(query)
+            }
 
     @uninterruptible
     async def list_batches(self, tenant: Tenant, dataset_id: str, request: PageRequest) -> Page[Batch]:
