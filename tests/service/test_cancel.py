@@ -62,6 +62,7 @@ async def check_that_a_cancel_stops(server: Server, job_id: int) -> None:
     assert ended.state == job_pb2.JOB_STATE_CANCELLED
     assert list(ended.errors) == []
     assert ended.cancellation.reason == "changed my mind"
+    assert ended.state_reason == f"Cancelled by {ended.cancellation.requested_by}: changed my mind"
     assert ended.cancellation.requested_by
     asked_at = ended.cancellation.request_time.ToDatetime(UTC)
     assert before - timedelta(milliseconds=5) <= asked_at <= ended.end_time.ToDatetime(UTC)

@@ -379,3 +379,21 @@ def test_progress_ranks_by_phase_and_then_by_rows() -> None:
     ]
 
     assert all(before.rank < after.rank for before, after in pairwise(ranked))
+
+
+# --- Why ---
+
+
+def test_a_job_that_is_cancelled_or_failed_says_why() -> None:
+    errors = tuple(
+        JobError(code, f"{code} it is.", "engine", retryable=True, attempt=1) for code in ("FIRST", "LAST")
+    )
+    asked = Cancellation("ipv4:10.0.0.7", NOON, "")
+    cancelled = replace(job(CANCELLED), cancellation=asked)
+
+    assert replace(job(FAILED), errors=errors).state_reason == "LAST: LAST it is."
+    assert cancelled.state_reason == "Cancelled by ipv4:10.0.0.7."
+    told = replace(cancelled, state=CANCELLING, cancellation=replace(asked, reason="wrong day"))
+    assert told.state_reason == "Cancelled by ipv4:10.0.0.7: wrong day"
+    for state in (NEW, PROCESSING, SUCCEEDED):
+        assert replace(job(state), errors=errors).state_reason == ""

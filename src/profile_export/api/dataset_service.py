@@ -78,13 +78,13 @@ class DatasetService(DatasetServiceServicer):
         self, request: pb.UpdateDatasetRequest, context: Context
     ) -> pb.UpdateDatasetResponse:
         change = await compute_if(request.ByteSize() > _MANY_BYTES, convert.dataset_change, request)
-        shown = await self._datasets.update(current_tenant(), request.dataset_id, change)
+        shown = await self._datasets.update(current_tenant(), request.dataset_id, change, request.etag)
         return await _answer(pb.UpdateDatasetResponse, shown)
 
     async def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: Context
     ) -> pb.DeleteDatasetResponse:
-        shown = await self._datasets.delete(current_tenant(), request.dataset_id)
+        shown = await self._datasets.delete(current_tenant(), request.dataset_id, request.etag)
         return await _answer(pb.DeleteDatasetResponse, shown)
 
     async def UndeleteDataset(

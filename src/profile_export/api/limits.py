@@ -32,6 +32,7 @@ class Limit:
 
 NAME = Limit(255)
 ID = Limit(128)
+ETAG = Limit(128)
 BATCH_ID = Limit(64)
 REQUEST_ID = Limit(128)
 SCHEMA_ID = Limit(MAX_ID)
@@ -91,8 +92,9 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
         "name": NAME,
         "description": DESCRIPTION,
         "add_declared_fields": DECLARED_FIELDS,
+        "etag": ETAG,
     },
-    "DeleteDatasetRequest": {"dataset_id": ID},
+    "DeleteDatasetRequest": {"dataset_id": ID, "etag": ETAG},
     "UndeleteDatasetRequest": {"dataset_id": ID},
     "PreviewDatasetRequest": {"dataset_id": ID},
     "CreateBatchRequest": {"dataset_id": ID, "batch_id": BATCH_ID, "request_id": REQUEST_ID},
@@ -119,8 +121,8 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "CreateMergePolicyRequest": {"name": NAME, "schema_name": NAME},
     "GetMergePolicyRequest": {"merge_policy_id": ID},
     "ListMergePoliciesRequest": _LIST,
-    "UpdateMergePolicyRequest": {"merge_policy_id": ID, "name": NAME},
-    "DeleteMergePolicyRequest": {"merge_policy_id": ID},
+    "UpdateMergePolicyRequest": {"merge_policy_id": ID, "name": NAME, "etag": ETAG},
+    "DeleteMergePolicyRequest": {"merge_policy_id": ID, "etag": ETAG},
     "GetProfileRequest": {"fields": FIELD_PATHS},
     "ListProfileEventsRequest": {"fields": FIELD_PATHS, **_LIST, "page_token": EVENT_PAGE_TOKEN},
     "DeleteProfileRequest": {},

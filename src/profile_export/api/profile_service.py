@@ -48,14 +48,14 @@ class ProfileService(ProfileServiceServicer):
     ) -> pb.UpdateMergePolicyResponse:
         change = convert.policy_change(request)
         policy_id = required(request.merge_policy_id, "merge_policy_id")
-        policy = await self._policies.update(current_tenant(), policy_id, change)
+        policy = await self._policies.update(current_tenant(), policy_id, change, request.etag)
         return pb.UpdateMergePolicyResponse(merge_policy=convert.merge_policy(policy))
 
     async def DeleteMergePolicy(
         self, request: pb.DeleteMergePolicyRequest, context: Context
     ) -> pb.DeleteMergePolicyResponse:
         policy_id = required(request.merge_policy_id, "merge_policy_id")
-        await self._policies.delete(current_tenant(), policy_id)
+        await self._policies.delete(current_tenant(), policy_id, request.etag)
         return pb.DeleteMergePolicyResponse()
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: Context) -> pb.GetProfileResponse:

@@ -72,13 +72,13 @@ class DatasetUseCases:
         show = await self._showing(page.items)
         return page.turned(show)
 
-    async def update(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> ShownDataset:
+    async def update(self, tenant: Tenant, dataset_id: str, change: DatasetChange, etag: str) -> ShownDataset:
         """Change a dataset."""
-        return await self._shown(await self._catalog.update_dataset(tenant, dataset_id, change))
+        return await self._shown(await self._catalog.update_dataset(tenant, dataset_id, change, etag))
 
-    async def delete(self, tenant: Tenant, dataset_id: str) -> ShownDataset:
+    async def delete(self, tenant: Tenant, dataset_id: str, etag: str) -> ShownDataset:
         """Delete a dataset."""
-        return await self._shown(await self._catalog.delete_dataset(tenant, dataset_id))
+        return await self._shown(await self._catalog.delete_dataset(tenant, dataset_id, etag))
 
     async def undelete(self, tenant: Tenant, dataset_id: str) -> ShownDataset:
         """Bring a deleted dataset back."""

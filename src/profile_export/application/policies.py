@@ -28,10 +28,10 @@ class PolicyUseCases:
         """Return a page of the newest versions of the tenant's policies."""
         return await self._policies.list_policies(tenant, request)
 
-    async def update(self, tenant: Tenant, policy_id: str, change: PolicyChange) -> MergePolicy:
+    async def update(self, tenant: Tenant, policy_id: str, change: PolicyChange, etag: str) -> MergePolicy:
         """Add a version to a policy."""
-        return await self._policies.update_policy(tenant, policy_id, change)
+        return await self._policies.update_policy(tenant, policy_id, change, etag)
 
-    async def delete(self, tenant: Tenant, policy_id: str) -> None:
+    async def delete(self, tenant: Tenant, policy_id: str, etag: str) -> None:
         """Delete a policy; jobs keep the version that they were made with."""
-        await self._policies.delete_policy(tenant, policy_id)
+        await self._policies.delete_policy(tenant, policy_id, etag)

@@ -92,6 +92,7 @@ class DatasetCalls(Calls):
         tags: Tags | None = None,
         declared: Sequence[FieldDeclaration] = (),
         batch_retention: timedelta | None = None,
+        etag: str = "",
     ) -> Dataset:
         """Change what is given and leave the rest; at least one change is required.
 
@@ -102,9 +103,11 @@ class DatasetCalls(Calls):
             tags: All tags, replacing those it has. Empty: no tags any more. None: unchanged.
             declared: Types to declare or to widen, added to those it has.
             batch_retention: How long a batch counts, also those that do now; zero: for ever. None: unchanged.
+            etag: That of the dataset that the change is meant for. Empty: whatever it is like.
         """
         request = pb.UpdateDatasetRequest(
             dataset_id=dataset_id,
+            etag=etag,
             name=name,
             description=description,
             tags=None if tags is None else pb.DatasetTags(entries=_tag_values(tags)),

@@ -60,6 +60,7 @@ class PolicyCalls(Calls):
         graph: IdentityGraph.ValueType | None = None,
         order: Sequence[str] | None = None,
         is_default: bool | None = None,
+        etag: str = "",
     ) -> MergePolicy:
         """Change what is given and leave the rest; at least one change is required. Jobs keep the version they have.
 
@@ -69,9 +70,11 @@ class PolicyCalls(Calls):
             graph: Which identities are one person from now on. None: unchanged.
             order: As in `create_policy`, empty included. None: unchanged.
             is_default: Whether jobs that name no policy use it from now on. None: unchanged.
+            etag: That of the policy that the change is meant for. Empty: whatever it is like.
         """
         request = pb.UpdateMergePolicyRequest(
             merge_policy_id=policy_id,
+            etag=etag,
             name=name,
             attribute_merge=None if order is None else _rule(order),
             identity_graph=graph or IdentityGraph.IDENTITY_GRAPH_UNSPECIFIED,

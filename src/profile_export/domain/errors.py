@@ -86,6 +86,21 @@ class AbortedError(DomainError):
     """Lost a race; the same call may succeed after `retry_after`."""
 
 
+def check_etag(etag: str, present: str, resource_id: str) -> None:
+    """Refuse what is meant for a resource as it was; an empty `etag` is meant for it as it is.
+
+    Raises:
+        AbortedError: It has changed since.
+    """
+    if etag and etag != present:
+        raise AbortedError(
+            "ETAG_MISMATCH",
+            f"'{resource_id}' has changed since it had this etag: look at it again, then repeat the call with its "
+            "present etag if it is still meant.",
+            metadata={"id": resource_id, "etag": present},
+        )
+
+
 class PastEndError(DomainError):
     """A position (revision, byte offset) beyond what exists."""
 

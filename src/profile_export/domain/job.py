@@ -131,6 +131,16 @@ class Job:
     segment_batches: tuple[str, ...] = ()
 
     @property
+    def state_reason(self) -> str:
+        """Why it failed or is cancelled, in a sentence; empty in other states."""
+        if self.state is JobState.FAILED and self.errors:
+            return f"{self.errors[-1].code}: {self.errors[-1].message}"
+        if self.state in {JobState.CANCELLING, JobState.CANCELLED} and self.cancellation:
+            asked = self.cancellation
+            return f"Cancelled by {asked.requested_by}{f': {asked.reason}' if asked.reason else '.'}"
+        return ""
+
+    @property
     def is_final(self) -> bool:
         """Whether nothing will change any more."""
         return self.state in FINAL_STATES

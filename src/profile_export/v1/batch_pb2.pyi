@@ -134,8 +134,9 @@ class Batch(_message.Message):
     job_id: _builtins.int
     """Output only. The export job that writes the batch. Absent: it was uploaded."""
     state_reason: _builtins.str
-    """Output only. Free text given to AbortBatch or RevertBatch, or which retention has expired the batch, or which
-    export has replaced it. Empty: none.
+    """Output only. Why the batch is in its state: the free text given to AbortBatch or RevertBatch, code and message of
+    the first error of a refused upload, how the export job ended that was to fill it, which retention has expired it
+    or which export has replaced it. Empty: none.
     """
     replaced_by_job_id: _builtins.int
     """Output only. The export job of mode REPLACE that has taken the batch's place; its batches hold what counts

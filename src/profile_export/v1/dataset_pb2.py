@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprofile_export/v1/dataset.proto\x12\x11profile_export.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x06\n\x07\x44\x61taset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x30\n\nschema_ref\x18\x04 \x01(\x0b\x32\x1c.profile_export.v1.SchemaRef\x12,\n\x04kind\x18\x05 \x01(\x0e\x32\x1e.profile_export.v1.DatasetKind\x12\x32\n\x04tags\x18\x06 \x03(\x0b\x32$.profile_export.v1.Dataset.TagsEntry\x12\x39\n\x0fidentity_fields\x18\x07 \x03(\x0b\x32 .profile_export.v1.IdentityField\x12<\n\x0f\x64\x65\x63lared_fields\x18\x08 \x03(\x0b\x32#.profile_export.v1.FieldDeclaration\x12(\n\x06\x66ields\x18\t \x03(\x0b\x32\x18.profile_export.v1.Field\x12/\n\x06mirror\x18\n \x01(\x0b\x32\x1f.profile_export.v1.MirrorStatus\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0f\x62\x61tch_retention\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x64\x65lete_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x10 \x01(\x03\x12\r\n\x05\x62ytes\x18\x11 \x01(\x03\x12\x34\n\x10last_ingest_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1aI\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.profile_export.v1.TagValues:\x02\x38\x01\"-\n\tSchemaRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\"\x1b\n\tTagValues\x12\x0e\n\x06values\x18\x01 \x03(\t\"A\n\rIdentityField\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0f\n\x07primary\x18\x03 \x01(\x08\"L\n\x10\x46ieldDeclaration\x12\x0c\n\x04path\x18\x01 \x01(\t\x12*\n\x04type\x18\x02 \x01(\x0b\x32\x1c.profile_export.v1.FieldType\"A\n\x05\x46ield\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x04type\x18\x02 \x01(\x0b\x32\x1c.profile_export.v1.FieldType\"\x82\x02\n\tFieldType\x12/\n\x06scalar\x18\x01 \x01(\x0e\x32\x1d.profile_export.v1.ScalarTypeH\x00\x12\x31\n\x07\x64\x65\x63imal\x18\x02 \x01(\x0b\x32\x1e.profile_export.v1.DecimalTypeH\x00\x12/\n\x06object\x18\x03 \x01(\x0b\x32\x1d.profile_export.v1.ObjectTypeH\x00\x12-\n\x05\x61rray\x18\x04 \x01(\x0b\x32\x1c.profile_export.v1.ArrayTypeH\x00\x12)\n\x03map\x18\x05 \x01(\x0b\x32\x1a.profile_export.v1.MapTypeH\x00\x42\x06\n\x04kind\"/\n\x0b\x44\x65\x63imalType\x12\x11\n\tprecision\x18\x01 \x01(\x05\x12\r\n\x05scale\x18\x02 \x01(\x05\"6\n\nObjectType\x12(\n\x06\x66ields\x18\x01 \x03(\x0b\x32\x18.profile_export.v1.Field\"7\n\tArrayType\x12*\n\x04item\x18\x01 \x01(\x0b\x32\x1c.profile_export.v1.FieldType\"6\n\x07MapType\x12+\n\x05value\x18\x01 \x01(\x0b\x32\x1c.profile_export.v1.FieldType\"3\n\x0fIcebergSettings\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_enabled\"\xdb\x01\n\x0cMirrorStatus\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\r\n\x05table\x18\x02 \x01(\t\x12\x19\n\x11metadata_location\x18\x03 \x01(\t\x12\x18\n\x10mirrored_batches\x18\x04 \x01(\x03\x12\x17\n\x0fpending_changes\x18\x05 \x01(\x03\x12\x15\n\rlast_batch_id\x18\x06 \x01(\t\x12/\n\x0bmirror_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rerror_message\x18\x08 \x01(\t*t\n\x0b\x44\x61tasetKind\x12\x1c\n\x18\x44\x41TASET_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x41TASET_KIND_RECORD\x10\x01\x12\x16\n\x12\x44\x41TASET_KIND_EVENT\x10\x02\x12\x16\n\x12\x44\x41TASET_KIND_UNION\x10\x03*\xb9\x01\n\nScalarType\x12\x1b\n\x17SCALAR_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12SCALAR_TYPE_STRING\x10\x01\x12\x17\n\x13SCALAR_TYPE_BOOLEAN\x10\x02\x12\x14\n\x10SCALAR_TYPE_LONG\x10\x03\x12\x16\n\x12SCALAR_TYPE_DOUBLE\x10\x04\x12\x14\n\x10SCALAR_TYPE_DATE\x10\x05\x12\x19\n\x15SCALAR_TYPE_TIMESTAMP\x10\x06\x42\xaa\x01\n\x15\x63om.profile_export.v1B\x0c\x44\x61tasetProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprofile_export/v1/dataset.proto\x12\x11profile_export.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x06\n\x07\x44\x61taset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x30\n\nschema_ref\x18\x04 \x01(\x0b\x32\x1c.profile_export.v1.SchemaRef\x12,\n\x04kind\x18\x05 \x01(\x0e\x32\x1e.profile_export.v1.DatasetKind\x12\x32\n\x04tags\x18\x06 \x03(\x0b\x32$.profile_export.v1.Dataset.TagsEntry\x12\x39\n\x0fidentity_fields\x18\x07 \x03(\x0b\x32 .profile_export.v1.IdentityField\x12<\n\x0f\x64\x65\x63lared_fields\x18\x08 \x03(\x0b\x32#.profile_export.v1.FieldDeclaration\x12(\n\x06\x66ields\x18\t \x03(\x0b\x32\x18.profile_export.v1.Field\x12/\n\x06mirror\x18\n \x01(\x0b\x32\x1f.profile_export.v1.MirrorStatus\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0f\x62\x61tch_retention\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x64\x65lete_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x10 \x01(\x03\x12\r\n\x05\x62ytes\x18\x11 \x01(\x03\x12\x34\n\x10last_ingest_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x13 \x01(\t\x1aI\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.profile_export.v1.TagValues:\x02\x38\x01\"-\n\tSchemaRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\"\x1b\n\tTagValues\x12\x0e\n\x06values\x18\x01 \x03(\t\"A\n\rIdentityField\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0f\n\x07primary\x18\x03 \x01(\x08\"L\n\x10\x46ieldDeclaration\x12\x0c\n\x04path\x18\x01 \x01(\t\x12*\n\x04type\x18\x02 \x01(\x0b\x32\x1c.profile_export.v1.FieldType\"A\n\x05\x46ield\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x04type\x18\x02 \x01(\x0b\x32\x1c.profile_export.v1.FieldType\"\x82\x02\n\tFieldType\x12/\n\x06scalar\x18\x01 \x01(\x0e\x32\x1d.profile_export.v1.ScalarTypeH\x00\x12\x31\n\x07\x64\x65\x63imal\x18\x02 \x01(\x0b\x32\x1e.profile_export.v1.DecimalTypeH\x00\x12/\n\x06object\x18\x03 \x01(\x0b\x32\x1d.profile_export.v1.ObjectTypeH\x00\x12-\n\x05\x61rray\x18\x04 \x01(\x0b\x32\x1c.profile_export.v1.ArrayTypeH\x00\x12)\n\x03map\x18\x05 \x01(\x0b\x32\x1a.profile_export.v1.MapTypeH\x00\x42\x06\n\x04kind\"/\n\x0b\x44\x65\x63imalType\x12\x11\n\tprecision\x18\x01 \x01(\x05\x12\r\n\x05scale\x18\x02 \x01(\x05\"6\n\nObjectType\x12(\n\x06\x66ields\x18\x01 \x03(\x0b\x32\x18.profile_export.v1.Field\"7\n\tArrayType\x12*\n\x04item\x18\x01 \x01(\x0b\x32\x1c.profile_export.v1.FieldType\"6\n\x07MapType\x12+\n\x05value\x18\x01 \x01(\x0b\x32\x1c.profile_export.v1.FieldType\"3\n\x0fIcebergSettings\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_enabled\"\xdb\x01\n\x0cMirrorStatus\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\r\n\x05table\x18\x02 \x01(\t\x12\x19\n\x11metadata_location\x18\x03 \x01(\t\x12\x18\n\x10mirrored_batches\x18\x04 \x01(\x03\x12\x17\n\x0fpending_changes\x18\x05 \x01(\x03\x12\x15\n\rlast_batch_id\x18\x06 \x01(\t\x12/\n\x0bmirror_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rerror_message\x18\x08 \x01(\t*t\n\x0b\x44\x61tasetKind\x12\x1c\n\x18\x44\x41TASET_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x41TASET_KIND_RECORD\x10\x01\x12\x16\n\x12\x44\x41TASET_KIND_EVENT\x10\x02\x12\x16\n\x12\x44\x41TASET_KIND_UNION\x10\x03*\xb9\x01\n\nScalarType\x12\x1b\n\x17SCALAR_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12SCALAR_TYPE_STRING\x10\x01\x12\x17\n\x13SCALAR_TYPE_BOOLEAN\x10\x02\x12\x14\n\x10SCALAR_TYPE_LONG\x10\x03\x12\x16\n\x12SCALAR_TYPE_DOUBLE\x10\x04\x12\x14\n\x10SCALAR_TYPE_DATE\x10\x05\x12\x19\n\x15SCALAR_TYPE_TIMESTAMP\x10\x06\x42\xaa\x01\n\x15\x63om.profile_export.v1B\x0c\x44\x61tasetProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,36 +36,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\025com.profile_export.v1B\014DatasetProtoP\001Z\"profile_export/v1;profile_exportv1\242\002\003PXX\252\002\020ProfileExport.V1\312\002\020ProfileExport\\V1\342\002\034ProfileExport\\V1\\GPBMetadata\352\002\021ProfileExport::V1'
   _globals['_DATASET_TAGSENTRY']._loaded_options = None
   _globals['_DATASET_TAGSENTRY']._serialized_options = b'8\001'
-  _globals['_DATASETKIND']._serialized_start=1985
-  _globals['_DATASETKIND']._serialized_end=2101
-  _globals['_SCALARTYPE']._serialized_start=2104
-  _globals['_SCALARTYPE']._serialized_end=2289
+  _globals['_DATASETKIND']._serialized_start=1999
+  _globals['_DATASETKIND']._serialized_end=2115
+  _globals['_SCALARTYPE']._serialized_start=2118
+  _globals['_SCALARTYPE']._serialized_end=2303
   _globals['_DATASET']._serialized_start=120
-  _globals['_DATASET']._serialized_end=941
-  _globals['_DATASET_TAGSENTRY']._serialized_start=868
-  _globals['_DATASET_TAGSENTRY']._serialized_end=941
-  _globals['_SCHEMAREF']._serialized_start=943
-  _globals['_SCHEMAREF']._serialized_end=988
-  _globals['_TAGVALUES']._serialized_start=990
-  _globals['_TAGVALUES']._serialized_end=1017
-  _globals['_IDENTITYFIELD']._serialized_start=1019
-  _globals['_IDENTITYFIELD']._serialized_end=1084
-  _globals['_FIELDDECLARATION']._serialized_start=1086
-  _globals['_FIELDDECLARATION']._serialized_end=1162
-  _globals['_FIELD']._serialized_start=1164
-  _globals['_FIELD']._serialized_end=1229
-  _globals['_FIELDTYPE']._serialized_start=1232
-  _globals['_FIELDTYPE']._serialized_end=1490
-  _globals['_DECIMALTYPE']._serialized_start=1492
-  _globals['_DECIMALTYPE']._serialized_end=1539
-  _globals['_OBJECTTYPE']._serialized_start=1541
-  _globals['_OBJECTTYPE']._serialized_end=1595
-  _globals['_ARRAYTYPE']._serialized_start=1597
-  _globals['_ARRAYTYPE']._serialized_end=1652
-  _globals['_MAPTYPE']._serialized_start=1654
-  _globals['_MAPTYPE']._serialized_end=1708
-  _globals['_ICEBERGSETTINGS']._serialized_start=1710
-  _globals['_ICEBERGSETTINGS']._serialized_end=1761
-  _globals['_MIRRORSTATUS']._serialized_start=1764
-  _globals['_MIRRORSTATUS']._serialized_end=1983
+  _globals['_DATASET']._serialized_end=955
+  _globals['_DATASET_TAGSENTRY']._serialized_start=882
+  _globals['_DATASET_TAGSENTRY']._serialized_end=955
+  _globals['_SCHEMAREF']._serialized_start=957
+  _globals['_SCHEMAREF']._serialized_end=1002
+  _globals['_TAGVALUES']._serialized_start=1004
+  _globals['_TAGVALUES']._serialized_end=1031
+  _globals['_IDENTITYFIELD']._serialized_start=1033
+  _globals['_IDENTITYFIELD']._serialized_end=1098
+  _globals['_FIELDDECLARATION']._serialized_start=1100
+  _globals['_FIELDDECLARATION']._serialized_end=1176
+  _globals['_FIELD']._serialized_start=1178
+  _globals['_FIELD']._serialized_end=1243
+  _globals['_FIELDTYPE']._serialized_start=1246
+  _globals['_FIELDTYPE']._serialized_end=1504
+  _globals['_DECIMALTYPE']._serialized_start=1506
+  _globals['_DECIMALTYPE']._serialized_end=1553
+  _globals['_OBJECTTYPE']._serialized_start=1555
+  _globals['_OBJECTTYPE']._serialized_end=1609
+  _globals['_ARRAYTYPE']._serialized_start=1611
+  _globals['_ARRAYTYPE']._serialized_end=1666
+  _globals['_MAPTYPE']._serialized_start=1668
+  _globals['_MAPTYPE']._serialized_end=1722
+  _globals['_ICEBERGSETTINGS']._serialized_start=1724
+  _globals['_ICEBERGSETTINGS']._serialized_end=1775
+  _globals['_MIRRORSTATUS']._serialized_start=1778
+  _globals['_MIRRORSTATUS']._serialized_end=1997
 # @@protoc_insertion_point(module_scope)

@@ -136,6 +136,7 @@ class Dataset(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     LAST_INGEST_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. 24 hexadecimal characters, set by the server, never reused."""
     name: _builtins.str
@@ -148,6 +149,10 @@ class Dataset(_message.Message):
     """Output only. How many rows its SUCCEEDED batches have together."""
     bytes: _builtins.int
     """Output only. How many bytes the data files of its SUCCEEDED batches have together."""
+    etag: _builtins.str
+    """Output only. Changes whenever something changes that UpdateDataset sets, or the dataset is deleted: send it with an
+    update to change nothing that others have changed since. Weak: with the same one, fields and mirror may differ.
+    """
     @_builtins.property
     def schema_ref(self) -> Global___SchemaRef:
         """Required. The schema that the rows follow. Set by the caller at creation, cannot change."""
@@ -226,10 +231,11 @@ class Dataset(_message.Message):
         rows: _builtins.int = ...,
         bytes: _builtins.int = ...,
         last_ingest_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "create_time", b"create_time", "delete_time", b"delete_time", "last_ingest_time", b"last_ingest_time", "mirror", b"mirror", "purge_time", b"purge_time", "schema_ref", b"schema_ref", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "bytes", b"bytes", "create_time", b"create_time", "declared_fields", b"declared_fields", "delete_time", b"delete_time", "description", b"description", "fields", b"fields", "id", b"id", "identity_fields", b"identity_fields", "kind", b"kind", "last_ingest_time", b"last_ingest_time", "mirror", b"mirror", "name", b"name", "purge_time", b"purge_time", "rows", b"rows", "schema_ref", b"schema_ref", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_retention", b"batch_retention", "bytes", b"bytes", "create_time", b"create_time", "declared_fields", b"declared_fields", "delete_time", b"delete_time", "description", b"description", "etag", b"etag", "fields", b"fields", "id", b"id", "identity_fields", b"identity_fields", "kind", b"kind", "last_ingest_time", b"last_ingest_time", "mirror", b"mirror", "name", b"name", "purge_time", b"purge_time", "rows", b"rows", "schema_ref", b"schema_ref", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

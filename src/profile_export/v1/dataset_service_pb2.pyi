@@ -316,12 +316,17 @@ class UpdateDatasetRequest(_message.Message):
     ICEBERG_FIELD_NUMBER: _builtins.int
     ADD_DECLARED_FIELDS_FIELD_NUMBER: _builtins.int
     BATCH_RETENTION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Required. The dataset. At most 128 characters."""
     name: _builtins.str
     """Optional. New name, not empty. Absent: unchanged. At most 255 characters."""
     description: _builtins.str
     """Optional. New description, may be empty. Absent: unchanged. At most 10,000 characters."""
+    etag: _builtins.str
+    """Optional. The Dataset.etag that the change is meant for. Empty: whatever the dataset is like. At most 128
+    characters.
+    """
     @_builtins.property
     def tags(self) -> Global___DatasetTags:
         """Optional. All tags, replacing those it has. Absent: unchanged."""
@@ -351,10 +356,11 @@ class UpdateDatasetRequest(_message.Message):
         iceberg: _dataset_pb2.IcebergSettings | None = ...,
         add_declared_fields: _abc.Iterable[_dataset_pb2.FieldDeclaration] | None = ...,
         batch_retention: _duration_pb2.Duration | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_name", b"_name", "batch_retention", b"batch_retention", "description", b"description", "iceberg", b"iceberg", "name", b"name", "tags", b"tags"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_name", b"_name", "add_declared_fields", b"add_declared_fields", "batch_retention", b"batch_retention", "dataset_id", b"dataset_id", "description", b"description", "iceberg", b"iceberg", "name", b"name", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_name", b"_name", "add_declared_fields", b"add_declared_fields", "batch_retention", b"batch_retention", "dataset_id", b"dataset_id", "description", b"description", "etag", b"etag", "iceberg", b"iceberg", "name", b"name", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -445,16 +451,20 @@ class DeleteDatasetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DATASET_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Required. The dataset. At most 128 characters."""
+    etag: _builtins.str
+    """Optional. As in UpdateDatasetRequest. At most 128 characters."""
     def __init__(
         self,
         *,
         dataset_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "etag", b"etag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -736,14 +746,14 @@ class UploadStart(_message.Message):
     def null_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Texts that are read as absent, wherever a value stands that is exactly one of them: cells of CSV and TSV,
         blanks around them left out, and texts in JSON and Parquet. Names and map keys are no values. Empty: none. At most
-        100 items of 100 characters.
+        100 items of at most 100 characters each.
         """
 
     @_builtins.property
     def renames(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional. The names that fields get, by those that the file gives them: columns of CSV, TSV and Parquet, the
-        outermost names in JSON. A name that the file does not have is FILE_INVALID. Empty: none. At most 1,000 items of
-        1,024 characters.
+        outermost names in JSON. A name that the file does not have is FILE_INVALID. Empty: none. At most 1,000 entries,
+        with keys of at most 1,024 characters.
         """
 
     def __init__(

@@ -259,9 +259,11 @@ class DatasetServiceServicer:
         """UpdateDataset changes what is given and leaves the rest.
 
         Returns the dataset after the change.
-        Repeated, it leaves the dataset as it is.
+        Repeated, it leaves the dataset as it is; with an etag it is ABORTED, since the first call has changed that.
         Errors:
         - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
+        - ABORTED ETAG_MISMATCH: the dataset has changed since it had that etag; metadata has the present one. Look with
+        GetDataset whether the change is still meant, then send it with the new etag.
         - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: a declared type narrows what the dataset holds, or switching
         `unifiedProfile` on brings a conflict into the union; metadata as in CreateDataset.
         - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset.
@@ -284,6 +286,7 @@ class DatasetServiceServicer:
         Repeated, it answers NOT_FOUND.
         Errors:
         - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant, or it is deleted already.
+        - ABORTED ETAG_MISMATCH: as in UpdateDataset.
         - FAILED_PRECONDITION DATASET_IN_USE: unfinished jobs use it; PreconditionFailure names them. Wait or
         cancel them.
         """

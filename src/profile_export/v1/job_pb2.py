@@ -4,15 +4,18 @@
 # source: profile_export/v1/job.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "profile_export/v1/job.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'profile_export/v1/job.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -24,62 +27,58 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from profile_export.v1 import merge_policy_pb2 as profile__export_dot_v1_dot_merge__policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1bprofile_export/v1/job.proto\x12\x11profile_export.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$profile_export/v1/merge_policy.proto"\xe4\x02\n\nExportSpec\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\x12\x37\n\x0cmerge_policy\x18\x02 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\x12/\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1f.profile_export.v1.ExportFilter\x12\x30\n\nevent_list\x18\x04 \x01(\x0b\x32\x1c.profile_export.v1.EventList\x12\x39\n\x0b\x64\x65stination\x18\x05 \x01(\x0b\x32$.profile_export.v1.ExportDestination\x12\x13\n\x0bschema_name\x18\x06 \x01(\t\x12/\n\x0cmax_run_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x19\n\x11\x65valuate_segments\x18\t \x01(\x08"\xd3\x01\n\x0c\x45xportFilter\x12\x32\n\x08segments\x18\x01 \x03(\x0b\x32 .profile_export.v1.SegmentFilter\x12\x41\n\x1asegment_qualification_time\x18\x02 \x01(\x0b\x32\x1d.profile_export.v1.TimeWindow\x12\x34\n\x10\x66rom_ingest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65mpty_profiles\x18\x04 \x01(\x08"m\n\rSegmentFilter\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x35\n\x08statuses\x18\x03 \x03(\x0e\x32#.profile_export.v1.MembershipStatus"j\n\nTimeWindow\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp"K\n\tEventList\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\x12.\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1e.profile_export.v1.EventFilter"w\n\x0b\x45ventFilter\x12\x34\n\x10\x66rom_ingest_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eto_ingest_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp"n\n\x11\x45xportDestination\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x19\n\x11segment_per_batch\x18\x02 \x01(\x08\x12*\n\x04mode\x18\x03 \x01(\x0e\x32\x1c.profile_export.v1.WriteMode"\xfd\x06\n\tExportJob\x12\n\n\x02id\x18\x01 \x01(\x03\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.profile_export.v1.ExportSpec\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.profile_export.v1.JobState\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x10\n\x08\x62\x61tch_id\x18\x06 \x01(\t\x12,\n\x07\x62\x61tches\x18\x07 \x03(\x0b\x32\x1b.profile_export.v1.JobBatch\x12,\n\x06phases\x18\x08 \x03(\x0b\x32\x1c.profile_export.v1.PhaseTime\x12.\n\x07metrics\x18\t \x01(\x0b\x32\x1d.profile_export.v1.JobMetrics\x12+\n\x06\x65rrors\x18\n \x03(\x0b\x32\x1b.profile_export.v1.JobError\x12\r\n\x05notes\x18\x0b \x03(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x0c\x63\x61ncellation\x18\x0f \x01(\x0b\x32".profile_export.v1.JobCancellation\x12\x33\n\x0fnot_before_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08progress\x18\x11 \x01(\x0b\x32\x1e.profile_export.v1.JobProgress\x12\x12\n\nrequest_id\x18\x12 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11merge_policy_name\x18\x14 \x01(\t\x12\x38\n\x0eidentity_graph\x18\x15 \x01(\x0e\x32 .profile_export.v1.IdentityGraph\x12\x43\n\x14\x61ttribute_merge_type\x18\x16 \x01(\x0e\x32%.profile_export.v1.AttributeMergeType"z\n\x08JobBatch\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x35\n\x08statuses\x18\x03 \x03(\x0e\x32#.profile_export.v1.MembershipStatus\x12\x10\n\x08\x62\x61tch_id\x18\x04 \x01(\t"\xa6\x01\n\tPhaseTime\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.profile_export.v1.JobPhase\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp"\xb6\x04\n\nJobMetrics\x12-\n\ntotal_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x06phases\x18\x02 \x03(\x0b\x32\x1f.profile_export.v1.PhaseMetrics\x12\x15\n\rprofiles_read\x18\x03 \x01(\x03\x12\x16\n\x0e\x66ragments_read\x18\x04 \x01(\x03\x12\x17\n\x0fprofiles_merged\x18\x05 \x01(\x03\x12\x19\n\x11profiles_exported\x18\x06 \x01(\x03\x12\x66\n\x1eprofiles_exported_by_namespace\x18\x07 \x03(\x0b\x32>.profile_export.v1.JobMetrics.ProfilesExportedByNamespaceEntry\x12\x13\n\x0b\x65vents_read\x18\x08 \x01(\x03\x12\x17\n\x0f\x65vents_exported\x18\t \x01(\x03\x12,\n\x08left_out\x18\n \x01(\x0b\x32\x1a.profile_export.v1.LeftOut\x12\x14\n\x0crows_written\x18\x0b \x01(\x03\x12\x15\n\rbytes_written\x18\x0c \x01(\x03\x12\x15\n\rfiles_written\x18\r \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x0e \x01(\x03\x1a\x42\n ProfilesExportedByNamespaceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01"\xaa\x01\n\x0cPhaseMetrics\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.profile_export.v1.JobPhase\x12\'\n\x04time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04rows\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x06 \x01(\x03"\xca\x01\n\x07LeftOut\x12\x12\n\nnot_listed\x18\x01 \x01(\x03\x12\x1b\n\x13too_many_identities\x18\x02 \x01(\x03\x12\x13\n\x0b\x65vents_only\x18\x03 \x01(\x03\x12\x11\n\tnot_newer\x18\x04 \x01(\x03\x12\x17\n\x0fnot_in_segments\x18\x05 \x01(\x03\x12&\n\x1etoo_many_identities_identities\x18\x06 \x01(\x03\x12%\n\x1dtoo_many_identities_fragments\x18\x07 \x01(\x03"`\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tcomponent\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05"i\n\x0fJobCancellation\x12\x14\n\x0crequested_by\x18\x01 \x01(\t\x12\x30\n\x0crequest_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x03 \x01(\t"\xfc\x01\n\rJobTransition\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12/\n\nfrom_state\x18\x02 \x01(\x0e\x32\x1b.profile_export.v1.JobState\x12-\n\x08to_state\x18\x03 \x01(\x0e\x32\x1b.profile_export.v1.JobState\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12.\n\x07metrics\x18\x07 \x01(\x0b\x32\x1d.profile_export.v1.JobMetrics"\xea\x01\n\x0bJobProgress\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.profile_export.v1.JobPhase\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04\x64one\x18\x03 \x01(\x03\x12\x11\n\testimated\x18\x04 \x01(\x03\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12.\n\x07metrics\x18\x06 \x01(\x0b\x32\x1d.profile_export.v1.JobMetrics\x12&\n\x03\x65ta\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0frows_per_second\x18\x08 \x01(\x01*\x93\x01\n\x10MembershipStatus\x12!\n\x1dMEMBERSHIP_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aMEMBERSHIP_STATUS_REALIZED\x10\x01\x12\x1e\n\x1aMEMBERSHIP_STATUS_EXISTING\x10\x02\x12\x1c\n\x18MEMBERSHIP_STATUS_EXITED\x10\x03*V\n\tWriteMode\x12\x1a\n\x16WRITE_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11WRITE_MODE_APPEND\x10\x01\x12\x16\n\x12WRITE_MODE_REPLACE\x10\x02*\xb4\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x11\n\rJOB_STATE_NEW\x10\x01\x12\x18\n\x14JOB_STATE_PROCESSING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06*\xb8\x01\n\x08JobPhase\x12\x19\n\x15JOB_PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fJOB_PHASE_QUEUE\x10\x01\x12\x12\n\x0eJOB_PHASE_PLAN\x10\x02\x12\x15\n\x11JOB_PHASE_RESOLVE\x10\x03\x12\x11\n\rJOB_PHASE_RUN\x10\x04\x12\x14\n\x10JOB_PHASE_COMMIT\x10\x05\x12\x14\n\x10JOB_PHASE_CANCEL\x10\x06\x12\x12\n\x0eJOB_PHASE_LOST\x10\x07\x42\xa6\x01\n\x15\x63om.profile_export.v1B\x08JobProtoP\x01Z"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprofile_export/v1/job.proto\x12\x11profile_export.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$profile_export/v1/merge_policy.proto\"\xe4\x02\n\nExportSpec\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\x12\x37\n\x0cmerge_policy\x18\x02 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\x12/\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1f.profile_export.v1.ExportFilter\x12\x30\n\nevent_list\x18\x04 \x01(\x0b\x32\x1c.profile_export.v1.EventList\x12\x39\n\x0b\x64\x65stination\x18\x05 \x01(\x0b\x32$.profile_export.v1.ExportDestination\x12\x13\n\x0bschema_name\x18\x06 \x01(\t\x12/\n\x0cmax_run_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x19\n\x11\x65valuate_segments\x18\t \x01(\x08\"\xd3\x01\n\x0c\x45xportFilter\x12\x32\n\x08segments\x18\x01 \x03(\x0b\x32 .profile_export.v1.SegmentFilter\x12\x41\n\x1asegment_qualification_time\x18\x02 \x01(\x0b\x32\x1d.profile_export.v1.TimeWindow\x12\x34\n\x10\x66rom_ingest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65mpty_profiles\x18\x04 \x01(\x08\"m\n\rSegmentFilter\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x35\n\x08statuses\x18\x03 \x03(\x0e\x32#.profile_export.v1.MembershipStatus\"j\n\nTimeWindow\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\tEventList\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\x12.\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1e.profile_export.v1.EventFilter\"w\n\x0b\x45ventFilter\x12\x34\n\x10\x66rom_ingest_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eto_ingest_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x11\x45xportDestination\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x19\n\x11segment_per_batch\x18\x02 \x01(\x08\x12*\n\x04mode\x18\x03 \x01(\x0e\x32\x1c.profile_export.v1.WriteMode\"\x93\x07\n\tExportJob\x12\n\n\x02id\x18\x01 \x01(\x03\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.profile_export.v1.ExportSpec\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.profile_export.v1.JobState\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x10\n\x08\x62\x61tch_id\x18\x06 \x01(\t\x12,\n\x07\x62\x61tches\x18\x07 \x03(\x0b\x32\x1b.profile_export.v1.JobBatch\x12,\n\x06phases\x18\x08 \x03(\x0b\x32\x1c.profile_export.v1.PhaseTime\x12.\n\x07metrics\x18\t \x01(\x0b\x32\x1d.profile_export.v1.JobMetrics\x12+\n\x06\x65rrors\x18\n \x03(\x0b\x32\x1b.profile_export.v1.JobError\x12\r\n\x05notes\x18\x0b \x03(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x0c\x63\x61ncellation\x18\x0f \x01(\x0b\x32\".profile_export.v1.JobCancellation\x12\x33\n\x0fnot_before_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08progress\x18\x11 \x01(\x0b\x32\x1e.profile_export.v1.JobProgress\x12\x12\n\nrequest_id\x18\x12 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11merge_policy_name\x18\x14 \x01(\t\x12\x38\n\x0eidentity_graph\x18\x15 \x01(\x0e\x32 .profile_export.v1.IdentityGraph\x12\x43\n\x14\x61ttribute_merge_type\x18\x16 \x01(\x0e\x32%.profile_export.v1.AttributeMergeType\x12\x14\n\x0cstate_reason\x18\x17 \x01(\t\"z\n\x08JobBatch\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x35\n\x08statuses\x18\x03 \x03(\x0e\x32#.profile_export.v1.MembershipStatus\x12\x10\n\x08\x62\x61tch_id\x18\x04 \x01(\t\"\xa6\x01\n\tPhaseTime\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.profile_export.v1.JobPhase\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x04\n\nJobMetrics\x12-\n\ntotal_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x06phases\x18\x02 \x03(\x0b\x32\x1f.profile_export.v1.PhaseMetrics\x12\x15\n\rprofiles_read\x18\x03 \x01(\x03\x12\x16\n\x0e\x66ragments_read\x18\x04 \x01(\x03\x12\x17\n\x0fprofiles_merged\x18\x05 \x01(\x03\x12\x19\n\x11profiles_exported\x18\x06 \x01(\x03\x12\x66\n\x1eprofiles_exported_by_namespace\x18\x07 \x03(\x0b\x32>.profile_export.v1.JobMetrics.ProfilesExportedByNamespaceEntry\x12\x13\n\x0b\x65vents_read\x18\x08 \x01(\x03\x12\x17\n\x0f\x65vents_exported\x18\t \x01(\x03\x12,\n\x08left_out\x18\n \x01(\x0b\x32\x1a.profile_export.v1.LeftOut\x12\x14\n\x0crows_written\x18\x0b \x01(\x03\x12\x15\n\rbytes_written\x18\x0c \x01(\x03\x12\x15\n\rfiles_written\x18\r \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x0e \x01(\x03\x1a\x42\n ProfilesExportedByNamespaceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xaa\x01\n\x0cPhaseMetrics\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.profile_export.v1.JobPhase\x12\'\n\x04time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04rows\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x06 \x01(\x03\"\xca\x01\n\x07LeftOut\x12\x12\n\nnot_listed\x18\x01 \x01(\x03\x12\x1b\n\x13too_many_identities\x18\x02 \x01(\x03\x12\x13\n\x0b\x65vents_only\x18\x03 \x01(\x03\x12\x11\n\tnot_newer\x18\x04 \x01(\x03\x12\x17\n\x0fnot_in_segments\x18\x05 \x01(\x03\x12&\n\x1etoo_many_identities_identities\x18\x06 \x01(\x03\x12%\n\x1dtoo_many_identities_fragments\x18\x07 \x01(\x03\"`\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tcomponent\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"i\n\x0fJobCancellation\x12\x14\n\x0crequested_by\x18\x01 \x01(\t\x12\x30\n\x0crequest_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xfc\x01\n\rJobTransition\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12/\n\nfrom_state\x18\x02 \x01(\x0e\x32\x1b.profile_export.v1.JobState\x12-\n\x08to_state\x18\x03 \x01(\x0e\x32\x1b.profile_export.v1.JobState\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12.\n\x07metrics\x18\x07 \x01(\x0b\x32\x1d.profile_export.v1.JobMetrics\"\xea\x01\n\x0bJobProgress\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.profile_export.v1.JobPhase\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04\x64one\x18\x03 \x01(\x03\x12\x11\n\testimated\x18\x04 \x01(\x03\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12.\n\x07metrics\x18\x06 \x01(\x0b\x32\x1d.profile_export.v1.JobMetrics\x12&\n\x03\x65ta\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0frows_per_second\x18\x08 \x01(\x01*\x93\x01\n\x10MembershipStatus\x12!\n\x1dMEMBERSHIP_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aMEMBERSHIP_STATUS_REALIZED\x10\x01\x12\x1e\n\x1aMEMBERSHIP_STATUS_EXISTING\x10\x02\x12\x1c\n\x18MEMBERSHIP_STATUS_EXITED\x10\x03*V\n\tWriteMode\x12\x1a\n\x16WRITE_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11WRITE_MODE_APPEND\x10\x01\x12\x16\n\x12WRITE_MODE_REPLACE\x10\x02*\xb4\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x11\n\rJOB_STATE_NEW\x10\x01\x12\x18\n\x14JOB_STATE_PROCESSING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06*\xb8\x01\n\x08JobPhase\x12\x19\n\x15JOB_PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fJOB_PHASE_QUEUE\x10\x01\x12\x12\n\x0eJOB_PHASE_PLAN\x10\x02\x12\x15\n\x11JOB_PHASE_RESOLVE\x10\x03\x12\x11\n\rJOB_PHASE_RUN\x10\x04\x12\x14\n\x10JOB_PHASE_COMMIT\x10\x05\x12\x14\n\x10JOB_PHASE_CANCEL\x10\x06\x12\x12\n\x0eJOB_PHASE_LOST\x10\x07\x42\xa6\x01\n\x15\x63om.profile_export.v1B\x08JobProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "profile_export.v1.job_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'profile_export.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    _globals["DESCRIPTOR"]._loaded_options = None
-    _globals[
-        "DESCRIPTOR"
-    ]._serialized_options = b'\n\025com.profile_export.v1B\010JobProtoP\001Z"profile_export/v1;profile_exportv1\242\002\003PXX\252\002\020ProfileExport.V1\312\002\020ProfileExport\\V1\342\002\034ProfileExport\\V1\\GPBMetadata\352\002\021ProfileExport::V1'
-    _globals["_JOBMETRICS_PROFILESEXPORTEDBYNAMESPACEENTRY"]._loaded_options = None
-    _globals["_JOBMETRICS_PROFILESEXPORTEDBYNAMESPACEENTRY"]._serialized_options = b"8\001"
-    _globals["_MEMBERSHIPSTATUS"]._serialized_start = 4089
-    _globals["_MEMBERSHIPSTATUS"]._serialized_end = 4236
-    _globals["_WRITEMODE"]._serialized_start = 4238
-    _globals["_WRITEMODE"]._serialized_end = 4324
-    _globals["_JOBSTATE"]._serialized_start = 4327
-    _globals["_JOBSTATE"]._serialized_end = 4507
-    _globals["_JOBPHASE"]._serialized_start = 4510
-    _globals["_JOBPHASE"]._serialized_end = 4694
-    _globals["_EXPORTSPEC"]._serialized_start = 154
-    _globals["_EXPORTSPEC"]._serialized_end = 510
-    _globals["_EXPORTFILTER"]._serialized_start = 513
-    _globals["_EXPORTFILTER"]._serialized_end = 724
-    _globals["_SEGMENTFILTER"]._serialized_start = 726
-    _globals["_SEGMENTFILTER"]._serialized_end = 835
-    _globals["_TIMEWINDOW"]._serialized_start = 837
-    _globals["_TIMEWINDOW"]._serialized_end = 943
-    _globals["_EVENTLIST"]._serialized_start = 945
-    _globals["_EVENTLIST"]._serialized_end = 1020
-    _globals["_EVENTFILTER"]._serialized_start = 1022
-    _globals["_EVENTFILTER"]._serialized_end = 1141
-    _globals["_EXPORTDESTINATION"]._serialized_start = 1143
-    _globals["_EXPORTDESTINATION"]._serialized_end = 1253
-    _globals["_EXPORTJOB"]._serialized_start = 1256
-    _globals["_EXPORTJOB"]._serialized_end = 2149
-    _globals["_JOBBATCH"]._serialized_start = 2151
-    _globals["_JOBBATCH"]._serialized_end = 2273
-    _globals["_PHASETIME"]._serialized_start = 2276
-    _globals["_PHASETIME"]._serialized_end = 2442
-    _globals["_JOBMETRICS"]._serialized_start = 2445
-    _globals["_JOBMETRICS"]._serialized_end = 3011
-    _globals["_JOBMETRICS_PROFILESEXPORTEDBYNAMESPACEENTRY"]._serialized_start = 2945
-    _globals["_JOBMETRICS_PROFILESEXPORTEDBYNAMESPACEENTRY"]._serialized_end = 3011
-    _globals["_PHASEMETRICS"]._serialized_start = 3014
-    _globals["_PHASEMETRICS"]._serialized_end = 3184
-    _globals["_LEFTOUT"]._serialized_start = 3187
-    _globals["_LEFTOUT"]._serialized_end = 3389
-    _globals["_JOBERROR"]._serialized_start = 3391
-    _globals["_JOBERROR"]._serialized_end = 3487
-    _globals["_JOBCANCELLATION"]._serialized_start = 3489
-    _globals["_JOBCANCELLATION"]._serialized_end = 3594
-    _globals["_JOBTRANSITION"]._serialized_start = 3597
-    _globals["_JOBTRANSITION"]._serialized_end = 3849
-    _globals["_JOBPROGRESS"]._serialized_start = 3852
-    _globals["_JOBPROGRESS"]._serialized_end = 4086
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\025com.profile_export.v1B\010JobProtoP\001Z\"profile_export/v1;profile_exportv1\242\002\003PXX\252\002\020ProfileExport.V1\312\002\020ProfileExport\\V1\342\002\034ProfileExport\\V1\\GPBMetadata\352\002\021ProfileExport::V1'
+  _globals['_JOBMETRICS_PROFILESEXPORTEDBYNAMESPACEENTRY']._loaded_options = None
+  _globals['_JOBMETRICS_PROFILESEXPORTEDBYNAMESPACEENTRY']._serialized_options = b'8\001'
+  _globals['_MEMBERSHIPSTATUS']._serialized_start=4111
+  _globals['_MEMBERSHIPSTATUS']._serialized_end=4258
+  _globals['_WRITEMODE']._serialized_start=4260
+  _globals['_WRITEMODE']._serialized_end=4346
+  _globals['_JOBSTATE']._serialized_start=4349
+  _globals['_JOBSTATE']._serialized_end=4529
+  _globals['_JOBPHASE']._serialized_start=4532
+  _globals['_JOBPHASE']._serialized_end=4716
+  _globals['_EXPORTSPEC']._serialized_start=154
+  _globals['_EXPORTSPEC']._serialized_end=510
+  _globals['_EXPORTFILTER']._serialized_start=513
+  _globals['_EXPORTFILTER']._serialized_end=724
+  _globals['_SEGMENTFILTER']._serialized_start=726
+  _globals['_SEGMENTFILTER']._serialized_end=835
+  _globals['_TIMEWINDOW']._serialized_start=837
+  _globals['_TIMEWINDOW']._serialized_end=943
+  _globals['_EVENTLIST']._serialized_start=945
+  _globals['_EVENTLIST']._serialized_end=1020
+  _globals['_EVENTFILTER']._serialized_start=1022
+  _globals['_EVENTFILTER']._serialized_end=1141
+  _globals['_EXPORTDESTINATION']._serialized_start=1143
+  _globals['_EXPORTDESTINATION']._serialized_end=1253
+  _globals['_EXPORTJOB']._serialized_start=1256
+  _globals['_EXPORTJOB']._serialized_end=2171
+  _globals['_JOBBATCH']._serialized_start=2173
+  _globals['_JOBBATCH']._serialized_end=2295
+  _globals['_PHASETIME']._serialized_start=2298
+  _globals['_PHASETIME']._serialized_end=2464
+  _globals['_JOBMETRICS']._serialized_start=2467
+  _globals['_JOBMETRICS']._serialized_end=3033
+  _globals['_JOBMETRICS_PROFILESEXPORTEDBYNAMESPACEENTRY']._serialized_start=2967
+  _globals['_JOBMETRICS_PROFILESEXPORTEDBYNAMESPACEENTRY']._serialized_end=3033
+  _globals['_PHASEMETRICS']._serialized_start=3036
+  _globals['_PHASEMETRICS']._serialized_end=3206
+  _globals['_LEFTOUT']._serialized_start=3209
+  _globals['_LEFTOUT']._serialized_end=3411
+  _globals['_JOBERROR']._serialized_start=3413
+  _globals['_JOBERROR']._serialized_end=3509
+  _globals['_JOBCANCELLATION']._serialized_start=3511
+  _globals['_JOBCANCELLATION']._serialized_end=3616
+  _globals['_JOBTRANSITION']._serialized_start=3619
+  _globals['_JOBTRANSITION']._serialized_end=3871
+  _globals['_JOBPROGRESS']._serialized_start=3874
+  _globals['_JOBPROGRESS']._serialized_end=4108
 # @@protoc_insertion_point(module_scope)

@@ -88,6 +88,7 @@ class MergePolicy(_message.Message):
     BUILT_IN_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. Opaque. Built in is `timestampOrdered-none-mp`, version 1."""
     version: _builtins.int
@@ -107,6 +108,10 @@ class MergePolicy(_message.Message):
     """
     built_in: _builtins.bool
     """Output only. True: part of the product; cannot be updated or deleted."""
+    etag: _builtins.str
+    """Output only. Changes with the policy, also when it becomes the default or no longer is: send it with an update to
+    change nothing that others have changed since. Strong: with the same one, all of the policy is the same.
+    """
     @_builtins.property
     def attribute_merge(self) -> Global___AttributeMerge:
         """Required. Which value wins. Set by the caller."""
@@ -132,10 +137,11 @@ class MergePolicy(_message.Message):
         built_in: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attribute_merge", b"attribute_merge", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute_merge", b"attribute_merge", "built_in", b"built_in", "create_time", b"create_time", "id", b"id", "identity_graph", b"identity_graph", "is_default", b"is_default", "name", b"name", "schema_name", b"schema_name", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute_merge", b"attribute_merge", "built_in", b"built_in", "create_time", b"create_time", "etag", b"etag", "id", b"id", "identity_graph", b"identity_graph", "is_default", b"is_default", "name", b"name", "schema_name", b"schema_name", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

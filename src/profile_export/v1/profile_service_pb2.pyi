@@ -216,6 +216,7 @@ class UpdateMergePolicyRequest(_message.Message):
     ATTRIBUTE_MERGE_FIELD_NUMBER: _builtins.int
     IDENTITY_GRAPH_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     merge_policy_id: _builtins.str
     """Required. The policy. At most 128 characters."""
     name: _builtins.str
@@ -225,6 +226,10 @@ class UpdateMergePolicyRequest(_message.Message):
     is_default: _builtins.bool
     """Optional. True: becomes the default of its class. False, on the default: the built-in policy becomes it.
     Absent: unchanged.
+    """
+    etag: _builtins.str
+    """Optional. The MergePolicy.etag of the latest version that the change is meant for. Empty: whatever the policy is
+    like. At most 128 characters.
     """
     @_builtins.property
     def attribute_merge(self) -> _merge_policy_pb2.AttributeMerge:
@@ -238,10 +243,11 @@ class UpdateMergePolicyRequest(_message.Message):
         attribute_merge: _merge_policy_pb2.AttributeMerge | None = ...,
         identity_graph: _merge_policy_pb2.IdentityGraph.ValueType = ...,
         is_default: _builtins.bool | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_is_default", b"_is_default", "_name", b"_name", "attribute_merge", b"attribute_merge", "is_default", b"is_default", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_default", b"_is_default", "_name", b"_name", "attribute_merge", b"attribute_merge", "identity_graph", b"identity_graph", "is_default", b"is_default", "merge_policy_id", b"merge_policy_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_default", b"_is_default", "_name", b"_name", "attribute_merge", b"attribute_merge", "etag", b"etag", "identity_graph", b"identity_graph", "is_default", b"is_default", "merge_policy_id", b"merge_policy_id", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__is_default: _TypeAlias = _typing.Literal["is_default"]  # noqa: Y015
     _WhichOneofArgType__is_default: _TypeAlias = _typing.Literal["_is_default", b"_is_default"]  # noqa: Y015
@@ -285,16 +291,20 @@ class DeleteMergePolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MERGE_POLICY_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     merge_policy_id: _builtins.str
     """Required. The policy. At most 128 characters."""
+    etag: _builtins.str
+    """Optional. As in UpdateMergePolicyRequest. At most 128 characters."""
     def __init__(
         self,
         *,
         merge_policy_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["merge_policy_id", b"merge_policy_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "merge_policy_id", b"merge_policy_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

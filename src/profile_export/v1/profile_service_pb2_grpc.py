@@ -128,9 +128,12 @@ class ProfileServiceServicer:
         from another policy.
 
         Returns the policy after the change.
-        Repeated, it leaves policy and version as they are.
+        Repeated, it leaves policy and version as they are; with an etag it is ABORTED, since the first call has changed
+        that.
         Errors:
         - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant.
+        - ABORTED ETAG_MISMATCH: the policy has changed since it had that etag; metadata has the present one. Look with
+        GetMergePolicy whether the change is still meant, then send it with the new etag.
         - INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where attribute_merge changes.
         - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: make a policy of your own.
         """
@@ -146,6 +149,7 @@ class ProfileServiceServicer:
         Repeated, it answers NOT_FOUND.
         Errors:
         - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant, or it is gone already.
+        - ABORTED ETAG_MISMATCH: as in UpdateMergePolicy.
         - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: the built-in policy stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -50,9 +50,12 @@ class ProfileServiceStub:
     from another policy.
 
     Returns the policy after the change.
-    Repeated, it leaves policy and version as they are.
+    Repeated, it leaves policy and version as they are; with an etag it is ABORTED, since the first call has changed
+    that.
     Errors:
      - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant.
+     - ABORTED ETAG_MISMATCH: the policy has changed since it had that etag; metadata has the present one. Look with
+       GetMergePolicy whether the change is still meant, then send it with the new etag.
      - INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where attribute_merge changes.
      - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: make a policy of your own.
     """
@@ -64,6 +67,7 @@ class ProfileServiceStub:
     Repeated, it answers NOT_FOUND.
     Errors:
      - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant, or it is gone already.
+     - ABORTED ETAG_MISMATCH: as in UpdateMergePolicy.
      - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: the built-in policy stays.
     """
     GetProfile: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.GetProfileRequest, _profile_service_pb2.GetProfileResponse]
@@ -166,9 +170,12 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         from another policy.
 
         Returns the policy after the change.
-        Repeated, it leaves policy and version as they are.
+        Repeated, it leaves policy and version as they are; with an etag it is ABORTED, since the first call has changed
+        that.
         Errors:
          - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant.
+         - ABORTED ETAG_MISMATCH: the policy has changed since it had that etag; metadata has the present one. Look with
+           GetMergePolicy whether the change is still meant, then send it with the new etag.
          - INVALID_ARGUMENT ORDER_INVALID: as in CreateMergePolicy, where attribute_merge changes.
          - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: make a policy of your own.
         """
@@ -186,6 +193,7 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         Repeated, it answers NOT_FOUND.
         Errors:
          - NOT_FOUND MERGE_POLICY_NOT_FOUND: check the id and the tenant, or it is gone already.
+         - ABORTED ETAG_MISMATCH: as in UpdateMergePolicy.
          - FAILED_PRECONDITION MERGE_POLICY_BUILT_IN: the built-in policy stays.
         """
 

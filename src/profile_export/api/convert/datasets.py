@@ -240,6 +240,7 @@ def dataset(shown: ShownDataset) -> dataset_pb2.Dataset:
         rows=shown.content.rows,
         bytes=shown.content.bytes,
         last_ingest_time=timestamp(shown.content.last_ingest_time),
+        etag=value.etag,
     )
     write_declarations(value.declared_fields, message.declared_fields)
     write_fields(value.fields, message.fields)

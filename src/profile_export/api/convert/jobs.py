@@ -208,6 +208,7 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
             for error in job.errors
         ],
         notes=job.notes,
+        state_reason=job.state_reason,
         create_time=timestamp(job.create_time),
         update_time=timestamp(job.update_time),
         end_time=timestamp(job.end_time),

@@ -91,6 +91,7 @@ def merge_policy(value: MergePolicy) -> merge_policy_pb2.MergePolicy:
         built_in=value.id == BUILT_IN_POLICY.id,
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
+        etag=value.etag,
     )
 
 

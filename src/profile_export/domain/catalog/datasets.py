@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from hashlib import sha256
 
 from profile_export.domain.catalog.allowances import check_declared_paths
 from profile_export.domain.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
@@ -44,6 +45,7 @@ from profile_export.domain.schemas.types import (
 _TENANT_PART = re.compile(r"[A-Za-z0-9@_.-]{1,64}")
 PROFILE_TAG = "unifiedProfile"
 _UPSERTS = "isUpsert:true"
+_ETAG_DIGITS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,12 @@ class Dataset:
     batch_retention: timedelta | None = None
     delete_time: datetime | None = None
     purge_time: datetime | None = None
+
+    @property
+    def etag(self) -> str:
+        """What is another one after each change but what batches and schemas teach, as HTTP writes a weak one."""
+        changed = f"{self.id} {self.update_time.isoformat()} {self.delete_time}"
+        return f'W/"{sha256(changed.encode()).hexdigest()[:_ETAG_DIGITS]}"'
 
     @property
     def is_source(self) -> bool:

@@ -67,6 +67,11 @@ class MergePolicy:
     is_default: bool = False
     update_time: datetime | None = None
 
+    @property
+    def etag(self) -> str:
+        """What is another one after each change, as HTTP writes it."""
+        return f'"{self.version}{"-default" if self.is_default else ""}"'
+
 
 BUILT_IN_POLICY = MergePolicy(
     id="timestampOrdered-none-mp", version=1, name="Built-in default", graph=IdentityGraph.NONE

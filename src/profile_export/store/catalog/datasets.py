@@ -28,7 +28,7 @@ from profile_export.domain.catalog.datasets import (
     usable_kind,
     with_declared,
 )
-from profile_export.domain.errors import FailedPreconditionError, FieldViolation
+from profile_export.domain.errors import FailedPreconditionError, FieldViolation, check_etag
 from profile_export.domain.lists import Order, Page, PageRequest, cursor_at, cut_page
 from profile_export.domain.schemas.types import WIDE, ObjectType, TypeConflictError, is_wide, union_objects
 from profile_export.processes.turns import compute_if
@@ -296,43 +296,51 @@ class Catalog(Store):
         return cut_page(listed, request, lambda last: cursor_at(order.place(last)), has_more=more)
 
     @uninterruptible
-    async def update_dataset(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:
+    async def update_dataset(
+        self, tenant: Tenant, dataset_id: str, change: DatasetChange, etag: str = ""
+    ) -> Dataset:
         """Change what is given; a change that changes nothing leaves `update_time` as it was.
 
         Raises:
             NotFoundError: There is no such dataset.
+            AbortedError: It is not as it was when it had that `etag`; an empty one is always right.
             InvalidArgumentError: The declared fields or tags cannot work.
             FailedPreconditionError: A declared type narrows what is known, tags bring a conflict into the union, or
                 more fields would be known than may be.
         """
         try:
-            return await self._updated(tenant, dataset_id, change)
+            return await self._updated(tenant, dataset_id, change, etag)
         except TypeConflictError as conflict:
             raise conflict.as_precondition() from None
 
-    async def _updated(self, tenant: Tenant, dataset_id: str, change: DatasetChange) -> Dataset:
+    async def _updated(self, tenant: Tenant, dataset_id: str, change: DatasetChange, etag: str) -> Dataset:
         async with self.database.read() as connection:
             before = await dataset_of(connection, id_of(tenant), dataset_id)
+            check_etag(etag, before.etag, dataset_id)
             planned = await _judge_change(connection, id_of(tenant), before, change)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             dataset = await dataset_of(connection, tenant_id, dataset_id)
+            check_etag(etag, dataset.etag, dataset_id)
             if dataset != before or not await still_holds(connection, tenant_id, planned.outlook):
                 planned = await _judge_change(connection, tenant_id, dataset, change)
             if not planned.values:
                 return dataset
-            values = planned.values | {"update_time": await database_time(connection)}
+            # Two changes at one moment, or of a clock that was set back, are two changes.
+            now = max(await database_time(connection), dataset.update_time + timedelta(microseconds=1))
+            values = planned.values | {"update_time": now}
             updated = await connection.one(_changed(dataset_id, values))
             if planned.is_felt:
                 await sources_changed(connection, tenant_id, planned.outlook)
         return dataset_from(updated)
 
     @uninterruptible
-    async def delete_dataset(self, tenant: Tenant, dataset_id: str) -> Dataset:
+    async def delete_dataset(self, tenant: Tenant, dataset_id: str, etag: str = "") -> Dataset:
         """Hide a dataset with all its batches, until it is brought back or purged.
 
         Raises:
             NotFoundError: There is no such dataset.
+            AbortedError: As `update_dataset`.
             FailedPreconditionError: Unfinished jobs use it; they are named.
         """
         async with self.database.read() as connection:
@@ -340,6 +348,7 @@ class Catalog(Store):
             looked_at = await _plans_with(connection, id_of(tenant), dataset_id)
         async with self.database.write() as connection:
             dataset = await dataset_of(connection, id_of(tenant), dataset_id)
+            check_etag(etag, dataset.etag, dataset_id)
             using = await _unfinished_jobs(connection, id_of(tenant), dataset, looked_at)
             if using:
                 named = ", ".join(str(job_id) for job_id in using)

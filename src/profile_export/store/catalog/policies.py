@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import delete, insert, select, update
 
 from profile_export.domain.catalog.datasets import Tenant, is_source
+from profile_export.domain.errors import check_etag
 from profile_export.domain.lists import Order, Page, PageRequest, Read, joined_page
 from profile_export.domain.merging.policy import (
     BUILT_IN_POLICY,
@@ -94,7 +95,9 @@ class Policies(Store):
         return joined_page([built_in], stored, request, _OLDEST_FIRST, _told)
 
     @uninterruptible
-    async def update_policy(self, tenant: Tenant, policy_id: str, change: PolicyChange) -> MergePolicy:
+    async def update_policy(
+        self, tenant: Tenant, policy_id: str, change: PolicyChange, etag: str = ""
+    ) -> MergePolicy:
         """Change what is given; what changes more than the default makes the next version.
 
         An order that stays as it is may name what has gone since.
@@ -103,11 +106,13 @@ class Policies(Store):
             NotFoundError: There is no such policy.
             InvalidArgumentError: Its new order ranks anything but source datasets.
             FailedPreconditionError: The policy is built in.
+            AbortedError: It is not as it was when it had that `etag`; an empty one is always right.
         """
         check_changeable(policy_id)
         async with self.database.write() as connection:
             tenant_id = await ensure_tenant(connection, tenant)
             policy = await _own_policy(connection, tenant_id, policy_id)
+            check_etag(etag, policy.etag, policy_id)
             changed = change.next_version(policy)
             if (changed.attribute_merge, changed.order) != (policy.attribute_merge, policy.order):
                 await _check_order(connection, tenant_id, changed)
@@ -121,16 +126,17 @@ class Policies(Store):
             return await _own_policy(connection, tenant_id, policy_id)
 
     @uninterruptible
-    async def delete_policy(self, tenant: Tenant, policy_id: str) -> None:
+    async def delete_policy(self, tenant: Tenant, policy_id: str, etag: str = "") -> None:
         """Remove a policy with all its versions; jobs have a copy of theirs.
 
         Raises:
             NotFoundError: There is no such policy.
             FailedPreconditionError: It is built in.
+            AbortedError: As `update_policy`.
         """
         check_changeable(policy_id)
         async with self.database.write() as connection:
-            await _own_policy(connection, id_of(tenant), policy_id)
+            check_etag(etag, (await _own_policy(connection, id_of(tenant), policy_id)).etag, policy_id)
             of_policy = merge_policy_versions.c.policy_id == policy_id
             await connection.execute(delete(merge_policy_versions).where(of_policy))
             await connection.execute(delete(merge_policies).where(merge_policies.c.id == policy_id))

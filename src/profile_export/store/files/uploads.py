@@ -215,7 +215,8 @@ class Uploads(Store):
             await connection.execute(_upload_of(row, opened.upload.file_name).values(values))
             await note_activity(connection, row.key)
             if not row.several_files:
-                await end_batch(connection, row, BatchState.FAILED)
+                reason = f"{errors[0].code}: {errors[0].message}" if errors else ""
+                await end_batch(connection, row, BatchState.FAILED, reason)
 
     @uninterruptible
     async def accept_upload(self, tenant: Tenant, opened: OpenUpload, ingested: IngestedFile) -> Batch:

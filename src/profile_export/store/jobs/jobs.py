@@ -148,13 +148,15 @@ async def batches_of_job(connection: Transaction, job_id: int) -> Sequence[Row[A
     return await connection.all(query)
 
 
-async def drop_batches_of_job(connection: Transaction, job_id: int, state: BatchState, now: datetime) -> None:
-    """End the batches that a job fills without effect, and give their files up."""
+async def drop_batches_of_job(
+    connection: Transaction, job_id: int, state: BatchState, now: datetime, reason: str
+) -> None:
+    """End the batches that a job fills without effect, say why, and give their files up."""
     rows = await batches_of_job(connection, job_id)
     keys = select(batches.c.key).where(batches.c.job_id == job_id)
     await connection.execute(delete(files).where(files.c.batch_key.in_(keys)))
     await drop_written(connection, {row.folder: row.key for row in rows})
-    values = {"state": state, "end_time": now}
+    values = {"state": state, "end_time": now, "state_reason": reason}
     await connection.execute(update(batches).where(batches.c.job_id == job_id).values(values))
 
 
@@ -239,7 +241,8 @@ async def move_job(connection: Transaction, row: Row[Any], move: Move, **changes
         )
         await connection.execute(delete(job_ranges).where(job_ranges.c.job_id == job.id))
     if job.state in _BATCH_ENDS:
-        await drop_batches_of_job(connection, job.id, _BATCH_ENDS[job.state], now)
+        reason = f"The export job {job.id} is {job.state.name}. {job.state_reason}".rstrip()
+        await drop_batches_of_job(connection, job.id, _BATCH_ENDS[job.state], now, reason)
     return moved
 
 
