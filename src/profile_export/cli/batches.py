@@ -417,6 +417,15 @@ def _rate(rows: int, seconds: float) -> str:
     return f"{count(round(rows / max(seconds, 0.001)))} rows/s"
 
 
+_WAYS_OUT = {
+    "PRIMARY_IDENTITY_MISSING": "`profile-export datasets create NAME --primary FIELD=NAMESPACE …` declares one; "
+    "--max-bad-records N sets rows without one aside.",
+    "EVENT_ID_MISSING": "--map FIELD=_id renames one.",
+    "TIMESTAMP_MISSING": "--map FIELD=timestamp renames one.",
+}
+"""What options mend rows that are rejected for these reasons."""
+
+
 async def _explain(client: Client, error: ClientError, display: _Display) -> None:
     """Show the rows that were rejected, and say in the error what the server cannot know."""
     if error.reason in {"BATCH_EXISTS", "BATCH_ABORTED"}:
@@ -426,8 +435,9 @@ async def _explain(client: Client, error: ClientError, display: _Display) -> Non
     if last is None:
         return
     if rejected := int(error.metadata.get("rejected_rows") or 0):
-        await _print_rejected(client, last.batch_id, rejected, display)
+        reasons = await _print_rejected(client, last.batch_id, rejected, display)
         error.violations = ()  # the table has them
+        error.message += "".join(f" {way_out}" for reason, way_out in _WAYS_OUT.items() if reason in reasons)
     if len(display.paths) > 1 and error.code in {"INVALID_ARGUMENT", "FAILED_PRECONDITION"}:
         error.message += (
             f" The batch {last.batch_id} stays open: upload the same files again, or give it up with "
@@ -437,6 +447,8 @@ async def _explain(client: Client, error: ClientError, display: _Display) -> Non
             error.message = f"{display.paths[last.file_name]}: {error.message}"
 
 
-async def _print_rejected(client: Client, batch_id: str, rejected: int, display: _Display) -> None:
+async def _print_rejected(client: Client, batch_id: str, rejected: int, display: _Display) -> set[str]:
+    """Show rejected rows; return the reasons among those that are shown."""
     rows = await client.list_rejected_rows(batch_id, _REJECTED_SHOWN)
     print_rejected(rows, rejected, batch_id, stderr=True, paths=display.paths)
+    return {row.reason for row in rows}

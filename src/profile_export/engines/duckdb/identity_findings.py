@@ -11,7 +11,7 @@ import duckdb
 
 from profile_export.domain.export.plan import LinkingIdentity
 from profile_export.domain.merging.identity import UNUSUALLY_MANY
-from profile_export.engines.duckdb.sources import text
+from profile_export.engines.duckdb.spelling import text
 from profile_export.engines.expression.tables import NAMESPACES
 
 _MOST_SPELLED_ROWS = 1_000_000
