@@ -153,6 +153,13 @@ def test_a_decimal_without_a_fraction_is_an_identity(uploader: Uploader, known: 
     assert result.fields.fields["crmId"] == known
 
 
+@pytest.mark.parametrize("kind", [pa.decimal32(3, 1), pa.decimal64(12, 1), pa.decimal128(38, 1)])
+def test_a_decimal_of_any_width_is_an_identity(uploader: Uploader, kind: pa.DataType) -> None:
+    result = uploader.ingest(pa.table({"crmId": pa.array([Decimal("7.0")], kind)}), CRM)
+
+    assert uploader.values(result) == [{"crmId": "7"}]
+
+
 def test_a_decimal_of_38_digits_is_an_identity(uploader: Uploader) -> None:
     ids = pa.array([Decimal(10**37 + 1), Decimal(7)], pa.decimal128(38, 0))
 

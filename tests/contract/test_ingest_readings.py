@@ -1,5 +1,6 @@
 """How a sender wants a file to be read, placeholders as absent and fields under other names; what is told of it."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,13 @@ def test_a_header_in_the_middle_is_a_bad_row(uploader: Uploader) -> None:
             "json_array",
             "The file is UTF-16 or UTF-32: write it as UTF-8.",
         ),
+        (
+            gzip.compress(b"crmId\n1\n", mtime=0),
+            "csv",
+            "The file is packed by gzip: unpack it first, as the command line does.",
+        ),
+        (b"PK\x03\x04crmId\n", "json_lines", "The file is packed by zip: unpack it first."),
+        (b"PAR1crmId\n", "tsv", "The file is Parquet: send it as that format."),
         (b"crmId,a\r1,x\r2,y\r", "csv", "The lines of the file end as on old Macs, with CR alone"),
         (b"crmId,a\r" + b"1,x\r" * 30_000, "csv", "The lines of the file end as on old Macs, with CR alone"),
         (

@@ -35,7 +35,7 @@ from profile_export.domain.schemas.types import (
 )
 from profile_export.ingest.formats.json import (
     BYTE_ORDER_MARK,
-    check_is_utf8,
+    check_is_text,
     exact_number,
     json_decoder,
     json_refusal,
@@ -79,7 +79,7 @@ def read_csv(task: IngestTask, reading: AppliedReading) -> Iterator[SentRow]:
         FileRefusedError: It has no header that can be used.
     """
     with task.source.open("rb") as source:
-        check_is_utf8(source)
+        check_is_text(source)
         lines = _Lines(source, task.max_row_bytes)
         delimiter = _DELIMITERS[task.format]
         reader = csv.reader(lines, strict=True, skipinitialspace=True, delimiter=delimiter)

@@ -93,18 +93,31 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINE_END = b"\r\n"
 
 
+_NO_TEXT = (
+    (b"\xff\xfe", "UTF-16 or UTF-32", "write it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 or UTF-32", "write it as UTF-8"),
+    (b"\x1f\x8b", "packed by gzip", "unpack it first, as the command line does"),
+    (b"PK\x03\x04", "packed by zip", "unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd", "unpack it first"),
+    (b"BZh", "packed by bzip2", "unpack it first"),
+    (b"PAR1", "Parquet", "send it as that format"),
+)
 _OBJECTS_APART = re.compile(rb"\}\r+\{")
 
 
-def check_is_utf8(source: BinaryIO) -> None:
-    """Refuse a file of text in an encoding that its first bytes give away, and go back to its beginning.
+def check_is_text(source: BinaryIO) -> None:
+    """Refuse a file whose first bytes give away that it is no UTF-8, and go back to its beginning.
 
     Raises:
-        FileRefusedError: It is UTF-16 or UTF-32.
+        FileRefusedError: It is packed, Parquet, UTF-16 or UTF-32.
     """
     start = source.read(4)
     source.seek(0)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start.count(0) > 1:
+    for sign, what, way_out in _NO_TEXT:
+        if start.startswith(sign):
+            message = f"The file is {what}: {way_out}."
+            raise FileRefusedError(message)
+    if start.count(0) > 1:
         message = "The file is UTF-16 or UTF-32: write it as UTF-8."
         raise FileRefusedError(message)
 
@@ -121,7 +134,7 @@ def read_json_lines(task: IngestTask, _: AppliedReading) -> Iterator[SentRow]:
     decoder = json_decoder(task.fields)
     limit = task.max_row_bytes
     with task.source.open("rb") as source:
-        check_is_utf8(source)
+        check_is_text(source)
         for number, line in enumerate(bounded_lines(source, limit), 1):
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)  # noqa: PLW2901 - the same line
@@ -165,7 +178,7 @@ def read_json_array(task: IngestTask, _: AppliedReading) -> Iterator[SentRow]:
         FileRefusedError: It is not one.
     """
     with task.source.open("rb") as source:
-        check_is_utf8(source)
+        check_is_text(source)
         window = _Window(source)
         items = _Items(window, json_decoder(task.fields), task.max_row_bytes)
         if window.next_mark() != "[":

@@ -417,6 +417,9 @@ def _scalar(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
 
 def _whole(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
     """Return the decimals of an identity field, which are integers if they have no fraction (S1)."""
+    column = column.cast(
+        pa.decimal128(column.type.precision, column.type.scale)
+    )  # Arrow truncates no narrower ones
     whole = pc.trunc(column)
     complaint = "is a decimal with a fraction, but an identity is text or an integer"
     whole = _without(whole, pc.not_equal(column, whole), complaint, place, Reason.IDENTITY_INVALID)

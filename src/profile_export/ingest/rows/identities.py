@@ -47,8 +47,8 @@ from profile_export.lake.data_files import LINK, arrow_type
 AUTHENTICATED_STATES = ("ambiguous", "authenticated", "loggedOut")
 EMPTY_ID = "is an empty text, which is no identity"
 NO_PRIMARY = (
-    "has no primary identity: mark one in its identityMap, or create the dataset with the field that holds one declared "
-    "as its primary identity"
+    "has no primary identity: mark one in its identityMap, or create the dataset with the field that holds one "
+    "declared as its primary identity"
 )
 _STATES = pa.array(AUTHENTICATED_STATES)
 _ITEM = IDENTITY_MAP_TYPE.value.item if isinstance(IDENTITY_MAP_TYPE.value, ArrayType) else None
