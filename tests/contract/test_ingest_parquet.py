@@ -142,6 +142,44 @@ def test_nanoseconds_are_taken_where_none_is_lost(uploader: Uploader) -> None:
     ]
 
 
+def written_as_int96(column: pa.Array) -> bytes:
+    """A file of one person with a column of the legacy type."""
+    written = pa.BufferOutputStream()
+    table = pa.table({"crmId": [str(number) for number in range(len(column))], "t": column})
+    pq.write_table(table, written, use_deprecated_int96_timestamps=True)
+    return bytes(written.getvalue().to_pybytes())
+
+
+def test_instants_in_the_legacy_type_are_taken_where_nothing_is_lost(uploader: Uploader) -> None:
+    far = [datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999_999), None]  # noqa: DTZ001 - without a zone
+    sent = written_as_int96(pa.array(far, pa.timestamp("us")))
+    nested = written_as_int96(pa.array([[datetime(1600, 1, 1, 0, 0, 0, 7)]], pa.list_(pa.timestamp("us"))))  # noqa: DTZ001
+
+    values = uploader.values(uploader.ingest(sent, CRM, upload_format="parquet"))
+    inside = uploader.values(uploader.ingest(nested, CRM, upload_format="parquet"))
+
+    assert [value.get("t") for value in values] == [time and time.replace(tzinfo=UTC) for time in far]
+    assert inside[0]["t"] == [datetime(1600, 1, 1, 0, 0, 0, 7, tzinfo=UTC)]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1_000, 1_999], pa.timestamp("ns")),
+        pa.array([{"a": 1_001}], pa.struct([("a", pa.timestamp("ns"))])),
+    ],
+)
+def test_nanoseconds_in_the_legacy_type_are_not_dropped_in_silence(
+    uploader: Uploader, column: pa.Array
+) -> None:
+    [error] = uploader.refused(written_as_int96(column), CRM, upload_format="parquet")
+
+    assert (error.row, error.code) == (None, "FILE_INVALID")
+    assert error.message.startswith(
+        "The column 't' (INT96) has digits behind the microsecond, which would be lost"
+    )
+
+
 @pytest.mark.parametrize("known", [TEXT, LONG])
 def test_a_decimal_without_a_fraction_is_an_identity(uploader: Uploader, known: FieldType) -> None:
     ids = pa.array([Decimal("7.00"), Decimal("-120000.00")], pa.decimal128(38, 2))

@@ -102,6 +102,7 @@ def read_batches(task: IngestTask) -> Iterator[pa.RecordBatch]:
         FileRefusedError: It is not sound Parquet.
     """
     most_bytes = task.bytes_held // 2
+    _refuse_lost_digits(task, most_bytes)
     held: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in _slices(task, most_bytes):
@@ -121,9 +122,35 @@ def _has_dictionaries(schema: pa.Schema) -> bool:
     return any("dictionary" in str(found) for found in schema.types)
 
 
-def _opened(task: IngestTask) -> pq.ParquetFile:
+def _opened(task: IngestTask, int96_unit: str = "us") -> pq.ParquetFile:
     # A page that was damaged on its way may still be read, as other values, where nobody looks at its checksum.
-    return pq.ParquetFile(task.source, coerce_int96_timestamp_unit="us", page_checksum_verification=True)
+    return pq.ParquetFile(
+        task.source, coerce_int96_timestamp_unit=int96_unit, page_checksum_verification=True
+    )
+
+
+def _refuse_lost_digits(task: IngestTask, most_bytes: int) -> None:
+    """Refuse a file with instants in the legacy type INT96 that have digits behind the microsecond.
+
+    Arrow reads them to a unit and says nothing of what it drops. Read to nanoseconds, those far from 1970 come out
+    wrong, but so do microseconds that are cast to nanoseconds: they are the same where nothing was dropped.
+    """
+    with _opened(task) as file, _opened(task, "ns") as finer, _refusing_unsound(task):
+        leaves = (file.schema.column(place) for place in range(len(file.schema)))
+        paths = [leaf.path for leaf in leaves if leaf.physical_type == "INT96"]
+        if not paths:
+            return
+        rows = _rows_at_once(file.metadata, most_bytes, task.max_row_bytes)
+        for coarse, fine in zip(
+            *(one.iter_batches(rows, columns=paths) for one in (file, finer)), strict=True
+        ):
+            for name, column in zip(fine.schema.names, fine.columns, strict=True):
+                if not coarse.column(name).cast(column.type, safe=False).equals(column):
+                    message = (
+                        f"The column '{name}' (INT96) has digits behind the microsecond, which would be lost: write it "
+                        "as a timestamp in microseconds."
+                    )
+                    raise FileRefusedError(message)
 
 
 def _slices(task: IngestTask, most_bytes: int) -> Iterator[pa.RecordBatch]:
