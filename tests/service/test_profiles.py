@@ -179,6 +179,32 @@ async def test_a_profile_says_where_it_comes_from_and_how_new_it_is(caller: Call
     assert fay.merge_policy == merge_policy_pb2.MergePolicyRef(id=BUILT_IN, version=1)
 
 
+async def test_a_profile_says_on_request_whose_value_each_field_has(caller: Caller) -> None:
+    made = await sources(caller)
+    policy = await caller.policy(IDENTITY_GRAPH_PDG)
+    request = ps.GetProfileRequest(
+        identity=profile_pb2.Identity(namespace="CRM", id="1"),
+        fields=["name.first"],
+        merge_policy=merge_policy_pb2.MergePolicyRef(id=policy),
+        explain=True,
+    )
+
+    answer = await caller.profiles.GetProfile(request, metadata=caller.metadata)
+    request.explain = False
+    plain_answer = await caller.profiles.GetProfile(request, metadata=caller.metadata)
+
+    [one] = answer.explanations
+    assert (one.path, one.won.dataset_id, one.won.batch_id, one.won.value) == (
+        "name.first",
+        made["crm"],
+        "crm-2",
+        '"Anna"',
+    )
+    assert one.won.ingest_time == (await caller.batch("crm-2")).ingest_time
+    assert (len(one.lost), answer.unexplained_fields) == (one.lost_count, 0)
+    assert (answer.profile, list(plain_answer.explanations)) == (plain_answer.profile, [])
+
+
 async def test_fields_choose_what_is_told_of_a_profile_and_of_events(caller: Caller) -> None:
     made = await sources(caller)
     policy = await caller.policy(IDENTITY_GRAPH_PDG)

@@ -60,7 +60,7 @@ class ProfileService(ProfileServiceServicer):
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: Context) -> pb.GetProfileResponse:
         found, policy = await self._profiles.profile(convert.asked(current_tenant(), request))
-        return await compute(lambda: pb.GetProfileResponse(profile=convert.profile(found, policy)))
+        return await compute(convert.found_profile, found, policy)
 
     async def ListProfileEvents(
         self, request: pb.ListProfileEventsRequest, context: Context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from profile_export.application.identity_graphs import IdentityGraphs
@@ -38,7 +39,8 @@ _Result = TypeVar("_Result")
 class Asked:
     """Whom a call asks for, merged how, and of what fields.
 
-    No `policy_id` means the default, no `policy_version` the newest; no field means all.
+    No `policy_id` means the default, no `policy_version` the newest; no field means all. With `explain` a profile says
+    of each field where its value comes from.
     """
 
     tenant: Tenant
@@ -46,6 +48,7 @@ class Asked:
     policy_id: str
     policy_version: int | None
     fields: Sequence[str]
+    explain: bool = False
 
 
 class ProfileUseCases:
@@ -66,7 +69,8 @@ class ProfileUseCases:
             UnavailableError: The engine broke while it found out who is one person; trying again may help.
             ExhaustedError: The rows of the person take too much memory or time.
         """
-        policy, found = await self._looked_up(asked, plan_profile, profile_of)
+        answer = partial(profile_of, explain=asked.explain)
+        policy, found = await self._looked_up(asked, plan_profile, answer)
         return found, policy
 
     async def events(self, asked: Asked, listing: EventListing, page: PageRequest) -> Page[FoundEvent]:

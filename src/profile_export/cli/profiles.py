@@ -9,7 +9,7 @@ from profile_export.cli.terminal.cells import values_by_path
 from profile_export.cli.terminal.command import command, instant
 from profile_export.cli.terminal.names import POLICY
 from profile_export.cli.terminal.output import print_facts, print_rows
-from profile_export.client import PAGE, Client, EventQuery, Profile, ProfileEvent, as_json
+from profile_export.client import PAGE, Client, EventQuery, GetProfileResponse, Profile, ProfileEvent, as_json
 
 group = typer.Typer(
     no_args_is_help=True, help="Single profiles, merged as an export at this moment would merge them."
@@ -53,13 +53,46 @@ def _show(profile: Profile) -> None:
     )
 
 
-@command(group, "show", _show)
-async def show(client: Client, who: Who, field: Fields = None, policy: Policy = "") -> Profile:
+def _show_either(found: Profile | GetProfileResponse) -> None:
+    if isinstance(found, Profile):
+        _show(found)
+        return
+    _show(found.profile)
+    typer.echo()
+    lines = [
+        (
+            *(("", "lost") if place else (one.path, "won")),
+            source.dataset_id,
+            source.batch_id,
+            source.ingest_time.ToDatetime(),
+            source.value,
+        )
+        for one in found.explanations
+        for place, source in enumerate((one.won, *one.lost))
+    ]
+    headers = ("field", "", "dataset", "batch", "ingested", "value")
+    print_rows(headers, lines, empty="No fields.", free=("value",))
+    if found.unexplained_fields:
+        typer.echo(f"Not explained: {found.unexplained_fields} fields more; name some with --field.")
+
+
+@command(group, "show", _show_either)
+async def show(
+    client: Client,
+    *,
+    who: Who,
+    field: Fields = None,
+    policy: Policy = "",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of each field which dataset and batch won, and which lost.")
+    ] = False,
+) -> Profile | GetProfileResponse:
     """Show one profile: its identities, where it comes from, and its merged fields.
 
-    Example: `profile-export profiles show CRM:C-1 --policy 3a1b…`
+    Example: `profile-export profiles show CRM:C-1 --policy 3a1b… --explain`
     """
-    return await client.get_profile(*_identity(who), fields=field or (), policy_id=policy)
+    ask = client.explain_profile if explain else client.get_profile
+    return await ask(*_identity(who), fields=field or (), policy_id=policy)
 
 
 def _show_events(found: list[ProfileEvent]) -> None:

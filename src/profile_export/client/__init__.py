@@ -56,6 +56,7 @@ from profile_export.v1.merge_policy_pb2 import MergePolicy as MergePolicy
 from profile_export.v1.profile_pb2 import Identity as Identity
 from profile_export.v1.profile_pb2 import Profile as Profile
 from profile_export.v1.profile_pb2 import ProfileEvent as ProfileEvent
+from profile_export.v1.profile_service_pb2 import GetProfileResponse as GetProfileResponse
 from profile_export.v1.receipt_pb2 import InputBatch as InputBatch
 from profile_export.v1.receipt_pb2 import Receipt as Receipt
 from profile_export.v1.schema_pb2 import Schema as Schema

@@ -130,6 +130,24 @@ class ProfileCalls(Calls):
         )
         return (await self._call(self._profiles.GetProfile, request)).profile
 
+    async def explain_profile(
+        self,
+        namespace: str,
+        identity_id: str,
+        *,
+        fields: Sequence[str] = (),
+        policy_id: str = "",
+        policy_version: int | None = None,
+    ) -> pb.GetProfileResponse:
+        """Merge a profile as `get_profile` does, and say of each field where its value comes from."""
+        request = pb.GetProfileRequest(
+            identity=profiles.Identity(namespace=namespace, id=identity_id),
+            fields=fields,
+            merge_policy=_policy(policy_id, policy_version),
+            explain=True,
+        )
+        return await self._call(self._profiles.GetProfile, request)
+
     async def list_profile_events(
         self,
         namespace: str,

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from profile_export.v1 import merge_policy_pb2 as profile__export_dot_v1_dot_merge__policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprofile_export/v1/profile.proto\x12\x11profile_export.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$profile_export/v1/merge_policy.proto\")\n\x08Identity\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\xf6\x01\n\x07Profile\x12\'\n\x06values\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\nidentities\x18\x02 \x03(\x0b\x32\x1b.profile_export.v1.Identity\x12\x13\n\x0b\x64\x61taset_ids\x18\x03 \x03(\t\x12\x37\n\x0cmerge_policy\x18\x04 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\x12/\n\x0bingest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprofile_id\x18\x06 \x01(\t\"\xb8\x01\n\x0cProfileEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bingest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ndataset_id\x18\x04 \x01(\t\x12\'\n\x06values\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructB\xaa\x01\n\x15\x63om.profile_export.v1B\x0cProfileProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprofile_export/v1/profile.proto\x12\x11profile_export.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$profile_export/v1/merge_policy.proto\")\n\x08Identity\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\xf6\x01\n\x07Profile\x12\'\n\x06values\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\nidentities\x18\x02 \x03(\x0b\x32\x1b.profile_export.v1.Identity\x12\x13\n\x0b\x64\x61taset_ids\x18\x03 \x03(\t\x12\x37\n\x0cmerge_policy\x18\x04 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\x12/\n\x0bingest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprofile_id\x18\x06 \x01(\t\"\x8f\x01\n\x10\x46ieldExplanation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12+\n\x03won\x18\x02 \x01(\x0b\x32\x1e.profile_export.v1.FieldSource\x12,\n\x04lost\x18\x03 \x03(\x0b\x32\x1e.profile_export.v1.FieldSource\x12\x12\n\nlost_count\x18\x04 \x01(\x05\"s\n\x0b\x46ieldSource\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12/\n\x0bingest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05value\x18\x04 \x01(\t\"\xb8\x01\n\x0cProfileEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bingest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ndataset_id\x18\x04 \x01(\t\x12\'\n\x06values\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructB\xaa\x01\n\x15\x63om.profile_export.v1B\x0cProfileProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTITY']._serialized_end=196
   _globals['_PROFILE']._serialized_start=199
   _globals['_PROFILE']._serialized_end=445
-  _globals['_PROFILEEVENT']._serialized_start=448
-  _globals['_PROFILEEVENT']._serialized_end=632
+  _globals['_FIELDEXPLANATION']._serialized_start=448
+  _globals['_FIELDEXPLANATION']._serialized_end=591
+  _globals['_FIELDSOURCE']._serialized_start=593
+  _globals['_FIELDSOURCE']._serialized_end=708
+  _globals['_PROFILEEVENT']._serialized_start=711
+  _globals['_PROFILEEVENT']._serialized_end=895
 # @@protoc_insertion_point(module_scope)

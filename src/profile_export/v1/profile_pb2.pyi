@@ -108,6 +108,82 @@ class Profile(_message.Message):
 Global___Profile: _TypeAlias = Profile  # noqa: Y015
 
 @_typing.final
+class FieldExplanation(_message.Message):
+    """FieldExplanation says whose value a field of a profile has, and whose it has not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    WON_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    LOST_COUNT_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Output only. Field path, such as `person.name`; behind a map comes the key."""
+    lost_count: _builtins.int
+    """Output only. How many records have lost it in all."""
+    @_builtins.property
+    def won(self) -> Global___FieldSource:
+        """Output only. The record whose value it is."""
+
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldSource]:
+        """Output only. Records that have a value too, at most 5, the strongest first: each would win without those before
+        it. Empty: no other record has one.
+        """
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        won: Global___FieldSource | None = ...,
+        lost: _abc.Iterable[Global___FieldSource] | None = ...,
+        lost_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["won", b"won"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "lost_count", b"lost_count", "path", b"path", "won", b"won"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldExplanation: _TypeAlias = FieldExplanation  # noqa: Y015
+
+@_typing.final
+class FieldSource(_message.Message):
+    """FieldSource is a record that has a value for a field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_ID_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    INGEST_TIME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    dataset_id: _builtins.str
+    """Output only. The dataset."""
+    batch_id: _builtins.str
+    """Output only. The batch."""
+    value: _builtins.str
+    """Output only. The value as JSON text, as in Profile.values, cut after 200 characters."""
+    @_builtins.property
+    def ingest_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When the service accepted the record."""
+
+    def __init__(
+        self,
+        *,
+        dataset_id: _builtins.str = ...,
+        batch_id: _builtins.str = ...,
+        ingest_time: _timestamp_pb2.Timestamp | None = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ingest_time", b"ingest_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "dataset_id", b"dataset_id", "ingest_time", b"ingest_time", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldSource: _TypeAlias = FieldSource  # noqa: Y015
+
+@_typing.final
 class ProfileEvent(_message.Message):
     """ProfileEvent is one experience event of a profile."""
 

@@ -336,6 +336,9 @@ class GetProfileRequest(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     FIELDS_FIELD_NUMBER: _builtins.int
     MERGE_POLICY_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    explain: _builtins.bool
+    """Optional. True: the answer says of each field of the profile where its value comes from. False: it does not."""
     @_builtins.property
     def identity(self) -> _profile_pb2.Identity:
         """Required. Any identity of the profile; with graph `none` its primary one."""
@@ -356,10 +359,11 @@ class GetProfileRequest(_message.Message):
         identity: _profile_pb2.Identity | None = ...,
         fields: _abc.Iterable[_builtins.str] | None = ...,
         merge_policy: _merge_policy_pb2.MergePolicyRef | None = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "merge_policy", b"merge_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "identity", b"identity", "merge_policy", b"merge_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explain", b"explain", "fields", b"fields", "identity", b"identity", "merge_policy", b"merge_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -372,18 +376,30 @@ class GetProfileResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PROFILE_FIELD_NUMBER: _builtins.int
+    EXPLANATIONS_FIELD_NUMBER: _builtins.int
+    UNEXPLAINED_FIELDS_FIELD_NUMBER: _builtins.int
+    unexplained_fields: _builtins.int
+    """How many fields more the profile has."""
     @_builtins.property
     def profile(self) -> _profile_pb2.Profile:
         """The profile."""
+
+    @_builtins.property
+    def explanations(self) -> _containers.RepeatedCompositeFieldContainer[_profile_pb2.FieldExplanation]:
+        """With explain, the first 1,000 fields: leaves of objects, entries of maps and of `segmentMembership`, in the order of
+        the profile's columns. `identityMap` is not among them: it has the identities of all records.
+        """
 
     def __init__(
         self,
         *,
         profile: _profile_pb2.Profile | None = ...,
+        explanations: _abc.Iterable[_profile_pb2.FieldExplanation] | None = ...,
+        unexplained_fields: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanations", b"explanations", "profile", b"profile", "unexplained_fields", b"unexplained_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TypeVar
 
-from profile_export.api.convert.values import given, instant, refuse_no_change, required, row, timestamp
+from profile_export.api.convert.values import (
+    given,
+    instant,
+    plain,
+    refuse_no_change,
+    required,
+    row,
+    timestamp,
+)
 from profile_export.application.profiles import Asked
 from profile_export.domain.catalog.datasets import Tenant
 from profile_export.domain.errors import InvalidArgumentError
 from profile_export.domain.export.lookup import EventListing, FoundEvent, FoundProfile
+from profile_export.domain.merging.explain import Explanation, FieldSource
 from profile_export.domain.merging.identity import Identity
 from profile_export.domain.merging.policy import (
     BUILT_IN_POLICY,
@@ -18,9 +28,12 @@ from profile_export.domain.merging.policy import (
     MergePolicy,
     PolicyChange,
 )
+from profile_export.domain.schemas.types import dotted_path
 from profile_export.v1 import merge_policy_pb2, profile_pb2
 from profile_export.v1 import profile_service_pb2 as pb
 
+_MOST_SHOWN = 200
+"""Characters of a value that is explained."""
 _Wire = TypeVar("_Wire", bound=int)
 _Value = TypeVar("_Value")
 
@@ -123,6 +136,7 @@ def asked(tenant: Tenant, request: pb.GetProfileRequest | pb.ListProfileEventsRe
         required(policy.id, "merge_policy.id") if request.HasField("merge_policy") else "",
         given(policy, "version"),
         request.fields,
+        isinstance(request, pb.GetProfileRequest) and request.explain,
     )
 
 
@@ -146,6 +160,33 @@ def profile(found: FoundProfile, policy: MergePolicy) -> profile_pb2.Profile:
         dataset_ids=found.dataset_ids,
         merge_policy=merge_policy_pb2.MergePolicyRef(id=policy.id, version=policy.version),
         ingest_time=timestamp(found.ingest_time),
+    )
+
+
+def found_profile(found: FoundProfile, policy: MergePolicy) -> pb.GetProfileResponse:
+    """Write a profile, and where its values come from if that was asked for."""
+    told = found.explanation or Explanation(())
+    return pb.GetProfileResponse(
+        profile=profile(found, policy),
+        explanations=[
+            profile_pb2.FieldExplanation(
+                path=dotted_path(one.path),
+                won=_source(one.won),
+                lost=[_source(source) for source in one.lost],
+                lost_count=one.lost_count,
+            )
+            for one in told.fields
+        ],
+        unexplained_fields=told.more,
+    )
+
+
+def _source(value: FieldSource) -> profile_pb2.FieldSource:
+    return profile_pb2.FieldSource(
+        dataset_id=value.dataset_id,
+        batch_id=value.batch_id,
+        ingest_time=timestamp(value.ingest_time),
+        value=json.dumps(plain(value.value), ensure_ascii=False)[:_MOST_SHOWN],
     )
 
 

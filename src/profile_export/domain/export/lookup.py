@@ -23,6 +23,7 @@ from profile_export.domain.lists import (
     read_order,
     refused_token,
 )
+from profile_export.domain.merging.explain import Explanation, explained
 from profile_export.domain.merging.identity import MAX_IDENTITIES, Identity, fold_namespace, profile_id
 from profile_export.domain.merging.merge import (
     EventKey,
@@ -49,7 +50,7 @@ class FoundProfile:
 
     `id` is what exported rows have as `_profile_id`, `values` what else an export would write, without events.
     `identities` and `dataset_ids` are sorted, the latter those that the person has records or events of. `ingest_time`
-    is that of the newest record, of the newest event if there is none.
+    is that of the newest record, of the newest event if there is none. `explanation` is None unless it was asked for.
     """
 
     id: str
@@ -57,6 +58,7 @@ class FoundProfile:
     identities: tuple[Identity, ...]
     dataset_ids: tuple[str, ...]
     ingest_time: datetime
+    explanation: Explanation | None = None
 
 
 # --- Plans ---
@@ -84,8 +86,13 @@ def plan_events(policy: MergePolicy, snapshot: Snapshot, paths: Sequence[str]) -
 # --- Answers ---
 
 
-def profile_of(plan: ExportPlan, rows: Iterable[SourceRow], identity: Identity) -> FoundProfile:
-    """Merge the one profile that an identity belongs to, also one that has events only; errors as `person_of`."""
+def profile_of(
+    plan: ExportPlan, rows: Sequence[SourceRow], identity: Identity, *, explain: bool = False
+) -> FoundProfile:
+    """Merge the one profile that an identity belongs to, also one that has events only; errors as `person_of`.
+
+    With `explain` it says of each field where its value comes from.
+    """
     person = person_of(plan, rows, identity)
     return FoundProfile(
         id=profile_id(person.first),
@@ -93,6 +100,7 @@ def profile_of(plan: ExportPlan, rows: Iterable[SourceRow], identity: Identity) 
         identities=tuple(sorted(person.states)),
         dataset_ids=tuple(sorted({row.dataset_id for row in (*person.records, *person.events)})),
         ingest_time=max(row.ingest_time for row in person.records or person.events),
+        explanation=explained(plan, rows, person) if explain else None,
     )
 
 

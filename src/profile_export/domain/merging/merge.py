@@ -403,7 +403,7 @@ def written_profile(plan: ExportPlan, person: Person) -> Profile:
 
 def _profile(plan: ExportPlan, person: Person, merged: Mapping[str, Any]) -> Profile:
     """Write one profile: merge first and select last, so that `fields` never changes which value wins (S23)."""
-    profile: Profile = _whole(merged, plan.fields) or {}
+    profile: Profile = whole(merged, plan.fields) or {}
     if known := _identity_map(person.states, person.primaries, plan.identities):
         profile[IDENTITY_MAP] = known
     if plan.events is not None and (attached := _time_series(plan, plan.events, person.events)):
@@ -433,13 +433,13 @@ def _merged(values: Sequence[Any], kind: FieldType) -> Any:
             }
             return _with_values(found)
         case MapType():
-            weakest_first = [_whole(value, kind) or {} for value in reversed(present)]
+            weakest_first = [whole(value, kind) or {} for value in reversed(present)]
             return {key: value for entries in weakest_first for key, value in entries.items()} or None
         case _:
-            return _whole(present[0], kind) if present else None
+            return whole(present[0], kind) if present else None
 
 
-def _whole(value: Any, kind: FieldType) -> Any:
+def whole(value: Any, kind: FieldType) -> Any:
     """Take of one value what its type names (S23), without what is null or empty (S13); None if nothing is left.
 
     Items of an array keep their number and order, and are None where nothing is left (S13, S24). Numbers become
@@ -449,12 +449,12 @@ def _whole(value: Any, kind: FieldType) -> Any:
         return None
     match kind:
         case ObjectType(fields):
-            return _with_values({name: _whole(value.get(name), member) for name, member in fields.items()})
+            return _with_values({name: whole(value.get(name), member) for name, member in fields.items()})
         case MapType():
             kept = {key: kind.kept(key) for key in value}
-            return _with_values({key: _whole(value[key], member) for key, member in kept.items() if member})
+            return _with_values({key: whole(value[key], member) for key, member in kept.items() if member})
         case ArrayType(item):
-            return [_whole(entry, item) for entry in value]
+            return [whole(entry, item) for entry in value]
         case DecimalType(_, scale):
             return _DECIMALS.quantize(Decimal(value), Decimal(1).scaleb(-scale))
         case _:
@@ -475,7 +475,7 @@ def _merged_segments(plan: ExportPlan, fields: ObjectType, values: Sequence[Mapp
     kind = fields.fields.get(SEGMENT_MEMBERSHIP, SEGMENT_MEMBERSHIP_TYPE)
     merged: dict[str, dict[str, Any]] = {}
     for value in values:
-        memberships = _whole(value.get(SEGMENT_MEMBERSHIP), kind) or {}
+        memberships = whole(value.get(SEGMENT_MEMBERSHIP), kind) or {}
         for namespace, segments in sorted(memberships.items()):
             known = merged.setdefault(plan.segment_namespaces.get(namespace, namespace), {})
             for segment, entry in segments.items():
@@ -505,7 +505,7 @@ def _identity_map(
             "primary": True if identity in primaries else None,
         }
         found[identity.namespace].append(item)
-    return _whole(found, kept.type) if kept.type else None
+    return whole(found, kept.type) if kept.type else None
 
 
 def _time_series(plan: ExportPlan, selection: EventSelection, events: Iterable[Row]) -> list[Profile | None]:
@@ -528,7 +528,7 @@ def written_event(plan: ExportPlan, selection: EventSelection, event: Row) -> Pr
     """Write one event, its namespaces in the registered spelling too (S2); None if no selected field has a value."""
     segments = _merged_segments(plan, plan.event_fields, [event.value])
     value = {**event.value, SEGMENT_MEMBERSHIP: segments}
-    written: Profile = _whole(value, selection.fields) or {}
+    written: Profile = whole(value, selection.fields) or {}
     if known := _identity_map(event.states, {event.primary}, selection.identities):
         written[IDENTITY_MAP] = known
     return written or None
