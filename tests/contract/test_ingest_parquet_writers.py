@@ -13,7 +13,7 @@ import pytest
 
 from profile_export.domain.schemas.types import (
     DOUBLE,
-    LONG,
+    LARGE_LONG,
     TEXT,
     TIMESTAMP,
     ArrayType,
@@ -77,7 +77,7 @@ def test_what_spark_writes_in_either_layout_comes_back(
     first, second, third = SPARK_ROWS
     assert uploader.values(result) == [first | others, second, third]
     assert [fields[name] for name in ("numbers", "scores", "seen", "times", "total")] == [
-        ArrayType(LONG),
+        ArrayType(LARGE_LONG),
         MapType(DOUBLE),
         TIMESTAMP,
         ArrayType(TIMESTAMP),

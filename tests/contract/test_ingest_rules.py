@@ -6,7 +6,6 @@ import io
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,6 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
             **row,
             "born": row.get("born") and datetime.fromisoformat(row["born"]).date(),
             "seen": row.get("seen") and datetime.fromisoformat(row["seen"]).astimezone(UTC),
-            "spent": row.get("spent") and Decimal(str(row["spent"])),
         }
         for row in rows
     ]
