@@ -2,7 +2,7 @@
 
 import os
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -43,8 +43,15 @@ app.command("demo")(demo.demo)
 
 def _tell_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"profile-export {version('profile-export')}")
+        typer.echo(f"profile-export {_version()}")
         raise typer.Exit
+
+
+def _version() -> str:
+    try:
+        return version("profile-export")
+    except PackageNotFoundError:
+        return version("profile-export-client")  # the same code, without the server
 
 
 @app.callback()

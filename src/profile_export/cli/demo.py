@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from profile_export.cli.demo_sample import Row, Sample, make_sample
+from profile_export.cli.serve import importing_server
 from profile_export.cli.terminal.cells import count, size, span
 from profile_export.cli.terminal.command import explain
 from profile_export.cli.terminal.output import complain, console, table
@@ -133,6 +134,9 @@ def demo(
 
     Example: `profile-export demo --keep`
     """
+    with importing_server():
+        from profile_export import app  # noqa: F401 - the server that is started here needs it
+
     folder = Path(tempfile.mkdtemp(prefix="profile-export-"))
     begin = time.monotonic()
     screen = console()

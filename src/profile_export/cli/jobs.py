@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from profile_export.cli.serve import importing_server
 from profile_export.cli.terminal.cells import Cell, Size, one_line, several, size, state, to_the_second, word
 from profile_export.cli.terminal.command import (
     AsJson,
@@ -373,7 +374,8 @@ def verify(
 
     Example: `profile-export jobs verify data/lake/5f0c…/9a1e…/receipt.json`
     """
-    from profile_export import app
+    with importing_server():
+        from profile_export import app
 
     checked = app.verify(receipt)
     if as_data:

@@ -1,7 +1,8 @@
 """Become a server, or a worker beside servers; and look after the database and its files without one."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,6 +11,23 @@ import typer
 from profile_export.cli.terminal.cells import count, one_line
 from profile_export.cli.terminal.command import AsJson, declared
 from profile_export.cli.terminal.output import complain, console, print_facts, print_json
+
+
+@contextmanager
+def importing_server() -> Iterator[None]:
+    """End the command with 1 and one line where the block imports what only a server's packages bring."""
+    try:
+        yield
+    except ImportError as error:
+        # Of the slim distribution nothing is missing but our own rooms.
+        lacking = (
+            "" if error.name == "profile_export" else f" ({error.name or one_line(str(error))} is missing)"
+        )
+        complain(
+            f"This command needs the server, which is not installed{lacking}: pip install profile-export"
+        )
+        raise typer.Exit(1) from None
+
 
 _Settings = Mapping[str, str | bool | None]
 _MOST_SHOWN = 20
@@ -32,7 +50,8 @@ def _taking(settings: Mapping[str, Any]) -> Callable[[Callable[..., None]], Call
 
     def decorate(work: Callable[..., None]) -> Callable[..., None]:
         def run(**given: Any) -> None:
-            from profile_export import app
+            with importing_server():
+                from profile_export import app
 
             chosen = {name: given.pop(name) for name in settings}
             try:
@@ -171,7 +190,8 @@ def serve(settings: _Settings) -> None:
 
     Example: `profile-export serve --data-dir data --grpc-address 127.0.0.1:50051`
     """
-    from profile_export import app
+    with importing_server():
+        from profile_export import app
 
     app.serve(settings)
 
@@ -200,7 +220,8 @@ def worker(settings: _Settings) -> None:
 
     Example: `profile-export worker --data-dir data --database-url postgresql://me@db/exports`
     """
-    from profile_export import app
+    with importing_server():
+        from profile_export import app
 
     app.work(settings)
 
@@ -225,7 +246,8 @@ def status(settings: _Settings, *, as_json: AsJson = False) -> None:
 
     Example: `profile-export db status --data-dir data`
     """
-    from profile_export import app
+    with importing_server():
+        from profile_export import app
 
     found = app.db_status(settings)
     if as_json:
@@ -249,7 +271,8 @@ def upgrade(settings: _Settings, *, as_json: AsJson = False) -> None:
 
     Example: `profile-export db upgrade --data-dir data`
     """
-    from profile_export import app
+    with importing_server():
+        from profile_export import app
 
     before, after = app.db_upgrade(settings)
     if as_json:
@@ -270,7 +293,8 @@ def check(settings: _Settings, *, as_json: AsJson = False) -> None:
 
     Example: `profile-export db check --data-dir data`
     """
-    from profile_export import app
+    with importing_server():
+        from profile_export import app
 
     found = app.db_check(settings)
     if as_json:
