@@ -329,6 +329,15 @@ def test_what_no_server_takes_is_refused_in_one_line(words: str) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
+def test_an_argument_that_is_no_text_is_refused_in_one_line(terminal: Terminal) -> None:
+    words = ["datasets", "create", "caf\udce9", "--kind", "record", "--address", terminal.address]
+
+    done = run(*words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "profile-export: 'caf\\udce9' cannot be written in utf-8.\n"
+
+
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", ">&- <&- 2>&-"])
 def test_a_command_whose_output_is_closed_says_so_if_it_can(closed: str) -> None:
     line = f"{' '.join(COMMAND)} datasets list {closed}"

@@ -77,6 +77,9 @@ def main() -> None:
         if line := " ".join(error.format_message().replace("Value error, ", "").split()):
             complain(line)  # empty: the help was shown instead
         code = error.exit_code
+    except UnicodeEncodeError as error:  # such as an argument that is no text
+        complain(f"{error.object!r} cannot be written in {error.encoding}.")
+        code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except OSError as error:

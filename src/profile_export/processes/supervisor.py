@@ -81,6 +81,8 @@ class Child:
             stdout=PIPE,
             stderr=PIPE,
             env={**os.environ, **_ALLOCATOR, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            # A Ctrl-C is for this process, which ends its children; one that is starting would say that it broke.
+            process_group=0,
         )
         child = cls(process)
         try:
