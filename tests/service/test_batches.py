@@ -108,6 +108,27 @@ async def test_the_order_of_files_decides_nothing_where_a_value_teaches_no_type(
         assert sorted(row["id"] for row in found) == sorted([*sent, *sent])
 
 
+async def test_how_files_are_read_is_kept_until_the_batch_is_complete(caller: Caller, source: str) -> None:
+    # given two files of a batch, of which the second makes the first be read again when it is completed
+    asked: dict[str, Any] = {"null_values": ["NULL", "-"], "renames": {"nr": "id"}}
+    first, second = b"nr,x\n1,NULL\n", b'{"nr":"-","x":[]}\n{"nr":"2","x":["NULL"]}\n'
+    await caller.create_batch(source, "b")
+    await caller.send(source, "b", second, file_name="2", max_bad_records=1, **asked)
+    sent = await caller.send(source, "b", first, ds.UPLOAD_FORMAT_CSV, file_name="1", **asked)
+
+    # when the batch is completed, and a file sent once more, in the same way and in another
+    completed = await caller.complete("b")
+    again = await caller.send(source, "b", first, ds.UPLOAD_FORMAT_CSV, file_name="1", **asked)
+    refusal = await refusal_of(caller.send(source, "b", first, ds.UPLOAD_FORMAT_CSV, file_name="1"))
+
+    # then it was read as asked, what was absent is counted, and other rows under its name are refused
+    assert sent.batch.null_count == 3
+    assert (completed.batch.rows, completed.batch.rejected_rows, completed.batch.null_count) == (2, 1, 3)
+    assert await ids_in_order(caller, "b") == ["1", "2"]
+    assert again.replayed
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.ALREADY_EXISTS, "UPLOAD_DIFFERS")
+
+
 async def test_completing_again_returns_the_same_batch(caller: Caller, source: str) -> None:
     await caller.create_batch(source, "b")
     await send(caller, source, "1", people(1))

@@ -56,7 +56,9 @@ def test_a_profile_is_shown_by_any_identity(terminal: Terminal, policy: str) -> 
         "profiles", "show", "CRM:C-1", "--policy", policy, "--field", "person.firstName", "--explain"
     )
     assert "field dataset batch ingested value" in lines(explained)
-    assert any(line.startswith("person.firstName won ") and line.endswith('"Ada"') for line in lines(explained))
+    assert any(
+        line.startswith("person.firstName won ") and line.endswith('"Ada"') for line in lines(explained)
+    )
     assert data["values"] == {"person": {"firstName": "Ada"}}
     assert data["identities"] == [
         {"namespace": "CRM", "id": "C-1"},
