@@ -302,6 +302,14 @@ async def test_files_are_what_is_said_of_them_and_every_column_is_optional(
     ]
     assert all(schema.field(name).nullable for name in schema.names)
     assert pq.read_metadata(path).num_rows == file.rows == 1
+    about = {name: value for name, value in pq.read_metadata(path).metadata.items() if b"profile-" in name}
+    assert about == {
+        b"profile-export.batch-id": plan.batch_id.encode(),
+        b"profile-export.policy-id": b"policy",
+        b"profile-export.policy-version": b"1",
+        b"profile-export.identity-graph": b"none",
+        b"profile-export.attribute-merge": b"timestampOrdered",
+    }
 
 
 async def test_ranges_share_no_profile_and_an_empty_one_writes_no_file(

@@ -98,6 +98,10 @@ async def test_every_column_of_the_output_is_optional_and_says_its_batch(caller:
     schema = pq.read_schema(unquote(urlsplit(file.location).path))
 
     assert all(field.nullable for field in schema)
+    told = {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
+    assert told["profile-export.job-id"] == str(job.id)
+    assert told["profile-export.batch-id"] == job.batch_id
+    assert told["profile-export.policy-id"] == job.spec.merge_policy.id
     assert [row["_batch_id"] for row in await caller.rows(job.batch_id)] == [job.batch_id]
 
 

@@ -108,7 +108,7 @@ def test_every_recipe_has_the_columns_of_all_batches(
     printed = type_in(f"dir={tmp_path}\n" + "\n".join(by_hand) + "\n", "", tmp_path)
 
     # then each has both people, and what the later one alone has
-    assert len(recipes) == 4
+    assert len(recipes) == 5
     assert len(by_hand) == 3
     shown = capfd.readouterr().out
     assert re.search(r"│ C-2 +│ Adler +│ +1 │", shown)

@@ -58,7 +58,7 @@ def snapshot() -> Snapshot:
 
 
 def test_a_plan_is_made_of_the_request_the_policy_and_the_snapshot() -> None:
-    plan = plan_export(bound("name", "identities.id", empty_profiles=True), snapshot(), "batch-1")
+    plan = plan_export(bound("name", "identities.id", empty_profiles=True), snapshot(), "batch-1", job_id=7)
 
     assert plan == ExportPlan(
         batch_id="batch-1",
@@ -74,6 +74,13 @@ def test_a_plan_is_made_of_the_request_the_policy_and_the_snapshot() -> None:
         events=None,
         empty_profiles=True,
         graph_folder="graphs/1",
+        origin={
+            "job-id": "7",
+            "policy-id": "household",
+            "policy-version": "1",
+            "identity-graph": "pdg",
+            "attribute-merge": "timestampOrdered",
+        },
     )
 
 

@@ -38,6 +38,7 @@ from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 
 from profile_export.domain.catalog.batches import (
+    ABOUT_FILE,
     BATCH_ID,
     FORMER_NAMESPACE,
     MirrorConflictError,
@@ -68,8 +69,6 @@ MAX_TAGS = 100
 """How many batches have a tag; the newest keep theirs."""
 TAG_PREFIX = "batch-"
 """So that no batch's tag is called as the main branch is."""
-PROPERTY_PREFIX = "profile-export."
-"""Of the table's properties that say whose it is."""
 # What a commit under way has written is not referenced yet; nothing younger than this is removed.
 _COMMIT_SECONDS = 3600
 _ABANDONED_SECONDS = 600
@@ -511,7 +510,7 @@ def _whose(dataset: MirroredDataset, batches: Sequence[MirroredBatch]) -> dict[s
         newest = batches[-1]
         job = "" if newest.job_id is None else str(newest.job_id)
         told |= {"last-batch-id": newest.batch_id, "last-job-id": job}
-    return {f"{PROPERTY_PREFIX}{name}": value for name, value in told.items()}
+    return {f"{ABOUT_FILE}{name}": value for name, value in told.items()}
 
 
 def _identifier(dataset: MirroredDataset) -> tuple[str, str]:

@@ -276,6 +276,7 @@ class _Attempt:
                 job.batch_id,
                 job.segment_batches,
                 self._engine.values_per_range,
+                job.id,
             )
 
     async def _run_ranges(self, plan: ExportPlan, attempt: EngineAttempt, folders: Mapping[str, str]) -> None:

@@ -405,6 +405,9 @@ SYSTEM_COLUMNS = (BATCH_ID, ROW, NAMESPACE, IDENTITY, AUTHENTICATED_STATE, KEY_H
 OWN_COLUMNS = (*SYSTEM_COLUMNS, PROFILE_ID)
 """Those of any file, none of which a user's field is called."""
 
+ABOUT_FILE = "profile-export."
+"""What the names begin with under which exported files and Iceberg tables say whose they are."""
+
 # --- Compaction ---
 # Runs of batches lie in tiers by their rows: 1 to 9, 10 to 99, and so on. Ten of a tier are merged
 # into one of a higher tier or into a full one, so a row is written at most once per tier, and at most nine runs of each

@@ -154,7 +154,8 @@ class ExportPlan:
     profiles need not be in any. `newer_than` keeps profiles whose newest record was ingested later (S20). With
     `segment_batches`, one per segment, a profile is in the batch of every segment it is in, and `batch_id` is empty.
     `notes` are sentences for the job. `graph_folder` is where the tenant's identity graph is kept, relative to the
-    lake's root; empty: nowhere. `values_per_range` says how the work is cut; it is more than 0.
+    lake's root; empty: nowhere. `values_per_range` says how the work is cut; it is more than 0. `origin` is what each
+    file says of itself beside its batch: by name the job, if there is one, and the merge policy.
     """
 
     batch_id: str
@@ -175,6 +176,7 @@ class ExportPlan:
     notes: tuple[str, ...] = ()
     graph_folder: str = ""
     values_per_range: int = VALUES_PER_RANGE
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def batch_ids(self) -> tuple[str, ...]:
@@ -418,8 +420,11 @@ def plan_export(
     batch_id: str,
     segment_batches: tuple[str, ...] = (),
     values_per_range: int = VALUES_PER_RANGE,
+    job_id: int | None = None,
 ) -> ExportPlan:
     """Make the plan of a job; `values_per_range` is what the memory of its engine can hold.
+
+    `job_id` is None for what is no job's.
 
     Raises:
         InvalidArgumentError: A field that the request names is not known any more.
@@ -464,7 +469,14 @@ def plan_export(
         notes=precedence.notes,
         graph_folder=snapshot.graph_folder,
         values_per_range=values_per_range,
+        origin=_origin(bound.policy, job_id),
     )
+
+
+def _origin(policy: MergePolicy, job_id: int | None) -> Mapping[str, str]:
+    job = {} if job_id is None else {"job-id": str(job_id)}
+    rules = {"identity-graph": policy.graph.value, "attribute-merge": policy.attribute_merge.value}
+    return job | {"policy-id": policy.id, "policy-version": str(policy.version)} | rules
 
 
 def takes_long(snapshot: Snapshot, paths: Sequence[str]) -> bool:

@@ -109,10 +109,12 @@ class Output:
             f"CASE WHEN profile_high IS NOT NULL THEN getvariable('batch_id') END AS {name(columns.BATCH_ID)}"
         )
         query = f"SELECT {', '.join(out)} FROM profiles WHERE {kept}"
+        told = {**self._plan.origin, "batch-id": batch_id}
+        about = ", ".join(f"{name(columns.ABOUT_FILE + key)}: {text(value)}" for key, value in told.items())
         written = self._connection.execute(
             f"COPY ({query}) TO {text(str(outgoing))}"
             f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {_BYTES_PER_FILE},"
-            f" ROW_GROUP_SIZE_BYTES {self._bytes_per_row_group}, RETURN_STATS)"
+            f" ROW_GROUP_SIZE_BYTES {self._bytes_per_row_group}, RETURN_STATS, KV_METADATA {{{about}}})"
         ).fetchall()
         files = []
         for number, (path, rows, size, *_) in enumerate(sorted(written)):
