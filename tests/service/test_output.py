@@ -14,6 +14,7 @@ import pytest
 from profile_export.domain.merging.identity import Identity, profile_id
 from profile_export.v1 import batch_pb2, job_pb2, merge_policy_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
+from profile_export.v1 import export_service_pb2 as es
 from tests.service.harness import Caller, export_spec, refusal_of, types_of
 
 Reader = Callable[[list[str]], list[dict[str, Any]]]
@@ -156,6 +157,38 @@ async def test_an_export_that_replaces_is_all_that_the_dataset_has_from_then_on(
     assert list(job.notes) == [f"It has replaced 2 batches, the newest of them '{second.batch_id}'."]
     refused = await refusal_of(caller.create(export_spec(out, mode=7)))
     assert (refused.code.name, refused.fields) == ("INVALID_ARGUMENT", ["spec.destination.mode"])
+
+
+async def test_job_receipt_and_estimate_name_the_identity_that_glues_strangers(caller: Caller) -> None:
+    crm, out = (
+        await caller.dataset("record", {"crmId": "CRM", "email": "Email"}),
+        await caller.dataset("union"),
+    )
+    strangers = [{"crmId": str(number), "email": "NULL"} for number in range(60)]
+    await caller.upload(crm, "rows", [*strangers, {"crmId": "ann", "email": "a@x.org"}])
+    graph = await caller.policy(merge_policy_pb2.IDENTITY_GRAPH_PDG)
+
+    job = await caller.export(out, policy=graph)
+    apart = await caller.export(out)
+    asked = es.EstimateJobRequest(spec=export_spec(out, policy=graph))
+    estimate = await caller.exports.EstimateJob(asked, metadata=caller.metadata)
+
+    assert (job.metrics.profiles_exported, job.metrics.left_out.too_many_identities) == (1, 1)
+    assert list(job.notes) == [
+        "1 profile was left out for more than 50 identities.",
+        (
+            "The identity 'NULL' of the namespace 'Email' links most: it occurs with 60 others. If it is nobody's own,"
+            " leave it out where it comes from."
+        ),
+    ]
+    receipt = ds.GetReceiptRequest(batch_id=job.batch_id)
+    proven = (await caller.datasets.GetReceipt(receipt, metadata=caller.metadata)).receipt
+    assert list(proven.notes) == list(estimate.notes) == list(job.notes)
+    # Without a graph they are apart, and the job says what that leaves.
+    assert apart.identity_graph == merge_policy_pb2.IDENTITY_GRAPH_NONE
+    assert [note.split(":")[0] for note in apart.notes] == [
+        "The graph of the merge policy is none, which links nobody, though 1 identity occurs with several primary ones"
+    ]
 
 
 async def test_a_job_without_any_source_succeeds_with_an_empty_batch(caller: Caller) -> None:

@@ -60,6 +60,7 @@ def test_an_export_in_which_nothing_is_unexpected_has_the_notes_of_its_plan() ->
 @pytest.mark.parametrize(
     ("graph", "findings", "counts", "note"),
     [
+        (NONE, {"shared": 1}, {}, "though 1 identity occurs with several primary ones"),
         (
             NONE,
             {"shared": 2},

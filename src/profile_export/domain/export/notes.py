@@ -24,8 +24,9 @@ def notes_of(plan: ExportPlan, findings: IdentityFindings, counts: ExportCounts)
 
 def _of_findings(plan: ExportPlan, findings: IdentityFindings) -> Iterator[str]:
     if plan.graph is IdentityGraph.NONE and findings.shared:
+        shared = "1 identity occurs" if findings.shared == 1 else f"{findings.shared} identities occur"
         yield (
-            f"The graph of the merge policy is none, which links nobody, though {findings.shared} identities occur "
+            f"The graph of the merge policy is none, which links nobody, though {shared} "
             "with several primary ones: with the graph pdg their profiles would be one."
         )
     for namespace, ids in list(findings.spellings.items())[:_MOST_SHOWN]:
