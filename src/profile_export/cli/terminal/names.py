@@ -49,7 +49,9 @@ class Named:
         if found:
             return str(found[0].id), ""
         nearest = difflib.get_close_matches(text, {one.name for one in await self.listed(client, None)}, n=1)
-        return text, f"None has this name; the nearest is {one_line(nearest[0])!r}." if nearest else ""
+        if nearest:
+            return text, f"None has this name; the nearest is {one_line(nearest[0])!r}."
+        return text, f"`profile-export {self.things.split()[-1]} list` shows which there are."
 
 
 def _ambiguous(name: str, things: str, found: Sequence[Any]) -> str:
