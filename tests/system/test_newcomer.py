@@ -128,7 +128,7 @@ def test_the_messages_lead_from_three_files_to_a_correct_export(terminal: Termin
 
     # What comes out is one row per person.
     told(terminal, "datasets", "download", "People", "--to", tmp_path / "out")
-    rows = duckdb.sql(
+    rows = duckdb.execute(
         "SELECT customer_id, name, coalesce(email, mail) AS mail, city, spent, len(timeSeriesEvents)"
         f" FROM read_parquet('{tmp_path}/out/**/*.parquet') ORDER BY 1"
     ).fetchall()
