@@ -144,6 +144,7 @@ async def _catalog(caller: Caller) -> None:
     for token in ("", (await _datasets(caller)).next_page_token):
         await _datasets(caller, token)
     await caller.delete(one)
+    await caller.undelete(one)
 
 
 async def _datasets(caller: Caller, token: str = "") -> ds.ListDatasetsResponse:
@@ -227,7 +228,10 @@ async def _exports(caller: Caller) -> None:
     )
     job = await caller.finished((await caller.create(spec, "first")).id)
     await caller.exports.GetJob(es.GetJobRequest(job_id=job.id), metadata=caller.metadata)
-    await caller.exports.ListJobs(es.ListJobsRequest(page_size=1), metadata=caller.metadata)
+    await caller.exports.ListJobs(
+        es.ListJobsRequest(page_size=1, filter="state = SUCCEEDED", order_by="update_time desc"),
+        metadata=caller.metadata,
+    )
     await _refused(caller.exports.CancelJob(es.CancelJobRequest(job_id=job.id), metadata=caller.metadata))
     feed = caller.exports.WatchJobs(
         es.WatchJobsRequest(states=[job_pb2.JOB_STATE_SUCCEEDED], dataset_id=union), metadata=caller.metadata
