@@ -155,6 +155,7 @@ def test_the_expression_compiles_for_spark_too(
         has_events=True,
         has_others=respelled,
         linked=linked,
+        merges=linked or upserts,
         respelled=respelled,
         segments_respelled=respelled,
         upserts=upserts,

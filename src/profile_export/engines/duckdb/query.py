@@ -93,8 +93,8 @@ def compiled(shape: Shape) -> str:
     rows = text_of(shape, _Compiler())
     values: dict[str, str] = {}
     if shape.has_records:
-        leaves = {leaf.path: leaf.column for leaf in shape.record_leaves}
-        rows, values = with_objects(rows, shape.merged_fields, leaves)
+        parts = {part.path: part.column for part in (*shape.merged_parts, *shape.memberships)}
+        rows, values = with_objects(rows, shape.merged_fields, parts)
     if shape.identities.type:
         values[IDENTITY_MAP] = IDENTITIES
     if shape.events is not None and shape.has_events:

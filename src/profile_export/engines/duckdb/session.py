@@ -42,6 +42,7 @@ from profile_export.engines.duckdb.query import compiled, output_columns
 from profile_export.engines.duckdb.sources import (
     MovedRows,
     bound_tables,
+    in_leaves,
     in_place,
     in_range,
     range_statements,
@@ -265,7 +266,7 @@ class DuckDbSession:
         share = self._progress_share(key_slice)
         if shape.linked:
             with self._meter.measuring(share):
-                self._materialise(key_slice)
+                self._materialise(shape, key_slice)
         with self._meter.measuring(self._plan.rows_in(key_slice) - share * (2 if shape.linked else 1)):
             self._connection.execute(f"{into} {compiled(shape)}")
         if shape.linked:
@@ -339,11 +340,11 @@ class DuckDbSession:
                 self._table(tables.spellings_table(table), spellings.items())
         if not shape.linked:
             for table, rows in self._flattened.items():
-                self._connection.execute(f"CREATE TEMP VIEW {table} AS {in_place(rows)}")
+                self._bind_rows("CREATE TEMP VIEW", shape, table, in_place(rows))
         make_trims(self._connection, output_columns(shape))
         self._shape = shape
 
-    def _materialise(self, key_slice: KeyRange) -> None:
+    def _materialise(self, shape: Shape, key_slice: KeyRange) -> None:
         """Keep the rows of the bound slice: with links, the expression mentions them up to 23 times.
 
         Without links, it is faster to read the few columns that each of fewer mentions needs.
@@ -351,9 +352,13 @@ class DuckDbSession:
         graph = _GRAPH if self._moved else None
         for table, rows in self._flattened.items():
             moved = self._moved.files(table, key_slice) if self._moved else ()
-            self._connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE {table} AS {in_place(rows, graph=graph, moved=moved)}"
-            )
+            found = in_place(rows, graph=graph, moved=moved)
+            self._bind_rows("CREATE OR REPLACE TEMP TABLE", shape, table, found)
+
+    def _bind_rows(self, create: str, shape: Shape, table: str, rows: str) -> None:
+        if table == tables.RECORDS:
+            rows = in_leaves(shape, rows)
+        self._connection.execute(f"{create} {table} AS {rows}")
 
     def _table(self, unbound: ir.Table, rows: Iterable[tuple[Any, ...]]) -> None:
         table = unbound.get_name()

@@ -40,7 +40,7 @@ from profile_export.engines.expression.tables import (
     MEMBERSHIP,
     OTHERS,
     RECORDS,
-    Leaf,
+    Part,
     Shape,
     without_empty,
 )
@@ -59,9 +59,9 @@ _SYSTEM = {
     "authenticated_state": columns.AUTHENTICATED_STATE,
 }
 _OF_OTHERS = ("key_high", "key_low", "batch_id", "namespace", "identity")
-_EVENT_LEAVES = (
-    Leaf("event_id", (EVENT_ID,), TEXT),
-    Leaf("event_time", (EVENT_TIME,), TIMESTAMP),
+_EVENT_COLUMNS = (
+    Part("event_id", (EVENT_ID,), TEXT),
+    Part("event_time", (EVENT_TIME,), TIMESTAMP),
 )
 _GLOB = re.compile(r"([*?\[])")
 
@@ -106,24 +106,24 @@ def bound_tables(plan: ExportPlan, shape: Shape, lake_root: Path) -> dict[str, s
 
 
 def _columns(shape: Shape, source: Source, rank: int, part: SourcePart) -> dict[str, str]:
-    """Return the values of columns by their names; the object of an event in parts."""
+    """Return the values of columns by their names; objects in parts."""
     known = _SYSTEM if source.takes_part else _OF_OTHERS
     selected = {alias: name(_SYSTEM[alias]) for alias in known}
     selected["links"] = f"CAST({name(columns.LINKS)} AS {_LINKS})"
     if not source.takes_part:
         return selected
     selected["dataset"] = f"{rank}::INTEGER"
-    leaves = shape.bound_record_leaves
+    parts = (*shape.read_memberships, *shape.record_parts)
     if source.kind is DatasetKind.EVENT:
-        leaves = (*_EVENT_LEAVES, *_memberships(shape), *shape.event_parts)
+        parts = (*_EVENT_COLUMNS, *_memberships(shape), *shape.event_parts)
     elif shape.upserts:
         selected["upserts"] = f"{source.upserts}"
-    return selected | {leaf.column: _leaf(leaf, part.fields) for leaf in leaves}
+    return selected | {one.column: _value(one, part.fields) for one in parts}
 
 
-def _memberships(shape: Shape) -> list[Leaf]:
+def _memberships(shape: Shape) -> list[Part]:
     kind = shape.event_membership
-    return [] if kind is None else [Leaf(MEMBERSHIP, (SEGMENT_MEMBERSHIP,), kind)]
+    return [] if kind is None else [Part(MEMBERSHIP, (SEGMENT_MEMBERSHIP,), kind)]
 
 
 def _with_event(shape: Shape, rows: str) -> str:
@@ -132,7 +132,7 @@ def _with_event(shape: Shape, rows: str) -> str:
         return rows
     parts = {(EVENT, *part.path): part.column for part in shape.event_parts}
     rows, event = with_objects(rows, ObjectType({EVENT: shape.event_object}), parts)
-    known = [*_SYSTEM, "links", "dataset", *(leaf.column for leaf in (*_EVENT_LEAVES, *_memberships(shape)))]
+    known = [*_SYSTEM, "links", "dataset", *(one.column for one in (*_EVENT_COLUMNS, *_memberships(shape)))]
     return f"SELECT {', '.join(known)}, {event[EVENT]} AS {EVENT} FROM ({rows})"
 
 
@@ -154,14 +154,28 @@ def in_place(rows: str, *, graph: str | None = None, moved: Sequence[Path] = ())
     return f"{stay} UNION ALL SELECT * FROM {scan(moved)} WHERE {in_range('profile_high')}"
 
 
-def _leaf(leaf: Leaf, fields: ObjectType) -> str:
-    """Select a leaf, or an object whole, as the union schema types it; null where the part does not know it."""
-    found = _find(leaf.path, fields)
+def in_leaves(shape: Shape, rows: str) -> str:
+    """Take the parts of record rows apart if they are merged, since that is by leaf."""
+    if not shape.merges or not shape.record_parts:
+        return rows
+    columns_of = {part.path: part.column for part in shape.record_parts}
+    longest = max(map(len, columns_of))
+    values = []
+    for leaf in shape.merged_parts:
+        above = next(leaf.path[:end] for end in range(1, longest + 1) if leaf.path[:end] in columns_of)
+        steps = (columns_of[above], *map(name, leaf.path[len(above) :]))
+        values.append(f"{'.'.join(steps)} AS {leaf.column}")
+    return f"SELECT * EXCLUDE ({', '.join(columns_of.values())}), {', '.join(values)} FROM ({rows})"
+
+
+def _value(part: Part, fields: ObjectType) -> str:
+    """Select a part as the union schema types it; null where the files do not know it."""
+    found = _find(part.path, fields)
     if found is None:
-        return f"CAST(NULL AS {type_name(leaf.type)})"
+        return f"CAST(NULL AS {type_name(part.type)})"
     # Always cast: members of equal types may still differ in their order.
-    value = "file." + ".".join(name(step) for step in leaf.path)
-    return f"CAST({value} AS {type_name(leaf.type)})"
+    value = "file." + ".".join(name(step) for step in part.path)
+    return f"CAST({value} AS {type_name(part.type)})"
 
 
 def _find(path: FieldPath, fields: FieldType) -> FieldType | None:

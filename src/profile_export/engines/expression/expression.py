@@ -24,7 +24,6 @@ from profile_export.domain.merging.identity import MAX_IDENTITIES
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.domain.schemas.types import (
     IDENTITY_MEMBERS,
-    SEGMENT_MEMBERSHIP,
     identity_item_type,
 )
 from profile_export.engines.expression.nested import (
@@ -38,7 +37,6 @@ from profile_export.engines.expression.nested import (
     registered,
 )
 from profile_export.engines.expression.tables import (
-    ANY_LEAF,
     EVENT,
     EVENT_COLUMNS,
     KEY,
@@ -47,7 +45,6 @@ from profile_export.engines.expression.tables import (
     PROFILE,
     SAME_EVENT,
     SAME_RECORD,
-    Leaf,
     Rows,
     Shape,
     beside,
@@ -82,8 +79,8 @@ def export_expression(shape: Shape) -> ir.Table:
     `fragments`, `events`, `attached` events and `identities` it has, its `namespace` (the only one) or `namespaces`
     (the other is null), the reason for which it is `left_out` (S22; null if it is not), and of the segments that were
     asked for the positions of those it has an entry for (`members`) and is in (`admitted`). Then what is exported of
-    it, where the shape has it: its `identity_map` with the members that are kept anywhere; with records its leaves
-    under their columns, `ANY_LEAF` for those that this stands for; with attached events their `series`, each an object
+    it, where the shape has it: its `identity_map` with the members that are kept anywhere; with records its parts
+    under their columns or stand-ins; with attached events their `series`, each an object
     with the `event`, its `membership` and its `identity_map`, in the order of S17.
     """
     records = _records(shape) if shape.has_records else None
@@ -110,16 +107,17 @@ def export_expression(shape: Shape) -> ir.Table:
 
 
 def text_of(shape: Shape, compiler: SQLGlotCompiler) -> str:
-    """Return `export_expression` in the dialect of a compiler, with each leaf that `ANY_LEAF` stands for.
+    """Return `export_expression` in the dialect of a compiler, with the columns that `stand_ins` stand for.
 
     Ibis takes milliseconds for a column on its way through all tables, and a record may have thousands.
     """
     query = compiler.to_sqlglot(export_expression(shape).unbind())
     for select in query.find_all(sge.Select):
         for item in select.expressions:
-            if any(column.name == ANY_LEAF for column in item.find_all(sge.Column)):
+            for stand_in in {column.name for column in item.find_all(sge.Column)} & shape.stand_ins.keys():
                 one = item.sql(compiler.dialect)
-                item.replace(sge.Var(this=", ".join(one.replace(ANY_LEAF, leaf) for leaf in shape.alike)))
+                every = ", ".join(one.replace(stand_in, column) for column in shape.stand_ins[stand_in])
+                item.replace(sge.Var(this=every))
     text: str = query.sql(compiler.dialect)
     return text
 
@@ -130,13 +128,31 @@ def _records(shape: Shape) -> Rows:
 
 def _merged_records(shape: Shape, records: Rows) -> ir.Table:
     """Merge fragments leaf by leaf: each from the latest place that has it (S10, S12)."""
-    leaves = shape.merged_columns
+    if not shape.merges:
+        leaves = shape.merged_columns
+        rows = records.current([*PROFILE, *_PRIMARY, *leaves])
+        newer = ["newer"] if shape.selects_newer else []
+        # Not a literal: Ibis would carry it past the join with those who have events only.
+        one = rows.profile_high.notnull().cast("int64")
+        return rows.select(
+            *PROFILE, *leaves, *newer, *_PRIMARY[:2], fragments=one, state=rows.authenticated_state
+        )
+    later = [*shape.stand_ins][1:]
+    leaves = [column for column in shape.merged_columns if column not in later]
     rows = records.current([*PROFILE, *_PRIMARY, *leaves])
-    return rows.group_by(list(PROFILE)).agg(
+    merged = rows.group_by(list(PROFILE)).agg(
         fragments=rows.count(where=rows.newest if shape.upserts else None),
         **_told(shape, rows),
-        **{leaf: rows[leaf].argmax(rows.place, where=rows[leaf].notnull()) for leaf in leaves},
+        **{leaf: _strongest(rows, leaf) for leaf in leaves},
     )
+    for leaf in later:
+        rows = records.current([*PROFILE, leaf])
+        merged = beside(merged, rows.group_by(list(PROFILE)).agg(**{leaf: _strongest(rows, leaf)}), PROFILE)
+    return merged
+
+
+def _strongest(rows: ir.Table, leaf: str) -> ir.Value:
+    return rows[leaf].argmax(rows.place, where=rows[leaf].notnull())
 
 
 def _counted_events(shape: Shape, events: Rows) -> ir.Table:
@@ -177,27 +193,32 @@ def _either(merged: ir.Table, happened: ir.Table) -> ir.Table:
 
 
 def _with_merged_maps(shape: Shape, profiles: ir.Table, records: Rows) -> ir.Table:
-    for leaf in shape.merged_maps:
-        merged = _merged_map(shape, leaf, records).rename({f"{MERGED}_{leaf.column}": MERGED})
-        profiles = beside(profiles, merged, PROFILE)
+    merged = {part.column: _merged_map(part.column, records) for part in shape.maps}
+    if shape.memberships and (shape.merges or shape.segments_respelled):
+        merged[MEMBERSHIP] = _merged_memberships(shape, records)
+    for column, table in merged.items():
+        profiles = beside(profiles, table.rename({f"{MERGED}_{column}": MERGED}), PROFILE)
     return profiles
 
 
-def _merged_map(shape: Shape, leaf: Leaf, records: Rows) -> ir.Table:
-    rows = records.current([*PROFILE, leaf.column])
-    rows = rows.filter(rows[leaf.column].notnull())
-    if leaf.path != (SEGMENT_MEMBERSHIP,):
-        return merged_maps(held_by_several(rows, PROFILE), PROFILE, leaf.column)
+def _merged_map(column: str, records: Rows) -> ir.Table:
+    return merged_maps(held_by_several(_having(column, records), PROFILE), PROFILE, column)
+
+
+def _merged_memberships(shape: Shape, records: Rows) -> ir.Table:
+    rows = _having(MEMBERSHIP, records)
     if not shape.segments_respelled:
         rows = held_by_several(rows, PROFILE)
-    return merged_segments(rows, PROFILE, leaf.column, respelled=shape.segments_respelled)
+    return merged_segments(rows, PROFILE, MEMBERSHIP, respelled=shape.segments_respelled)
 
 
 def _admissions(shape: Shape, records: Rows) -> ir.Table:
-    column = shape.membership.column
+    return admissions(_having(MEMBERSHIP, records), PROFILE, MEMBERSHIP, respelled=shape.segments_respelled)
+
+
+def _having(column: str, records: Rows) -> ir.Table:
     rows = records.current([*PROFILE, column])
-    rows = rows.filter(rows[column].notnull())
-    return admissions(rows, PROFILE, column, respelled=shape.segments_respelled)
+    return rows.filter(rows[column].notnull())
 
 
 def _identities(shape: Shape, records: Rows | None, events: Rows | None) -> ir.Table:
@@ -270,12 +291,10 @@ def _values(shape: Shape, profiles: ir.Table) -> dict[str, ir.Value]:
     if shape.identities.type:
         state = profiles.state if "state" in profiles.columns else ibis.null("string")
         values[IDENTITIES] = _identity_map(profiles, state, shape.identities, linked=shape.linked)
-    if shape.has_records:
-        if shape.alike:
-            values[ANY_LEAF] = profiles[ANY_LEAF]
-        for leaf in shape.merged_maps:
-            merged = profiles[f"{MERGED}_{leaf.column}"]
-            values[leaf.column] = ibis.coalesce(merged, profiles[leaf.column])
+    for column in shape.merged_columns if shape.has_records else ():
+        merged = f"{MERGED}_{column}"
+        value = profiles[column]
+        values[column] = ibis.coalesce(profiles[merged], value) if merged in profiles.columns else value
     if shape.events is not None and shape.has_events:
         values[SERIES] = profiles.series
     return values

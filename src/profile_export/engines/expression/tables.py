@@ -1,10 +1,11 @@
 """The tables that every engine binds: their flat columns, which of their rows count, and in what order.
 
 - `records`, `events`: the rows of the sources that belong to the range, in normal form (S13: no entry of a map is null,
-  no object or map is without a value), as the union schema types them. Records come as leaves, a column for each, since
-  they are merged by leaf. An event is never merged: it is one object, `event`, beside its `membership`, and null where
-  it has no value. `profile_*` is the key of the row's profile, `key_*` of its primary identity. Where any source
-  upserts, `upserts` says of each record whether its own does (S9).
+  no object or map is without a value), as the union schema types them, with `segmentMembership` in a column of its own.
+  Records that are merged come as leaves, a column for each, others as the largest parts that are exported whole. An
+  event is never merged: it is one object, `event`, null where it has no value. `profile_*` is the key of the row's
+  profile, `key_*` of its primary identity. Where any source upserts, `upserts` says of each record whether its own
+  does (S9).
 - `others`: the rows of sources that do not take part, without leaves (S10).
 - `batches`: see `bound_batches`; `segments`: see `bound_segments`.
 - `namespaces`, `segment_namespaces`: spellings that were sent and differ from the registered one (S2).
@@ -15,6 +16,7 @@ ingestion leaves no object or map without a value in them, also within arrays.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -54,16 +56,16 @@ _SCALARS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
-    """A leaf of a source and the name of its flat column; as the union schema has it, since merging needs it whole."""
+class Part:
+    """A leaf of a source, or an object whole, and its column; typed as in the union schema, since merging needs it."""
 
     column: str
     path: FieldPath
     type: FieldType
 
 
-ANY_LEAF = "any_leaf"
-"""A column of `records` that stands for all leaves but maps, which are all treated alike."""
+_MERGED_AT_ONCE = 1_000
+"""How many leaves one aggregate merges. Of some 4,600, whose states fill more than a block of memory, DuckDB dies."""
 EVENT, MEMBERSHIP = "event", "membership"
 
 
@@ -103,9 +105,9 @@ def with_whole_leaves(kept: ObjectType, schema: ObjectType) -> ObjectType:
     return ObjectType(members)
 
 
-def _numbered(found: Iterable[tuple[FieldPath, FieldType]]) -> tuple[Leaf, ...]:
+def _numbered(name: str, found: Iterable[tuple[FieldPath, FieldType]]) -> tuple[Part, ...]:
     # Dotted paths are ambiguous as soon as a name holds a dot itself.
-    return tuple(Leaf(f"leaf_{index}", *leaf) for index, leaf in enumerate(found))
+    return tuple(Part(f"{name}_{index}", *part) for index, part in enumerate(found))
 
 
 def _leaves(fields: ObjectType, path: FieldPath = ()) -> Iterator[tuple[FieldPath, FieldType]]:
@@ -177,10 +179,10 @@ EVENT_COLUMNS = {"event_id": _TEXT, "event_time": dt.Timestamp(timezone="UTC", s
 
 
 def records_table(shape: Shape) -> ir.Table:
-    """Return the unbound table of record rows, with `ANY_LEAF` in place of the leaves that it stands for."""
+    """Return the unbound table of record rows, with `stand_ins` in place of the parts that they stand for."""
     flags = {"upserts": dt.Boolean(nullable=False)} if shape.upserts else {}
-    alike = {ANY_LEAF: _ANY} if shape.alike else {}
-    maps = {leaf.column: ibis_type(leaf.type) for leaf in shape.bound_record_leaves if _is_map(leaf)}
+    alike = dict.fromkeys(shape.stand_ins, _ANY)
+    maps = {part.column: ibis_type(part.type) for part in (*shape.maps, *shape.read_memberships)}
     return ibis.table({**_COMMON, **flags, **alike, **maps}, name=RECORDS)
 
 
@@ -356,7 +358,8 @@ class Shape:
     Everything else of a plan is bound, so that equal shapes compile once. `events` has no window therefore.
 
     `has_others` says whether any source that does not take part has rows, `linked` whether any row has more identities
-    than its primary one, `respelled` and `segments_respelled` whether any namespace was sent in another than its
+    than its primary one, `merges` whether a profile may have several fragments, `respelled` and `segments_respelled`
+    whether any namespace was sent in another than its
     registered spelling (S2), `upserts` whether any source of records does (S9), `selects_segments` and `selects_newer`
     whether profiles are chosen by segments (S21) and by ingest time (S20). Object types hold no empty objects.
     """
@@ -372,6 +375,7 @@ class Shape:
     has_events: bool
     has_others: bool
     linked: bool
+    merges: bool
     respelled: bool
     segments_respelled: bool
     upserts: bool
@@ -384,38 +388,51 @@ class Shape:
         return with_whole_leaves(self.fields, self.record_fields)
 
     @cached_property
-    def record_leaves(self) -> tuple[Leaf, ...]:
-        """The leaves of record sources that are merged, in the order of `fields`."""
-        return _numbered(_leaves(self.merged_fields))
+    def record_parts(self) -> tuple[Part, ...]:
+        """What is read of record sources, without memberships: the largest parts that `merged_fields` has whole."""
+        fields = _without_membership(self.merged_fields)
+        return _numbered("part", _parts(fields, self.record_fields))
+
+    @cached_property
+    def merged_parts(self) -> tuple[Part, ...]:
+        """What the expression gets of records, without memberships: leaves if they are merged, else `record_parts`."""
+        if not self.merges:
+            return self.record_parts
+        return _numbered("leaf", _leaves(_without_membership(self.merged_fields)))
+
+    @cached_property
+    def maps(self) -> list[Part]:
+        """Those of `merged_parts` that are merged per key."""
+        return [part for part in self.merged_parts if self.merges and isinstance(part.type, MapType)]
+
+    @cached_property
+    def stand_ins(self) -> dict[str, tuple[str, ...]]:
+        """Columns that the expression has in place of all others, which are treated alike, and those they stand for."""
+        maps = {part.column for part in self.maps}
+        alike = tuple(part.column for part in self.merged_parts if part.column not in maps)
+        # No name begins another.
+        return {
+            f"any_leaf_{begin}_": alike[begin : begin + _MERGED_AT_ONCE]
+            for begin in range(0, len(alike), _MERGED_AT_ONCE)
+        }
 
     @property
-    def alike(self) -> list[str]:
-        """The columns of those leaves that `ANY_LEAF` stands for."""
-        return [leaf.column for leaf in self.record_leaves if not _is_map(leaf)]
+    def memberships(self) -> tuple[Part, ...]:
+        """The `segmentMembership` of records, if that is exported."""
+        return self.read_memberships if SEGMENT_MEMBERSHIP in self.fields.fields else ()
 
     @property
-    def merged_maps(self) -> list[Leaf]:
-        """The other leaves."""
-        return [leaf for leaf in self.record_leaves if _is_map(leaf)]
+    def read_memberships(self) -> tuple[Part, ...]:
+        """The `segmentMembership` of records, if it is exported or profiles are chosen by it."""
+        if SEGMENT_MEMBERSHIP not in self.fields.fields and not self.selects_segments:
+            return ()
+        kind = self.record_fields.fields[SEGMENT_MEMBERSHIP]
+        return (Part(MEMBERSHIP, (SEGMENT_MEMBERSHIP,), kind),)
 
     @property
     def merged_columns(self) -> list[str]:
-        """The columns of `records` that are merged."""
-        return [*([ANY_LEAF] if self.alike else []), *(leaf.column for leaf in self.merged_maps)]
-
-    @cached_property
-    def membership(self) -> Leaf:
-        """The leaf of `segmentMembership`, whether or not it is exported."""
-        exported = (leaf for leaf in self.record_leaves if leaf.path == (SEGMENT_MEMBERSHIP,))
-        kind = self.record_fields.fields[SEGMENT_MEMBERSHIP]
-        return next(exported, Leaf(MEMBERSHIP, (SEGMENT_MEMBERSHIP,), kind))
-
-    @cached_property
-    def bound_record_leaves(self) -> tuple[Leaf, ...]:
-        """The leaves of record sources that are read: those that are merged, and what profiles are chosen by."""
-        if not self.selects_segments or self.membership in self.record_leaves:
-            return self.record_leaves
-        return (*self.record_leaves, self.membership)
+        """The columns of `records` that are exported."""
+        return [*self.stand_ins, *(part.column for part in (*self.maps, *self.memberships))]
 
     @cached_property
     def attached_fields(self) -> ObjectType:
@@ -425,13 +442,12 @@ class Shape:
     @cached_property
     def event_object(self) -> ObjectType:
         """The type of the column `event`; without any field there is none."""
-        fields = self.attached_fields.fields
-        return ObjectType({name: kind for name, kind in fields.items() if name != SEGMENT_MEMBERSHIP})
+        return _without_membership(self.attached_fields)
 
     @cached_property
-    def event_parts(self) -> tuple[Leaf, ...]:
+    def event_parts(self) -> tuple[Part, ...]:
         """The parts of event sources that `event_object` is made of."""
-        return _numbered(_parts(self.event_object, self.event_fields))
+        return _numbered("part", _parts(self.event_object, self.event_fields))
 
     @property
     def event_membership(self) -> FieldType | None:
@@ -442,7 +458,10 @@ class Shape:
 def shape_of(plan: ExportPlan, *, linked: bool) -> Shape:
     """Take from a plan what its expression depends on."""
     having_rows = [source for source in plan.sources if source.rows]
-    kinds = {source.kind for source in having_rows if source.takes_part}
+    taking_part = [source for source in having_rows if source.takes_part]
+    kinds = Counter(source.kind for source in taking_part)
+    upserts = any(source.upserts for source in taking_part)
+    several_identities = linked and plan.graph is IdentityGraph.PDG
     events = plan.events and replace(
         plan.events, fields=_filled(plan.events.fields), from_ingest_time=None, to_ingest_time=None
     )
@@ -458,16 +477,17 @@ def shape_of(plan: ExportPlan, *, linked: bool) -> Shape:
         has_events=DatasetKind.EVENT in kinds,
         has_others=any(not source.takes_part for source in having_rows),
         linked=linked,
+        merges=kinds[DatasetKind.RECORD] > 1 or upserts or several_identities,
         respelled=bool(plan.namespaces),
         segments_respelled=bool(plan.segment_namespaces),
-        upserts=any(source.upserts for source in having_rows if source.takes_part),
+        upserts=upserts,
         selects_segments=plan.segments is not None,
         selects_newer=plan.newer_than is not None,
     )
 
 
-def _is_map(leaf: Leaf) -> bool:
-    return isinstance(leaf.type, MapType)
+def _without_membership(fields: ObjectType) -> ObjectType:
+    return ObjectType({name: kind for name, kind in fields.fields.items() if name != SEGMENT_MEMBERSHIP})
 
 
 def _filled(fields: ObjectType) -> ObjectType:
