@@ -171,7 +171,7 @@ async def test_an_upload_goes_on_when_its_server_is_started_again(
                 # then the upload goes on to its end, and says what it waits for
                 assert command.returncode == 0, await shown
                 assert ": 20,001 rows, " in printed.decode()
-                assert "connection lost, trying again" in await shown
+                assert "waiting for the server" in await shown
                 rows = stored(terminal, dataset_id, tmp_path / "out", "crmId")
                 assert sorted(rows) == sorted([("A",), *((f"C-{number}",) for number in range(20_000))])
 
