@@ -14,7 +14,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_NOT_COMPARED = "_batch_id"
+_NOT_COMPARED = {"_batch_id", "_profile_id"}
+"""Each side has ids of its own."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _leaves(
     found: pa.Schema | pa.StructType, path: str = "", value: str = ""
 ) -> Iterator[tuple[str, tuple[str, pa.DataType]]]:
     for member in found:
-        if member.name == _NOT_COMPARED:
+        if member.name in _NOT_COMPARED:
             continue
         inside = f'{value}."{member.name}"' if value else f'"{member.name}"'
         if pa.types.is_struct(member.type):

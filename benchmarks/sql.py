@@ -69,6 +69,9 @@ def export(wanted: Wanted, folder: str) -> list[str]:
     return _linked_export(wanted, folder) if wanted.linked else _plain_export(wanted, folder)
 
 
+_ABOUT = "lower(lpad(hex(owner_high), 16, '0') || lpad(hex(owner_low), 16, '0')) AS _profile_id, 'batch' AS _batch_id"
+
+
 def _plain_export(wanted: Wanted, folder: str) -> list[str]:
     owned = "(SELECT *, key_high AS owner_high, key_low AS owner_low FROM current_records)"
     joins, maps = _maps(wanted, owned)
@@ -80,7 +83,7 @@ def _plain_export(wanted: Wanted, folder: str) -> list[str]:
     out = ["identity_map AS identityMap", *columns(_output(wanted))]
     return [
         *maps,
-        _written(f"SELECT {', '.join(out)}, 'batch' AS _batch_id FROM ({merged}) AS merged {joins}", folder),
+        _written(f"SELECT {', '.join(out)}, {_ABOUT} FROM ({merged}) AS merged {joins}", folder),
     ]
 
 
@@ -109,7 +112,7 @@ def _linked_export(wanted: Wanted, folder: str) -> list[str]:
         "identity_map AS identityMap",
         *columns(_output(wanted)),
         "series AS timeSeriesEvents",
-        "'batch' AS _batch_id",
+        _ABOUT,
     ]
     final = (
         f"SELECT {', '.join(out)} FROM ({merged}) AS merged {joins}"
