@@ -37,7 +37,7 @@ from profile_export.domain.export.request import BoundRequest, EventList, Export
 from profile_export.domain.export.selection import SegmentSelection
 from profile_export.domain.merging.identity import Identity, fold_namespace, identity_key
 from profile_export.domain.merging.merge import SourceRow, StatedIdentity
-from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph, MergePolicy
+from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph, MergePolicy, each_once
 from profile_export.domain.schemas.types import (
     IDENTITY_MAP,
     SEGMENT_MEMBERSHIP,
@@ -129,6 +129,7 @@ def plan_of(
     segment_batches: tuple[str, ...] = (),
     newer_than: datetime | None = None,
     order: Sequence[str] | None = None,
+    excluded: Iterable[Identity] = (),
     lake: Path | None = None,
 ) -> ExportPlan:
     """The plan of an export of these parts. Batches count in the order of their ids, one a minute from noon on.
@@ -138,6 +139,7 @@ def plan_of(
         event_fields: Those of the event list; None attaches no events.
         window: The event list's ingest times.
         order: The datasets of `dataSetPrecedence`; None orders by time.
+        excluded: The identities that link nobody.
         lake: Where to write the files; without it the plan is for the reference alone.
     """
     in_place = sorted((row for part in parts for row in part.rows), key=lambda row: (row.batch_id, row.row))
@@ -173,7 +175,9 @@ def plan_of(
         segment_per_batch=bool(segment_batches),
     )
     merge = AttributeMerge.TIMESTAMP_ORDERED if order is None else AttributeMerge.DATASET_PRECEDENCE
-    policy = MergePolicy("policy", 1, "", graph, merge, order=tuple(order or ()))
+    policy = MergePolicy(
+        "policy", 1, "", graph, merge, order=tuple(order or ()), excluded_identities=each_once(excluded)
+    )
     return plan_export(
         BoundRequest(request, policy), snapshot, "" if segment_batches else "export", segment_batches
     )

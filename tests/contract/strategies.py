@@ -381,10 +381,14 @@ def _options(draw: st.DrawFn, parts: tuple[Part, ...]) -> dict[str, Any]:
     """What a request and its policy say beside fields and events; most say little."""
     datasets = sorted({part.dataset_id for part in parts})
     order = st.lists(st.sampled_from([*datasets, "gone"]), unique=True, min_size=1)
+    excluded = st.lists(
+        st.builds(Identity, st.sampled_from(_NAMESPACES), st.sampled_from(_IDS)), min_size=1, max_size=4
+    )
     options = {
         "graph": draw(st.sampled_from(IdentityGraph)),
         "empty_profiles": draw(st.booleans()),
         "order": draw(st.one_of(st.none(), order)),
+        "excluded": draw(st.one_of(st.just([]), st.just([]), excluded)),
         "newer_than": draw(
             st.one_of(st.none(), st.none(), st.sampled_from([at(minutes) for minutes in range(6)]))
         ),

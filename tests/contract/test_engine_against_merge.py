@@ -17,10 +17,22 @@ from hypothesis import strategies as st
 
 from profile_export.domain.catalog.batches import PROFILE_ID
 from profile_export.domain.catalog.datasets import DatasetKind
-from profile_export.domain.export.plan import HIGHEST_KEY, LOWEST_KEY, ExportCounts, ExportPlan, KeyRange
+from profile_export.domain.export.plan import (
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    ExportCounts,
+    ExportPlan,
+    KeyRange,
+    RangeResult,
+    ResolutionFacts,
+)
+from profile_export.domain.merging.identity import Identity
 from profile_export.domain.merging.merge import merge_profiles
 from profile_export.domain.merging.policy import IdentityGraph
+from profile_export.domain.schemas.types import TEXT
+from profile_export.engines.duckdb import session as duckdb_session
 from profile_export.engines.duckdb.engine import DuckDbEngine
+from profile_export.engines.duckdb.session import DuckDbSession
 from tests.builders import at, events, plan_of, read_export, records, row, rows_of
 from tests.contract.strategies import (
     Export,
@@ -195,3 +207,81 @@ def test_s7_the_engine_leaves_out_who_has_more_than_fifty_identities(
     build = events if kind is DatasetKind.EVENT else records
 
     check(exporter, Export((build(kind, {}, *rows), other), options, EVERYTHING))
+
+
+SIXTY = [
+    row("crm", f"CRM:{number}", {"email": "NULL"}, links=["Email:NULL"], number=number)
+    for number in range(60)
+]
+PLACEHOLDERS = (
+    records("crm", {"email": TEXT}, *SIXTY),
+    # Linked beside it, and the placeholder itself: as the primary identity of two rows with further links.
+    records(
+        "shop",
+        {"city": TEXT},
+        row("shop", "Loyalty:a", {"city": "Oslo"}, links=["EMAIL:NULL", "CRM:0"], batch="b2", number=0),
+        row("shop", "email:NULL", {"city": "Bergen"}, links=["CRM:1", "CRM:2"], batch="b2", number=1),
+        row("shop", "Email:NULL", {"city": "Rome"}, links=["CRM:3"], batch="b2", number=2),
+    ),
+    events(
+        "web", {}, row("web", "CRM:4", {"_id": "1", "timestamp": at(0)}, links=["Email:NULL"], batch="b3")
+    ),
+)
+
+
+@pytest.mark.parametrize("rows_at_once", [100_000, 0], ids=["rows in tables", "rows in files"])
+@pytest.mark.parametrize("graph", IdentityGraph)
+def test_s4_an_excluded_identity_links_none_of_the_sixty_people_who_have_it(
+    graph: IdentityGraph, rows_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given people who share a placeholder, and a plan that excludes it, spelled otherwise
+    monkeypatch.setattr(duckdb_session, "_ROWS_READ_AT_ONCE", rows_at_once)
+    plan = plan_of(
+        PLACEHOLDERS,
+        graph=graph,
+        event_fields=["identityMap"],
+        excluded=[Identity("eMail", "NULL"), Identity("Email", "nobody's")],
+        lake=tmp_path,
+    )
+    expected = merge_profiles(plan, rows_of(PLACEHOLDERS))
+
+    # when it is carried out
+    facts, result, profiles = carried_out(plan, tmp_path)
+
+    # then each is a profile of its own, the placeholder is another, and no other profile has it
+    linked = 1 if graph is IdentityGraph.PDG else 0
+    assert lines(profiles) == lines(list(expected.profiles))
+    assert result.counts == expected.counts
+    assert len(profiles) == 62 - linked
+    assert (facts.components, facts.findings.shared) == (linked, 1 - linked)
+    assert result.counts.links_most is None
+    having = [profile for profile in profiles if "NULL" in str(profile["identityMap"])]
+    assert having == [{"city": "Rome", "identityMap": {"Email": [{"id": "NULL", "primary": True}]}}]
+    (event,) = (line for profile in profiles for line in profile.get("timeSeriesEvents", ()))
+    assert event == {"identityMap": {"CRM": [{"id": "4", "primary": True}]}}
+    # and the field keeps its value
+    assert sum(profile.get("email") == "NULL" for profile in profiles) == 60
+
+
+@pytest.mark.parametrize("rows_at_once", [100_000, 0], ids=["rows in tables", "rows in files"])
+def test_s4_where_all_that_is_linked_is_excluded_each_primary_identity_is_a_profile(
+    rows_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duckdb_session, "_ROWS_READ_AT_ONCE", rows_at_once)
+    excluded = [Identity("Email", "NULL"), *(Identity("CRM", str(number)) for number in range(999))]
+    plan = plan_of(PLACEHOLDERS, graph=IdentityGraph.PDG, excluded=excluded, lake=tmp_path)
+
+    facts, result, profiles = carried_out(plan, tmp_path)
+
+    expected = merge_profiles(plan, rows_of(PLACEHOLDERS))
+    assert (facts.identities, facts.rows_moved, len(profiles)) == (0, 0, 62)
+    assert lines(profiles) == lines(list(expected.profiles))
+    assert result.counts == expected.counts
+
+
+def carried_out(plan: ExportPlan, lake: Path) -> tuple[ResolutionFacts, RangeResult, list[dict[str, Any]]]:
+    """Carry out a plan in this process; return the profiles, too."""
+    session = DuckDbSession(plan, lake, lake / "attempt", {}, lambda *_: None)
+    facts, result = session.resolve(), session.run(*EVERYTHING)
+    session.close()
+    return facts, result, read_export(lake / "attempt", [file.name for file in result.files], plan.batch_id)

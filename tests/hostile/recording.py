@@ -198,7 +198,14 @@ async def _exports(caller: Caller) -> None:
     policy = await caller.policy(PDG)
     for request in (
         ps.GetMergePolicyRequest(merge_policy_id=policy, version=1),
-        ps.UpdateMergePolicyRequest(merge_policy_id=policy, name="linked", is_default=True),
+        ps.UpdateMergePolicyRequest(
+            merge_policy_id=policy,
+            name="linked",
+            is_default=True,
+            excluded_identities=merge_policy_pb2.ExcludedIdentities(
+                identities=[merge_policy_pb2.ExcludedIdentity(namespace="Email", id="NULL")]
+            ),
+        ),
         ps.ListMergePoliciesRequest(page_size=1),
     ):
         name = type(request).__name__.removesuffix("Request")

@@ -153,10 +153,16 @@ class Play:
             declared={path: _type(word) for path, word in (declared or {}).items()},
         )
 
-    async def _make_policy(self, name: str, identity_graph: str = "none", order: Sequence[str] = ()) -> str:
+    async def _make_policy(
+        self,
+        name: str,
+        identity_graph: str = "none",
+        order: Sequence[str] = (),
+        excluded: Sequence[Mapping[str, str]] = (),
+    ) -> str:
         graph = merge_policy_pb2.IdentityGraph.Value(f"IDENTITY_GRAPH_{identity_graph.upper()}")
         named = [self.datasets[dataset] for dataset in order]
-        self.policies[name] = await self.caller.policy(graph, named)
+        self.policies[name] = await self.caller.policy(graph, named, excluded)
         return self.policies[name]
 
     def _batch(self, name: str) -> tuple[str, Any]:

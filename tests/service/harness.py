@@ -189,7 +189,12 @@ class Caller:
         )
         return await self.schemas.CreateSchema(request, metadata=self.metadata)
 
-    async def policy(self, graph: merge_policy_pb2.IdentityGraph.ValueType, order: Sequence[str] = ()) -> str:
+    async def policy(
+        self,
+        graph: merge_policy_pb2.IdentityGraph.ValueType,
+        order: Sequence[str] = (),
+        excluded: Sequence[Mapping[str, str]] = (),
+    ) -> str:
         """Make a merge policy; with an `order` of datasets it is one of precedence."""
         types = merge_policy_pb2.AttributeMergeType
         rule = types.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED
@@ -199,6 +204,7 @@ class Caller:
             name="policy",
             attribute_merge=merge_policy_pb2.AttributeMerge(type=rule, order=order),
             identity_graph=graph,
+            excluded_identities=[merge_policy_pb2.ExcludedIdentity(**one) for one in excluded],
         )
         return (await self.profiles.CreateMergePolicy(request, metadata=self.metadata)).merge_policy.id
 

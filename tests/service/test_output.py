@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from profile_export.domain.merging.identity import Identity, profile_id
-from profile_export.v1 import batch_pb2, job_pb2, merge_policy_pb2
+from profile_export.v1 import batch_pb2, job_pb2, merge_policy_pb2, profile_pb2
 from profile_export.v1 import dataset_service_pb2 as ds
 from profile_export.v1 import export_service_pb2 as es
+from profile_export.v1 import profile_service_pb2 as ps
 from tests.service.harness import Caller, export_spec, refusal_of, types_of
 
 Reader = Callable[[list[str]], list[dict[str, Any]]]
@@ -160,13 +161,7 @@ async def test_an_export_that_replaces_is_all_that_the_dataset_has_from_then_on(
 
 
 async def test_job_receipt_and_estimate_name_the_identity_that_glues_strangers(caller: Caller) -> None:
-    crm, out = (
-        await caller.dataset("record", {"crmId": "CRM", "email": "Email"}),
-        await caller.dataset("union"),
-    )
-    strangers = [{"crmId": str(number), "email": "NULL"} for number in range(60)]
-    await caller.upload(crm, "rows", [*strangers, {"crmId": "ann", "email": "a@x.org"}])
-    graph = await caller.policy(merge_policy_pb2.IDENTITY_GRAPH_PDG)
+    out, graph = await _strangers(caller)
 
     job = await caller.export(out, policy=graph)
     apart = await caller.export(out)
@@ -178,7 +173,8 @@ async def test_job_receipt_and_estimate_name_the_identity_that_glues_strangers(c
         "1 profile was left out for more than 50 identities.",
         (
             "The identity 'NULL' of the namespace 'Email' links most: it occurs with 60 others. If it is nobody's own,"
-            " leave it out where it comes from."
+            " leave it out where it comes from, or add it to the policy's excluded_identities (`profile-export policies"
+            f" update {graph} --exclude Email:NULL`)."
         ),
     ]
     receipt = ds.GetReceiptRequest(batch_id=job.batch_id)
@@ -189,6 +185,59 @@ async def test_job_receipt_and_estimate_name_the_identity_that_glues_strangers(c
     assert [note.split(":")[0] for note in apart.notes] == [
         "The graph of the merge policy is none, which links nobody, though 1 identity occurs with several primary ones"
     ]
+
+
+async def _strangers(caller: Caller) -> tuple[str, str]:
+    """Upload 60 people of one placeholder and one person; return a destination and a policy with a graph."""
+    crm, out = (
+        await caller.dataset("record", {"crmId": "CRM", "email": "Email"}),
+        await caller.dataset("union"),
+    )
+    strangers = [{"crmId": str(number), "email": "NULL"} for number in range(60)]
+    await caller.upload(crm, "rows", [*strangers, {"crmId": "ann", "email": "a@x.org"}])
+    graph = await caller.policy(merge_policy_pb2.IDENTITY_GRAPH_PDG)
+    return out, graph
+
+
+async def test_an_excluded_identity_glues_nobody_in_exports_estimates_and_look_ups(caller: Caller) -> None:
+    # given strangers who were exported as one, so that their graph is kept
+    out, graph = await _strangers(caller)
+    glued = await caller.export(out, policy=graph)
+
+    # when the policy excludes what they share
+    null = merge_policy_pb2.ExcludedIdentity(namespace="email", id="NULL")
+    change = ps.UpdateMergePolicyRequest(
+        merge_policy_id=graph,
+        excluded_identities=merge_policy_pb2.ExcludedIdentities(identities=[null]),
+    )
+    await caller.profiles.UpdateMergePolicy(change, metadata=caller.metadata)
+    freed = await caller.export(out, policy=graph)
+    asked = es.EstimateJobRequest(spec=export_spec(out, policy=graph))
+    estimate = await caller.exports.EstimateJob(asked, metadata=caller.metadata)
+    stranger = await caller.profile("CRM:7", graph)
+    unknown = await refusal_of(caller.profile("Email:NULL", graph))
+
+    # then each is a profile of its own, and nothing is left to be said
+    assert [job.metrics.profiles_exported for job in (glued, freed)] == [1, 61]
+    assert [job.metrics.left_out.too_many_identities for job in (glued, freed)] == [1, 0]
+    assert [job.excluded_identity_count for job in (glued, freed)] == [0, 1]
+    assert estimate.profiles.value == 61
+    assert list(freed.notes) == list(estimate.notes) == []
+    assert [(one.namespace, one.id) for one in stranger.identities] == [("CRM", "7")]
+    assert stranger.values["email"] == "NULL"
+    assert unknown.reason == "PROFILE_NOT_FOUND"
+    receipt = ds.GetReceiptRequest(batch_id=freed.batch_id)
+    proven = (await caller.datasets.GetReceipt(receipt, metadata=caller.metadata)).receipt
+    assert list(proven.merge_policy.excluded_identities) == [null]
+    # and the version before links as it did
+    former = await caller.export(out, policy=graph, policy_version=1)
+    looked_up = ps.GetProfileRequest(
+        identity=profile_pb2.Identity(namespace="CRM", id="7"),
+        merge_policy=merge_policy_pb2.MergePolicyRef(id=graph, version=1),
+    )
+    refused = await refusal_of(caller.profiles.GetProfile(looked_up, metadata=caller.metadata))
+    assert list(former.notes) == list(glued.notes)
+    assert (refused.reason, refused.metadata["identities"]) == ("TOO_MANY_IDENTITIES", "61")
 
 
 async def test_a_job_without_any_source_succeeds_with_an_empty_batch(caller: Caller) -> None:

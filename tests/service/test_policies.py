@@ -20,6 +20,7 @@ NONE, PDG = merge_policy_pb2.IDENTITY_GRAPH_NONE, merge_policy_pb2.IDENTITY_GRAP
 BUILT_IN = "timestampOrdered-none-mp"
 APART = {"unifiedProfile": dataset_pb2.TagValues(values=["enabled:false"])}
 Policy = merge_policy_pb2.MergePolicy
+NULL = {"namespace": "Email", "id": "NULL"}
 
 
 def by_time(*order: str) -> merge_policy_pb2.AttributeMerge:
@@ -112,6 +113,9 @@ async def test_the_built_in_policy_can_be_looked_up(caller: Caller) -> None:
         ({"identity_graph": 0}, "identity_graph", "FIELD_REQUIRED"),
         ({"identity_graph": 7}, "identity_graph", "FIELD_INVALID"),
         ({"schema_name": "_xdm.context.account"}, "schema_name", "FIELD_INVALID"),
+        ({"excluded_identities": [NULL, {"id": "x"}]}, "excluded_identities[1].namespace", "FIELD_REQUIRED"),
+        ({"excluded_identities": [{"namespace": "Email"}]}, "excluded_identities[0].id", "FIELD_REQUIRED"),
+        ({"excluded_identities": [NULL] * 1_001}, "excluded_identities", "TOO_MANY_ITEMS"),
     ],
 )
 async def test_a_wrong_policy_is_refused_by_field(
@@ -239,6 +243,28 @@ async def test_each_change_makes_a_version_and_those_before_stay(caller: Caller)
     assert {one.create_time.ToNanoseconds() for one in found} == {first.create_time.ToNanoseconds()}
 
 
+async def test_the_list_of_excluded_identities_is_replaced_emptied_and_left_as_it_is(caller: Caller) -> None:
+    # given a policy that excludes an identity, which is given in two spellings
+    unknown = {"namespace": "Phone", "id": "unknown"}
+    first = await create(caller, excluded_identities=[NULL, {"namespace": "EMAIL", "id": "NULL"}])
+
+    # when the list is replaced and emptied, and something else is changed
+    second = await update(caller, first.id, excluded_identities={"identities": [unknown, NULL]})
+    third = await update(caller, first.id, name="other")
+    again = await update(caller, first.id, excluded_identities={"identities": [NULL, unknown]})
+    fourth = await update(caller, first.id, excluded_identities={})
+
+    # then each identity is there once, in order, and what changes nothing makes no version
+    def excluded(policy: Policy) -> list[dict[str, str]]:
+        return [{"namespace": one.namespace, "id": one.id} for one in policy.excluded_identities]
+
+    assert again == third
+    assert [one.version for one in (first, second, third, fourth)] == [1, 2, 3, 4]
+    assert [excluded(one) for one in (first, second, third, fourth)] == [[NULL], *[[NULL, unknown]] * 2, []]
+    found = [await get(caller, first.id, version) for version in (1, 2, 3, 4)]
+    assert found == [first, second, third, fourth]
+
+
 async def test_a_change_that_changes_nothing_leaves_the_version(caller: Caller) -> None:
     crm = await caller.dataset("record", {"id": "CRM"})
     rule: dict[str, Any] = {"name": "new", "attribute_merge": ranked(crm), "identity_graph": PDG}
@@ -260,6 +286,16 @@ async def test_a_change_that_changes_nothing_leaves_the_version(caller: Caller) 
         ({"attribute_merge": {"order": ["x"]}}, "attribute_merge.type", "FIELD_REQUIRED"),
         ({"attribute_merge": {"type": 7}}, "attribute_merge.type", "FIELD_INVALID"),
         ({"identity_graph": 7}, "identity_graph", "FIELD_INVALID"),
+        (
+            {"excluded_identities": {"identities": [{"namespace": "Email"}]}},
+            "excluded_identities.identities[0].id",
+            "FIELD_REQUIRED",
+        ),
+        (
+            {"excluded_identities": {"identities": [NULL] * 1_001}},
+            "excluded_identities.identities",
+            "TOO_MANY_ITEMS",
+        ),
     ],
 )
 async def test_a_wrong_change_is_refused_by_field(

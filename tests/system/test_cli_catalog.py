@@ -289,6 +289,27 @@ def test_a_policy_is_made_changed_and_deleted(terminal: Terminal) -> None:
     assert {"name Built-in default (built in, default)", "wins the record ingested later"} <= set(built_in)
 
 
+def test_a_policy_excludes_identities_one_by_one(terminal: Terminal) -> None:
+    # given a policy that excludes one
+    policy_id = terminal.get("policies", "create", "--graph", "pdg", "--exclude", "Email:NULL")
+    update = ("policies", "update", policy_id)
+
+    # when more are added, one of them a second time, and some taken away
+    more = lines(terminal.get(*update, "--exclude", "Url:https://x.org", "--exclude", "email:NULL"))
+    fewer = lines(terminal.get(*update, "--include", "EMAIL:NULL", "--exclude", "Phone:0"))
+    unknown = terminal.type(*update, "--include", "Email:null")
+    none = json.loads(
+        terminal.get(*update, "--include", "Phone:0", "--include", "url:https://x.org", "--json")
+    )
+
+    # then all that is excluded is shown, and what is not cannot be taken away
+    assert "excluded Email:NULL" in lines(terminal.get("policies", "show", policy_id, "--version", "1"))
+    assert more[more.index("excluded Email:NULL") + 1] == "Url:https://x.org"
+    assert fewer[fewer.index("excluded Phone:0") + 1] == "Url:https://x.org"
+    assert "--include Email:null: the policy does not exclude it" in unknown.stderr
+    assert (none["version"], none["excluded_identities"]) == (4, [])
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
@@ -301,6 +322,7 @@ def test_a_policy_is_made_changed_and_deleted(terminal: Terminal) -> None:
         (["policies", "create"], "--graph"),
         (["policies", "update", "x"], "Nothing to change"),
         (["policies", "update", "x", "--order", "y", "--no-order"], "Either --order"),
+        (["policies", "create", "--graph", "pdg", "--exclude", "NULL"], "'NULL' is no identity"),
         (["schemas", "register", __file__], "is not JSON"),
     ],
 )

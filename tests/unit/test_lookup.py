@@ -103,6 +103,22 @@ def test_s5_nothing_is_told_of_an_identity_that_is_nobodys(identity: str, graph:
     assert ("primary" in refused.value.message) == (graph is NONE)
 
 
+@pytest.mark.parametrize("graph", IdentityGraph)
+def test_s4_an_excluded_identity_is_found_only_where_it_is_the_primary_one(graph: IdentityGraph) -> None:
+    shop = records("shop", {"city": TEXT}, row("shop", "Phone:7", {"city": "Bergen"}, links=["CRM:1"]))
+    excluded = [who("phone:7")]
+
+    anna = look_up([ANN, shop], "CRM:1", graph=graph, excluded=excluded)
+    phone = look_up([ANN, shop], "PHONE:7", graph=graph, excluded=excluded)
+    with pytest.raises(NotFoundError) as refused:
+        look_up([ANN], "Phone:7", graph=graph, excluded=excluded)
+
+    assert (anna.values["name"], "Phone" in anna.values["identityMap"]) == ("Anna", False)
+    assert (phone.values["city"], phone.identities) == ("Bergen", (who("Phone:7"),))
+    assert ("it excludes this identity" in refused.value.message) == (graph is PDG)
+    assert "primary" in refused.value.message
+
+
 def test_fields_choose_what_is_told_and_may_leave_nothing() -> None:
     assert look_up([ANN], "CRM:1", fields=["name"]).values == {"name": "Anna"}
     assert look_up([ANN], "CRM:2", fields=["city"]).values == {}

@@ -127,6 +127,58 @@ def test_s4_a_replaced_record_still_links_but_its_values_are_gone() -> None:
     }
 
 
+@pytest.mark.parametrize("graph", IdentityGraph)
+def test_s4_an_excluded_identity_links_nobody_and_its_own_rows_are_a_profile_apart(
+    graph: IdentityGraph,
+) -> None:
+    parts = [
+        records(
+            "crm",
+            NAMES,
+            row("crm", ANN, {"name": "Ann"}, links=["Phone:none", "CRMID:1"]),
+            row("crm", BEN, {"name": "Ben"}, links=["PHONE:none"], number=1),
+            row("crm", "phone:none", {"name": "Nobody"}, links=[BEN], number=2),
+            row("crm", "Phone:NONE", {"name": "Cem"}, links=["CRMID:3"], number=3),
+        ),
+        records("shop", NAMES, row("shop", "Phone:none", {"city": "Ghent"}, links=[ANN], number=4)),
+        events(
+            "web",
+            {},
+            row("web", BEN, {"_id": "1", "timestamp": at(0)}, links=["Phone:none"], number=5),
+            row("web", "Phone:none", {"_id": "2", "timestamp": at(0)}, links=[BEN], number=6),
+        ),
+        # What takes no part links nobody by what is excluded, either (S10).
+        records("others", {}, row("others", ANN, links=["Phone:none"], number=7)),
+    ]
+
+    profiles = merged(
+        *parts,
+        graph=graph,
+        order=["crm", "shop"],
+        event_fields=["identityMap"],
+        excluded=[who("pHONE:none").identity],
+    )
+
+    def listed(*identities: str, primary: str) -> dict[str, Any]:
+        marks: dict[str, Any] = {"primary": True}
+        stated = [(who(one).identity, marks if one == primary else {}) for one in identities]
+        return {identity.namespace: [{"id": identity.id} | marked] for identity, marked in stated}
+
+    ben, phone = listed(BEN, primary=BEN), listed("Phone:none", primary="Phone:none")
+    expected = [
+        {"name": "Ann", "identityMap": listed(ANN, "CRMID:1", primary=ANN)},
+        {"name": "Ben", "identityMap": ben, "timeSeriesEvents": [{"identityMap": ben}]},
+        {
+            "name": "Nobody",
+            "city": "Ghent",
+            "identityMap": phone,
+            "timeSeriesEvents": [{"identityMap": phone}],
+        },
+        {"name": "Cem", "identityMap": listed("Phone:NONE", "CRMID:3", primary="Phone:NONE")},
+    ]
+    assert sorted(profiles, key=str) == sorted(expected, key=str)
+
+
 def test_s5_without_a_graph_every_primary_identity_is_a_profile_of_its_own() -> None:
     profiles = merged(
         records(

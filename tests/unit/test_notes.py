@@ -17,6 +17,7 @@ from profile_export.domain.export.plan import (
     PinnedFile,
 )
 from profile_export.domain.export.selection import SegmentFilter, SegmentSelection
+from profile_export.domain.merging.identity import Identity, identity_key
 from profile_export.domain.merging.policy import IdentityGraph
 from tests.builders import events, plan_of, records, row
 
@@ -101,13 +102,26 @@ def test_an_export_in_which_nothing_is_unexpected_has_the_notes_of_its_plan() ->
             PDG,
             {"linked": 99},
             {"links_most": LinkingIdentity("Email", "NULL", 21)},
-            "The identity 'NULL' of the namespace 'Email' links most: it occurs with 21 others. If it is nobody's own",
+            (
+                "The identity 'NULL' of the namespace 'Email' links most: it occurs with 21 others. If it is nobody's "
+                "own, leave it out where it comes from, or add it to the policy's excluded_identities "
+                "(`profile-export policies update policy --exclude Email:NULL`)."
+            ),
+        ),
+        (
+            PDG,
+            {"linked": 99},
+            {"links_most": LinkingIdentity("Loyalty card", "it's", 21)},
+            """(`profile-export policies update policy --exclude 'Loyalty card:it'"'"'s'`).""",
         ),
         (
             PDG,
             {"linked": 99},
             {"links_most": LinkingIdentity("Email", "x" * 101, 21)},
-            f"The identity '{'x' * 100}…' of the namespace 'Email' links most",
+            (
+                f"The identity '{'x' * 100}…' of the namespace 'Email' links most: it occurs with 21 others. If it is "
+                "nobody's own, leave it out where it comes from, or add it to the policy's excluded_identities."
+            ),
         ),
     ],
 )
@@ -119,6 +133,14 @@ def test_what_explains_rows_that_nobody_expects_is_said_in_one_sentence(
     [said] = notes_of(plan, IdentityFindings(**findings), ExportCounts(**counts))
 
     assert note in said
+
+
+def test_a_graph_that_links_nobody_is_told_with_what_its_policy_excludes() -> None:
+    plan = plan_over(CRM, SHOP, graph=PDG, excluded=(identity_key(Identity("Email", "NULL")),))
+
+    [said] = notes_of(plan, IdentityFindings(), ExportCounts())
+
+    assert "no row has two identities that the policy does not exclude. Link them" in said
 
 
 def test_what_could_not_be_otherwise_is_not_told() -> None:

@@ -21,6 +21,7 @@ from profile_export.domain.export.plan import (
 )
 from profile_export.domain.export.request import BoundRequest, EventList, ExportRequest
 from profile_export.domain.export.selection import IdentitySelection, SegmentFilter, SegmentSelection
+from profile_export.domain.merging.identity import Identity, identity_key
 from profile_export.domain.merging.policy import BUILT_IN_POLICY, AttributeMerge, IdentityGraph, MergePolicy
 from profile_export.domain.schemas.types import (
     IDENTITY_MAP_TYPE,
@@ -29,7 +30,7 @@ from profile_export.domain.schemas.types import (
     TIMESTAMP,
     ObjectType,
 )
-from tests.builders import at
+from tests.builders import at, who
 
 PDG_POLICY = replace(BUILT_IN_POLICY, id="household", graph=IdentityGraph.PDG)
 RECORDS = ObjectType({"identityMap": IDENTITY_MAP_TYPE, "name": TEXT, "city": TEXT})
@@ -82,6 +83,18 @@ def test_a_plan_is_made_of_the_request_the_policy_and_the_snapshot() -> None:
             "attribute-merge": "timestampOrdered",
         },
     )
+
+
+def test_s4_a_plan_has_the_keys_of_what_its_policy_excludes_and_takes_no_kept_graph() -> None:
+    excluded = (Identity("Phone", "0"), Identity("eMail", "NULL"))
+    policy = replace(PDG_POLICY, excluded_identities=excluded)
+
+    plan = plan_export(replace(bound("name"), policy=policy), snapshot(), "batch-1")
+
+    assert plan.excluded == tuple(
+        sorted(identity_key(who(one).identity) for one in ("Phone:0", "Email:NULL"))
+    )
+    assert plan.graph_folder == ""
 
 
 def test_without_fields_a_plan_keeps_everything_and_no_event() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
+from profile_export.domain.merging.identity import Identity
 from profile_export.domain.merging.policy import (
     BUILT_IN_POLICY,
     AttributeMerge,
@@ -15,10 +16,20 @@ from profile_export.domain.merging.policy import (
     PolicyChange,
     check_changeable,
     check_order,
+    each_once,
 )
 
 TIME, RANKED = AttributeMerge.TIMESTAMP_ORDERED, AttributeMerge.DATASET_PRECEDENCE
-HOUSEHOLD = MergePolicy("p1", 2, "Household", IdentityGraph.PDG, RANKED, order=("crm", "shop"))
+PLACEHOLDER, UNKNOWN = Identity("Email", "NULL"), Identity("Phone", "unknown")
+HOUSEHOLD = MergePolicy(
+    "p1",
+    2,
+    "Household",
+    IdentityGraph.PDG,
+    RANKED,
+    order=("crm", "shop"),
+    excluded_identities=(PLACEHOLDER,),
+)
 IS_SOURCE = {"crm": True, "shop": True, "union": False}
 
 
@@ -51,6 +62,8 @@ def test_graphs_and_merges_are_stored_under_adobes_words() -> None:
         (PolicyChange(graph=IdentityGraph.NONE), {"graph": IdentityGraph.NONE}),
         (PolicyChange(attribute_merge=TIME), {"attribute_merge": TIME, "order": ()}),
         (PolicyChange(attribute_merge=RANKED, order=("shop", "crm")), {"order": ("shop", "crm")}),
+        (PolicyChange(excluded_identities=()), {"excluded_identities": ()}),
+        (PolicyChange(excluded_identities=(UNKNOWN,)), {"excluded_identities": (UNKNOWN,)}),
     ],
 )
 def test_a_change_of_name_or_rules_makes_the_next_version(
@@ -67,10 +80,29 @@ def test_a_change_of_name_or_rules_makes_the_next_version(
         PolicyChange(),
         PolicyChange(is_default=True),
         PolicyChange("Household", IdentityGraph.PDG, RANKED, ("crm", "shop"), is_default=False),
+        PolicyChange(excluded_identities=(PLACEHOLDER,)),
     ],
 )
 def test_a_repetition_and_a_change_of_default_leave_the_version(change: PolicyChange) -> None:
     assert change.next_version(HOUSEHOLD) is HOUSEHOLD
+
+
+def test_excluded_identities_are_in_order_and_each_is_there_once_in_its_first_spelling() -> None:
+    given = [
+        ("Phone", "1"),
+        ("email", "NULL"),
+        ("EMAIL", "NULL"),
+        ("email", "null"),
+        ("Straße", ""),
+        ("STRASSE", ""),
+    ]
+
+    assert each_once(Identity(*one) for one in given) == (
+        Identity("Phone", "1"),
+        Identity("Straße", ""),
+        Identity("email", "NULL"),
+        Identity("email", "null"),
+    )
 
 
 def test_what_is_built_in_is_not_changed() -> None:

@@ -43,6 +43,7 @@ DESCRIPTION = Limit(10_000)
 FILTER = Limit(10_000)
 TAGS = Limit(255, items=100)
 IDENTITY_FIELDS = Limit(items=100)
+EXCLUDED_IDENTITIES = Limit(items=1_000)
 DECLARED_FIELDS = Limit(items=5_000)
 # They hold the key of an item, which may be the id of a schema or of an event.
 PAGE_TOKEN = Limit(10_000)
@@ -63,6 +64,8 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "Identity": {"namespace": NAME, "id": Limit(100_000)},
     "MergePolicyRef": {"id": ID},
     "AttributeMerge": {"order": Limit(128, items=1_000)},
+    "ExcludedIdentity": {"namespace": NAME, "id": Limit(100_000)},
+    "ExcludedIdentities": {"identities": EXCLUDED_IDENTITIES},
     "ExportSpec": {"fields": FIELD_PATHS, "schema_name": NAME, "engine": NAME},
     "ExportFilter": {"segments": Limit(items=500)},
     "SegmentFilter": {"segment_id": NAME, "namespace": NAME, "statuses": Limit(items=10)},
@@ -118,7 +121,11 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "ListSchemasRequest": _LIST,
     "GetUnionSchemaRequest": {"schema_name": NAME},
     # ProfileService
-    "CreateMergePolicyRequest": {"name": NAME, "schema_name": NAME},
+    "CreateMergePolicyRequest": {
+        "name": NAME,
+        "schema_name": NAME,
+        "excluded_identities": EXCLUDED_IDENTITIES,
+    },
     "GetMergePolicyRequest": {"merge_policy_id": ID},
     "ListMergePoliciesRequest": _LIST,
     "UpdateMergePolicyRequest": {"merge_policy_id": ID, "name": NAME, "etag": ETAG},

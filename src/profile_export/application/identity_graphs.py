@@ -19,8 +19,9 @@ from profile_export.processes.turns import FairTurns, Whose
 _MOST_KEPT = 16
 _MOST_MADE_AT_ONCE = 2
 """How many identity graphs are made at once. Each takes all cores; of two places, one stays free for another tenant."""
-_MadeOf: TypeAlias = tuple[Whose, frozenset[tuple[str, int]]]
-"""Whose identity graph it is, and of which batches it is made: their ids are a tenant's own."""
+_MadeOf: TypeAlias = tuple[Whose, frozenset[tuple[str, int]], tuple[IdentityKey, ...]]
+"""Whose identity graph it is, of which batches it is made, whose ids are a tenant's own, and without which identities.
+"""
 
 
 class IdentityGraphs:
@@ -48,7 +49,8 @@ class IdentityGraphs:
 
     async def _graph(self, whose: Whose, plan: ExportPlan) -> OpenGraph | None:
         """Return the identity graph; None if nobody has two identities."""
-        made_of = whose, frozenset((batch.id, batch.number) for batch in plan.batches)
+        batches = frozenset((batch.id, batch.number) for batch in plan.batches)
+        made_of = whose, batches, plan.excluded
         # Who wants the same needs no turn: it waits for the one that is made, and not for those of others.
         async with self._making.setdefault(made_of, asyncio.Lock()):
             if made_of not in self._kept:
@@ -61,7 +63,7 @@ class IdentityGraphs:
     def _keep(self, made_of: _MadeOf, graph: OpenGraph | None) -> None:
         self._kept[made_of] = graph
         if len(self._kept) > _MOST_KEPT:
-            shares = Counter(whose for whose, _ in self._kept)
+            shares = Counter(whose for whose, *_ in self._kept)
             largest = max(shares.values())
             del self._kept[next(one for one in self._kept if shares[one[0]] == largest)]
 

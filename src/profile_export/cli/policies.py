@@ -1,12 +1,13 @@
 """Merge policies: which fragments form one profile, and which value wins."""
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Annotated
 
 import typer
 
 from profile_export.cli.terminal.cells import word
-from profile_export.cli.terminal.command import AsJson, command, no, version_number
+from profile_export.cli.terminal.command import AsJson, command, identity_parts, no, version_number
 from profile_export.cli.terminal.names import DATASET, POLICY
 from profile_export.cli.terminal.output import print_facts, print_id, print_json, print_rows
 from profile_export.client import Client, IdentityGraph, MergePolicy
@@ -38,6 +39,14 @@ Ordered = Annotated[
     ),
     DATASET,
 ]
+Excluded = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="NAMESPACE:ID",
+        help="An identity that links nobody, such as the placeholder Email:NULL. May be given again.",
+    ),
+]
 
 
 @command(group, "create", print_id)
@@ -49,6 +58,7 @@ async def create(
         str, typer.Option(metavar="NAME", help="For people; need not be unique. Default: the rules.")
     ] = "",
     order: Ordered = None,
+    exclude: Excluded = None,
     default: Annotated[
         bool, typer.Option("--default", help="Jobs that name no policy use it from now on.")
     ] = False,
@@ -61,7 +71,13 @@ async def create(
     Example: `profile-export policies create --graph pdg --name "one row per person" --default`
     """
     rules = f"{'dataSetPrecedence' if order else 'timestampOrdered'}-{graph.value}"
-    return await client.create_policy(name or rules, _wire(graph), order=order or (), is_default=default)
+    return await client.create_policy(
+        name or rules,
+        _wire(graph),
+        order=order or (),
+        is_default=default,
+        excluded=[identity_parts(one) for one in exclude or ()],
+    )
 
 
 def _show_all(policies: list[MergePolicy]) -> None:
@@ -88,6 +104,7 @@ def _show(policy: MergePolicy) -> None:
             ("name", _marked_name(policy)),
             ("graph", _graph_word(policy)),
             ("wins", ranked if policy.attribute_merge.order else "the record ingested later"),
+            ("excluded", [f"{one.namespace}:{one.id}" for one in policy.excluded_identities] or None),
             ("created", None if policy.built_in else policy.create_time.ToDatetime()),
             ("updated", policy.update_time.ToDatetime() if updated and not policy.built_in else None),
         ]
@@ -119,6 +136,15 @@ async def update(
     graph: Annotated[Graph | None, typer.Option(help=_GRAPH_HELP)] = None,
     order: Ordered = None,
     no_order: Annotated[bool, typer.Option("--no-order", help="The record ingested later wins.")] = False,
+    exclude: Excluded = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include",
+            metavar="NAMESPACE:ID",
+            help="An excluded identity that links again from now on. May be given again.",
+        ),
+    ] = None,
     default: Annotated[
         bool | None,
         typer.Option("--default/--no-default", help="Whether jobs that name no policy use it from now on."),
@@ -126,23 +152,42 @@ async def update(
 ) -> MergePolicy:
     """Change what is given, leave the rest, and show the version that follows. Jobs keep the version they have.
 
-    With --order the whole order is replaced. Which policy is the default belongs to no version.
+    With --order the whole order is replaced; --exclude adds to what is excluded, --include takes from it. Which
+    policy is the default belongs to no version.
 
     Example: `profile-export policies update 3a1b… --order 5f0c… --order 7d2e…`
     """
-    if not (order or no_order or name is not None or graph or default is not None):
+    if not (order or no_order or name is not None or graph or exclude or include or default is not None):
         raise typer.BadParameter(
-            "Nothing to change: add --name, --graph, --order, --no-order, --default or --no-default."
+            "Nothing to change: add --name, --graph, --order, --no-order, --exclude, --include, --default or "
+            "--no-default."
         )
     if order and no_order:
         raise typer.BadParameter("Either --order or --no-order.")
+    former = await client.get_policy(policy_id) if exclude or include else None
     return await client.update_policy(
         policy_id,
         name=name,
         graph=_wire(graph) if graph else None,
         order=order or () if order or no_order else None,
         is_default=default,
+        excluded=None if former is None else _excluded(former, exclude or (), include or ()),
+        # The list is sent whole: what others have excluded since is not to be lost.
+        etag="" if former is None else former.etag,
     )
+
+
+def _excluded(former: MergePolicy, more: Iterable[str], fewer: Iterable[str]) -> list[tuple[str, str]]:
+    """Return what a policy is to exclude; namespaces are found without regard to case."""
+    excluded = {
+        (one.namespace.casefold(), one.id): (one.namespace, one.id) for one in former.excluded_identities
+    }
+    for namespace, own in map(identity_parts, more):
+        excluded.setdefault((namespace.casefold(), own), (namespace, own))
+    for namespace, own in map(identity_parts, fewer):
+        if excluded.pop((namespace.casefold(), own), None) is None:
+            raise typer.BadParameter(f"--include {namespace}:{own}: the policy does not exclude it.")
+    return list(excluded.values())
 
 
 @command(group, "delete")

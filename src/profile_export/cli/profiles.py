@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from profile_export.cli.terminal.cells import values_by_path
-from profile_export.cli.terminal.command import command, instant
+from profile_export.cli.terminal.command import command, identity_parts, instant
 from profile_export.cli.terminal.names import POLICY
 from profile_export.cli.terminal.output import print_facts, print_rows
 from profile_export.client import PAGE, Client, EventQuery, GetProfileResponse, Profile, ProfileEvent, as_json
@@ -92,7 +92,7 @@ async def show(
     Example: `profile-export profiles show CRM:C-1 --policy 3a1b… --explain`
     """
     ask = client.explain_profile if explain else client.get_profile
-    return await ask(*_identity(who), fields=field or (), policy_id=policy)
+    return await ask(*identity_parts(who), fields=field or (), policy_id=policy)
 
 
 def _show_events(found: list[ProfileEvent]) -> None:
@@ -131,7 +131,9 @@ async def events(
     query = EventQuery(
         instant("--from", since), instant("--to", until), condition, latest_first, min(limit, PAGE)
     )
-    listed = client.list_profile_events(*_identity(who), fields=field or (), policy_id=policy, query=query)
+    listed = client.list_profile_events(
+        *identity_parts(who), fields=field or (), policy_id=policy, query=query
+    )
     found: list[ProfileEvent] = []
     async with aclosing(listed):
         async for event in listed:
@@ -139,10 +141,3 @@ async def events(
             if len(found) == limit:
                 break
     return found
-
-
-def _identity(text: str) -> tuple[str, str]:
-    namespace, colon, identity_id = text.partition(":")
-    if not (namespace and colon and identity_id):
-        raise typer.BadParameter(f"{text!r} is no identity: write it as Email:ada@example.com.")
-    return namespace, identity_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -28,6 +28,7 @@ class PolicyCalls(Calls):
         *,
         order: Sequence[str] = (),
         is_default: bool = False,
+        excluded: Iterable[tuple[str, str]] = (),
     ) -> MergePolicy:
         """Make a merge policy; called twice, it makes two.
 
@@ -36,9 +37,14 @@ class PolicyCalls(Calls):
             graph: Which identities are one person.
             order: Ids of the source datasets that take part, strongest first. Empty: the record ingested later wins.
             is_default: Whether jobs that name no policy use it from now on.
+            excluded: Namespaces and ids of the identities that link nobody.
         """
         request = pb.CreateMergePolicyRequest(
-            name=name, attribute_merge=_rule(order), identity_graph=graph, is_default=is_default
+            name=name,
+            attribute_merge=_rule(order),
+            identity_graph=graph,
+            is_default=is_default,
+            excluded_identities=_excluded(excluded),
         )
         return (await self._call(self._profiles.CreateMergePolicy, request)).merge_policy
 
@@ -60,6 +66,7 @@ class PolicyCalls(Calls):
         graph: IdentityGraph.ValueType | None = None,
         order: Sequence[str] | None = None,
         is_default: bool | None = None,
+        excluded: Iterable[tuple[str, str]] | None = None,
         etag: str = "",
     ) -> MergePolicy:
         """Change what is given and leave the rest; at least one change is required. Jobs keep the version they have.
@@ -70,6 +77,7 @@ class PolicyCalls(Calls):
             graph: Which identities are one person from now on. None: unchanged.
             order: As in `create_policy`, empty included. None: unchanged.
             is_default: Whether jobs that name no policy use it from now on. None: unchanged.
+            excluded: As in `create_policy`, all of them. None: unchanged.
             etag: That of the policy that the change is meant for. Empty: whatever it is like.
         """
         request = pb.UpdateMergePolicyRequest(
@@ -79,6 +87,9 @@ class PolicyCalls(Calls):
             attribute_merge=None if order is None else _rule(order),
             identity_graph=graph or IdentityGraph.IDENTITY_GRAPH_UNSPECIFIED,
             is_default=is_default,
+            excluded_identities=(
+                None if excluded is None else policies.ExcludedIdentities(identities=_excluded(excluded))
+            ),
         )
         return (await self._call(self._profiles.UpdateMergePolicy, request)).merge_policy
 
@@ -93,6 +104,13 @@ def _rule(order: Sequence[str]) -> AttributeMerge:
     ranked = AttributeMergeType.ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE
     timed = AttributeMergeType.ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED
     return AttributeMerge(type=ranked if order else timed, order=order)
+
+
+def _excluded(identities: Iterable[tuple[str, str]]) -> list[policies.ExcludedIdentity]:
+    return [
+        policies.ExcludedIdentity(namespace=namespace, id=identity_id)
+        for namespace, identity_id in identities
+    ]
 
 
 @dataclass(frozen=True)

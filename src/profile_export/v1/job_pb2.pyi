@@ -499,6 +499,7 @@ class ExportJob(_message.Message):
     IDENTITY_GRAPH_FIELD_NUMBER: _builtins.int
     ATTRIBUTE_MERGE_TYPE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
+    EXCLUDED_IDENTITY_COUNT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Output only. Grows with each job. JSON writes it as text."""
     state: Global___JobState.ValueType
@@ -523,6 +524,8 @@ class ExportJob(_message.Message):
     """Output only. Why the job is FAILED, CANCELLING or CANCELLED, in a sentence: code and message of its last error, or
     who cancelled it and the reason given. Empty in other states. Set by the server.
     """
+    excluded_identity_count: _builtins.int
+    """Output only. How many identities the merge policy excludes, in the version that the job has."""
     @_builtins.property
     def spec(self) -> Global___ExportSpec:
         """Output only. The request as resolved."""
@@ -608,10 +611,11 @@ class ExportJob(_message.Message):
         identity_graph: _merge_policy_pb2.IdentityGraph.ValueType = ...,
         attribute_merge_type: _merge_policy_pb2.AttributeMergeType.ValueType = ...,
         state_reason: _builtins.str = ...,
+        excluded_identity_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "metrics", b"metrics", "not_before_time", b"not_before_time", "progress", b"progress", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attribute_merge_type", b"attribute_merge_type", "batch_id", b"batch_id", "batches", b"batches", "cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "errors", b"errors", "expire_time", b"expire_time", "id", b"id", "identity_graph", b"identity_graph", "merge_policy_name", b"merge_policy_name", "metrics", b"metrics", "not_before_time", b"not_before_time", "notes", b"notes", "phases", b"phases", "progress", b"progress", "request_id", b"request_id", "revision", b"revision", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attribute_merge_type", b"attribute_merge_type", "batch_id", b"batch_id", "batches", b"batches", "cancellation", b"cancellation", "create_time", b"create_time", "end_time", b"end_time", "errors", b"errors", "excluded_identity_count", b"excluded_identity_count", "expire_time", b"expire_time", "id", b"id", "identity_graph", b"identity_graph", "merge_policy_name", b"merge_policy_name", "metrics", b"metrics", "not_before_time", b"not_before_time", "notes", b"notes", "phases", b"phases", "progress", b"progress", "request_id", b"request_id", "revision", b"revision", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

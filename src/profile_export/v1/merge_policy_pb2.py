@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$profile_export/v1/merge_policy.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x02\n\x0bMergePolicy\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0bschema_name\x18\x04 \x01(\t\x12:\n\x0f\x61ttribute_merge\x18\x05 \x01(\x0b\x32!.profile_export.v1.AttributeMerge\x12\x38\n\x0eidentity_graph\x18\x06 \x01(\x0e\x32 .profile_export.v1.IdentityGraph\x12\x12\n\nis_default\x18\x07 \x01(\x08\x12\x10\n\x08\x62uilt_in\x18\x08 \x01(\x08\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\"T\n\x0e\x41ttributeMerge\x12\x33\n\x04type\x18\x01 \x01(\x0e\x32%.profile_export.v1.AttributeMergeType\x12\r\n\x05order\x18\x02 \x03(\t\">\n\x0eMergePolicyRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_version*\x94\x01\n\x12\x41ttributeMergeType\x12$\n ATTRIBUTE_MERGE_TYPE_UNSPECIFIED\x10\x00\x12*\n&ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED\x10\x01\x12,\n(ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE\x10\x02*`\n\rIdentityGraph\x12\x1e\n\x1aIDENTITY_GRAPH_UNSPECIFIED\x10\x00\x12\x17\n\x13IDENTITY_GRAPH_NONE\x10\x01\x12\x16\n\x12IDENTITY_GRAPH_PDG\x10\x02\x42\xae\x01\n\x15\x63om.profile_export.v1B\x10MergePolicyProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$profile_export/v1/merge_policy.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x03\n\x0bMergePolicy\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0bschema_name\x18\x04 \x01(\t\x12:\n\x0f\x61ttribute_merge\x18\x05 \x01(\x0b\x32!.profile_export.v1.AttributeMerge\x12\x38\n\x0eidentity_graph\x18\x06 \x01(\x0e\x32 .profile_export.v1.IdentityGraph\x12\x12\n\nis_default\x18\x07 \x01(\x08\x12\x10\n\x08\x62uilt_in\x18\x08 \x01(\x08\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12@\n\x13\x65xcluded_identities\x18\x0c \x03(\x0b\x32#.profile_export.v1.ExcludedIdentity\"1\n\x10\x45xcludedIdentity\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"M\n\x12\x45xcludedIdentities\x12\x37\n\nidentities\x18\x01 \x03(\x0b\x32#.profile_export.v1.ExcludedIdentity\"T\n\x0e\x41ttributeMerge\x12\x33\n\x04type\x18\x01 \x01(\x0e\x32%.profile_export.v1.AttributeMergeType\x12\r\n\x05order\x18\x02 \x03(\t\">\n\x0eMergePolicyRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_version*\x94\x01\n\x12\x41ttributeMergeType\x12$\n ATTRIBUTE_MERGE_TYPE_UNSPECIFIED\x10\x00\x12*\n&ATTRIBUTE_MERGE_TYPE_TIMESTAMP_ORDERED\x10\x01\x12,\n(ATTRIBUTE_MERGE_TYPE_DATA_SET_PRECEDENCE\x10\x02*`\n\rIdentityGraph\x12\x1e\n\x1aIDENTITY_GRAPH_UNSPECIFIED\x10\x00\x12\x17\n\x13IDENTITY_GRAPH_NONE\x10\x01\x12\x16\n\x12IDENTITY_GRAPH_PDG\x10\x02\x42\xae\x01\n\x15\x63om.profile_export.v1B\x10MergePolicyProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,18 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'profile_export.v1.merge_pol
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025com.profile_export.v1B\020MergePolicyProtoP\001Z\"profile_export/v1;profile_exportv1\242\002\003PXX\252\002\020ProfileExport.V1\312\002\020ProfileExport\\V1\342\002\034ProfileExport\\V1\\GPBMetadata\352\002\021ProfileExport::V1'
-  _globals['_ATTRIBUTEMERGETYPE']._serialized_start=591
-  _globals['_ATTRIBUTEMERGETYPE']._serialized_end=739
-  _globals['_IDENTITYGRAPH']._serialized_start=741
-  _globals['_IDENTITYGRAPH']._serialized_end=837
+  _globals['_ATTRIBUTEMERGETYPE']._serialized_start=787
+  _globals['_ATTRIBUTEMERGETYPE']._serialized_end=935
+  _globals['_IDENTITYGRAPH']._serialized_start=937
+  _globals['_IDENTITYGRAPH']._serialized_end=1033
   _globals['_MERGEPOLICY']._serialized_start=93
-  _globals['_MERGEPOLICY']._serialized_end=438
-  _globals['_ATTRIBUTEMERGE']._serialized_start=440
-  _globals['_ATTRIBUTEMERGE']._serialized_end=524
-  _globals['_MERGEPOLICYREF']._serialized_start=526
-  _globals['_MERGEPOLICYREF']._serialized_end=588
+  _globals['_MERGEPOLICY']._serialized_end=504
+  _globals['_EXCLUDEDIDENTITY']._serialized_start=506
+  _globals['_EXCLUDEDIDENTITY']._serialized_end=555
+  _globals['_EXCLUDEDIDENTITIES']._serialized_start=557
+  _globals['_EXCLUDEDIDENTITIES']._serialized_end=634
+  _globals['_ATTRIBUTEMERGE']._serialized_start=636
+  _globals['_ATTRIBUTEMERGE']._serialized_end=720
+  _globals['_MERGEPOLICYREF']._serialized_start=722
+  _globals['_MERGEPOLICYREF']._serialized_end=784
 # @@protoc_insertion_point(module_scope)

@@ -89,6 +89,7 @@ class MergePolicy(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    EXCLUDED_IDENTITIES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. Opaque. Built in is `timestampOrdered-none-mp`, version 1."""
     version: _builtins.int
@@ -124,6 +125,14 @@ class MergePolicy(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When this version was made. Absent for the built-in policy."""
 
+    @_builtins.property
+    def excluded_identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExcludedIdentity]:
+        """Optional. Identities that link nobody, such as the placeholder `NULL` that many people have as their email: for
+        exports, estimates and look-ups, no row links to or from one. A row that has one as its primary identity is of a
+        profile of its own, without the row's other identities. Fields keep their values. Sorted by namespace and id, each
+        once. Set by the caller.
+        """
+
     def __init__(
         self,
         *,
@@ -138,14 +147,67 @@ class MergePolicy(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        excluded_identities: _abc.Iterable[Global___ExcludedIdentity] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attribute_merge", b"attribute_merge", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute_merge", b"attribute_merge", "built_in", b"built_in", "create_time", b"create_time", "etag", b"etag", "id", b"id", "identity_graph", b"identity_graph", "is_default", b"is_default", "name", b"name", "schema_name", b"schema_name", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute_merge", b"attribute_merge", "built_in", b"built_in", "create_time", b"create_time", "etag", b"etag", "excluded_identities", b"excluded_identities", "id", b"id", "identity_graph", b"identity_graph", "is_default", b"is_default", "name", b"name", "schema_name", b"schema_name", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MergePolicy: _TypeAlias = MergePolicy  # noqa: Y015
+
+@_typing.final
+class ExcludedIdentity(_message.Message):
+    """ExcludedIdentity is an identity that links nobody under a merge policy. It need not occur on any row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Required. Its namespace, found without regard to case. At most 255 characters."""
+    id: _builtins.str
+    """Required. The id within the namespace, compared exactly. At most 100,000 characters."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExcludedIdentity: _TypeAlias = ExcludedIdentity  # noqa: Y015
+
+@_typing.final
+class ExcludedIdentities(_message.Message):
+    """ExcludedIdentities are all identities that link nobody under a merge policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExcludedIdentity]:
+        """Optional. Which; one that is given twice, in whatever spelling of its namespace, counts once. Empty: none. At most
+        1,000 items.
+        """
+
+    def __init__(
+        self,
+        *,
+        identities: _abc.Iterable[Global___ExcludedIdentity] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identities", b"identities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExcludedIdentities: _TypeAlias = ExcludedIdentities  # noqa: Y015
 
 @_typing.final
 class AttributeMerge(_message.Message):

@@ -27,7 +27,7 @@ from profile_export.v1 import merge_policy_pb2 as profile__export_dot_v1_dot_mer
 from profile_export.v1 import profile_pb2 as profile__export_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'profile_export/v1/profile_service.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$profile_export/v1/merge_policy.proto\x1a\x1fprofile_export/v1/profile.proto\"\xc7\x01\n\x18\x43reateMergePolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12:\n\x0f\x61ttribute_merge\x18\x02 \x01(\x0b\x32!.profile_export.v1.AttributeMerge\x12\x38\n\x0eidentity_graph\x18\x03 \x01(\x0e\x32 .profile_export.v1.IdentityGraph\x12\x12\n\nis_default\x18\x04 \x01(\x08\x12\x13\n\x0bschema_name\x18\x05 \x01(\t\"Q\n\x19\x43reateMergePolicyResponse\x12\x34\n\x0cmerge_policy\x18\x01 \x01(\x0b\x32\x1e.profile_export.v1.MergePolicy\"R\n\x15GetMergePolicyRequest\x12\x17\n\x0fmerge_policy_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_version\"N\n\x16GetMergePolicyResponse\x12\x34\n\x0cmerge_policy\x18\x01 \x01(\x0b\x32\x1e.profile_export.v1.MergePolicy\"c\n\x18ListMergePoliciesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\"l\n\x19ListMergePoliciesResponse\x12\x36\n\x0emerge_policies\x18\x01 \x03(\x0b\x32\x1e.profile_export.v1.MergePolicy\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xfb\x01\n\x18UpdateMergePolicyRequest\x12\x17\n\x0fmerge_policy_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12:\n\x0f\x61ttribute_merge\x18\x03 \x01(\x0b\x32!.profile_export.v1.AttributeMerge\x12\x38\n\x0eidentity_graph\x18\x04 \x01(\x0e\x32 .profile_export.v1.IdentityGraph\x12\x17\n\nis_default\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x0c\n\x04\x65tag\x18\x06 \x01(\tB\x07\n\x05_nameB\r\n\x0b_is_default\"Q\n\x19UpdateMergePolicyResponse\x12\x34\n\x0cmerge_policy\x18\x01 \x01(\x0b\x32\x1e.profile_export.v1.MergePolicy\"A\n\x18\x44\x65leteMergePolicyRequest\x12\x17\n\x0fmerge_policy_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x1b\n\x19\x44\x65leteMergePolicyResponse\"\x9c\x01\n\x11GetProfileRequest\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.profile_export.v1.Identity\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\x12\x37\n\x0cmerge_policy\x18\x03 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\x12\x0f\n\x07\x65xplain\x18\x04 \x01(\x08\"\x98\x01\n\x12GetProfileResponse\x12+\n\x07profile\x18\x01 \x01(\x0b\x32\x1a.profile_export.v1.Profile\x12\x39\n\x0c\x65xplanations\x18\x02 \x03(\x0b\x32#.profile_export.v1.FieldExplanation\x12\x1a\n\x12unexplained_fields\x18\x03 \x01(\x05\"\xb9\x02\n\x18ListProfileEventsRequest\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.profile_export.v1.Identity\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\x12\x37\n\x0cmerge_policy\x18\x03 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x08 \x01(\t\x12\x10\n\x08order_by\x18\t \x01(\t\"e\n\x19ListProfileEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.profile_export.v1.ProfileEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"~\n\x14\x44\x65leteProfileRequest\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.profile_export.v1.Identity\x12\x37\n\x0cmerge_policy\x18\x02 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\"i\n\x15\x44\x65leteProfileResponse\x12/\n\nidentities\x18\x01 \x03(\x0b\x32\x1b.profile_export.v1.Identity\x12\x0f\n\x07records\x18\x02 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x03\x32\xe6\x06\n\x0eProfileService\x12n\n\x11\x43reateMergePolicy\x12+.profile_export.v1.CreateMergePolicyRequest\x1a,.profile_export.v1.CreateMergePolicyResponse\x12\x65\n\x0eGetMergePolicy\x12(.profile_export.v1.GetMergePolicyRequest\x1a).profile_export.v1.GetMergePolicyResponse\x12n\n\x11ListMergePolicies\x12+.profile_export.v1.ListMergePoliciesRequest\x1a,.profile_export.v1.ListMergePoliciesResponse\x12n\n\x11UpdateMergePolicy\x12+.profile_export.v1.UpdateMergePolicyRequest\x1a,.profile_export.v1.UpdateMergePolicyResponse\x12n\n\x11\x44\x65leteMergePolicy\x12+.profile_export.v1.DeleteMergePolicyRequest\x1a,.profile_export.v1.DeleteMergePolicyResponse\x12Y\n\nGetProfile\x12$.profile_export.v1.GetProfileRequest\x1a%.profile_export.v1.GetProfileResponse\x12n\n\x11ListProfileEvents\x12+.profile_export.v1.ListProfileEventsRequest\x1a,.profile_export.v1.ListProfileEventsResponse\x12\x62\n\rDeleteProfile\x12\'.profile_export.v1.DeleteProfileRequest\x1a(.profile_export.v1.DeleteProfileResponseB\xb1\x01\n\x15\x63om.profile_export.v1B\x13ProfileServiceProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'profile_export/v1/profile_service.proto\x12\x11profile_export.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$profile_export/v1/merge_policy.proto\x1a\x1fprofile_export/v1/profile.proto\"\x89\x02\n\x18\x43reateMergePolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12:\n\x0f\x61ttribute_merge\x18\x02 \x01(\x0b\x32!.profile_export.v1.AttributeMerge\x12\x38\n\x0eidentity_graph\x18\x03 \x01(\x0e\x32 .profile_export.v1.IdentityGraph\x12\x12\n\nis_default\x18\x04 \x01(\x08\x12\x13\n\x0bschema_name\x18\x05 \x01(\t\x12@\n\x13\x65xcluded_identities\x18\x06 \x03(\x0b\x32#.profile_export.v1.ExcludedIdentity\"Q\n\x19\x43reateMergePolicyResponse\x12\x34\n\x0cmerge_policy\x18\x01 \x01(\x0b\x32\x1e.profile_export.v1.MergePolicy\"R\n\x15GetMergePolicyRequest\x12\x17\n\x0fmerge_policy_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_version\"N\n\x16GetMergePolicyResponse\x12\x34\n\x0cmerge_policy\x18\x01 \x01(\x0b\x32\x1e.profile_export.v1.MergePolicy\"c\n\x18ListMergePoliciesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\"l\n\x19ListMergePoliciesResponse\x12\x36\n\x0emerge_policies\x18\x01 \x03(\x0b\x32\x1e.profile_export.v1.MergePolicy\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbf\x02\n\x18UpdateMergePolicyRequest\x12\x17\n\x0fmerge_policy_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12:\n\x0f\x61ttribute_merge\x18\x03 \x01(\x0b\x32!.profile_export.v1.AttributeMerge\x12\x38\n\x0eidentity_graph\x18\x04 \x01(\x0e\x32 .profile_export.v1.IdentityGraph\x12\x17\n\nis_default\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\x42\n\x13\x65xcluded_identities\x18\x07 \x01(\x0b\x32%.profile_export.v1.ExcludedIdentitiesB\x07\n\x05_nameB\r\n\x0b_is_default\"Q\n\x19UpdateMergePolicyResponse\x12\x34\n\x0cmerge_policy\x18\x01 \x01(\x0b\x32\x1e.profile_export.v1.MergePolicy\"A\n\x18\x44\x65leteMergePolicyRequest\x12\x17\n\x0fmerge_policy_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x1b\n\x19\x44\x65leteMergePolicyResponse\"\x9c\x01\n\x11GetProfileRequest\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.profile_export.v1.Identity\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\x12\x37\n\x0cmerge_policy\x18\x03 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\x12\x0f\n\x07\x65xplain\x18\x04 \x01(\x08\"\x98\x01\n\x12GetProfileResponse\x12+\n\x07profile\x18\x01 \x01(\x0b\x32\x1a.profile_export.v1.Profile\x12\x39\n\x0c\x65xplanations\x18\x02 \x03(\x0b\x32#.profile_export.v1.FieldExplanation\x12\x1a\n\x12unexplained_fields\x18\x03 \x01(\x05\"\xb9\x02\n\x18ListProfileEventsRequest\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.profile_export.v1.Identity\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\x12\x37\n\x0cmerge_policy\x18\x03 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x08 \x01(\t\x12\x10\n\x08order_by\x18\t \x01(\t\"e\n\x19ListProfileEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.profile_export.v1.ProfileEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"~\n\x14\x44\x65leteProfileRequest\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.profile_export.v1.Identity\x12\x37\n\x0cmerge_policy\x18\x02 \x01(\x0b\x32!.profile_export.v1.MergePolicyRef\"i\n\x15\x44\x65leteProfileResponse\x12/\n\nidentities\x18\x01 \x03(\x0b\x32\x1b.profile_export.v1.Identity\x12\x0f\n\x07records\x18\x02 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x03\x32\xe6\x06\n\x0eProfileService\x12n\n\x11\x43reateMergePolicy\x12+.profile_export.v1.CreateMergePolicyRequest\x1a,.profile_export.v1.CreateMergePolicyResponse\x12\x65\n\x0eGetMergePolicy\x12(.profile_export.v1.GetMergePolicyRequest\x1a).profile_export.v1.GetMergePolicyResponse\x12n\n\x11ListMergePolicies\x12+.profile_export.v1.ListMergePoliciesRequest\x1a,.profile_export.v1.ListMergePoliciesResponse\x12n\n\x11UpdateMergePolicy\x12+.profile_export.v1.UpdateMergePolicyRequest\x1a,.profile_export.v1.UpdateMergePolicyResponse\x12n\n\x11\x44\x65leteMergePolicy\x12+.profile_export.v1.DeleteMergePolicyRequest\x1a,.profile_export.v1.DeleteMergePolicyResponse\x12Y\n\nGetProfile\x12$.profile_export.v1.GetProfileRequest\x1a%.profile_export.v1.GetProfileResponse\x12n\n\x11ListProfileEvents\x12+.profile_export.v1.ListProfileEventsRequest\x1a,.profile_export.v1.ListProfileEventsResponse\x12\x62\n\rDeleteProfile\x12\'.profile_export.v1.DeleteProfileRequest\x1a(.profile_export.v1.DeleteProfileResponseB\xb1\x01\n\x15\x63om.profile_export.v1B\x13ProfileServiceProtoP\x01Z\"profile_export/v1;profile_exportv1\xa2\x02\x03PXX\xaa\x02\x10ProfileExport.V1\xca\x02\x10ProfileExport\\V1\xe2\x02\x1cProfileExport\\V1\\GPBMetadata\xea\x02\x11ProfileExport::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,37 +36,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025com.profile_export.v1B\023ProfileServiceProtoP\001Z\"profile_export/v1;profile_exportv1\242\002\003PXX\252\002\020ProfileExport.V1\312\002\020ProfileExport\\V1\342\002\034ProfileExport\\V1\\GPBMetadata\352\002\021ProfileExport::V1'
   _globals['_CREATEMERGEPOLICYREQUEST']._serialized_start=167
-  _globals['_CREATEMERGEPOLICYREQUEST']._serialized_end=366
-  _globals['_CREATEMERGEPOLICYRESPONSE']._serialized_start=368
-  _globals['_CREATEMERGEPOLICYRESPONSE']._serialized_end=449
-  _globals['_GETMERGEPOLICYREQUEST']._serialized_start=451
-  _globals['_GETMERGEPOLICYREQUEST']._serialized_end=533
-  _globals['_GETMERGEPOLICYRESPONSE']._serialized_start=535
-  _globals['_GETMERGEPOLICYRESPONSE']._serialized_end=613
-  _globals['_LISTMERGEPOLICIESREQUEST']._serialized_start=615
-  _globals['_LISTMERGEPOLICIESREQUEST']._serialized_end=714
-  _globals['_LISTMERGEPOLICIESRESPONSE']._serialized_start=716
-  _globals['_LISTMERGEPOLICIESRESPONSE']._serialized_end=824
-  _globals['_UPDATEMERGEPOLICYREQUEST']._serialized_start=827
-  _globals['_UPDATEMERGEPOLICYREQUEST']._serialized_end=1078
-  _globals['_UPDATEMERGEPOLICYRESPONSE']._serialized_start=1080
-  _globals['_UPDATEMERGEPOLICYRESPONSE']._serialized_end=1161
-  _globals['_DELETEMERGEPOLICYREQUEST']._serialized_start=1163
-  _globals['_DELETEMERGEPOLICYREQUEST']._serialized_end=1228
-  _globals['_DELETEMERGEPOLICYRESPONSE']._serialized_start=1230
-  _globals['_DELETEMERGEPOLICYRESPONSE']._serialized_end=1257
-  _globals['_GETPROFILEREQUEST']._serialized_start=1260
-  _globals['_GETPROFILEREQUEST']._serialized_end=1416
-  _globals['_GETPROFILERESPONSE']._serialized_start=1419
-  _globals['_GETPROFILERESPONSE']._serialized_end=1571
-  _globals['_LISTPROFILEEVENTSREQUEST']._serialized_start=1574
-  _globals['_LISTPROFILEEVENTSREQUEST']._serialized_end=1887
-  _globals['_LISTPROFILEEVENTSRESPONSE']._serialized_start=1889
-  _globals['_LISTPROFILEEVENTSRESPONSE']._serialized_end=1990
-  _globals['_DELETEPROFILEREQUEST']._serialized_start=1992
-  _globals['_DELETEPROFILEREQUEST']._serialized_end=2118
-  _globals['_DELETEPROFILERESPONSE']._serialized_start=2120
-  _globals['_DELETEPROFILERESPONSE']._serialized_end=2225
-  _globals['_PROFILESERVICE']._serialized_start=2228
-  _globals['_PROFILESERVICE']._serialized_end=3098
+  _globals['_CREATEMERGEPOLICYREQUEST']._serialized_end=432
+  _globals['_CREATEMERGEPOLICYRESPONSE']._serialized_start=434
+  _globals['_CREATEMERGEPOLICYRESPONSE']._serialized_end=515
+  _globals['_GETMERGEPOLICYREQUEST']._serialized_start=517
+  _globals['_GETMERGEPOLICYREQUEST']._serialized_end=599
+  _globals['_GETMERGEPOLICYRESPONSE']._serialized_start=601
+  _globals['_GETMERGEPOLICYRESPONSE']._serialized_end=679
+  _globals['_LISTMERGEPOLICIESREQUEST']._serialized_start=681
+  _globals['_LISTMERGEPOLICIESREQUEST']._serialized_end=780
+  _globals['_LISTMERGEPOLICIESRESPONSE']._serialized_start=782
+  _globals['_LISTMERGEPOLICIESRESPONSE']._serialized_end=890
+  _globals['_UPDATEMERGEPOLICYREQUEST']._serialized_start=893
+  _globals['_UPDATEMERGEPOLICYREQUEST']._serialized_end=1212
+  _globals['_UPDATEMERGEPOLICYRESPONSE']._serialized_start=1214
+  _globals['_UPDATEMERGEPOLICYRESPONSE']._serialized_end=1295
+  _globals['_DELETEMERGEPOLICYREQUEST']._serialized_start=1297
+  _globals['_DELETEMERGEPOLICYREQUEST']._serialized_end=1362
+  _globals['_DELETEMERGEPOLICYRESPONSE']._serialized_start=1364
+  _globals['_DELETEMERGEPOLICYRESPONSE']._serialized_end=1391
+  _globals['_GETPROFILEREQUEST']._serialized_start=1394
+  _globals['_GETPROFILEREQUEST']._serialized_end=1550
+  _globals['_GETPROFILERESPONSE']._serialized_start=1553
+  _globals['_GETPROFILERESPONSE']._serialized_end=1705
+  _globals['_LISTPROFILEEVENTSREQUEST']._serialized_start=1708
+  _globals['_LISTPROFILEEVENTSREQUEST']._serialized_end=2021
+  _globals['_LISTPROFILEEVENTSRESPONSE']._serialized_start=2023
+  _globals['_LISTPROFILEEVENTSRESPONSE']._serialized_end=2124
+  _globals['_DELETEPROFILEREQUEST']._serialized_start=2126
+  _globals['_DELETEPROFILEREQUEST']._serialized_end=2252
+  _globals['_DELETEPROFILERESPONSE']._serialized_start=2254
+  _globals['_DELETEPROFILERESPONSE']._serialized_end=2359
+  _globals['_PROFILESERVICE']._serialized_start=2362
+  _globals['_PROFILESERVICE']._serialized_end=3232
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,7 @@ class CreateMergePolicyRequest(_message.Message):
     IDENTITY_GRAPH_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     SCHEMA_NAME_FIELD_NUMBER: _builtins.int
+    EXCLUDED_IDENTITIES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Descriptive, need not be unique. At most 255 characters."""
     identity_graph: _merge_policy_pb2.IdentityGraph.ValueType
@@ -44,6 +45,13 @@ class CreateMergePolicyRequest(_message.Message):
     def attribute_merge(self) -> _merge_policy_pb2.AttributeMerge:
         """Required. Which value wins."""
 
+    @_builtins.property
+    def excluded_identities(self) -> _containers.RepeatedCompositeFieldContainer[_merge_policy_pb2.ExcludedIdentity]:
+        """Optional. As MergePolicy.excluded_identities. One that is given twice, in whatever spelling of its namespace, counts
+        once. A policy that has some costs its jobs more time: who is who is found out anew by each of them, from all rows.
+        Empty: none. At most 1,000 items.
+        """
+
     def __init__(
         self,
         *,
@@ -52,10 +60,11 @@ class CreateMergePolicyRequest(_message.Message):
         identity_graph: _merge_policy_pb2.IdentityGraph.ValueType = ...,
         is_default: _builtins.bool = ...,
         schema_name: _builtins.str = ...,
+        excluded_identities: _abc.Iterable[_merge_policy_pb2.ExcludedIdentity] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attribute_merge", b"attribute_merge"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute_merge", b"attribute_merge", "identity_graph", b"identity_graph", "is_default", b"is_default", "name", b"name", "schema_name", b"schema_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute_merge", b"attribute_merge", "excluded_identities", b"excluded_identities", "identity_graph", b"identity_graph", "is_default", b"is_default", "name", b"name", "schema_name", b"schema_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,6 +226,7 @@ class UpdateMergePolicyRequest(_message.Message):
     IDENTITY_GRAPH_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    EXCLUDED_IDENTITIES_FIELD_NUMBER: _builtins.int
     merge_policy_id: _builtins.str
     """Required. The policy. At most 128 characters."""
     name: _builtins.str
@@ -235,6 +245,10 @@ class UpdateMergePolicyRequest(_message.Message):
     def attribute_merge(self) -> _merge_policy_pb2.AttributeMerge:
         """Optional. The whole rule. Absent: unchanged."""
 
+    @_builtins.property
+    def excluded_identities(self) -> _merge_policy_pb2.ExcludedIdentities:
+        """Optional. The whole list, which takes the place of the former one. Absent: unchanged."""
+
     def __init__(
         self,
         *,
@@ -244,10 +258,11 @@ class UpdateMergePolicyRequest(_message.Message):
         identity_graph: _merge_policy_pb2.IdentityGraph.ValueType = ...,
         is_default: _builtins.bool | None = ...,
         etag: _builtins.str = ...,
+        excluded_identities: _merge_policy_pb2.ExcludedIdentities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_default", b"_is_default", "_name", b"_name", "attribute_merge", b"attribute_merge", "is_default", b"is_default", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_default", b"_is_default", "_name", b"_name", "attribute_merge", b"attribute_merge", "excluded_identities", b"excluded_identities", "is_default", b"is_default", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_default", b"_is_default", "_name", b"_name", "attribute_merge", b"attribute_merge", "etag", b"etag", "identity_graph", b"identity_graph", "is_default", b"is_default", "merge_policy_id", b"merge_policy_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_default", b"_is_default", "_name", b"_name", "attribute_merge", b"attribute_merge", "etag", b"etag", "excluded_identities", b"excluded_identities", "identity_graph", b"identity_graph", "is_default", b"is_default", "merge_policy_id", b"merge_policy_id", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__is_default: _TypeAlias = _typing.Literal["is_default"]  # noqa: Y015
     _WhichOneofArgType__is_default: _TypeAlias = _typing.Literal["_is_default", b"_is_default"]  # noqa: Y015

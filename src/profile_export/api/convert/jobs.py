@@ -218,6 +218,7 @@ def export_job(view: JobView) -> job_pb2.ExportJob:
         merge_policy_name=job.bound.policy.name,
         identity_graph=WIRE_GRAPHS[job.bound.policy.graph],
         attribute_merge_type=WIRE_MERGES[job.bound.policy.attribute_merge],
+        excluded_identity_count=len(job.bound.policy.excluded_identities),
         cancellation=_cancellation(job.cancellation) if job.cancellation else None,
         progress=job_progress(view.progress) if view.progress else None,
     )

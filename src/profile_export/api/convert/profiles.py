@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from profile_export.api.convert.values import (
@@ -27,6 +27,7 @@ from profile_export.domain.merging.policy import (
     IdentityGraph,
     MergePolicy,
     PolicyChange,
+    each_once,
 )
 from profile_export.domain.schemas.types import dotted_path
 from profile_export.v1 import merge_policy_pb2, profile_pb2
@@ -64,6 +65,7 @@ def new_policy(request: pb.CreateMergePolicyRequest, policy_id: str) -> MergePol
         attribute_merge=_known(_MERGES, request.attribute_merge.type, "attribute_merge.type"),
         order=tuple(request.attribute_merge.order),
         is_default=request.is_default,
+        excluded_identities=_excluded(request.excluded_identities, "excluded_identities"),
     )
 
 
@@ -84,6 +86,11 @@ def policy_change(request: pb.UpdateMergePolicyRequest) -> PolicyChange:
         ),
         order=tuple(merge.order),
         is_default=given(request, "is_default"),
+        excluded_identities=(
+            _excluded(request.excluded_identities.identities, "excluded_identities.identities")
+            if request.HasField("excluded_identities")
+            else None
+        ),
     )
     refuse_no_change(change)
     return change
@@ -105,6 +112,24 @@ def merge_policy(value: MergePolicy) -> merge_policy_pb2.MergePolicy:
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
         etag=value.etag,
+        excluded_identities=[
+            merge_policy_pb2.ExcludedIdentity(namespace=one.namespace, id=one.id)
+            for one in value.excluded_identities
+        ],
+    )
+
+
+def _excluded(identities: Iterable[merge_policy_pb2.ExcludedIdentity], field: str) -> tuple[Identity, ...]:
+    """Read which identities link nobody.
+
+    Raises:
+        InvalidArgumentError: One has no namespace or no id.
+    """
+    return each_once(
+        Identity(
+            required(one.namespace, f"{field}[{place}].namespace"), required(one.id, f"{field}[{place}].id")
+        )
+        for place, one in enumerate(identities)
     )
 
 

@@ -203,6 +203,18 @@ def instant(option: str, text: str) -> datetime | None:
         raise typer.BadParameter(f"{option} {text!r} is not within the years 1 to 9999 of UTC.") from None
 
 
+def identity_parts(text: str) -> tuple[str, str]:
+    """Read an identity that a caller has typed: its namespace and its id, the namespace without a colon.
+
+    Raises:
+        typer.BadParameter: One of them is missing.
+    """
+    namespace, colon, identity_id = text.partition(":")
+    if not (namespace and colon and identity_id):
+        raise typer.BadParameter(f"{text!r} is no identity: write it as Email:ada@example.com.")
+    return namespace, identity_id
+
+
 def job_number(text: str) -> int:
     """Read the number of a job.
 

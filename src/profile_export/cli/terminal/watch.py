@@ -182,7 +182,8 @@ def facts(job: ExportJob) -> Table:
 
 
 def _facts(job: ExportJob) -> list[Fact]:
-    used, rules = job.spec.merge_policy, (job.attribute_merge_type, job.identity_graph)
+    used = job.spec.merge_policy
+    rules = (job.attribute_merge_type, job.identity_graph, job.excluded_identity_count)
     return [
         ("job", Text(f"{job.id}  ") + state(job.state)),
         ("to", job.spec.destination.dataset_id),
@@ -196,9 +197,17 @@ def _facts(job: ExportJob) -> list[Fact]:
 
 
 def _policy(
-    policy_id: str, version: int, merge: AttributeMergeType.ValueType, graph: IdentityGraph.ValueType
+    policy_id: str,
+    version: int,
+    merge: AttributeMergeType.ValueType,
+    graph: IdentityGraph.ValueType,
+    excluded: int,
 ) -> str:
-    return f"{policy_id} version {version}: {word(AttributeMergeType, merge)}, graph {word(IdentityGraph, graph)}"
+    rules = f"{word(AttributeMergeType, merge)}, graph {word(IdentityGraph, graph)}"
+    without = (
+        f", {count(excluded)} {'identity' if excluded == 1 else 'identities'} excluded" if excluded else ""
+    )
+    return f"{policy_id} version {version}: {rules}{without}"
 
 
 def _metric_facts(metrics: JobMetrics) -> list[Fact]:
@@ -306,7 +315,7 @@ def print_receipt(answer: GetReceiptResponse) -> None:
     """Write what a receipt proves: the counts, what was read, and the files with their hashes."""
     receipt = answer.receipt
     policy, segment = receipt.merge_policy, receipt.segment
-    rules = (policy.attribute_merge.type, policy.identity_graph)
+    rules = (policy.attribute_merge.type, policy.identity_graph, len(policy.excluded_identities))
     named = f"{segment.namespace}:{segment.segment_id}" if receipt.HasField("segment") else None
     print_facts(
         [

@@ -24,7 +24,13 @@ from profile_export.domain.lists import (
     refused_token,
 )
 from profile_export.domain.merging.explain import Explanation, explained
-from profile_export.domain.merging.identity import MAX_IDENTITIES, Identity, fold_namespace, profile_id
+from profile_export.domain.merging.identity import (
+    MAX_IDENTITIES,
+    Identity,
+    fold_namespace,
+    identity_key,
+    profile_id,
+)
 from profile_export.domain.merging.merge import (
     EventKey,
     Person,
@@ -123,6 +129,8 @@ def person_of(plan: ExportPlan, rows: Iterable[SourceRow], identity: Identity) -
     found = "any identity of a profile is found"
     if plan.graph is IdentityGraph.NONE:
         found = "only primary identities are found, because its graph is 'none'"
+    elif identity_key(identity) in plan.excluded:
+        found = "it excludes this identity, which is found only where a row has it as its primary one"
     raise NotFoundError(
         "PROFILE_NOT_FOUND",
         f"Nothing is known of {_shown(identity)} under this merge policy: {found}.",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from shlex import quote
 
-from profile_export.domain.export.plan import ExportCounts, ExportPlan, IdentityFindings
+from profile_export.domain.export.plan import ExportCounts, ExportPlan, IdentityFindings, LinkingIdentity
 from profile_export.domain.merging.identity import MAX_IDENTITIES, UNUSUALLY_MANY
 from profile_export.domain.merging.policy import IdentityGraph
 
@@ -40,9 +41,10 @@ def _of_findings(plan: ExportPlan, findings: IdentityFindings) -> Iterator[str]:
 def _of_counts(plan: ExportPlan, findings: IdentityFindings, counts: ExportCounts) -> Iterator[str]:
     several = sum(1 for source in plan.sources if source.rows) > 1
     if plan.graph is IdentityGraph.PDG and several and not findings.linked and not counts.profiles_merged:
+        counting = " that the policy does not exclude" if plan.excluded else ""
         yield (
-            "The graph pdg has linked nobody, and no profile has records of two datasets: no row has two identities. "
-            "Link them by a row that has both, such as a further identity field."
+            "The graph pdg has linked nobody, and no profile has records of two datasets: no row has two identities"
+            f"{counting}. Link them by a row that has both, such as a further identity field."
         )
     if counts.events_read and not counts.events_with_record:
         yield (
@@ -58,8 +60,18 @@ def _of_counts(plan: ExportPlan, findings: IdentityFindings, counts: ExportCount
         shown = most.id if len(most.id) <= _MOST_SHOWN else f"{most.id[:_MOST_SHOWN]}…"
         yield (
             f"The identity '{shown}' of the namespace '{most.namespace}' links most: it occurs with {most.others} "
-            "others. If it is nobody's own, leave it out where it comes from."
+            "others. If it is nobody's own, leave it out where it comes from, or add it to the policy's "
+            f"excluded_identities{_command(plan, most)}."
         )
     for position, one in enumerate(plan.segments.segments if plan.segments else ()):
         if not counts.segment_members.get(position):
             yield f"No profile has an entry for the segment '{one.segment_id}' of the namespace '{one.namespace}'."
+
+
+def _command(plan: ExportPlan, most: LinkingIdentity) -> str:
+    """Return the command that excludes an identity, in brackets; nothing if its id is too long to be shown."""
+    if len(most.id) > _MOST_SHOWN:
+        return ""
+    policy = plan.origin.get("policy-id", "POLICY")
+    excluded = quote(f"{most.namespace}:{most.id}")
+    return f" (`profile-export policies update {policy} --exclude {excluded}`)"

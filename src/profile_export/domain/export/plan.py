@@ -15,6 +15,7 @@ from typing import Any
 from profile_export.domain.catalog.datasets import DatasetKind
 from profile_export.domain.export.request import BoundRequest
 from profile_export.domain.export.selection import IdentitySelection, SegmentSelection, select_fields
+from profile_export.domain.merging.identity import IdentityKey, identity_key
 from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph, MergePolicy
 from profile_export.domain.schemas.types import (
     EMPTY,
@@ -155,7 +156,8 @@ class ExportPlan:
     `segment_batches`, one per segment, a profile is in the batch of every segment it is in, and `batch_id` is empty.
     `notes` are sentences for the job. `graph_folder` is where the tenant's identity graph is kept, relative to the
     lake's root; empty: nowhere. `values_per_range` says how the work is cut; it is more than 0. `origin` is what each
-    file says of itself beside its batch: by name the job, if there is one, and the merge policy.
+    file says of itself beside its batch: by name the job, if there is one, and the merge policy. `excluded` are, in
+    order, the keys of identities that link nobody: rows are read as if none of their links led to or from one (S4).
     """
 
     batch_id: str
@@ -177,6 +179,7 @@ class ExportPlan:
     graph_folder: str = ""
     values_per_range: int = VALUES_PER_RANGE
     origin: Mapping[str, str] = field(default_factory=dict)
+    excluded: tuple[IdentityKey, ...] = ()
 
     @property
     def batch_ids(self) -> tuple[str, ...]:
@@ -467,9 +470,11 @@ def plan_export(
         newer_than=request.from_ingest_time,
         segment_batches=segment_batches,
         notes=precedence.notes,
-        graph_folder=snapshot.graph_folder,
+        # A kept graph says from which batches it was made, and no more: it would link what is excluded.
+        graph_folder="" if bound.policy.excluded_identities else snapshot.graph_folder,
         values_per_range=values_per_range,
         origin=_origin(bound.policy, job_id),
+        excluded=tuple(sorted(map(identity_key, bound.policy.excluded_identities))),
     )
 
 

@@ -85,7 +85,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A source row in its place, its namespaces registered. `states` has all its identities.
+    """A source row in its place, its namespaces registered. `states` has all its identities that count (S4).
 
     `strength` is that of its batch.
     """
@@ -126,16 +126,27 @@ class Person:
 
 
 def placed(plan: ExportPlan, rows: Iterable[SourceRow]) -> Placed:
-    """Give every row its place and ingest time (S8) and registered namespaces (S2), apart by what it is good for."""
+    """Give every row its place and ingest time (S8) and registered namespaces (S2), apart by what it is good for.
+
+    Links to and from what the plan excludes are gone (S4).
+    """
     batches = {batch.id: batch for batch in plan.batches}
     sources = {source.dataset_id: source for source in plan.sources}
     found = Placed([], [], [])
     kinds = {DatasetKind.RECORD: found.records, DatasetKind.EVENT: found.events}
+    excluded = frozenset(plan.excluded)
     for row in rows:
         source = sources[row.dataset_id]
         target = kinds[source.kind] if source.takes_part else found.others
-        target.append(_in_place(row, batches[row.batch_id], plan.namespaces))
+        counting = replace(row, links=_counting_links(row, excluded)) if excluded else row
+        target.append(_in_place(counting, batches[row.batch_id], plan.namespaces))
     return found
+
+
+def _counting_links(row: SourceRow, excluded: Collection[IdentityKey]) -> tuple[StatedIdentity, ...]:
+    if identity_key(row.primary.identity) in excluded:
+        return ()
+    return tuple(link for link in row.links if identity_key(link.identity) not in excluded)
 
 
 def _in_place(row: SourceRow, batch: PinnedBatch, namespaces: Mapping[str, str]) -> Row:

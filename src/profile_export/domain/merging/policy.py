@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -10,6 +10,7 @@ from enum import StrEnum
 from profile_export.domain.catalog.datasets import PROFILE_CLASS
 from profile_export.domain.errors import FailedPreconditionError, InvalidArgumentError
 from profile_export.domain.lists import ListFields, truth, word
+from profile_export.domain.merging.identity import Identity, IdentityKey, identity_key
 
 
 class IdentityGraph(StrEnum):
@@ -53,7 +54,8 @@ class MergePolicy:
 
     `order` names source datasets, the strongest first; it is empty with `timestampOrdered`. `is_default` is no part of
     a version: it tells of the policy, in whichever version it is read. `create_time` is that of version 1,
-    `update_time` that of this one; both are None for the policy that is built in.
+    `update_time` that of this one; both are None for the policy that is built in. `excluded_identities` link nobody
+    (S4); they are as `each_once` makes them.
     """
 
     id: str
@@ -66,6 +68,7 @@ class MergePolicy:
     order: tuple[str, ...] = ()
     is_default: bool = False
     update_time: datetime | None = None
+    excluded_identities: tuple[Identity, ...] = ()
 
     @property
     def etag(self) -> str:
@@ -81,13 +84,17 @@ BUILT_IN_POLICY = MergePolicy(
 
 @dataclass(frozen=True, slots=True)
 class PolicyChange:
-    """What a caller changes of a merge policy; None stays as it is, and `order` comes with `attribute_merge` only."""
+    """What a caller changes of a merge policy; None stays as it is, and `order` comes with `attribute_merge` only.
+
+    `excluded_identities` take the place of all former ones; they are as `each_once` makes them.
+    """
 
     name: str | None = None
     graph: IdentityGraph | None = None
     attribute_merge: AttributeMerge | None = None
     order: tuple[str, ...] = ()
     is_default: bool | None = None
+    excluded_identities: tuple[Identity, ...] | None = None
 
     def next_version(self, policy: MergePolicy) -> MergePolicy:
         """Return the version that follows, or the policy itself if its name and its rules stay as they are."""
@@ -97,8 +104,19 @@ class PolicyChange:
             graph=self.graph or policy.graph,
             attribute_merge=self.attribute_merge or policy.attribute_merge,
             order=self.order if self.attribute_merge else policy.order,
+            excluded_identities=(
+                policy.excluded_identities if self.excluded_identities is None else self.excluded_identities
+            ),
         )
         return policy if changed == policy else replace(changed, version=policy.version + 1)
+
+
+def each_once(identities: Iterable[Identity]) -> tuple[Identity, ...]:
+    """Return identities in order, each once: of several spellings of its namespace the one that comes first (S2)."""
+    found: dict[IdentityKey, Identity] = {}
+    for identity in identities:
+        found.setdefault(identity_key(identity), identity)
+    return tuple(sorted(found.values()))
 
 
 def check_changeable(policy_id: str) -> None:

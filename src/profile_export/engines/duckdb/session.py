@@ -42,6 +42,7 @@ from profile_export.engines.duckdb.query import compiled, output_columns
 from profile_export.engines.duckdb.sources import (
     MovedRows,
     bound_tables,
+    excluded_statements,
     in_leaves,
     in_place,
     in_range,
@@ -146,6 +147,8 @@ class DuckDbSession:
         self._connection.execute("SET parquet_metadata_cache = true")
         # It repeats nested columns: objects of 30 levels took seconds to plan, those of 60 all memory.
         self._connection.execute("SET disabled_optimizers = 'partial_aggregate_pushdown'")
+        for statement in excluded_statements(plan):
+            self._connection.execute(statement)
         self._memory = _memory_of(self._connection)
         self._output = Output(self._connection, plan, folder, segment_folders, self._memory)
         self._meter = _ProgressMeter(self._connection, plan.rows, report)
@@ -306,7 +309,7 @@ class DuckDbSession:
         by_graph = self._plan.graph is IdentityGraph.PDG
         if not self._is_small:
             sources = (source for source in self._plan.sources if by_graph or source.takes_part)
-            return links_in_files(sources, self._root)
+            return links_in_files(sources, self._root, self._plan.excluded)
         held = [_ALL.format(table) for table in self._flattened if by_graph or table != tables.OTHERS]
         return Links(self._links_in(table) for table in held)
 

@@ -63,6 +63,8 @@ _EVENT_COLUMNS = (
     Part("event_id", (EVENT_ID,), TEXT),
     Part("event_time", (EVENT_TIME,), TIMESTAMP),
 )
+_MARKS = 2**16
+"""A power of two, many times the identities that a policy may exclude."""
 _GLOB = re.compile(r"([*?\[])")
 
 
@@ -72,6 +74,44 @@ def range_statements(key_range: KeyRange) -> tuple[str, ...]:
         f"SET VARIABLE {end} = CAST({key} AS BIGINT)"
         for end, key in (("lowest", key_range.low), ("highest", key_range.high))
     )
+
+
+def excluded_statements(plan: ExportPlan) -> tuple[str, ...]:
+    """Bind the identities that the plan excludes, which `bound_tables` means; nothing if it excludes none."""
+    if not plan.excluded:
+        return ()
+    marked = {high % _MARKS for high, _ in plan.excluded}
+    highs = ", ".join(str(high) for high, _ in plan.excluded)
+    marks = "".join("1" if place in marked else "0" for place in range(_MARKS))
+    keys = ", ".join(f"{{'high': {high}::BIGINT, 'low': {low}::BIGINT}}" for high, low in plan.excluded)
+    bound = {
+        "excluded_marks": f"'{marks}'::BIT",
+        "excluded_highs": f"[{highs}]::BIGINT[]",
+        "excluded": f"[{keys}]",
+    }
+    return tuple(f"SET VARIABLE {variable} = {value}" for variable, value in bound.items())
+
+
+def _is_excluded(high: str, low: str) -> str:
+    """Say whether a key is one of the bound ones.
+
+    To compare a key with a thousand whole ones takes 12 µs, with a thousand halves 1 µs, to look at one bit next to
+    nothing. So a bit tells most of those that are none apart, and a half nearly all that are left.
+    """
+    is_one = f"list_contains(getvariable('excluded'), {{'high': {high}, 'low': {low}}})"
+    mark = f"get_bit(getvariable('excluded_marks'), ({high} & {_MARKS - 1})::INTEGER)"
+    may_be_one = f"list_contains(getvariable('excluded_highs'), {high})"
+    return f"CASE WHEN {mark} = 1 THEN CASE WHEN {may_be_one} THEN {is_one} ELSE false END ELSE false END"
+
+
+def _links(plan: ExportPlan) -> str:
+    """Select the links of a row that count: none to or from an excluded identity (S4); null if none is left."""
+    links = f"CAST({name(columns.LINKS)} AS {_LINKS})"
+    if not plan.excluded:
+        return links
+    own = _is_excluded(f"file.{name(columns.KEY_HIGH)}", f"file.{name(columns.KEY_LOW)}")
+    counting = f"list_filter({links}, lambda link: NOT {_is_excluded('link.key_high', 'link.key_low')})"
+    return f"CASE WHEN {own} THEN NULL ELSE nullif({counting}, CAST([] AS {_LINKS})) END"
 
 
 def in_range(column: str) -> str:
@@ -87,7 +127,10 @@ def scan(paths: Sequence[Path]) -> str:
 
 
 def bound_tables(plan: ExportPlan, shape: Shape, lake_root: Path) -> dict[str, str]:
-    """Select all rows of each table of `expression.tables` that has any, without `profile_*`."""
+    """Select all rows of each table of `expression.tables` that has any, without `profile_*`.
+
+    What the plan excludes must be bound.
+    """
     # Events of one instant and id are ordered by dataset id (S17).
     ranks = {source: rank for rank, source in enumerate(sorted(source.dataset_id for source in plan.sources))}
     found: dict[str, list[str]] = {}
@@ -96,7 +139,7 @@ def bound_tables(plan: ExportPlan, shape: Shape, lake_root: Path) -> dict[str, s
         for part in source.parts:
             paths = [lake_root / file.path for file in part.files if file.rows]
             if paths:
-                columns_of = _columns(shape, source, ranks[source.dataset_id], part)
+                columns_of = _columns(shape, source, ranks[source.dataset_id], part, _links(plan))
                 selected = [f"{value} AS {name(column)}" for column, value in columns_of.items()]
                 query = f"SELECT {', '.join(selected)} FROM {scan(paths)} AS file"
                 if table == EVENTS:
@@ -105,11 +148,11 @@ def bound_tables(plan: ExportPlan, shape: Shape, lake_root: Path) -> dict[str, s
     return {table: " UNION ALL ".join(queries) for table, queries in found.items()}
 
 
-def _columns(shape: Shape, source: Source, rank: int, part: SourcePart) -> dict[str, str]:
-    """Return the values of columns by their names; objects in parts."""
+def _columns(shape: Shape, source: Source, rank: int, part: SourcePart, links: str) -> dict[str, str]:
+    """Return the values of columns by their names; objects in parts. `links` is the value of that column."""
     known = _SYSTEM if source.takes_part else _OF_OTHERS
     selected = {alias: name(_SYSTEM[alias]) for alias in known}
-    selected["links"] = f"CAST({name(columns.LINKS)} AS {_LINKS})"
+    selected["links"] = links
     if not source.takes_part:
         return selected
     selected["dataset"] = f"{rank}::INTEGER"

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import Source
-from profile_export.engines.identity.graph import Keys, key_records
+from profile_export.domain.merging.identity import IdentityKey
+from profile_export.engines.identity.components import find
+from profile_export.engines.identity.graph import KEY, Keys, key_records
 
 Pairs = tuple[Keys, Keys]
 Batches = Collection[str] | None
@@ -88,18 +91,23 @@ class Links:
                 yield place, holding
 
 
-def links_in_files(sources: Iterable[Source], lake_root: Path) -> Links:
+def links_in_files(
+    sources: Iterable[Source], lake_root: Path, excluded: Collection[IdentityKey] = ()
+) -> Links:
     """Find the links of all rows of some sources, which are read as they are asked for.
+
+    Those to and from `excluded` identities do not count (S4), but where it is said how many there are at most.
 
     Raises:
         OSError: A file is gone, or the disk failed; reading raises it, too.
         DamagedFileError: As it says; reading raises it, too.
     """
     files = (file for source in sources for part in source.parts for file in part.files if file.rows)
-    return Links(_in_file(lake_root / file.path) for file in files)
+    left_out = np.array(sorted(excluded), KEY)
+    return Links(_in_file(lake_root / file.path, left_out) for file in files)
 
 
-def _in_file(path: Path) -> LinkedPlace:
+def _in_file(path: Path, excluded: Keys) -> LinkedPlace:
     with _opened(path) as file:
         footer = file.metadata
         key, batch_id = (_place(footer, column) for column in (_LINKED_KEY[0], columns.BATCH_ID))
@@ -108,7 +116,20 @@ def _in_file(path: Path) -> LinkedPlace:
             _in_row_group(number, group.column(key), group.column(batch_id))
             for number, group in enumerate(groups)
         ]
-    return LinkedPlace(rows, partial(_pairs_in_file, path))
+    read = partial(_pairs_in_file, path)
+    return LinkedPlace(rows, partial(_without, excluded, read) if len(excluded) else read)
+
+
+def _without(
+    excluded: Keys,
+    read: Callable[[Sequence[LinkedRows], Batches], Iterable[Pairs]],
+    groups: Sequence[LinkedRows],
+    batches: Batches,
+) -> Iterator[Pairs]:
+    """Yield the pairs of which neither end is excluded; `excluded` is in order."""
+    for ones, others in read(groups, batches):
+        counting = ~(find(excluded, ones)[1] | find(excluded, others)[1])
+        yield ones[counting], others[counting]
 
 
 def _place(footer: pq.FileMetaData, column: str) -> int:

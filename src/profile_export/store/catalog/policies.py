@@ -34,7 +34,9 @@ _LISTED = {
     "attribute_merge.type": merge_policy_versions.c.attribute_merge,
     "create_time": merge_policies.c.create_time,
 }
-_CHARACTERS = characters(merge_policy_versions.c.name, merge_policy_versions.c.order)
+_CHARACTERS = characters(
+    merge_policy_versions.c.name, merge_policy_versions.c.order, merge_policy_versions.c.excluded_identities
+)
 
 
 class Policies(Store):

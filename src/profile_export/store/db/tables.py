@@ -35,6 +35,7 @@ from profile_export.domain.job import (
     Progress,
     Resolved,
 )
+from profile_export.domain.merging.identity import Identity
 from profile_export.domain.merging.policy import AttributeMerge, IdentityGraph
 from profile_export.domain.schemas.types import ObjectType
 from profile_export.store.db.columns import Instant, Json, Span, Word
@@ -460,6 +461,7 @@ merge_policy_versions = Table(
     Column("attribute_merge", Word(AttributeMerge), nullable=False),
     Column("order", Json(tuple[str, ...]), nullable=False),
     Column("update_time", Instant, nullable=False),
+    Column("excluded_identities", Json(tuple[Identity, ...]), nullable=False),
 )
 
 
