@@ -267,10 +267,11 @@ class DuckDbSession:
         for statement in range_statements(key_slice):
             self._connection.execute(statement)
         share = self._progress_share(key_slice)
-        if shape.linked:
+        materialises = self._materialises(shape)
+        if materialises:
             with self._meter.measuring(share):
                 self._materialise(shape, key_slice)
-        with self._meter.measuring(self._plan.rows_in(key_slice) - share * (2 if shape.linked else 1)):
+        with self._meter.measuring(self._plan.rows_in(key_slice) - share * (2 if materialises else 1)):
             self._connection.execute(f"{into} {compiled(shape)}")
         if shape.linked:
             if shape.graph is IdentityGraph.PDG:
@@ -341,17 +342,21 @@ class DuckDbSession:
         ):
             if spellings:
                 self._table(tables.spellings_table(table), spellings.items())
-        if not shape.linked:
+        if not self._materialises(shape):
             for table, rows in self._flattened.items():
                 self._bind_rows("CREATE TEMP VIEW", shape, table, in_place(rows))
         make_trims(self._connection, output_columns(shape))
         self._shape = shape
 
-    def _materialise(self, shape: Shape, key_slice: KeyRange) -> None:
-        """Keep the rows of the bound slice: with links, the expression mentions them up to 23 times.
+    def _materialises(self, shape: Shape) -> bool:
+        """Whether the rows of a slice are kept: with links, the expression mentions them up to 23 times.
 
-        Without links, it is faster to read the few columns that each of fewer mentions needs.
+        Without links, it is faster to read the few columns that each of fewer mentions needs, but where few rows are
+        held anyway: to take thousands of leaves out of their objects at each mention costs more than everything else.
         """
+        return shape.linked or (shape.merges and self._is_small)
+
+    def _materialise(self, shape: Shape, key_slice: KeyRange) -> None:
         graph = _GRAPH if self._moved else None
         for table, rows in self._flattened.items():
             moved = self._moved.files(table, key_slice) if self._moved else ()
