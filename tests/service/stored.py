@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.parquet as pq
 
-from profile_export.domain.catalog.batches import SYSTEM_COLUMNS
+from profile_export.domain.catalog.batches import PROFILE_ID, SYSTEM_COLUMNS
 from profile_export.domain.schemas.types import IDENTITY_MAP
 from tests.service.harness import Caller
 
@@ -28,7 +28,8 @@ async def stored_rows(caller: Caller, batch_id: str) -> list[Any]:
 async def exported_rows(caller: Caller, batch_id: str) -> list[Any]:
     """Read the rows of an exported batch, as `as_sent` writes them, without identities."""
     rows = await _all_columns(caller, batch_id)
-    return [as_sent(_without_system_columns(row) | {IDENTITY_MAP: None}) for row in rows]
+    ours = dict.fromkeys((IDENTITY_MAP, PROFILE_ID))
+    return [as_sent(_without_system_columns(row) | ours) for row in rows]
 
 
 async def _all_columns(caller: Caller, batch_id: str) -> list[dict[str, Any]]:
