@@ -50,6 +50,7 @@ def die() -> None:
 
 
 async def serve(data_dir: str, point: str) -> None:
+    processes.configure_logs("info")
     settings = load({"data_dir": data_dir, "grpc_address": "127.0.0.1:0", "threads": "1"}, {})
     if point == "receipt":
         application = Application(settings, lake=DyingLake(Path(data_dir)))
