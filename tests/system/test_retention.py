@@ -23,7 +23,7 @@ def test_an_expired_job_and_an_expired_batch_say_what_happened_and_when(tmp_path
         terminal.get("datasets", "upload", source, tmp_path / "crm.jsonl", "--batch-id", "one")
         people = terminal.get("datasets", "create", "People", "--kind", "union")
         assert "SUCCEEDED" in terminal.get("jobs", "create", "--to", people, "--watch")
-        assert "\nexpires " in terminal.get("jobs", "show", "1")
+        assert "\nexpires\t" in terminal.get("jobs", "show", "1")
 
     # when two days pass
     with closing(sqlite3.connect(tmp_path / "data" / "store.sqlite")) as store, store:
