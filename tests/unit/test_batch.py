@@ -12,6 +12,7 @@ from profile_export.domain.catalog.batches import (
     MOST_FILES,
     Batch,
     BatchState,
+    Reading,
     Upload,
     UploadStart,
     UploadState,
@@ -171,3 +172,23 @@ def test_a_batch_has_so_many_files_and_no_more() -> None:
 
     with pytest.raises(InvalidArgumentError):
         check_file_count("b", MOST_FILES + 1)
+
+
+@pytest.mark.parametrize(
+    ("renames", "why"),
+    [
+        ([("", "a")], "must have names of 1 to 1,024 characters."),
+        ([("a", "")], "must have names of 1 to 1,024 characters."),
+        ([("a", "b" * 1_025)], "must have names of 1 to 1,024 characters."),
+        ([("a", "x"), ("b", "y"), ("c", "x")], "give the name 'x' twice."),
+    ],
+)
+def test_a_field_gets_one_new_name_that_no_other_gets(renames: list[tuple[str, str]], why: str) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        Reading(renames=tuple(renames))
+
+    assert [(one.field, one.description) for one in refused.value.violations] == [("start.renames", why)]
+
+
+def test_names_may_change_places() -> None:
+    assert Reading(renames=(("a", "b"), ("b", "a" * 1_024))).null_values == ()

@@ -18,6 +18,7 @@ from profile_export.domain.errors import (
     PastEndError,
     UnavailableError,
     UnimplementedError,
+    check_etag,
 )
 
 KINDS = (
@@ -119,3 +120,14 @@ def test_what_is_not_built_yet_names_the_method() -> None:
     assert error.reason == "NOT_BUILT"
     assert error.message == "The method 'EstimateJob' is not built yet."
     assert error.metadata == {"method": "EstimateJob"}
+
+
+def test_what_is_meant_for_a_resource_as_it_was_is_refused_once_it_has_changed() -> None:
+    check_etag("", "2", "d")
+    check_etag("2", "2", "d")
+
+    with pytest.raises(AbortedError) as refused:
+        check_etag("1", "2", "d")
+
+    assert refused.value.reason == "ETAG_MISMATCH"
+    assert refused.value.metadata == {"id": "d", "etag": "2"}

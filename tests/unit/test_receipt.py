@@ -5,7 +5,13 @@ from typing import Any
 
 from profile_export.domain.catalog.batches import DataFile
 from profile_export.domain.export.plan import ExportCounts
-from profile_export.domain.export.receipt import FilledBatch, InputBatch, ReceiptFile, receipt_of
+from profile_export.domain.export.receipt import (
+    FilledBatch,
+    InputBatch,
+    ReceiptFile,
+    receipt_of,
+    replacement_note,
+)
 from profile_export.domain.export.request import BoundRequest, ExportRequest
 from profile_export.domain.export.selection import SegmentFilter
 from profile_export.domain.job import Job, JobMetrics, JobState, Phase, PhaseTime
@@ -103,3 +109,9 @@ def test_a_batch_of_several_segments_has_none_of_its_own() -> None:
 
     assert receipt.segment is None
     assert receipt.request.segments == SEGMENTS
+
+
+def test_a_note_says_what_an_export_has_replaced() -> None:
+    assert replacement_note([]) == ()
+    assert replacement_note(["a"]) == ("It has replaced the batch 'a'.",)
+    assert replacement_note(["a", "b", "c"]) == ("It has replaced 3 batches, the newest of them 'c'.",)

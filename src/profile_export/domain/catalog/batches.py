@@ -6,7 +6,7 @@ At the end stand the system columns of a data file, the choice of small files to
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -112,8 +112,8 @@ class Reading:
             if not sent or not 0 < len(name) <= _LONGEST_NEW_NAME:
                 what = f"must have names of 1 to {_LONGEST_NEW_NAME:,} characters."
                 raise InvalidArgumentError.of_field("start.renames", what)
-        targets = [name for _, name in self.renames]
-        if twice := sorted(name for name in set(targets) if targets.count(name) > 1):
+        given = Counter(name for _, name in self.renames)
+        if twice := sorted(name for name, times in given.items() if times > 1):
             raise InvalidArgumentError.of_field("start.renames", f"give the name '{twice[0]}' twice.")
 
 
