@@ -265,6 +265,8 @@ def check_disk(data_dir: Path, source: str, uploads: Sequence[Upload]) -> None:
     compacted = store.execute("SELECT path FROM compactions").fetchall()
     # What nothing needs any more stays for a while, for those who may still be reading it.
     dropped = {folder for (folder,) in store.execute("SELECT folder FROM drops")}
+    # A merge that the last stop has cut off is named, and cleared up at the next start.
+    dropped |= {folder for (folder,) in store.execute("SELECT folder FROM merges")}
     store.close()
     for path, rows, sha256 in files:
         content = (data_dir / "lake" / path).read_bytes()
