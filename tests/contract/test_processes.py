@@ -272,6 +272,7 @@ async def test_the_system_ends_what_uses_the_processor_while_nobody_can_look(
     pool: Pool, tmp_path: Path
 ) -> None:
     began = tmp_path / "began"
+    await pool.run(pid, None)  # imports what the work is of, which takes longer than it may
     working = asyncio.create_task(pool.run(spin_from, began, None, Limits(cpu_seconds=0.1)))
     while not began.exists():  # noqa: ASYNC110 - nothing else tells
         await asyncio.sleep(0)

@@ -32,9 +32,11 @@ from profile_export.domain.schemas.types import (
     MapType,
     ObjectType,
     Scalar,
+    TypeConflictError,
     leaves,
     type_at,
     union_objects,
+    union_types,
 )
 from profile_export.lake.data_files import arrow_type
 from profile_export.v1 import dataset_service_pb2 as ds
@@ -200,11 +202,19 @@ def _taught_scalar(
     draw: st.DrawFn, kind: Scalar, known: FieldType | None, written: Format
 ) -> FieldType | None:
     if kind == NUMBER and written is Format.PARQUET:
-        number: FieldType = draw(st.sampled_from(_NUMBERS))
+        number: FieldType = draw(st.sampled_from([number for number in _NUMBERS if _go_together(known, number)]))
         return number
     if known or kind == TEXT or written is Format.PARQUET:
         return known or kind
     return kind if kind in {NUMBER, BOOLEAN} and written is not Format.CSV else None
+
+
+def _go_together(known: FieldType | None, found: FieldType) -> bool:
+    try:
+        union_types(known or found, found)
+    except TypeConflictError:
+        return False
+    return True
 
 
 # --- Rows ---
