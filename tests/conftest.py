@@ -32,7 +32,7 @@ structlog.configure(
 )
 compile_statements_once()
 
-BOTH = ("sqlite", "postgresql")
+BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
 # Beside the unit tests. What the others run through, these run through as well.
 TRACED = {
     "contract": """

@@ -48,6 +48,7 @@ def compacted(plan: ExportPlan, lake: Path) -> ExportPlan:
     return replace(plan, sources=tuple(sources))
 
 
+@pytest.mark.slow
 @given(st.one_of(exports(), exports_of_events()))
 @settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @pytest.mark.timeout(600)
@@ -131,6 +132,7 @@ def repeating(path: Path, rows: int, key: int | None) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, 7], ids=["many-people", "one-person"])
 async def test_the_memory_of_a_merge_does_not_grow_with_its_rows(
     tmp_path: Path, children: Pool, key: int | None

@@ -36,6 +36,7 @@ async def house(tmp_path: Path, children: Pool) -> AsyncIterator[House]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", IdentityGraph)
 async def test_a_snapshot_pins_one_file_for_many_batches_and_exports_the_same_rows(
     house: House, graph: IdentityGraph

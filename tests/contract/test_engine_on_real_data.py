@@ -95,14 +95,8 @@ def identities(profile: Mapping[str, Any]) -> frozenset[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        pytest.param(None, id="by time"),
-        pytest.param(["4a", "4b"], id="4a first", marks=pytest.mark.slow),
-        pytest.param(["4b"], id="4b only", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [None, ["4a", "4b"], ["4b"]], ids=["by time", "4a first", "4b only"])
 def test_s4_the_graph_finds_the_people_of_febrl_that_a_union_find_finds(
     exporter: Exporter, order: list[str] | None
 ) -> None:

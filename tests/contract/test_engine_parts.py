@@ -47,6 +47,7 @@ KEPT = ObjectType({**FIELDS.fields, "orders": ArrayType(ObjectType({"sku": TEXT}
 EVENT_FIELDS = ObjectType({"_id": TEXT, "timestamp": TIMESTAMP, "segmentMembership": SEGMENT_MEMBERSHIP_TYPE})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [False, True])
 def test_the_engine_finds_what_explains_the_rows_in_whichever_parts_it_reads(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, small: bool
@@ -129,6 +130,7 @@ class _PySparkOptions(Config):  # type: ignore[misc] # Ibis has no types
     treat_nan_as_null: bool = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "linked", "respelled", "upserts"),
     [

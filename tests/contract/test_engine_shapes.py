@@ -162,6 +162,7 @@ def test_events_of_any_shape_come_out_exactly(tmp_path: Path, body: str) -> None
         assert found == right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "value", "path"),
     [

@@ -72,6 +72,7 @@ async def test_who_makes_many_keeps_nobody_else_waiting(house: House, engine: Du
     assert graphs.begun == 5
 
 
+@pytest.mark.slow
 async def test_who_wants_one_that_is_being_made_begins_it_anew_when_its_maker_has_gone(
     house: House, engine: DuckDbEngine
 ) -> None:
@@ -88,6 +89,7 @@ async def test_who_wants_one_that_is_being_made_begins_it_anew_when_its_maker_ha
     assert graphs.begun == 2
 
 
+@pytest.mark.slow
 async def test_who_has_more_kept_than_others_loses_his_own_first(
     house: House, engine: DuckDbEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def one_row(columns: int) -> bytes:
     return parquet(pa.table({f"c{number}": [1] for number in range(columns)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "told"),
     [

@@ -40,6 +40,7 @@ def stored(uploader: Uploader, result: IngestResult) -> dict[str, Any]:
     return {row["crmId"]: row.get("f") for row in uploader.values(result)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("upload_format", "written"), [("json_lines", as_lines), ("json_array", as_array)])
 @pytest.mark.parametrize(("taught", "expected"), TAUGHT)
 def test_rows_in_any_order_of_a_file_are_stored_alike(

@@ -316,6 +316,7 @@ WORK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
 async def test_ten_times_as_much_takes_as_many_statements(store: Store, work: Any) -> None:
     few = await work(store, FEW)

@@ -202,7 +202,9 @@ def _taught_scalar(
     draw: st.DrawFn, kind: Scalar, known: FieldType | None, written: Format
 ) -> FieldType | None:
     if kind == NUMBER and written is Format.PARQUET:
-        number: FieldType = draw(st.sampled_from([number for number in _NUMBERS if _go_together(known, number)]))
+        number: FieldType = draw(
+            st.sampled_from([number for number in _NUMBERS if _go_together(known, number)])
+        )
         return number
     if known or kind == TEXT or written is Format.PARQUET:
         return known or kind

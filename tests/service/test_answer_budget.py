@@ -83,6 +83,7 @@ def assert_within_budget(sizes: list[int]) -> None:
     assert max(sizes) < MAX_PAGE_BYTES + 1_000
 
 
+@pytest.mark.slow
 async def test_jobs_datasets_and_schemas_come_in_pages_of_two_megabytes(caller: Caller) -> None:
     out = await caller.dataset("union")
     spec = export_spec(out, fields=[f"segmentMembership.ups.{long(number)}" for number in range(WIDE)])

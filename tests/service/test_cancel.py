@@ -90,10 +90,8 @@ async def test_an_engine_in_the_middle_of_a_long_range_has_stopped_within_two_se
         await check_that_a_cancel_stops(server, job.id)
 
 
-@pytest.mark.parametrize(
-    "at_work",
-    [pytest.param(True, id="at work"), pytest.param(False, id="between two ranges", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("at_work", [True, False], ids=["at work", "between two ranges"])
 async def test_an_engine_that_hangs_has_stopped_within_two_seconds(tmp_path: Path, *, at_work: bool) -> None:
     async with serving(tmp_path) as server:
         hanging = asyncio.Event()

@@ -157,6 +157,7 @@ async def test_a_program_tells_every_move_of_a_job_and_ends(
     assert ended == (0, ONE_ATTEMPT, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("programs", TROUPES)
 async def test_another_server_and_a_broken_connection_lose_nothing_and_repeat_nothing(
     prepare: Prepare, programs: Sequence[Program], stage: Stage

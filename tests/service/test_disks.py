@@ -251,14 +251,8 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        overwrite,
-        pytest.param(truncate, marks=pytest.mark.slow),
-        pytest.param(Path.unlink, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [overwrite, truncate, Path.unlink])
 async def test_a_damaged_source_fails_the_job_that_names_it_and_can_be_taken_back(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:

@@ -51,13 +51,11 @@ async def strict(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stri
     await server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "upload_format"),
-    [
-        pytest.param(SLOW, PARQUET, id="texts", marks=pytest.mark.slow),
-        pytest.param(repeated_text(10_000, 5_000_000), PARQUET, id="one-text"),
-        pytest.param(wide_csv(4_900, 1_500), CSV, id="cells", marks=pytest.mark.slow),
-    ],
+    [(SLOW, PARQUET), (repeated_text(10_000, 5_000_000), PARQUET), (wide_csv(4_900, 1_500), CSV)],
+    ids=["texts", "one-text", "cells"],
 )
 async def test_a_file_over_a_limit_is_refused_and_nothing_of_it_stays(
     strict: Strict, sent: bytes, upload_format: ds.UploadFormat.ValueType
@@ -76,6 +74,7 @@ async def test_a_file_over_a_limit_is_refused_and_nothing_of_it_stays(
     assert strict.left_over() == []
 
 
+@pytest.mark.slow
 async def test_values_that_a_row_may_not_have_are_refused_before_they_are_read(strict: Strict) -> None:
     caller = Caller(strict.channel, "zeros")
     source = await caller.dataset("record", {"crmId": "CRM"})

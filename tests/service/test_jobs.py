@@ -388,6 +388,7 @@ async def test_a_fault_that_nobody_foresaw_fails_the_job_without_its_text(held: 
     assert "secret" not in error.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("refusal", "code", "way_out"),
     [

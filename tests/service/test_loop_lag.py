@@ -183,9 +183,8 @@ def calls(wide: Wide, tries: int) -> Mapping[str, Callable[[], Awaitable[object]
     }
 
 
-@pytest.mark.parametrize(
-    "shape", [pytest.param(one, marks=() if one == "one level" else pytest.mark.slow) for one in SHAPES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
 async def test_no_call_about_wide_data_holds_the_loop_up(server: grpc.aio.Channel, shape: str) -> None:
     wide = await wide_tenant(server, shape)
     lags: dict[str, float] = {}
@@ -235,6 +234,7 @@ def lag_beside(work: Callable[[], object]) -> float:
     return max(lags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_look_into_a_file_lets_others_in(tmp_path: Path, name: str) -> None:
     path, table = tmp_path / "file.parquet", FILES[name]()

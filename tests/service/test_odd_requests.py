@@ -274,6 +274,7 @@ async def code_of(caller: Caller, method: MethodDescriptor, request: Message) ->
 OURS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 async def test_no_odd_value_is_an_internal_error(
     caller: Caller, requests: dict[str, Message], name: str

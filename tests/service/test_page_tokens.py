@@ -79,7 +79,7 @@ def assert_refused(refusal: Refusal) -> None:
     assert refusal.fields == ["page_token"]
 
 
-@pytest_asyncio.fixture(params=["sqlite", "postgresql"])
+@pytest_asyncio.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 async def start(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Start]:
     """Starts another server of one database, on SQLite in place of the one before."""
     async with AsyncExitStack() as open_ones:

@@ -62,6 +62,7 @@ async def test_text_that_a_database_cannot_hold_is_the_callers_error(on_postgres
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TEXT_INVALID")
 
 
+@pytest.mark.slow
 async def test_a_job_whose_connection_is_cut_is_tried_again(on_postgresql: Caller, url: str) -> None:
     # given a job that waits for the database to take its first range
     crm = await on_postgresql.dataset("record", {"crmId": "CRMID"})

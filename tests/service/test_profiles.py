@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -39,6 +42,19 @@ def of_map(value: dataset_pb2.ScalarType.ValueType) -> dataset_pb2.FieldType:
 
 def decimal(precision: int, scale: int) -> dataset_pb2.FieldType:
     return dataset_pb2.FieldType(decimal=dataset_pb2.DecimalType(precision=precision, scale=scale))
+
+
+class Known(NamedTuple):
+    """A tenant with `sources`, for those who only look."""
+
+    caller: Caller
+    datasets: Mapping[str, str]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def known(channel: grpc.aio.Channel) -> Known:
+    caller = Caller(channel, f"org-{secrets.token_hex(6)}")
+    return Known(caller, await sources(caller))
 
 
 def by_email(email: str, **others: Any) -> dict[str, Any]:
@@ -138,10 +154,10 @@ async def exported(caller: Caller, policy: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.slow
 async def test_everybody_exported_is_looked_up_by_each_identity_and_told_the_same(
-    caller: Caller, graph: merge_policy_pb2.IdentityGraph.ValueType
+    known: Known, graph: merge_policy_pb2.IdentityGraph.ValueType
 ) -> None:
     # given people whom several datasets know, and an export of all of them
-    await sources(caller)
+    caller = known.caller
     policy = await caller.policy(graph)
     rows = await exported(caller, policy)
     assert len(rows) == {IDENTITY_GRAPH_NONE: 7, IDENTITY_GRAPH_PDG: 6}[graph]
@@ -165,8 +181,8 @@ async def test_everybody_exported_is_looked_up_by_each_identity_and_told_the_sam
             assert [MessageToDict(event.values) for event in events] == attached
 
 
-async def test_a_profile_says_where_it_comes_from_and_how_new_it_is(caller: Caller) -> None:
-    made = await sources(caller)
+async def test_a_profile_says_where_it_comes_from_and_how_new_it_is(known: Known) -> None:
+    caller, made = known
     policy = await caller.policy(IDENTITY_GRAPH_PDG)
 
     ann, fay = await caller.profile("CRM:1", policy), await caller.profile("Email:fay@x.org")
@@ -179,8 +195,8 @@ async def test_a_profile_says_where_it_comes_from_and_how_new_it_is(caller: Call
     assert fay.merge_policy == merge_policy_pb2.MergePolicyRef(id=BUILT_IN, version=1)
 
 
-async def test_a_profile_says_on_request_whose_value_each_field_has(caller: Caller) -> None:
-    made = await sources(caller)
+async def test_a_profile_says_on_request_whose_value_each_field_has(known: Known) -> None:
+    caller, made = known
     policy = await caller.policy(IDENTITY_GRAPH_PDG)
     request = ps.GetProfileRequest(
         identity=profile_pb2.Identity(namespace="CRM", id="1"),
@@ -205,8 +221,8 @@ async def test_a_profile_says_on_request_whose_value_each_field_has(caller: Call
     assert (answer.profile, list(plain_answer.explanations)) == (plain_answer.profile, [])
 
 
-async def test_fields_choose_what_is_told_of_a_profile_and_of_events(caller: Caller) -> None:
-    made = await sources(caller)
+async def test_fields_choose_what_is_told_of_a_profile_and_of_events(known: Known) -> None:
+    caller, made = known
     policy = await caller.policy(IDENTITY_GRAPH_PDG)
 
     profile = await caller.profile("CRM:1", policy, fields=["name.first", "consents.call", "spent"])
@@ -326,8 +342,8 @@ async def all_events(caller: Caller, identity: str, policy: str, **asked: Any) -
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 3, 4])
-async def test_events_are_listed_page_by_page_in_both_orders(caller: Caller, page_size: int) -> None:
-    await sources(caller)
+async def test_events_are_listed_page_by_page_in_both_orders(known: Known, page_size: int) -> None:
+    caller = known.caller
     policy = await caller.policy(IDENTITY_GRAPH_PDG)
 
     oldest_first = await all_events(caller, "CRM:1", policy, page_size=page_size)
@@ -337,8 +353,8 @@ async def test_events_are_listed_page_by_page_in_both_orders(caller: Caller, pag
     assert latest_first == oldest_first[::-1]
 
 
-async def test_events_are_listed_by_time_dataset_id_and_ingest_time(caller: Caller) -> None:
-    made = await sources(caller)
+async def test_events_are_listed_by_time_dataset_id_and_ingest_time(known: Known) -> None:
+    caller, made = known
     ingested = (await caller.batch("web-1")).ingest_time.ToJsonString()
 
     async def ids(**asked: Any) -> list[str]:
@@ -354,8 +370,8 @@ async def test_events_are_listed_by_time_dataset_id_and_ingest_time(caller: Call
     assert await ids(filter=f"dataset_id = {made['crm']}") == []
 
 
-async def test_an_event_says_what_it_is_and_where_it_comes_from(caller: Caller) -> None:
-    made = await sources(caller)
+async def test_an_event_says_what_it_is_and_where_it_comes_from(known: Known) -> None:
+    caller, made = known
 
     (event,) = (await caller.events("Email:ann@x.org", filter="id = b")).events
 
@@ -364,8 +380,8 @@ async def test_an_event_says_what_it_is_and_where_it_comes_from(caller: Caller) 
     assert event.ingest_time == (await caller.batch("web-2")).ingest_time
 
 
-async def test_a_page_token_is_good_for_the_same_list_only(caller: Caller) -> None:
-    await sources(caller)
+async def test_a_page_token_is_good_for_the_same_list_only(known: Known) -> None:
+    caller = known.caller
     token = (await caller.events("Email:ann@x.org", page_size=1)).next_page_token
 
     for other in (
@@ -437,9 +453,9 @@ UNKNOWN_VERSION = merge_policy_pb2.MergePolicyRef(id=BUILT_IN, version=2)
     ids=lambda value: str(value) if isinstance(value, str) else None,
 )
 async def test_a_look_up_is_refused_with_status_reason_and_field(
-    caller: Caller, request_: Any, code: grpc.StatusCode, reason: str, fields: list[str]
+    known: Known, request_: Any, code: grpc.StatusCode, reason: str, fields: list[str]
 ) -> None:
-    await sources(caller)
+    caller = known.caller
     method = (
         caller.profiles.GetProfile if isinstance(request_, GetProfile) else caller.profiles.ListProfileEvents
     )
@@ -449,8 +465,8 @@ async def test_a_look_up_is_refused_with_status_reason_and_field(
     assert (refusal.code, refusal.reason, refusal.fields) == (code, reason, fields)
 
 
-async def test_an_unknown_field_is_told_with_the_nearest(caller: Caller) -> None:
-    await sources(caller)
+async def test_an_unknown_field_is_told_with_the_nearest(known: Known) -> None:
+    caller = known.caller
 
     refusal = await refusal_of(caller.profile("Email:ann@x.org", fields=["name.frst"]))
 

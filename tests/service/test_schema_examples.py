@@ -119,6 +119,7 @@ async def built_of(
     return (await create(caller, text, set())).schema
 
 
+@pytest.mark.slow
 async def test_every_document_registers_unchanged_in_an_order_that_its_references_give(
     caller: Caller,
 ) -> None:

@@ -121,6 +121,7 @@ async def test_an_interval_out_of_bounds_is_refused(caller: Caller, destination:
     assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
 
 
+@pytest.mark.slow
 async def test_a_held_job_beats_and_a_restart_ends_the_watch_with_advice_and_loses_nothing(
     tmp_path: Path,
 ) -> None:

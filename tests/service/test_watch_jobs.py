@@ -290,6 +290,7 @@ async def test_a_dataset_that_is_not_there_is_not_found(caller: Caller) -> None:
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
 
 
+@pytest.mark.slow
 async def test_history_that_is_not_kept_is_refused_with_the_oldest_revision_there_is(tmp_path: Path) -> None:
     # given changes that a server keeps no longer, and one that came after
     settings = load({**settings_for(tmp_path), "workers": "0"}, {})

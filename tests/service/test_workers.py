@@ -55,6 +55,7 @@ class Meeting:
         await self._barrier.wait()
 
 
+@pytest.mark.slow
 async def test_two_workers_run_two_jobs_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=2) as server:
         server.engine.before_run = Meeting(2)

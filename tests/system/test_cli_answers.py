@@ -274,6 +274,7 @@ def test_variables_name_the_tenant_and_mistyped_ones_are_refused(terminal: Termi
     assert "PROFILE_EXPORT_MEMORY_LIMIT_MB" in setting.stderr
 
 
+@pytest.mark.slow
 def test_a_context_names_server_and_tenant_until_something_else_does(
     terminal: Terminal, tmp_path: Path
 ) -> None:

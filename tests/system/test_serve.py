@@ -90,6 +90,7 @@ def test_a_server_drains_on_sigterm_and_finds_its_data_again(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.slow
 def test_a_second_server_on_the_same_data_is_refused_in_one_line(
     first: tuple[Path, str],
 ) -> None:

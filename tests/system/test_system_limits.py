@@ -47,6 +47,7 @@ def noise() -> list[dict[str, str]]:
     return [{"id": f"C-{number}", "note": dice.randbytes(500).hex()} for number in range(PEOPLE)]
 
 
+@pytest.mark.slow
 async def test_files_that_may_grow_no_further_refuse_an_upload_until_they_may(
     server: tuple[int, Caller],
 ) -> None:

@@ -23,7 +23,11 @@ PATIENCE = 20.0
 
 def forms() -> list[object]:
     return [
-        pytest.param((form, seed), id=f"{form}-{seed}", marks=[pytest.mark.slow] if seed else [])
+        pytest.param(
+            (form, seed),
+            id=f"{form}-{seed}",
+            marks=[pytest.mark.slow] if seed or form == "postgresql" else [],
+        )
         for seed in range(SEEDS)
         for form in ("embedded", "postgresql")
     ]
