@@ -39,7 +39,7 @@ def plan_over(*parts: Any, graph: IdentityGraph = NONE, rows: int = 1, **values:
 
 def test_s21_a_segment_that_nobody_has_an_entry_for_is_worth_a_note() -> None:
     segments = SegmentSelection((SegmentFilter("gold"), SegmentFilter("vip"), SegmentFilter("old", "AAM")))
-    plan = replace(plan_of([], segments=segments), notes=("Of the plan.",))
+    plan = plan_over(CRM, notes=("Of the plan.",), segments=segments)
 
     notes = notes_of(plan, IdentityFindings(), ExportCounts(segment_members={0: 7}))
 
@@ -84,7 +84,16 @@ def test_an_export_in_which_nothing_is_unexpected_has_the_notes_of_its_plan() ->
             NONE,
             {},
             {"events_read": 7},
-            "None of the 7 experience events that were read belongs to a profile with",
+            (
+                "None of the 7 experience events that were read belongs to a profile with a record: no record that "
+                "takes part has the primary identity of one, and with the graph none other identities do not count."
+            ),
+        ),
+        (
+            PDG,
+            {"linked": 9},
+            {"events_read": 7},
+            "belongs to a profile with a record: no record that takes part is linked with one.",
         ),
         (
             PDG,
@@ -141,6 +150,54 @@ def test_a_graph_that_links_nobody_is_told_with_what_its_policy_excludes() -> No
     [said] = notes_of(plan, IdentityFindings(), ExportCounts())
 
     assert "no row has two identities that the policy does not exclude. Link them" in said
+
+
+def test_events_of_nobody_are_told_with_what_the_policy_excludes() -> None:
+    plan = plan_over(CRM, WEB, graph=PDG, excluded=(identity_key(Identity("Email", "NULL")),))
+
+    [said] = notes_of(plan, IdentityFindings(linked=1), ExportCounts(events_read=1))
+
+    assert said.endswith("is linked with one by identities that the policy does not exclude.")
+
+
+@pytest.mark.parametrize(
+    "plan", [plan_of([]), plan_over(CRM, WEB, rows=0), plan_over(CRM, graph=PDG, rows=0)]
+)
+def test_an_export_without_a_row_to_read_says_so(plan: ExportPlan) -> None:
+    [said] = notes_before(plan, IdentityFindings())
+
+    assert said.startswith("No source dataset has a row, so there is nobody to export: upload records, or")
+    assert notes_of(plan, IdentityFindings(), ExportCounts()) == (said,)
+
+
+@pytest.mark.parametrize(
+    ("empty_profiles", "counts", "apart"),
+    [
+        (False, {"fragments_read": 3, "profiles_exported": 2, "not_newer": 1}, True),
+        (False, {"fragments_read": 4, "profiles_exported": 2, "not_newer": 1}, False),
+        (False, {"fragments_read": 2, "not_in_segments": 1}, False),
+        (False, {"fragments_read": 5, "fragments_left_out": 3, "profiles_exported": 2}, True),
+        (
+            False,
+            {"fragments_read": 1, "profiles_exported": 1, "events_read": 2, "events_with_record": 2},
+            False,
+        ),
+        (True, {"fragments_read": 2, "profiles_exported": 3}, True),
+        (
+            True,
+            {"fragments_read": 2, "profiles_exported": 2, "not_in_segments": 1},
+            False,
+        ),  # it cannot be known
+    ],
+)
+def test_a_graph_has_brought_nobody_together_only_where_no_profile_has_rows_of_two_datasets(
+    *, empty_profiles: bool, counts: Mapping[str, Any], apart: bool
+) -> None:
+    plan = plan_over(CRM, SHOP, WEB, graph=PDG, empty_profiles=empty_profiles)
+
+    notes = notes_of(plan, IdentityFindings(), ExportCounts(**counts))
+
+    assert any("The graph pdg has linked nobody" in note for note in notes) is apart
 
 
 def test_what_could_not_be_otherwise_is_not_told() -> None:

@@ -15,12 +15,20 @@ _MOST_SHOWN = 100
 
 def notes_before(plan: ExportPlan, findings: IdentityFindings) -> tuple[str, ...]:
     """Return the sentences about a plan that are known before anything is merged."""
-    return (*plan.notes, *_of_findings(plan, findings))
+    return (*plan.notes, *_of_plan(plan), *_of_findings(plan, findings))
 
 
 def notes_of(plan: ExportPlan, findings: IdentityFindings, counts: ExportCounts) -> tuple[str, ...]:
     """Return the sentences about an export that has these counts."""
     return (*notes_before(plan, findings), *_of_counts(plan, findings, counts))
+
+
+def _of_plan(plan: ExportPlan) -> Iterator[str]:
+    if not any(source.rows for source in plan.sources):
+        yield (
+            "No source dataset has a row, so there is nobody to export: upload records, or look whether they are in "
+            "another sandbox or in datasets tagged unifiedProfile: enabled:false."
+        )
 
 
 def _of_findings(plan: ExportPlan, findings: IdentityFindings) -> Iterator[str]:
@@ -40,7 +48,7 @@ def _of_findings(plan: ExportPlan, findings: IdentityFindings) -> Iterator[str]:
 
 def _of_counts(plan: ExportPlan, findings: IdentityFindings, counts: ExportCounts) -> Iterator[str]:
     several = sum(1 for source in plan.sources if source.rows) > 1
-    if plan.graph is IdentityGraph.PDG and several and not findings.linked and not counts.profiles_merged:
+    if plan.graph is IdentityGraph.PDG and several and not findings.linked and _all_apart(plan, counts):
         counting = " that the policy does not exclude" if plan.excluded else ""
         yield (
             "The graph pdg has linked nobody, and no profile has records of two datasets: no row has two identities"
@@ -48,8 +56,8 @@ def _of_counts(plan: ExportPlan, findings: IdentityFindings, counts: ExportCount
         )
     if counts.events_read and not counts.events_with_record:
         yield (
-            f"None of the {counts.events_read} experience events that were read belongs to a profile with a record: no "
-            "record has their identities."
+            f"None of the {counts.events_read} experience events that were read belongs to a profile with a record: "
+            f"{_why_nobodys(plan)}."
         )
     if counts.too_many_identities:
         left_out = counts.too_many_identities
@@ -66,6 +74,25 @@ def _of_counts(plan: ExportPlan, findings: IdentityFindings, counts: ExportCount
     for position, one in enumerate(plan.segments.segments if plan.segments else ()):
         if not counts.segment_members.get(position):
             yield f"No profile has an entry for the segment '{one.segment_id}' of the namespace '{one.namespace}'."
+
+
+def _all_apart(plan: ExportPlan, counts: ExportCounts) -> bool:
+    """Say whether certainly no profile has rows of two datasets: only of exported ones it is counted who has."""
+    filtered_out = counts.not_newer + counts.not_in_segments
+    if counts.profiles_merged or counts.events_with_record or (filtered_out and plan.empty_profiles):
+        return False
+    # Each of these has a fragment: where there are more, somebody has two.
+    return counts.fragments_read - counts.fragments_left_out <= counts.profiles_exported + filtered_out
+
+
+def _why_nobodys(plan: ExportPlan) -> str:
+    if plan.graph is IdentityGraph.NONE:
+        return (
+            "no record that takes part has the primary identity of one, and with the graph none other identities do "
+            "not count"
+        )
+    counting = " by identities that the policy does not exclude" if plan.excluded else ""
+    return f"no record that takes part is linked with one{counting}"
 
 
 def _command(plan: ExportPlan, most: LinkingIdentity) -> str:
