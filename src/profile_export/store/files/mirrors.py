@@ -198,18 +198,19 @@ class Mirrors(Store):
 
         Those that are deleted, or not mirrored and never were, are left out.
         """
+        # Also one that no longer counts, until the table follows.
         in_table = (batches.c.dataset_id == datasets.c.id) & (batches.c.number <= _NUMBER)
-        last = select(batches.c.id).where(in_table & _COUNTS).order_by(batches.c.number.desc()).limit(1)
+        held = mirrored_batches.join(batches)
+        of_table = in_table & mirrored_batches.c.removed_at.is_(None)
+        last = (
+            select(batches.c.id).select_from(held).where(of_table).order_by(batches.c.number.desc()).limit(1)
+        )
         query = (
             select(
                 *_OF_DATASET,
                 datasets.c.iceberg,
                 mirrors,
-                select(func.count())
-                .select_from(mirrored_batches.join(batches))
-                .where(in_table & mirrored_batches.c.removed_at.is_(None))
-                .scalar_subquery()
-                .label("held"),
+                select(func.count()).select_from(held).where(of_table).scalar_subquery().label("held"),
                 select(func.count()).where(_to_add()).scalar_subquery().label("to_add"),
                 select(func.count()).where(*to_take_out()).scalar_subquery().label("to_remove"),
                 last.scalar_subquery().label("last_batch_id"),
