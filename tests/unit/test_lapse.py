@@ -61,6 +61,7 @@ def test_a_job_that_ends_otherwise_has_no_deadline_any_more(state: JobState) -> 
     ("some", "reached"),
     [
         (limited(NEW, attempt=0), "No worker had begun it."),
+        (limited(NEW, attempt=1), "It was waiting, after 1 attempt."),
         (limited(NEW, attempt=2), "It was waiting, after 2 attempts."),
         (limited(PROCESSING), "Attempt 1 was running."),
     ],
@@ -76,6 +77,27 @@ def test_the_error_says_how_long_the_job_took_what_it_had_reached_and_the_way_ou
         f"The job was created 120.6 s ago, and its max_run_time is 120 s. {reached} "
         "Create it again with a longer max_run_time, or with none."
     )
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (timedelta(milliseconds=1), "0.001 s"),
+        (timedelta(milliseconds=250), "0.25 s"),
+        (timedelta(seconds=1), "1 s"),
+        (timedelta(seconds=1.25), "1.2 s"),
+        (timedelta(hours=1), "3,600 s"),
+        (timedelta(days=366), "31,622,400 s"),
+    ],
+)
+def test_a_limit_of_any_length_is_said_in_seconds(limit: timedelta, said: str) -> None:
+    bound = BoundRequest(ExportRequest("d1", max_run_time=limit), BUILT_IN_POLICY)
+
+    timeout = timed_out(job(NEW, bound=bound, create_time=at(0)), at(60 * 24 * 400))
+
+    assert timeout
+    assert timeout.error
+    assert f"its max_run_time is {said}." in timeout.error.message
 
 
 def test_an_attempt_whose_worker_is_silent_is_tried_again_later() -> None:

@@ -456,7 +456,7 @@ def _run_time_exceeded(job: Job, now: datetime) -> JobError:
     if job.state is JobState.PROCESSING:
         reached = f"Attempt {job.attempt} was running."
     elif job.attempt:
-        reached = f"It was waiting, after {job.attempt} attempts."
+        reached = f"It was waiting, after {job.attempt} attempt{'' if job.attempt == 1 else 's'}."
     message = (
         f"The job was created {_seconds(now - job.create_time)} ago, and its max_run_time is {_seconds(limit)}. "
         f"{reached} Create it again with a longer max_run_time, or with none."
@@ -465,4 +465,5 @@ def _run_time_exceeded(job: Job, now: datetime) -> JobError:
 
 
 def _seconds(time: timedelta) -> str:
-    return f"{round(time.total_seconds(), 1):,g} s"
+    seconds = time.total_seconds()
+    return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:,.1f}".removesuffix(".0") + " s"
