@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ from profile_export.processes.supervisor import Pool, Supervisor
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.db.database import database_time
 from profile_export.store.db.tables import datasets
-from profile_export.store.files.batches import Batches
+from profile_export.store.files.batches import Batches, Receipts
 from profile_export.store.files.folders import Named
 from profile_export.store.jobs.expiries import Expiries
 from tests.contract.house import RECORD, TENANT, House, opened
@@ -164,6 +164,37 @@ async def test_a_deleted_dataset_is_seen_by_who_asks_for_it_only(bin_: Bin) -> N
     assert (elsewhere.reason, set(elsewhere.metadata)) == ("DATASET_NOT_FOUND", {"id"})
 
 
+@pytest.mark.parametrize("asked", ["get_batch", "list_files", "revert", "complete", "receipt"])
+async def test_a_batch_of_a_deleted_dataset_says_how_it_comes_back_and_until_when(
+    bin_: Bin, asked: str
+) -> None:
+    house = bin_.house
+    crm, batches = await house.dataset(), Batches(house.database)
+    await house.upload(crm, "b", {"crmId": "1"})
+    await bin_.catalog.delete_dataset(TENANT, crm)
+
+    async def told() -> DomainError:
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "get_batch": lambda: batches.get_batch(TENANT, "b"),
+            "list_files": lambda: batches.list_files(TENANT, "b", page_of()),
+            "revert": lambda: batches.revert(TENANT, "b", ""),
+            "complete": lambda: house.uploads.loading_batch(TENANT, "b"),
+            "receipt": lambda: Receipts(house.database).get(TENANT, "b"),
+        }
+        return await refusal(calls[asked]())
+
+    missing = await told()
+    await bin_.time_is_up()
+    await bin_.purge()
+    purged = await told()
+
+    assert (missing.reason, purged.reason) == ("BATCH_NOT_FOUND", "BATCH_NOT_FOUND")
+    assert missing.message.startswith(f"The batch 'b' is not there. The dataset '{crm}' was deleted at ")
+    assert "UndeleteDataset brings it back until" in missing.message
+    assert set(missing.metadata) == {"id", "dataset_id", "delete_time", "purge_time"}
+    assert (purged.message, purged.metadata) == ("There is no batch 'b'.", {"id": "b"})
+
+
 async def test_after_its_time_a_dataset_is_gone_for_good_with_its_files(bin_: Bin) -> None:
     # given a deleted dataset whose time is up, and another one that is deleted
     house = bin_.house
@@ -248,6 +279,10 @@ async def test_types_that_others_came_to_know_meanwhile_keep_a_dataset_out(bin_:
     assert refused.reason == "FIELD_TYPE_CONFLICT"
     assert refused.metadata["path"] == "age"
     assert refused.metadata["other_dataset_id"] == other
+    assert refused.message == (
+        f"The field 'age' is long in 'd' ({gone}), but string in 'd' ({other}). Delete that one, or give it the tag "
+        "unifiedProfile: enabled:false with UpdateDataset; then try again."
+    )
     tags = {"unifiedProfile": ("enabled:false",)}
     await bin_.catalog.update_dataset(TENANT, other, DatasetChange(tags=tags))
     await bin_.catalog.undelete_dataset(TENANT, gone)

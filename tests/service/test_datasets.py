@@ -214,6 +214,9 @@ async def test_switching_a_dataset_on_brings_its_conflicts_to_light(caller: Call
 
     assert (refusal.code, refusal.reason) == (PRECONDITION, "FIELD_TYPE_CONFLICT")
     assert refusal.metadata["dataset_id"] == apart
+    assert refusal.message.endswith(
+        ". Declare the same type, or keep one of the two out of exports with the tag unifiedProfile: enabled:false."
+    )
     assert list(renamed.tags["unifiedProfile"].values) == ["enabled:false"]
 
 

@@ -246,6 +246,10 @@ async def test_a_version_that_contradicts_another_dataset_is_refused(caller: Cal
 
     assert (refusal.code, refusal.reason) == (PRECONDITION, "FIELD_TYPE_CONFLICT")
     assert (refusal.metadata["path"], refusal.metadata["other_dataset_id"]) == ("city", other)
+    assert refusal.message.endswith(
+        f"({other}). Give it the same type in the document, or keep the dataset out of exports with the tag "
+        "unifiedProfile: enabled:false."
+    )
     assert (await get(caller, crm()["$id"])).version == 1
 
 

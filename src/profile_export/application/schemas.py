@@ -74,7 +74,10 @@ class SchemaUseCases:
         try:
             return await self._schemas.register(tenant, schemas)
         except TypeConflictError as conflict:
-            raise conflict.as_precondition() from None
+            raise conflict.as_precondition(
+                "Give it the same type in the document, or keep the dataset out of exports with the tag "
+                "unifiedProfile: enabled:false."
+            ) from None
 
     async def get(self, tenant: Tenant, schema_id: str, version: int | None) -> Schema:
         """Return a version of a schema; None: the newest."""

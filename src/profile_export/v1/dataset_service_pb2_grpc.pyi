@@ -133,7 +133,8 @@ class DatasetServiceStub:
      - NOT_FOUND EXPIRED: its purge_time, which metadata has, is over. Make a new one and upload its rows again.
      - ALREADY_EXISTS DATASET_NOT_DELETED: it is there; nothing is left to do.
      - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: its fields contradict what other sources have come to know meanwhile;
-       metadata as in CreateDataset. Delete or revert what brought the conflict, then try again.
+       metadata as in CreateDataset. Delete the other dataset or tag it `unifiedProfile: ["enabled:false"]`, then
+       try again; reverting its batches does not help, since it goes on knowing their fields.
      - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset.
      - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
     """
@@ -174,6 +175,8 @@ class DatasetServiceStub:
     its id.
     Errors:
      - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
+     - NOT_FOUND BATCH_NOT_FOUND: the dataset was deleted while it was uploaded; metadata has dataset_id and purge_time,
+       up to which UndeleteDataset brings both back. Any method on a batch says so of one whose dataset is deleted.
      - FAILED_PRECONDITION SOURCE_READ_ONLY: the dataset is a union dataset; only export jobs write to it.
      - INVALID_ARGUMENT ROW_REJECTED: more rows are wrong than max_bad_records allows. metadata has row_number,
        row_reason and path of the first; ListRejectedRows has them all. Correct and upload again.
@@ -464,7 +467,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
          - NOT_FOUND EXPIRED: its purge_time, which metadata has, is over. Make a new one and upload its rows again.
          - ALREADY_EXISTS DATASET_NOT_DELETED: it is there; nothing is left to do.
          - FAILED_PRECONDITION FIELD_TYPE_CONFLICT: its fields contradict what other sources have come to know meanwhile;
-           metadata as in CreateDataset. Delete or revert what brought the conflict, then try again.
+           metadata as in CreateDataset. Delete the other dataset or tag it `unifiedProfile: ["enabled:false"]`, then
+           try again; reverting its batches does not help, since it goes on knowing their fields.
          - FAILED_PRECONDITION TOO_MANY_FIELDS: as in CreateDataset.
          - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
         """
@@ -523,6 +527,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         its id.
         Errors:
          - NOT_FOUND DATASET_NOT_FOUND: check the id and the tenant.
+         - NOT_FOUND BATCH_NOT_FOUND: the dataset was deleted while it was uploaded; metadata has dataset_id and purge_time,
+           up to which UndeleteDataset brings both back. Any method on a batch says so of one whose dataset is deleted.
          - FAILED_PRECONDITION SOURCE_READ_ONLY: the dataset is a union dataset; only export jobs write to it.
          - INVALID_ARGUMENT ROW_REJECTED: more rows are wrong than max_bad_records allows. metadata has row_number,
            row_reason and path of the first; ListRejectedRows has them all. Correct and upload again.

@@ -306,14 +306,16 @@ def check_abortable(batch: Batch) -> None:
 def check_revertible(batch: Batch) -> None:
     """Raise FailedPreconditionError if a batch cannot be taken back, because it has not SUCCEEDED."""
     if batch.state is not BatchState.SUCCEEDED:
-        raise not_succeeded(batch.id, batch.state)
+        raise not_succeeded(batch.id, batch.state, "can be reverted")
 
 
-def not_succeeded(batch_id: str, state: BatchState) -> FailedPreconditionError:
-    """Return the refusal of what needs a SUCCEEDED batch."""
+def not_succeeded(
+    batch_id: str, state: BatchState, what: str = "has files that count"
+) -> FailedPreconditionError:
+    """Return the refusal of what needs a SUCCEEDED batch; `what` says for what."""
     return FailedPreconditionError(
         "BATCH_NOT_SUCCEEDED",
-        f"The batch '{batch_id}' is {state.name}; only a SUCCEEDED batch has files that count.",
+        f"The batch '{batch_id}' is {state.name}; only a SUCCEEDED batch {what}.",
         metadata={"batch_id": batch_id, "state": state.name},
     )
 

@@ -412,6 +412,20 @@ def missing_dataset(
     )
 
 
+def missing_batch(batch_id: str, dataset: Dataset | None) -> NotFoundError:
+    """Return the refusal of a batch that is not there; `dataset` is a deleted one that brings it back."""
+    missing = NotFoundError.of("batch", batch_id)
+    if dataset is None:
+        return missing
+    gone = missing_dataset(dataset.id, dataset.delete_time, dataset.purge_time)
+    more = {name: value for name, value in gone.metadata.items() if name != "id"}
+    return NotFoundError(
+        missing.reason,
+        f"The batch '{batch_id}' is not there. {gone.message}",
+        metadata=missing.metadata | {"dataset_id": dataset.id} | more,
+    )
+
+
 def _moment(time: datetime) -> str:
     return time.isoformat(timespec="seconds").replace("+00:00", "Z")
 

@@ -170,10 +170,15 @@ class TypeConflictError(InvalidArgumentError):
             metadata={"path": dotted, "type": str(found), "other_type": str(known)},
         )
         self.path, self.known, self.found = path, known, found
+        self.facts = ""
 
-    def as_precondition(self) -> FailedPreconditionError:
-        """Return the same conflict where the request is right in itself, but not beside what there is."""
-        return FailedPreconditionError(self.reason, self.message, metadata=self.metadata)
+    def as_precondition(self, way_out: str = "") -> FailedPreconditionError:
+        """Return the same conflict where the request is right in itself, but not beside what there is.
+
+        `way_out` takes the place of the one that `between` names, where what it says cannot be done.
+        """
+        message = f"{self.facts} {way_out}" if way_out and self.facts else self.message
+        return FailedPreconditionError(self.reason, message, metadata=self.metadata)
 
     def between(self, newcomer: Holder, other: Holder) -> TypeConflictError:
         """Return the same conflict, naming who brings a type and who has the other."""
@@ -185,9 +190,10 @@ class TypeConflictError(InvalidArgumentError):
             same = f"Create the dataset that has a double with the field declared as {exact}"
             if DOUBLE not in (self.known, self.found):
                 same = "Declare it as text in both"
+        types = f"is {self.found} in {newcomer}, but {self.known} in {other}"
+        conflict.facts = f"The field '{dotted_path(self.path)}' {types}{loss}."
         conflict.message = (
-            f"The field '{dotted_path(self.path)}' is {self.found} in {newcomer}, but {self.known} in {other}{loss}. "
-            f"{same}, or create the dataset with the tag unifiedProfile: enabled:false."
+            f"{conflict.facts} {same}, or create the dataset with the tag unifiedProfile: enabled:false."
         )
         conflict.args = (conflict.message,)
         conflict.metadata |= {"dataset_id": newcomer.id, "other_dataset_id": other.id}

@@ -311,7 +311,10 @@ class Catalog(Store):
         try:
             return await self._updated(tenant, dataset_id, change, etag)
         except TypeConflictError as conflict:
-            raise conflict.as_precondition() from None
+            raise conflict.as_precondition(
+                "Declare the same type, or keep one of the two out of exports with the tag unifiedProfile: "
+                "enabled:false."
+            ) from None
 
     async def _updated(self, tenant: Tenant, dataset_id: str, change: DatasetChange, etag: str) -> Dataset:
         async with self.database.read() as connection:
@@ -386,7 +389,9 @@ class Catalog(Store):
         try:
             return await self._undeleted(tenant, dataset_id)
         except TypeConflictError as conflict:
-            raise conflict.as_precondition() from None
+            raise conflict.as_precondition(
+                "Delete that one, or give it the tag unifiedProfile: enabled:false with UpdateDataset; then try again."
+            ) from None
 
     async def _undeleted(self, tenant: Tenant, dataset_id: str) -> Dataset:
         async with self.database.read() as connection:

@@ -22,12 +22,12 @@ from profile_export.domain.catalog.batches import (
     check_revertible,
     not_succeeded,
 )
-from profile_export.domain.catalog.datasets import Tenant
+from profile_export.domain.catalog.datasets import Tenant, missing_batch
 from profile_export.domain.export.plan import ExportPlan
 from profile_export.domain.export.receipt import RECEIPT_FILE, FilledBatch, StoredReceipt, receipt_of
 from profile_export.domain.job import Job, PhaseTime
 from profile_export.domain.lists import Order, Page, PageRequest, cursor_at, cut_page
-from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of, is_seen
+from profile_export.store.catalog.tenants import BatchPlace, dataset_of, id_of, is_kept, is_seen, kept_dataset
 from profile_export.store.db.columns import columns_of, value_of
 from profile_export.store.db.database import MOST_AT_ONCE, Store, database_time, uninterruptible
 from profile_export.store.db.lists import Columns, page_of
@@ -337,7 +337,12 @@ async def existing_batch(connection: Transaction, tenant_id: Any, batch_id: str)
     Raises:
         NotFoundError: The tenant has none of that id, or its dataset is deleted.
     """
-    return await connection.existing(batch_by_id(tenant_id, batch_id).where(is_seen()), "batch", batch_id)
+    row = await connection.first(batch_by_id(tenant_id, batch_id).where(is_seen()))
+    if row is not None:
+        return row
+    kept = await connection.first(batch_by_id(tenant_id, batch_id).where(is_kept()))
+    dataset = kept and await kept_dataset(connection, tenant_id, kept.dataset_id)
+    raise missing_batch(batch_id, dataset)
 
 
 async def _succeeded(connection: Transaction, tenant: Tenant, batch_id: str) -> Row[Any]:
