@@ -165,7 +165,10 @@ def test_only_a_batch_that_counts_can_be_taken_back() -> None:
             check_revertible(batch(state))
         error = refusal.value
         assert (error.reason, error.metadata["state"]) == ("BATCH_NOT_SUCCEEDED", state.name)
-        assert error.message.endswith(f" is {state.name}; only a SUCCEEDED batch can be reverted.")
+        assert f" is {state.name}; only a SUCCEEDED batch can be reverted." in error.message
+        assert error.message.endswith("list the batches of its dataset again.") is (
+            state is BatchState.REPLACED
+        )
 
 
 def test_a_batch_has_so_many_files_and_no_more() -> None:

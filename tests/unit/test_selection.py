@@ -181,6 +181,18 @@ def test_s23_an_unknown_path_is_refused_with_its_place_and_once_it_is_found_the_
     assert "'person.name.firstName'" in told.message
 
 
+@pytest.mark.parametrize("path", ["_profile_id", "_batch_id"])
+def test_s23_what_each_exported_row_has_is_no_field_and_the_refusal_says_so(path: str) -> None:
+    with pytest.raises(UnknownFieldError) as refused:
+        select_fields(SCHEMA, [path], "spec.fields")
+
+    told = refused.value.with_nearest("loyal").message
+    assert (
+        told
+        == f"spec.fields[0]: no source has a field '{path}'; each exported row has it without being asked for."
+    )
+
+
 @pytest.mark.parametrize("path", ["", " ", ".", "loyal.", ".loyal", "loyal.since", "orders[].sku"])
 def test_a_path_with_an_empty_or_a_wrong_name_is_unknown(path: str) -> None:
     refused = refusal_of(path)

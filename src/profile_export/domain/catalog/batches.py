@@ -313,9 +313,11 @@ def not_succeeded(
     batch_id: str, state: BatchState, what: str = "has files that count"
 ) -> FailedPreconditionError:
     """Return the refusal of what needs a SUCCEEDED batch; `what` says for what."""
+    newer = " A later export has taken its place: list the batches of its dataset again."
+    way_out = newer if state is BatchState.REPLACED else ""
     return FailedPreconditionError(
         "BATCH_NOT_SUCCEEDED",
-        f"The batch '{batch_id}' is {state.name}; only a SUCCEEDED batch {what}.",
+        f"The batch '{batch_id}' is {state.name}; only a SUCCEEDED batch {what}.{way_out}",
         metadata={"batch_id": batch_id, "state": state.name},
     )
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from itertools import chain
 from typing import Any
 
+from profile_export.domain.catalog.batches import BATCH_ID, PROFILE_ID
 from profile_export.domain.errors import FieldViolation, InvalidArgumentError
 from profile_export.domain.merging.identity import fold_namespace
 from profile_export.domain.schemas.types import (
@@ -119,7 +120,10 @@ class UnknownFieldError(InvalidArgumentError):
     def with_nearest(self, nearest: str) -> InvalidArgumentError:
         """Return the same refusal with the known path that is nearest."""
         path = self.unknown.path
-        description = f"no source has a field '{path}'; the nearest known path is '{nearest}'."
+        way_out = f"the nearest known path is '{nearest}'"
+        if path in {BATCH_ID, PROFILE_ID}:
+            way_out = "each exported row has it without being asked for"
+        description = f"no source has a field '{path}'; {way_out}."
         return InvalidArgumentError.of_field(
             self.where, description, UNKNOWN_FIELD, path=path, nearest=nearest
         )
