@@ -67,7 +67,8 @@ class DatasetServiceStub:
        class is INVALID_ARGUMENT.
      - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
      - INVALID_ARGUMENT FIELD_TYPE_CONFLICT: a declared type contradicts the schema or the union of the class;
-       metadata has path, type, other_type and other_dataset_id.
+       metadata has path, type, other_type and other_dataset_id. Here and wherever else it stands the reason is
+       NUMBER_NOT_EXACT where integers that no double holds would meet doubles.
      - FAILED_PRECONDITION TOO_MANY_FIELDS: the dataset has more than 10,000, or the union of its class more than
        20,000; metadata has count and limit. Declare fewer.
      - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
@@ -187,6 +188,8 @@ class DatasetServiceStub:
      - INVALID_ARGUMENT FILE_INVALID: the bytes are not what `format` says (broken Parquet, no CSV header, a
        syntax error in a JSON array, whose item is row_number in metadata), or a Parquet file's footer says more
        than is decoded. The message says what.
+     - INVALID_ARGUMENT VALUE_INVALID: a column of a Parquet file has a name or a type that no field can have; metadata
+       has path. Give it another name, or write it as another type.
      - INVALID_ARGUMENT FILE_UNREADABLE: the content breaks the reader. Write the file anew, or in another format.
      - RESOURCE_EXHAUSTED INGEST_TOO_EXPENSIVE: reading it took more time or memory than it may; the message says
        what was too much. Send smaller files.
@@ -371,7 +374,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
            class is INVALID_ARGUMENT.
          - ALREADY_EXISTS REQUEST_ID_REUSED: the request_id was used with other content; use a new one.
          - INVALID_ARGUMENT FIELD_TYPE_CONFLICT: a declared type contradicts the schema or the union of the class;
-           metadata has path, type, other_type and other_dataset_id.
+           metadata has path, type, other_type and other_dataset_id. Here and wherever else it stands the reason is
+           NUMBER_NOT_EXACT where integers that no double holds would meet doubles.
          - FAILED_PRECONDITION TOO_MANY_FIELDS: the dataset has more than 10,000, or the union of its class more than
            20,000; metadata has count and limit. Declare fewer.
          - RESOURCE_EXHAUSTED QUOTA_EXCEEDED: the tenant has as many datasets as it may have; delete some.
@@ -539,6 +543,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
          - INVALID_ARGUMENT FILE_INVALID: the bytes are not what `format` says (broken Parquet, no CSV header, a
            syntax error in a JSON array, whose item is row_number in metadata), or a Parquet file's footer says more
            than is decoded. The message says what.
+         - INVALID_ARGUMENT VALUE_INVALID: a column of a Parquet file has a name or a type that no field can have; metadata
+           has path. Give it another name, or write it as another type.
          - INVALID_ARGUMENT FILE_UNREADABLE: the content breaks the reader. Write the file anew, or in another format.
          - RESOURCE_EXHAUSTED INGEST_TOO_EXPENSIVE: reading it took more time or memory than it may; the message says
            what was too much. Send smaller files.

@@ -149,7 +149,8 @@ def check_name(name: str, known: Mapping[str, FieldType], path: FieldPath, folde
     _check_text(name, (*path, ascii(name)))
     own = name.casefold()
     if not path and own in RESERVED:
-        raise ValueRefusedError((name,), f"has the name of the system column '{RESERVED[own]}'")
+        complaint = f"has the name of the system column '{RESERVED[own]}': give it another name"
+        raise ValueRefusedError((name,), complaint)
     if len(folded) < len(known):
         folded.update((spelled.casefold(), spelled) for spelled in known)
     if len(folded) >= MAX_NAMES:
