@@ -148,12 +148,25 @@ def test_a_name_that_another_field_has_is_refused(
     assert message in error.message
 
 
-def test_two_fields_may_swap_their_names(uploader: Uploader) -> None:
-    swapped = Reading(renames=(("a", "crmId"), ("crmId", "a")))
+@pytest.mark.parametrize("upload_format", FORMATS)
+@pytest.mark.parametrize(
+    ("renames", "row"),
+    [
+        ({"a": "crmId", "crmId": "a"}, {"crmId": "1", "a": "2", "b": "3"}),
+        ({"a": "crmId", "crmId": "b", "b": "a"}, {"crmId": "1", "b": "2", "a": "3"}),
+        ({"b": "c", "a": "b"}, {"b": "1", "crmId": "2", "c": "3"}),
+    ],
+)
+def test_a_field_gets_its_new_name_once_also_where_that_is_the_old_one_of_another(
+    uploader: Uploader, renames: dict[str, str], row: dict[str, str], upload_format: str
+) -> None:
+    sent = written([{"a": "1", "crmId": "2", "b": "3"}], upload_format)
 
-    assert uploader.values(uploader.ingest([{"a": "1", "crmId": "2"}], CRM, reading=swapped)) == [
-        {"crmId": "1", "a": "2"}
-    ]
+    result = uploader.ingest(
+        sent, CRM, upload_format=upload_format, reading=Reading(renames=tuple(renames.items()))
+    )
+
+    assert uploader.values(result) == [row]
 
 
 @pytest.mark.parametrize("renames", [{"": "a"}, {"a": ""}, {"a": "x" * 1_025}, {"a": "c", "b": "c"}])

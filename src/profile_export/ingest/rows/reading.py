@@ -30,7 +30,7 @@ class AppliedReading:
         self.notes: list[str] = []
 
     def names(self, sent: Iterable[str]) -> list[str]:
-        """Return the names that the columns of a file get.
+        """Return the names that the columns of a file get. Its records have them then, and are not renamed once more.
 
         Raises:
             FileRefusedError: There is none of a name that is to be changed.
@@ -38,7 +38,8 @@ class AppliedReading:
         listed = list(sent)
         self._unseen.difference_update(listed)
         self.check_used()
-        return [self._renames.get(name, name) for name in listed]
+        renames, self._renames = self._renames, {}
+        return [renames.get(name, name) for name in listed]
 
     def check_used(self) -> None:
         """Refuse a file, read to its end or of columns, that lacks a field which is to be renamed.
