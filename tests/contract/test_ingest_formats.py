@@ -13,7 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profile_export.domain.schemas.types import BOOLEAN, DOUBLE, LONG, TIMESTAMP, ObjectType
+from profile_export.domain.schemas.types import (
+    BOOLEAN,
+    DOUBLE,
+    LONG,
+    TIMESTAMP,
+    ArrayType,
+    DecimalType,
+    FieldType,
+    MapType,
+    ObjectType,
+)
 from profile_export.ingest.formats import json as json_array
 from profile_export.ingest.rows import rows as sent_rows
 from profile_export.ingest.task import IngestResult
@@ -44,6 +54,11 @@ _NESTED = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
     max_leaves=8,
 )
+
+
+@pytest.fixture
+def uploader(tmp_path: Path) -> Uploader:
+    return Uploader(tmp_path)
 
 
 def as_lines(records: list[Any]) -> bytes:
@@ -109,6 +124,54 @@ def test_lines_and_arrays_accept_reject_and_store_alike(items: list[Any], batch:
         lines, array = ingested(as_lines(sent), "json_lines"), ingested(as_array(sent), "json_array")
 
     assert lines == array
+
+
+NUMBERS = (
+    "9007199254740993.0",
+    "9.007199254740993e15",
+    "9223372036854775807.0",
+    "-9223372036854775808.0",
+    "3.0",
+    "1e3",
+)
+NO_LONGS = (
+    "9007199254740992.5",
+    "1.00000000000000000001",
+    "0.99999999999999999999",
+    "1e-400",
+    "9223372036854775808.0",
+)
+
+
+@pytest.mark.parametrize("upload_format", ["json_lines", "json_array", "csv"])
+@pytest.mark.parametrize("other", [DOUBLE, DecimalType(5, 2)])
+def test_a_number_with_a_fraction_is_a_long_with_all_its_digits_or_none(
+    uploader: Uploader, other: FieldType, upload_format: str
+) -> None:
+    known = ObjectType(
+        {"n": LONG, "o": ObjectType({"q": LONG}), "l": ArrayType(LONG), "m": MapType(LONG), "x": other}
+    )
+    texts = (*NUMBERS, *NO_LONGS)
+    if upload_format == "csv":
+        sent = "crmId,n,o.q,l,m,x\n" + "".join(
+            f'1,{one},{one},[{one}],"{{""k"": {one}}}",2.5\n' for one in texts
+        )
+    else:
+        rows = [
+            f'{{"crmId": "1", "n": {one}, "o": {{"q": {one}}}, "l": [{one}], "m": {{"k": {one}}}, "x": 2.5}}'
+            for one in texts
+        ]
+        sent = "\n".join(rows) if upload_format == "json_lines" else f"[{','.join(rows)}]"
+
+    result = uploader.ingest(
+        sent.encode(), CRM, upload_format=upload_format, known=known, max_bad_records=len(NO_LONGS)
+    )
+
+    wanted = [2**53 + 1, 2**53 + 1, 2**63 - 1, -(2**63), 3, 1000]
+    assert [(row["n"], row["o"]["q"], row["l"], row["m"], row["x"]) for row in uploader.values(result)] == [
+        (one, one, [one], {"k": one}, 2.5) for one in wanted
+    ]
+    assert [row.row for row in uploader.rejected()] == [*range(len(NUMBERS) + 1, len(texts) + 1)]
 
 
 @pytest.mark.slow

@@ -11,13 +11,21 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any, BinaryIO, NoReturn
 
 from profile_export.domain.errors import Reason
 from profile_export.domain.schemas.learning import MAX_DEPTH, ValueRefusedError
-from profile_export.domain.schemas.types import ArrayType, DecimalType, FieldType, MapType, ObjectType
+from profile_export.domain.schemas.types import (
+    LARGE_LONG,
+    LONG,
+    ArrayType,
+    DecimalType,
+    FieldType,
+    MapType,
+    ObjectType,
+)
 from profile_export.ingest.output import MAX_TEXT_BYTES, FileRefusedError
 from profile_export.ingest.rows.reading import AppliedReading
 from profile_export.ingest.rows.rows import SentRow, too_large
@@ -29,8 +37,7 @@ def json_decoder(known: FieldType) -> json.JSONDecoder:
     return json.JSONDecoder(
         object_pairs_hook=_object,
         parse_constant=_refuse_constant,
-        # Where a field is decimal every digit counts; elsewhere floats are much faster.
-        parse_float=exact_number if _has_decimal(known) else None,
+        parse_float=_parse_float(known),
     )
 
 
@@ -80,13 +87,29 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueRefusedError((), f"is not JSON: {name} is no number there", Reason.JSON_INVALID)
 
 
-def _has_decimal(known: FieldType) -> bool:
+def _parse_float(known: FieldType) -> Callable[[str], float | Decimal] | None:
+    """Return what reads numbers with a fraction or an exponent; None for floats, which are much faster."""
+    kinds = set(_single_types(known))
+    if any(isinstance(kind, DecimalType) for kind in kinds):
+        return exact_number  # every digit counts
+    return _exact_if_whole if kinds & {LONG, LARGE_LONG} else None
+
+
+def _exact_if_whole(text: str) -> float | Decimal:
+    """Read a number that may be a long: 9007199254740993.0 is one, of which a float would lose a digit."""
+    number = float(text)
+    return exact_number(text) if number.is_integer() else number
+
+
+def _single_types(known: FieldType) -> Iterator[FieldType]:
     match known:
         case ObjectType(fields):
-            return any(_has_decimal(member) for member in fields.values())
+            for member in fields.values():
+                yield from _single_types(member)
         case ArrayType(inner) | MapType(inner):
-            return _has_decimal(inner)
-    return isinstance(known, DecimalType)
+            yield from _single_types(inner)
+        case _:
+            yield known
 
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
