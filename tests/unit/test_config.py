@@ -1,11 +1,23 @@
+import inspect
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from profile_export.config import Secret, ServeSettings, SettingsError, WorkSettings, load, load_worker
+from profile_export.cli import serve
+from profile_export.config import (
+    Options,
+    Secret,
+    ServeSettings,
+    SettingsError,
+    WorkSettings,
+    load,
+    load_store,
+    load_worker,
+)
 from profile_export.domain.catalog.allowances import DEFAULT_QUOTAS, Quotas
 
 FOLDER = {"data_dir": ".data"}
@@ -75,6 +87,32 @@ def _assert_one_line_with_both_names(line: str, name: str) -> None:
     assert "\n" not in line
     assert f"--{name.replace('_', '-')} " in line
     assert f"PROFILE_EXPORT_{name.upper()}" in line
+
+
+class Noted(dict[str, str]):
+    """Options that remember which of them were asked for."""
+
+    asked: set[str]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+@pytest.mark.parametrize(
+    ("read", "command"),
+    [(load, serve.serve), (load_worker, serve.worker), (load_store, serve.status), (load_store, serve.check)],
+)
+def test_every_setting_is_an_option_of_its_command_and_a_variable(
+    read: Callable[[Options, Mapping[str, str]], object], command: Callable[..., None]
+) -> None:
+    options = Noted({**FOLDER, "database_url": "postgresql://me@there/x"})
+    options.asked = set()
+
+    read(options, {})
+
+    assert options.asked == inspect.signature(command).parameters.keys() - {"as_json"}
+    assert options.asked <= set(serve.SETTINGS)
 
 
 def test_a_folder_is_all_that_has_to_be_given() -> None:

@@ -109,6 +109,7 @@ _SERVE: Mapping[str, Any] = {
     "memory_limit_mb": _MEMORY_LIMIT,
     "threads": _THREADS,
     "log_level": _LOG_LEVEL,
+    "log_format": _LOG_FORMAT,
     "adopt_lake": _ADOPT_LAKE,
     "drain_seconds": _text("SECONDS", "How long calls may take to finish when it stops. Default: 10."),
     "connection_age_seconds": _text(
