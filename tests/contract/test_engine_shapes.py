@@ -87,10 +87,19 @@ def wide(first: int, step: int) -> dict[str, Any]:
     return {f"name{number}": number for number in range(first, NAMES, step)}
 
 
+_MEMBERS = {"number": LONG, "text": TEXT, "texts": ArrayType(TEXT), "within": ObjectType({"end": TEXT})}
 SLOW = {"deep", "wide"}
 BODIES: dict[str, tuple[FieldType, list[Any]]] = {
     "deep": (DEEP, [deep(LEVELS, texts=True), deep(LEVELS, texts=False), deep(5, texts=False), None]),
     "wide": (WIDE, [wide(0, 1), wide(1, 2), wide(NAMES, 1), {"name0": 1}]),
+    "many objects": (
+        ObjectType({f"in{group}": ObjectType(_MEMBERS) for group in range(100)}),
+        [
+            {f"in{group}": {"number": group, "texts": [None, "x"]} for group in range(100)},
+            {f"in{group}": {"text": "y", "within": {"end": "z"}} for group in range(0, 100, 3)},
+            {"in7": {"texts": []}},
+        ],
+    ),
     "arrays of objects": (
         within(30, TEXT, lambda level, inner: ObjectType({f"in{level}": ArrayType(inner), "text": TEXT})),
         [

@@ -352,9 +352,10 @@ class DuckDbSession:
         """Whether the rows of a slice are kept: with links, the expression mentions them up to 23 times.
 
         Without links, it is faster to read the few columns that each of fewer mentions needs, but where few rows are
-        held anyway: to take thousands of leaves out of their objects at each mention costs more than everything else.
+        held anyway, or where there are more leaves than are merged at once: to take thousands of leaves out of their
+        objects at each mention costs more than everything else.
         """
-        return shape.linked or (shape.merges and self._is_small)
+        return shape.linked or (shape.merges and (self._is_small or len(shape.stand_ins) > 1))
 
     def _materialise(self, shape: Shape, key_slice: KeyRange) -> None:
         graph = _GRAPH if self._moved else None

@@ -32,7 +32,7 @@ from profile_export.domain.schemas.types import (
     FieldType,
     ObjectType,
 )
-from profile_export.engines.duckdb.objects import with_objects
+from profile_export.engines.duckdb.objects import taken_apart, with_objects
 from profile_export.engines.duckdb.spelling import name, text, type_name
 from profile_export.engines.expression.tables import (
     EVENT,
@@ -201,14 +201,7 @@ def in_leaves(shape: Shape, rows: str) -> str:
     """Take the parts of record rows apart if they are merged, since that is by leaf."""
     if not shape.merges or not shape.record_parts:
         return rows
-    columns_of = {part.path: part.column for part in shape.record_parts}
-    longest = max(map(len, columns_of))
-    values = []
-    for leaf in shape.merged_parts:
-        above = next(leaf.path[:end] for end in range(1, longest + 1) if leaf.path[:end] in columns_of)
-        steps = (columns_of[above], *map(name, leaf.path[len(above) :]))
-        values.append(f"{'.'.join(steps)} AS {leaf.column}")
-    return f"SELECT * EXCLUDE ({', '.join(columns_of.values())}), {', '.join(values)} FROM ({rows})"
+    return taken_apart(rows, shape.record_parts, shape.merged_parts)
 
 
 def _value(part: Part, fields: ObjectType) -> str:
