@@ -25,6 +25,13 @@ PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 # Where Python may keep nothing compiled, each of the hundreds of processes of a test run compiles all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
+# What stands behind `bench` is no target but what to measure.
+ifeq ($(firstword $(MAKECMDGOALS)),bench)
+MEASURED := $(filter-out bench,$(MAKECMDGOALS))
+.PHONY: $(MEASURED)
+$(MEASURED): ; @:
+endif
+
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -121,8 +128,8 @@ soak: $(READY) ## Open and cancel 20,000 watches, and let 5,000 clients come bac
 check: lint types proto-check test ## What must hold before each commit
 
 .PHONY: bench
-bench: $(READY) ## Print the ratios that the design promises (minutes)
-	$(PY) -m benchmarks
+bench: $(READY) ## Print the ratios that the design promises (minutes), or those named behind it: make bench shape
+	$(PY) -m benchmarks $(MEASURED)
 
 .PHONY: demo
 demo: $(READY) ## From three sources to merged rows, live, in a temporary folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from profile_export.client import Client, DatasetKind, Events, IdentityField
 _HOLD = "≤ 3x"
 _LEVELS = 61
 """Objects within objects: with the field and the item that hold them, as many as an upload takes."""
-_NAMES = 900
-"""Names in one object, as many as the bytes of an event take."""
+_NAMES, _NAMES_OF_EVENT = 5_000, 900
+"""Names in one object: as many as there may be, and as the bytes of an event take."""
 _FLAT = 10
 
 
@@ -37,12 +38,12 @@ def _deep(row: int) -> dict[str, Any]:
     )
 
 
-def _wide(row: int) -> dict[str, Any]:
-    return {f"n{number}": row % 10 for number in range(_NAMES)}
+def _wide(names: int, row: int) -> dict[str, Any]:
+    return {f"n{number}": row % 10 for number in range(names)}
 
 
 def _deep_and_wide(row: int) -> dict[str, Any]:
-    return _within(_LEVELS - 1, _wide(row), lambda level, inner: {f"{level}": inner})
+    return _within(_LEVELS - 1, _wide(_NAMES_OF_EVENT, row), lambda level, inner: {f"{level}": inner})
 
 
 def _items(row: int) -> dict[str, Any]:
@@ -57,57 +58,57 @@ def _arrays(row: int) -> dict[str, Any]:
     return _within(_LEVELS - 3, {"end": f"value {row}"}, lambda _level, inner: [inner])
 
 
-_SHAPES: Mapping[str, Callable[[int], dict[str, Any]]] = {
+_Shape = Callable[[int], dict[str, Any]]
+_LONG = {f"{_NAMES:,} names in an object": partial(_wide, _NAMES)}
+_SHORT = {f"{_NAMES_OF_EVENT:,} names in an object": partial(_wide, _NAMES_OF_EVENT)}
+_DEEP: Mapping[str, _Shape] = {
     f"{_LEVELS} levels of objects": _deep,
-    f"{_NAMES:,} names in an object": _wide,
-    "both": _deep_and_wide,
+    f"{_LEVELS - 1} levels around {_NAMES_OF_EVENT:,} names": _deep_and_wide,
     f"{_LEVELS // 2} levels of arrays of objects": _items,
     f"{_LEVELS - 3} levels of arrays": _arrays,
+}
+_SHAPES: Mapping[str, Mapping[str, _Shape]] = {
+    "records": {**_LONG, **_DEEP},
+    "records of two datasets": {**_LONG, **_DEEP},
+    "events": {**_SHORT, **_DEEP},
 }
 
 
 async def measure_shapes(server: Server, folder: Path, size: int) -> list[Line]:
-    """Measure exports of records and of events in each shape, about `size` bytes of JSON lines each."""
+    """Measure exports of records, merged and not, and of events in each shape, `size` bytes of JSON lines each."""
     lines = []
-    for events in (False, True):
-        flat = await _export(server, folder, "flat", _flat, size, events=events)
-        for name, shape in _SHAPES.items():
-            took = await _export(server, folder, name, shape, size, events=events)
-            what = f"{'events' if events else 'records'} with {name}, against flat rows of the same bytes"
-            lines.append(Line.timed(what, took, flat, _HOLD))
+    for number, (rows, shapes) in enumerate(_SHAPES.items()):
+        flat = await _export(server, folder, f"{number}-flat", _flat, size, rows)
+        for place, (name, shape) in enumerate(shapes.items()):
+            took = await _export(server, folder, f"{number}-{place}", shape, size, rows)
+            lines.append(
+                Line.timed(f"{rows} with {name}, against flat ones of the same bytes", took, flat, _HOLD)
+            )
     return lines
 
 
-async def _export(
-    server: Server,
-    folder: Path,
-    name: str,
-    shape: Callable[[int], dict[str, Any]],
-    size: int,
-    *,
-    events: bool,
-) -> float:
-    path = folder / "shape.jsonl"
+async def _export(server: Server, folder: Path, sandbox: str, shape: _Shape, size: int, rows: str) -> float:
+    path, people = folder / "shape.jsonl", folder / "people.jsonl"
     with path.open("w") as file:
         file.writelines(_lines(shape, size))
-    sandbox = f"bench-{'events' if events else 'records'}-{name.replace(' ', '-').replace(',', '')}"
-    async with Client(server.address, sandbox=sandbox) as client:
+    people.write_text('{"id": "1"}\n')
+    record, event = DatasetKind.DATASET_KIND_RECORD, DatasetKind.DATASET_KIND_EVENT
+    sources = {
+        "records": [(record, path)],
+        "records of two datasets": [(record, path), (record, path)],
+        "events": [(event, path), (record, people)],
+    }[rows]
+    async with Client(server.address, sandbox=f"bench-shape-{sandbox}") as client:
         identities = [IdentityField(path="id", namespace="CRM", primary=True)]
-        kind = DatasetKind.DATASET_KIND_EVENT if events else DatasetKind.DATASET_KIND_RECORD
-        source = await client.create_dataset("shape", kind, identities=identities)
-        await ours.upload_lines(client, source.id, path)
-        if events:
-            people = await client.create_dataset(
-                "people", DatasetKind.DATASET_KIND_RECORD, identities=identities
-            )
-            path.write_text('{"id": "1"}\n')
-            await ours.upload_lines(client, people.id, path)
+        for kind, sent in sources:
+            source = await client.create_dataset("shape", kind, identities=identities)
+            await ours.upload_lines(client, source.id, sent)
         destination = await ours.destination(client)
-        job = await ours.run_job(client, destination, events=Events() if events else None)
+        job = await ours.run_job(client, destination, events=Events() if rows == "events" else None)
         return job.seconds
 
 
-def _lines(shape: Callable[[int], dict[str, Any]], size: int) -> Iterator[str]:
+def _lines(shape: _Shape, size: int) -> Iterator[str]:
     row = written = 0
     while written < size:
         row += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from math import isqrt
 from typing import NamedTuple
 
@@ -49,9 +50,8 @@ def with_objects(rows: str, fields: ObjectType, parts: Mapping[FieldPath, str]) 
         made: dict[FieldPath, str] = {}
         values = []
         for path, kind in steps[step]:
-            value, _ = _object(kind, held, path)
             made[path] = f"object_{step}_{len(made)}"
-            values.append(f"{value} AS {made[path]}")
+            values.append(f"{object_of(*_members(kind, held, path))} AS {made[path]}")
         held |= made
         rows = f"SELECT *, {', '.join(values)} FROM ({rows})"
     members, _ = _members(shallow, held, ())
@@ -61,8 +61,9 @@ def with_objects(rows: str, fields: ObjectType, parts: Mapping[FieldPath, str]) 
 def taken_apart(rows: str, parts: Sequence[Part], leaves: Sequence[Part]) -> str:
     """Put leaves in place of the parts that hold them.
 
-    Whoever takes a leaf out of an object pays for every leaf in it: 4,000 of them took 5 s and 4 GB. So a large one is
-    cut into smaller ones first, as many as each of them has leaves.
+    Whoever takes a leaf out of an object pays for every leaf in it, and for every object around it: 4,000 of them took
+    5 s and 4 GB. So of a large one smaller ones are cut out first, about as many as each has leaves, and each from the
+    innermost object that has them all.
 
     Args:
         rows: The query that has the parts as columns.
@@ -75,25 +76,35 @@ def taken_apart(rows: str, parts: Sequence[Part], leaves: Sequence[Part]) -> str
     columns = {part.path: part.column for part in parts}
     held: dict[FieldPath, list[Part]] = {path: [] for path in columns}
     for leaf in leaves:
-        held[next(leaf.path[:end] for end in range(1, len(leaf.path) + 1) if leaf.path[:end] in held)].append(
-            leaf
-        )
+        above = next(leaf.path[:end] for end in range(1, len(leaf.path) + 1) if leaf.path[:end] in held)
+        held[above].append(leaf)
     cuts, values = {}, []
     for path, inside in held.items():
         at_once = len(inside) if len(inside) <= _TAKEN_AT_ONCE else isqrt(len(inside))
         for begin in range(0, len(inside), at_once):
-            some, column = inside[begin : begin + at_once], columns[path]
+            some = inside[begin : begin + at_once]
+            column, around = columns[path], path
             if some != inside:
-                whole, column = column, f"{column}_{begin}"
-                cuts[column] = f"CAST({whole} AS {type_name(_with(some, len(path)))})"
-            values += [
-                f"{'.'.join((column, *map(name, leaf.path[len(path) :])))} AS {leaf.column}" for leaf in some
-            ]
+                around = _around(some)
+                cut = f"CAST({_within(column, around[len(path) :])} AS {type_name(_with(some, len(around)))})"
+                column = f"{column}_{begin}"
+                cuts[column] = cut
+            values += [f"{_within(column, leaf.path[len(around) :])} AS {leaf.column}" for leaf in some]
     if cuts:
-        rows = (
-            f"SELECT *, {', '.join(f'{value} AS {column}' for column, value in cuts.items())} FROM ({rows})"
-        )
+        made = ", ".join(f"{value} AS {column}" for column, value in cuts.items())
+        rows = f"SELECT *, {made} FROM ({rows})"
     return f"SELECT * EXCLUDE ({', '.join((*columns.values(), *cuts))}), {', '.join(values)} FROM ({rows})"
+
+
+def _within(column: str, path: FieldPath) -> str:
+    return ".".join((column, *map(name, path)))
+
+
+def _around(leaves: Sequence[Part]) -> FieldPath:
+    """Return the path of the innermost object that has all these leaves."""
+    first, last = min(leaf.path[:-1] for leaf in leaves), max(leaf.path[:-1] for leaf in leaves)
+    same = (one == other for one, other in zip(first, last, strict=False))
+    return first[: sum(takewhile(bool, same))]
 
 
 def _with(leaves: Sequence[Part], depth: int) -> ObjectType:
@@ -131,7 +142,8 @@ def _in_steps(fields: ObjectType, path: FieldPath, whole: Mapping[FieldPath, str
             parts, step = parts + 1, max(step, inner.step + 1)
         else:
             members[field] = inner.fields
-            levels, parts = max(levels, inner.levels), parts + inner.parts
+            asking = inner.levels - (1 if _guards_its_only_member(fields, path) else 0)
+            levels, parts = max(levels, asking), parts + inner.parts
     return _Shallow(ObjectType(members), levels + 1, parts, step)
 
 
@@ -144,7 +156,9 @@ def _members(
     for field, member in fields.fields.items():
         here = (*path, field)
         if isinstance(member, ObjectType):
-            members[field], inner = _object(member, parts, here)
+            inner_members, inner = _members(member, parts, here)
+            alone = _guards_its_only_member(fields, path)
+            members[field] = _packed(inner_members) if alone else object_of(inner_members, inner)
             below += inner
         else:
             members[field] = parts[here]
@@ -152,15 +166,18 @@ def _members(
     return members, below
 
 
-def _object(fields: ObjectType, parts: Mapping[FieldPath, str], path: FieldPath) -> tuple[str, list[str]]:
-    members, below = _members(fields, parts, path)
-    return object_of(members, below), below
+def _guards_its_only_member(fields: ObjectType, path: FieldPath) -> bool:
+    """Say whether the member is there whenever the object is: to ask for it again copies all that is in it."""
+    return bool(path) and len(fields.fields) == 1
 
 
 def object_of(members: Mapping[str, str], parts: Sequence[str]) -> str:
     """Make an object of the values of its members; null where none of `parts`, at least one, has a value."""
-    packed = ", ".join(f"{name(member)} := {value}" for member, value in members.items())
-    return f"CASE WHEN {_any_value(parts)} THEN struct_pack({packed}) END"
+    return f"CASE WHEN {_any_value(parts)} THEN {_packed(members)} END"
+
+
+def _packed(members: Mapping[str, str]) -> str:
+    return f"struct_pack({', '.join(f'{name(member)} := {value}' for member, value in members.items())})"
 
 
 def _any_value(parts: Sequence[str]) -> str:

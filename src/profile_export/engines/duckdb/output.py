@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,6 @@ class Output:
 
     def write(self, shape: Shape, index: int) -> tuple[WrittenFile, ...]:
         """Write the files of a range: all rows, or for each segment those that are in it; safe on the disk then."""
-        # DuckDB marks columns it knows to be without nulls as required, and readers take that for the table's schema:
-        # a row of nulls, which no file gets, and a condition it cannot see through keep all of them optional.
-        self._connection.execute("INSERT INTO profiles (left_out) VALUES ('no profile')")
         batches = self._plan.segment_batches
         if not batches:
             return self._write_batch(shape, index, self._folder, self._plan.batch_id, "left_out IS NULL")
@@ -105,17 +103,18 @@ class Output:
         self._connection.execute(f"SET VARIABLE batch_id = {text(batch_id)}")
         out = [f"{column.name} AS {name(column.field)}" for column in output_columns(shape)]
         out.append(f"{_PROFILE_ID} AS {name(columns.PROFILE_ID)}")
-        out.append(
-            f"CASE WHEN profile_high IS NOT NULL THEN getvariable('batch_id') END AS {name(columns.BATCH_ID)}"
-        )
+        out.append(f"getvariable('batch_id') AS {name(columns.BATCH_ID)}")
         query = f"SELECT {', '.join(out)} FROM profiles WHERE {kept}"
         told = {**self._plan.origin, "batch-id": batch_id}
         about = ", ".join(f"{name(columns.ABOUT_FILE + key)}: {text(value)}" for key, value in told.items())
-        written = self._connection.execute(
-            f"COPY ({query}) TO {text(str(outgoing))}"
-            f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {_BYTES_PER_FILE},"
-            f" ROW_GROUP_SIZE_BYTES {self._bytes_per_row_group}, RETURN_STATS, KV_METADATA {{{about}}})"
-        ).fetchall()
+        # DuckDB marks columns that it finds out to be without nulls as required, which readers take for the table's
+        # schema.
+        with _without(self._connection, "statistics_propagation"):
+            written = self._connection.execute(
+                f"COPY ({query}) TO {text(str(outgoing))}"
+                f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {_BYTES_PER_FILE},"
+                f" ROW_GROUP_SIZE_BYTES {self._bytes_per_row_group}, RETURN_STATS, KV_METADATA {{{about}}})"
+            ).fetchall()
         files = []
         for number, (path, rows, size, *_) in enumerate(sorted(written)):
             if rows == 0:
@@ -127,6 +126,17 @@ class Output:
             files.append(WrittenFile(final.name, rows, size, _digest_on_disk(final), batch_id))
         outgoing.rmdir()
         return tuple(files)
+
+
+@contextmanager
+def _without(connection: duckdb.DuckDBPyConnection, optimizer: str) -> Iterator[None]:
+    """Leave one more optimizer out while this lasts."""
+    ((others,),) = connection.execute("SELECT current_setting('disabled_optimizers')").fetchall()
+    connection.execute(f"SET disabled_optimizers = '{others},{optimizer}'")
+    try:
+        yield
+    finally:
+        connection.execute(f"SET disabled_optimizers = '{others}'")
 
 
 def _digest_on_disk(path: Path) -> str:
