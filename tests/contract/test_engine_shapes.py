@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,21 @@ def deep(levels: int, *, texts: bool) -> dict[str, Any]:
     )
 
 
+def maps(count: int, values: Callable[[int], Sequence[Any]]) -> dict[str, Any]:
+    """Maps of three types by turns, with two of five keys each."""
+    return {
+        f"in{place}": {f"k{place % 5}": values(place)[place % 3], "k0": values(0)[place % 3]}
+        for place in range(count)
+    }
+
+
 def wide(first: int, step: int) -> dict[str, Any]:
     return {f"name{number}": number for number in range(first, NAMES, step)}
 
 
 _MEMBERS = {"number": LONG, "text": TEXT, "texts": ArrayType(TEXT), "within": ObjectType({"end": TEXT})}
+_KINDS: Sequence[FieldType] = (LONG, TEXT, ArrayType(TEXT))
+_MAPS: dict[str, FieldType] = {f"in{place}": MapType(_KINDS[place % 3]) for place in range(300)}
 SLOW = {"deep", "wide"}
 BODIES: dict[str, tuple[FieldType, list[Any]]] = {
     "deep": (DEEP, [deep(LEVELS, texts=True), deep(LEVELS, texts=False), deep(5, texts=False), None]),
@@ -98,6 +108,15 @@ BODIES: dict[str, tuple[FieldType, list[Any]]] = {
             {f"in{group}": {"number": group, "texts": [None, "x"]} for group in range(100)},
             {f"in{group}": {"text": "y", "within": {"end": "z"}} for group in range(0, 100, 3)},
             {"in7": {"texts": []}},
+        ],
+    ),
+    "many maps": (
+        ObjectType(_MAPS),
+        [
+            maps(300, lambda key: (key, f"{key}", [None, "x"])),
+            {"in299": {"k1": ["z"]}},
+            {"in299": {"k1": [], "k2": ["y"]}, "in298": {"k1": "only"}},
+            maps(200, lambda key: (-key, "y", [])),
         ],
     ),
     "arrays of objects": (

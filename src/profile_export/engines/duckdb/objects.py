@@ -17,7 +17,7 @@ from profile_export.domain.schemas.types import (
     nested,
 )
 from profile_export.engines.duckdb.spelling import name, type_name
-from profile_export.engines.expression.tables import Part
+from profile_export.engines.expression.tables import HELD, NUMBER, Part
 
 _LEVELS_AT_ONCE = 8
 """Levels of objects made in one step: with more of them parts are asked more often, with fewer carried further."""
@@ -113,6 +113,20 @@ def _with(leaves: Sequence[Part], depth: int) -> ObjectType:
     for leaf in leaves:
         growing.add(nested(leaf.path[depth:], leaf.type))
     return growing.type()
+
+
+def maps_with_numbers(maps: Sequence[Part]) -> str:
+    """List maps of one type that are not null, each with its number; null if all are."""
+    numbered = ", ".join(
+        f"{{'{NUMBER}': {number}, '{HELD}': {one.column}}}" for number, one in enumerate(maps)
+    )
+    some = _any_value([one.column for one in maps])
+    return f"CASE WHEN {some} THEN list_filter([{numbered}], lambda one: one.{HELD} IS NOT NULL) END"
+
+
+def map_of_number(listed: str, number: int) -> str:
+    """Take a map out of such a list; null if it is not in there."""
+    return f"list_filter({listed}, lambda one: one.{NUMBER} = {number})[1].{HELD}"
 
 
 class _Shallow(NamedTuple):

@@ -18,9 +18,15 @@ from profile_export.domain.schemas.types import (
     ObjectType,
     identity_map_type,
 )
-from profile_export.engines.duckdb.objects import object_of, with_objects
+from profile_export.engines.duckdb.objects import map_of_number, object_of, with_objects
 from profile_export.engines.duckdb.spelling import name, type_name
-from profile_export.engines.expression.expression import ABOUT_PROFILE, IDENTITIES, SERIES, text_of
+from profile_export.engines.expression.expression import (
+    ABOUT_PROFILE,
+    IDENTITIES,
+    SERIES,
+    merged_column,
+    text_of,
+)
 from profile_export.engines.expression.tables import EVENT, MEMBERSHIP, WIDE, Shape
 
 _REMEMBERED = 64
@@ -94,6 +100,10 @@ def compiled(shape: Shape) -> str:
     values: dict[str, str] = {}
     if shape.has_records:
         parts = {part.path: part.column for part in (*shape.merged_parts, *shape.memberships)}
+        for listed, maps in shape.maps.items():
+            for number, part in enumerate(maps):
+                merged = map_of_number(merged_column(listed), number)
+                parts[part.path] = f"coalesce({merged}, {part.column})"
         rows, values = with_objects(rows, shape.merged_fields, parts)
     if shape.identities.type:
         values[IDENTITY_MAP] = IDENTITIES

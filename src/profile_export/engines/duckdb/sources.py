@@ -32,7 +32,7 @@ from profile_export.domain.schemas.types import (
     FieldType,
     ObjectType,
 )
-from profile_export.engines.duckdb.objects import taken_apart, with_objects
+from profile_export.engines.duckdb.objects import maps_with_numbers, taken_apart, with_objects
 from profile_export.engines.duckdb.spelling import name, text, type_name
 from profile_export.engines.expression.tables import (
     EVENT,
@@ -201,7 +201,11 @@ def in_leaves(shape: Shape, rows: str) -> str:
     """Take the parts of record rows apart if they are merged, since that is by leaf."""
     if not shape.merges or not shape.record_parts:
         return rows
-    return taken_apart(rows, shape.record_parts, shape.merged_parts)
+    rows = taken_apart(rows, shape.record_parts, shape.merged_parts)
+    if not shape.maps:
+        return rows
+    lists = (f"{maps_with_numbers(parts)} AS {column}" for column, parts in shape.maps.items())
+    return f"SELECT *, {', '.join(lists)} FROM ({rows})"
 
 
 def _value(part: Part, fields: ObjectType) -> str:

@@ -39,9 +39,11 @@ from profile_export.engines.expression.nested import (
 from profile_export.engines.expression.tables import (
     EVENT,
     EVENT_COLUMNS,
+    HELD,
     KEY,
     MEMBERSHIP,
     NAMESPACES,
+    NUMBER,
     PROFILE,
     SAME_EVENT,
     SAME_RECORD,
@@ -72,6 +74,11 @@ ABOUT_PROFILE = (
 IDENTITIES, SERIES = "identity_map", "series"
 
 
+def merged_column(column: str) -> str:
+    """Name what comes of merging a column per key: null where nothing had to be merged."""
+    return f"{MERGED}_{column}"
+
+
 def export_expression(shape: Shape) -> ir.Table:
     """Return all profiles of a range, those that are left out among them.
 
@@ -80,7 +87,8 @@ def export_expression(shape: Shape) -> ir.Table:
     (the other is null), the reason for which it is `left_out` (S22; null if it is not), and of the segments that were
     asked for the positions of those it has an entry for (`members`) and is in (`admitted`). Then what is exported of
     it, where the shape has it: its `identity_map` with the members that are kept anywhere; with records its parts
-    under their columns or stand-ins; with attached events their `series`, each an object
+    under their columns or stand-ins, each map as its latest row has it, and in the `merged_column` of `maps` those that
+    several rows have, merged, as `records` has them; with attached events their `series`, each an object
     with the `event`, its `membership` and its `identity_map`, in the order of S17.
     """
     records = _records(shape) if shape.has_records else None
@@ -193,16 +201,23 @@ def _either(merged: ir.Table, happened: ir.Table) -> ir.Table:
 
 
 def _with_merged_maps(shape: Shape, profiles: ir.Table, records: Rows) -> ir.Table:
-    merged = {part.column: _merged_map(part.column, records) for part in shape.maps}
+    merged = {column: _merged_maps(column, records) for column in shape.maps}
     if shape.memberships and (shape.merges or shape.segments_respelled):
         merged[MEMBERSHIP] = _merged_memberships(shape, records)
     for column, table in merged.items():
-        profiles = beside(profiles, table.rename({f"{MERGED}_{column}": MERGED}), PROFILE)
+        profiles = beside(profiles, table.rename({merged_column(column): MERGED}), PROFILE)
     return profiles
 
 
-def _merged_map(column: str, records: Rows) -> ir.Table:
-    return merged_maps(held_by_several(_having(column, records), PROFILE), PROFILE, column)
+def _merged_maps(column: str, records: Rows) -> ir.Table:
+    """Merge the maps of a type that a profile has several times, each with those of its number."""
+    rows = _having(column, records)
+    each = rows.select(*PROFILE, "place", one=rows[column].unnest())
+    each = each.select(*PROFILE, "place", **{NUMBER: each.one[NUMBER], HELD: each.one[HELD]})
+    owner = (*PROFILE, NUMBER)
+    merged = merged_maps(held_by_several(each, owner), owner, HELD)
+    one = ibis.struct({NUMBER: merged[NUMBER], HELD: merged[MERGED]})
+    return merged.group_by(list(PROFILE)).agg(**{MERGED: one.collect()})
 
 
 def _merged_memberships(shape: Shape, records: Rows) -> ir.Table:
@@ -292,9 +307,11 @@ def _values(shape: Shape, profiles: ir.Table) -> dict[str, ir.Value]:
         state = profiles.state if "state" in profiles.columns else ibis.null("string")
         values[IDENTITIES] = _identity_map(profiles, state, shape.identities, linked=shape.linked)
     for column in shape.merged_columns if shape.has_records else ():
-        merged = f"{MERGED}_{column}"
+        merged = merged_column(column)
         value = profiles[column]
         values[column] = ibis.coalesce(profiles[merged], value) if merged in profiles.columns else value
+    for column in map(merged_column, shape.maps if shape.has_records else ()):
+        values[column] = profiles[column]
     if shape.events is not None and shape.has_events:
         values[SERIES] = profiles.series
     return values

@@ -2,7 +2,9 @@
 
 - `records`, `events`: the rows of the sources that belong to the range, in normal form (S13: no entry of a map is null,
   no object or map is without a value), as the union schema types them, with `segmentMembership` in a column of its own.
-  Records that are merged come as leaves, a column for each, others as the largest parts that are exported whole. An
+  Records that are merged come as leaves, a column for each, others as the largest parts that are exported whole. Maps
+  that are merged come again, those of a type in a list: each that is not null, as `held`, with its `number` among them;
+  the list is null where all are. An
   event is never merged: it is one object, `event`, null where it has no value. `profile_*` is the key of the row's
   profile, `key_*` of its primary identity. Where any source upserts, `upserts` says of each record whether its own
   does (S9).
@@ -67,6 +69,7 @@ class Part:
 _MERGED_AT_ONCE = 1_000
 """How many leaves one aggregate merges. Of some 4,600, whose states fill more than a block of memory, DuckDB dies."""
 EVENT, MEMBERSHIP = "event", "membership"
+NUMBER, HELD = "number", "held"
 
 
 def without_empty(kind: FieldType) -> FieldType | None:
@@ -182,8 +185,10 @@ def records_table(shape: Shape) -> ir.Table:
     """Return the unbound table of record rows, with `stand_ins` in place of the parts that they stand for."""
     flags = {"upserts": dt.Boolean(nullable=False)} if shape.upserts else {}
     alike = dict.fromkeys(shape.stand_ins, _ANY)
-    maps = {part.column: ibis_type(part.type) for part in (*shape.maps, *shape.read_memberships)}
-    return ibis.table({**_COMMON, **flags, **alike, **maps}, name=RECORDS)
+    kinds = {part.column: ibis_type(part.type) for part in shape.read_memberships}
+    for column, maps in shape.maps.items():
+        kinds[column] = dt.Array(dt.Struct({NUMBER: dt.int64, HELD: ibis_type(maps[0].type)}))
+    return ibis.table({**_COMMON, **flags, **alike, **kinds}, name=RECORDS)
 
 
 def events_table(shape: Shape) -> ir.Table:
@@ -401,15 +406,18 @@ class Shape:
         return _numbered("leaf", _leaves(_without_membership(self.merged_fields)))
 
     @cached_property
-    def maps(self) -> list[Part]:
-        """Those of `merged_parts` that are merged per key."""
-        return [part for part in self.merged_parts if self.merges and isinstance(part.type, MapType)]
+    def maps(self) -> dict[str, tuple[Part, ...]]:
+        """Those of `merged_parts` that are merged per key, by the column of `records` that has those of one type."""
+        alike: dict[dt.DataType, list[Part]] = {}
+        for part in self.merged_parts if self.merges else ():
+            if isinstance(part.type, MapType):
+                alike.setdefault(ibis_type(part.type), []).append(part)
+        return {f"maps_{number}": tuple(parts) for number, parts in enumerate(alike.values())}
 
     @cached_property
     def stand_ins(self) -> dict[str, tuple[str, ...]]:
         """Columns that the expression has in place of all others, which are treated alike, and those they stand for."""
-        maps = {part.column for part in self.maps}
-        alike = tuple(part.column for part in self.merged_parts if part.column not in maps)
+        alike = tuple(part.column for part in self.merged_parts)
         # No name begins another.
         return {
             f"any_leaf_{begin}_": alike[begin : begin + _MERGED_AT_ONCE]
@@ -432,7 +440,7 @@ class Shape:
     @property
     def merged_columns(self) -> list[str]:
         """The columns of `records` that are exported."""
-        return [*self.stand_ins, *(part.column for part in (*self.maps, *self.memberships))]
+        return [*self.stand_ins, *(part.column for part in self.memberships)]
 
     @cached_property
     def attached_fields(self) -> ObjectType:
