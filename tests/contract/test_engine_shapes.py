@@ -95,7 +95,12 @@ def wide(first: int, step: int) -> dict[str, Any]:
     return {f"name{number}": number for number in range(first, NAMES, step)}
 
 
-_MEMBERS = {"number": LONG, "text": TEXT, "texts": ArrayType(TEXT), "within": ObjectType({"end": TEXT})}
+_MEMBERS: dict[str, FieldType] = {
+    "number": LONG,
+    "text": TEXT,
+    "texts": ArrayType(TEXT),
+    "within": ObjectType({"end": TEXT}),
+}
 _KINDS: Sequence[FieldType] = (LONG, TEXT, ArrayType(TEXT))
 _MAPS: dict[str, FieldType] = {f"in{place}": MapType(_KINDS[place % 3]) for place in range(300)}
 SLOW = {"deep", "wide"}
