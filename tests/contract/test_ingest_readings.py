@@ -218,7 +218,7 @@ def test_a_header_in_the_middle_is_a_bad_row(uploader: Uploader) -> None:
         (
             gzip.compress(b"crmId\n1\n", mtime=0),
             "csv",
-            "The file is packed by gzip: unpack it first, as the command line does.",
+            "The file is packed by gzip: unpack it first, as the command line does where the name ends in .gz.",
         ),
         (b"PK\x03\x04crmId\n", "json_lines", "The file is packed by zip: unpack it first."),
         (b"PAR1crmId\n", "tsv", "The file is Parquet: send it as that format."),

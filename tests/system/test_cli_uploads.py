@@ -5,7 +5,9 @@ import gzip
 import json
 import os
 import signal
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -472,6 +474,85 @@ def test_what_cannot_be_taken_is_refused_in_a_line(terminal: Terminal, tmp_path:
         assert line in done.stderr, arguments
         assert len(done.stderr.splitlines()) == 1
     assert json.loads(terminal.get("batches", "list", dataset_id, "--json")) == []
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("infer", [False, True])
+def test_a_pipe_is_a_file_to_be_read_once(
+    terminal: Terminal, tmp_path: Path, pack: Callable[[bytes], bytes], *, infer: bool
+) -> None:
+    dataset_id = terminal.get(*CREATE)
+    pipe = tmp_path / "rows.json"
+    os.mkfifo(pipe)
+    sent = pack(b"crmId,age\n1,40\n2,41\n")
+    upload = ("datasets", "upload", dataset_id, pipe)
+
+    guessed = terminal.type(*upload)
+    with ThreadPoolExecutor() as others:
+        others.submit(pipe.write_bytes, sent)
+        done = terminal.get(*upload, "--format", "csv", *(["--infer"] if infer else ()))
+
+    assert "The format of rows.json cannot be guessed" in guessed.stderr
+    assert done.endswith("--declare age=long") if infer else "2 rows" in done
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_ctrl_c_ends_an_upload_that_waits_for_a_pipe(
+    terminal: Terminal, tmp_path: Path, *, named: bool
+) -> None:
+    # given an upload that has read what a pipe, or standard input, has sent so far
+    dataset_id = terminal.get(*CREATE)
+    pipe = tmp_path / "rows"
+    os.mkfifo(pipe)
+    command = [*COMMAND, "datasets", "upload", dataset_id, str(pipe) if named else "-", "--format", "csv"]
+    with subprocess.Popen(
+        [*command, "--sandbox", terminal.sandbox],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(PROFILE_EXPORT_ADDRESS=terminal.address),
+    ) as upload:
+        assert upload.stdin
+        with pipe.open("wb") if named else upload.stdin as sent:
+            sent.write(b"crmId\n" + b"1\n" * 100_000)
+            sent.flush()
+
+            # when it is interrupted
+            upload.send_signal(signal.SIGINT)
+
+            # then it ends at once
+            assert upload.wait(20) == 130
+        assert upload.stderr
+        assert upload.stderr.read() == b""
+
+
+def test_where_a_command_is_typed_changes_nothing_about_a_folder_that_holds_a_column(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset_id = terminal.get(*CREATE)
+    inside = write(tmp_path / "country=NL" / "deep" / "a.jsonl", [{"crmId": "1"}]).parent
+
+    for folder, path in ((tmp_path, "country=NL"), (inside.parent, "."), (inside, "a.jsonl"), (inside, "..")):
+        monkeypatch.chdir(folder)
+        done = terminal.type("datasets", "upload", dataset_id, path)
+
+        assert "lies in the folder country=NL, whose name holds the column 'country'" in done.stderr, folder
+
+
+def test_links_to_folders_and_to_nothing_are_named(terminal: Terminal, tmp_path: Path) -> None:
+    dataset_id = terminal.get(*CREATE)
+    write(tmp_path / "real" / "a.jsonl", [{"crmId": "a"}])
+    folder = write(tmp_path / "folder" / "b.jsonl", [{"crmId": "b"}]).parent
+    (folder / "linked").symlink_to(tmp_path / "real")
+    (folder / "broken.csv").symlink_to(tmp_path / "nowhere.csv")
+    (folder / "c.jsonl").symlink_to(write(tmp_path / "other.jsonl", [{"crmId": "c"}]))
+    (folder / "notes.txt").write_text("x")
+
+    done = terminal.type("datasets", "upload", dataset_id, folder)
+
+    assert "2 rows" in done.stdout
+    files, others = done.stderr.splitlines()
+    assert "Not taken: notes.txt. Their suffixes say no format" in files
+    assert "Not taken: broken.csv, linked. They are no files; links to folders are not followed" in others
 
 
 def test_a_download_names_batches_that_count_no_more_and_prunes_them_when_asked(

@@ -4,8 +4,10 @@ import asyncio
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Annotated
 
 import typer
@@ -299,13 +301,13 @@ async def upload(
     --map customer_id=crmId`
     """
     sources, skipped = find_sources(paths, upload_format)
-    if skipped:
-        complain(not_taken(skipped))
+    for line in not_taken(skipped):
+        complain(line)
     options = UploadOptions(max_bad_records, tuple(null_value or ()), _renames(renamed or ()))
     bar = transfer(console(stderr=True))
     answer: UploadBatchResponse | CompleteBatchResponse
     with TemporaryDirectory(prefix="profile-export-") as folder:
-        files = [await asyncio.to_thread(source.ready, Path(folder)) for source in sources]
+        files = await _ready(sources, Path(folder))
         if infer:
             await _infer(client, dataset_id, files, sources, options)
             return
@@ -337,6 +339,24 @@ async def upload(
         complain(note)
     if batch.rejected_rows:
         await _print_rejected(client, batch.id, batch.rejected_rows, display)
+
+
+async def _ready(sources: Sequence[Source], folder: Path) -> list[UploadFile]:
+    """Return the files as they are sent, as `Source.ready` does.
+
+    They are read in a thread that ends with the process and not before: Ctrl-C waits for no pipe that sends nothing.
+    """
+    made: Future[list[UploadFile]] = Future()
+    made.set_running_or_notify_cancel()
+
+    def read() -> None:
+        try:
+            made.set_result([source.ready(folder) for source in sources])
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            made.set_exception(error)
+
+    Thread(target=read, daemon=True).start()
+    return await asyncio.wrap_future(made)
 
 
 async def _infer(

@@ -65,7 +65,7 @@ class Source:
     name: str
 
     def ready(self, folder: Path) -> UploadFile:
-        """Return the file as it is sent, which is a copy in `folder` if it is packed or comes from standard input.
+        """Return the file as it is sent: a copy in `folder` if it is packed, or comes from standard input or a pipe.
 
         An upload reads its file twice, to know its hash first, and from anywhere, to resume: so it needs a copy on the
         disk, and no more memory than a chunk.
@@ -74,21 +74,21 @@ class Source:
             typer.BadParameter: It is no sound gzip, or unpacks to far more than rows do.
         """
         path = self.path
-        if path == STANDARD_INPUT or path.suffix.lower() == _PACKED:
+        if path == STANDARD_INPUT or path.suffix.lower() == _PACKED or not path.is_file():
             path = folder / self.name
-            with path.open("wb") as copy:
-                if self.path == STANDARD_INPUT:
-                    _unpack(sys.stdin.buffer, copy, "Standard input")
-                else:
-                    with self.path.open("rb") as packed:
-                        _unpack(packed, copy, self.path.name)
+            # Standard input by its number: the interpreter cannot end while another thread waits in `sys.stdin`.
+            is_ours = self.path != STANDARD_INPUT
+            place, name = (self.path, self.path.name) if is_ours else (sys.stdin.fileno(), "Standard input")
+            with path.open("wb") as copy, open(place, "rb", closefd=is_ours) as sent:
+                _unpack(sent, copy, name)
         return UploadFile(path, UploadFormat.Value(f"UPLOAD_FORMAT_{self.format.name}"), self.name)
 
 
 def find_sources(paths: Sequence[Path], chosen: Format | None) -> tuple[list[Source], list[Path]]:
-    """Return the files at the paths, each once, in the order of their paths; and those in folders that are not taken.
+    """Return the files at the paths, each once, in the order of their paths; and what in folders is not taken.
 
-    Of a folder they are those at any depth that have a known suffix and are not hidden.
+    Of a folder they are those at any depth that have a known suffix and are not hidden. Links to folders are not
+    followed.
 
     Args:
         paths: Files and folders; `-` is standard input.
@@ -107,9 +107,9 @@ def find_sources(paths: Sequence[Path], chosen: Format | None) -> tuple[list[Sou
             inside = [
                 one
                 for one in sorted(given.rglob("*"))
-                if one.is_file() and not _is_hidden(one.relative_to(given))
+                if (one.is_symlink() or not one.is_dir()) and not _is_hidden(one.relative_to(given))
             ]
-            taken = [one for one in inside if _suffix(one) in {_EITHER_JSON, *_SUFFIXES}]
+            taken = [one for one in inside if one.is_file() and _suffix(one) in {_EITHER_JSON, *_SUFFIXES}]
             skipped += [one for one in inside if one not in set(taken)]
             if not taken:
                 suffixes = ", ".join((_EITHER_JSON, *_SUFFIXES))
@@ -126,15 +126,28 @@ def find_sources(paths: Sequence[Path], chosen: Format | None) -> tuple[list[Sou
     ], skipped
 
 
-def not_taken(skipped: Sequence[Path]) -> str:
-    """Say in a line which files of folders are not uploaded."""
+def not_taken(skipped: Sequence[Path]) -> Iterator[str]:
+    """Say in lines what of folders is not uploaded, and why."""
+    files = [path for path in skipped if path.is_file()]
+    if files:
+        yield _not_taken(files, "Their suffixes say no format; name such a file with --format to upload it.")
+    others = [path for path in skipped if path not in set(files)]
+    if others:
+        yield _not_taken(
+            others, "They are no files; links to folders are not followed: name what they lead to."
+        )
+
+
+def _not_taken(skipped: Sequence[Path], reason: str) -> str:
     named = ", ".join(path.name for path in skipped[:_SKIPPED_NAMED])
     more = f" and {len(skipped) - _SKIPPED_NAMED} more" if len(skipped) > _SKIPPED_NAMED else ""
-    return f"Not taken: {named}{more}. Their suffixes say no format; name such a file with --format to upload it."
+    return f"Not taken: {named}{more}. {reason}"
 
 
 def _refuse_partition(path: Path) -> None:
-    partition = next((part for part in path.parent.parts if _PARTITION.fullmatch(part)), "")
+    # By the whole path as well: where a command is typed changes nothing about what a file lacks.
+    folders = (*path.parent.parts, *path.resolve().parent.parts)
+    partition = next((part for part in folders if _PARTITION.fullmatch(part)), "")
     if partition:
         column = partition.partition("=")[0]
         raise typer.BadParameter(
@@ -163,7 +176,7 @@ def _suffix(path: Path) -> str:
 
 def _guessed(path: Path) -> Format:
     suffix = _suffix(path)
-    if suffix == _EITHER_JSON:
+    if suffix == _EITHER_JSON and path.is_file():  # what a pipe begins with can be read only once
         try:
             with gzip.open(path) if path.suffix.lower() == _PACKED else path.open("rb") as file:
                 beginning = file.read(_BEGINNING).removeprefix(b"\xef\xbb\xbf").lstrip()

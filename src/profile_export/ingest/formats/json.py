@@ -119,7 +119,7 @@ _LINE_END = b"\r\n"
 _NO_TEXT = (
     (b"\xff\xfe", "UTF-16 or UTF-32", "write it as UTF-8"),
     (b"\xfe\xff", "UTF-16 or UTF-32", "write it as UTF-8"),
-    (b"\x1f\x8b", "packed by gzip", "unpack it first, as the command line does"),
+    (b"\x1f\x8b", "packed by gzip", "unpack it first, as the command line does where the name ends in .gz"),
     (b"PK\x03\x04", "packed by zip", "unpack it first"),
     (b"\x28\xb5\x2f\xfd", "packed by zstd", "unpack it first"),
     (b"BZh", "packed by bzip2", "unpack it first"),
