@@ -171,7 +171,7 @@ def test_segments_come_from_dotted_names(uploader: Uploader) -> None:
         (b'crmId,"a\n', "The header of the file has a quote that is never closed."),
         (b'crmId,"a\n1,2\n', "The header of the file has a quote that is never closed."),
         (b'crmId,"a"b\n', "The header of the file is not CSV: ',' expected after '\"'."),
-        (b"crmId,\xff\n", "The header of the file is not UTF-8 at byte 7."),
+        (b"crmId,\xff\n", "The header of the file is not UTF-8 at byte 7: write the file as UTF-8."),
         (b"\xff\xfec\0r\0m\0", "The file is UTF-16 or UTF-32: write it as UTF-8."),
         (b"a\0,b\n", "The header of the file holds a NUL byte."),
         (b"a," * 60_000, "The header of the file has more than 100000 bytes."),
@@ -253,12 +253,37 @@ def test_what_stands_behind_a_closing_quote_refuses_the_row_with_all_its_lines(u
     assert rejected == [(1, "VALUE_INVALID", "The row is not CSV: ',' expected after '\"'.", '1,"x\ny" z')]
 
 
+@pytest.mark.parametrize("header", ["crmId,a", '"crmId","a"', "crmId,b"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_file_that_was_joined_to_another_with_its_byte_order_mark_makes_nobody(
+    uploader: Uploader, header: str, end: str
+) -> None:
+    accepted, rejected = rejected_of(
+        uploader, end.join(("\ufeffcrmId,a", "1,x", f"\ufeff{header}", "2,y", "3,\ufeff", ""))
+    )
+
+    assert accepted == ["1", "2", "3"]
+    assert [(row, message) for row, _, message, _ in rejected] == [
+        (2, "The row begins with a byte order mark: files that were joined have one each.")
+    ]
+
+
+@pytest.mark.parametrize("rows", ["1,x\r2,y\r3,z", "1,x\r2,y\n3,z\n", '1,"x"\r2,y\n'])
+def test_a_line_that_ends_in_cr_alone_is_told_as_that(uploader: Uploader, rows: str) -> None:
+    [error, *_] = uploader.refused(f"crmId,a\n{rows}", CRM)
+
+    assert (error.row, error.message) == (
+        1,
+        "The row holds a CR alone: end lines with LF or CRLF, and put cells with line breaks into quotes.",
+    )
+
+
 def test_bytes_that_are_no_text_refuse_their_row(uploader: Uploader) -> None:
     accepted, rejected = rejected_of(uploader, b'crmId,a\n1,"x\n\xff"\n2,\0\n3,\n')
 
     assert accepted == ["3"]
     assert rejected == [
-        (1, "VALUE_INVALID", "The row is not UTF-8 at byte 6.", '1,"x\n\ufffd"'),
+        (1, "VALUE_INVALID", "The row is not UTF-8 at byte 6: write the file as UTF-8.", '1,"x\n\ufffd"'),
         (2, "VALUE_INVALID", "The row holds a NUL byte.", "2,\0"),
     ]
 

@@ -89,9 +89,9 @@ def test_an_empty_array_has_no_rows(uploader: Uploader, sent: bytes) -> None:
             "The file is not a JSON array: at item 1, Expecting ',' delimiter at its character 9.",
         ),
         (b"[nul]", 1, "The file is not a JSON array: at item 1, Expecting value at its character 1."),
-        (b'[{"crmId":"\xff"}]', None, "The file is not UTF-8 at byte 12."),
-        (b'\xef\xbb\xbf[{"crmId":"\xc3"}]', None, "The file is not UTF-8 at byte 15."),
-        (b'[{"crmId":"\xc3', None, "The file is not UTF-8 at byte 12."),
+        (b'[{"crmId":"\xff"}]', None, "The file is not UTF-8 at byte 12: write it as UTF-8."),
+        (b'\xef\xbb\xbf[{"crmId":"\xc3"}]', None, "The file is not UTF-8 at byte 15: write it as UTF-8."),
+        (b'[{"crmId":"\xc3', None, "The file is not UTF-8 at byte 12: write it as UTF-8."),
     ],
 )
 def test_a_file_that_is_no_array_is_refused_whatever_the_budget(

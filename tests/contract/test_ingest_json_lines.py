@@ -376,10 +376,23 @@ def test_an_event_without_id_or_time_is_refused(
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"crmId":"1"', "The row is not JSON: Expecting"),
+        (b'{"crmId":"1", x', "The row is not JSON: Expecting"),
+        (
+            b'{"crmId":"1"',
+            "The row ends within an object or array: JSON lines have each object on one line, as jq -c",
+        ),
+        (
+            b"{",
+            "The row ends within an object or array: JSON lines have each object on one line, as jq -c writes it.",
+        ),
+        (b' {"crmId": [ ', "The row ends within an object or array"),
+        (
+            b'\xef\xbb\xbf{"crmId":"3"}',
+            "begins with a byte order mark: files that were joined have one each.",
+        ),
         (b"[1]", "The row is not a JSON object."),
         (b'"x"', "The row is not a JSON object."),
-        (b'{"crmId":"\xff"}', "The row is not UTF-8 at byte 11."),
+        (b'{"crmId":"\xff"}', "The row is not UTF-8 at byte 11: write the file as UTF-8."),
         (b'{"crmId":"1","n":NaN}', "The row is not JSON: NaN is no number there."),
         (b'{"crmId":"1","n":-Infinity}', "The row is not JSON: -Infinity is no number there."),
         (b'{"crmId":"1","o":{"a":1,"b":1,"a":1}}', "The row has the name 'a' twice in one object."),
@@ -489,3 +502,8 @@ def _plain(value: Any, known: Any = ...) -> Any:
     if isinstance(value, list):
         return [_plain(item, ... if known is ... else known.item) for item in value]
     return float(value) if known == DOUBLE else value
+
+
+@pytest.mark.parametrize("sent", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n", b"\n \n"])
+def test_a_file_without_a_line_has_no_rows(uploader: Uploader, sent: bytes) -> None:
+    assert uploader.ingest(sent, CRM).rows == 0

@@ -333,20 +333,25 @@ def test_a_column_that_contradicts_a_known_type_is_refused(
 @pytest.mark.parametrize(
     ("values", "kind", "known", "reason"),
     [
-        ([0.0, math.nan], pa.float64(), DOUBLE, "2: The field 'f' is NaN or infinite."),
-        ([0.0, None, -math.inf], pa.float64(), DOUBLE, "3: The field 'f' is NaN or infinite."),
-        ([0, 2**63], pa.uint64(), LONG, "2: The field 'f' is not an integer of 64 bits."),
+        ([0.0, math.nan], pa.float64(), DOUBLE, "2: The field 'f' is NaN or infinite: write null."),
+        ([0.0, None, -math.inf], pa.float64(), DOUBLE, "3: The field 'f' is NaN or infinite: write null."),
+        (
+            [0, 2**63],
+            pa.uint64(),
+            LONG,
+            "2: The field 'f' is an integer above 9223372036854775807: write it as text.",
+        ),
         (
             [0, 2**53 + 1],
             pa.int64(),
             DOUBLE,
-            "2: The field 'f' is an integer that a double cannot hold exactly.",
+            "2: The field 'f' is an integer that a double cannot hold exactly: send it in a field of another name.",
         ),
         (
             [0, 2**63 - 1],
             pa.int64(),
             DOUBLE,
-            "2: The field 'f' is an integer that a double cannot hold exactly.",
+            "2: The field 'f' is an integer that a double cannot hold exactly: send it in a field of another name.",
         ),
         ([0, 253402300800], pa.timestamp("s"), TIMESTAMP, "2: The field 'f' is outside the years 1 to 9999."),
         ([0, -719_163], pa.date32(), DATE, "2: The field 'f' is outside the years 1 to 9999."),
@@ -360,7 +365,7 @@ def test_a_column_that_contradicts_a_known_type_is_refused(
             [None, [("k", [1.0]), ("l", [2.0, math.inf])]],
             pa.map_(pa.string(), pa.list_(pa.float64())),
             MapType(ArrayType(DOUBLE)),
-            "2: The field 'f.*[]' is NaN or infinite.",
+            "2: The field 'f.*[]' is NaN or infinite: write null.",
         ),
         (
             [[("k", 1)], [("k", 1), ("l", 2), ("k", 3)]],

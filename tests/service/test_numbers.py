@@ -183,3 +183,23 @@ async def test_s27_a_refused_row_teaches_nothing(caller: Caller) -> None:
 
     job = await caller.export(await caller.dataset("union"), fields=["n"])
     assert sorted(row["n"] for row in await caller.rows(job.batch_id)) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((0.5, pa.float64()), (Decimal("1.5"), pa.decimal128(2, 1))),
+        ((Decimal("1.5"), pa.decimal128(2, 1)), (0.5, pa.float64())),
+        (("x", pa.string()), (1, pa.int64())),
+    ],
+)
+async def test_a_refusal_within_a_dataset_names_its_way_out_once(
+    caller: Caller, first: tuple[Any, pa.DataType], second: tuple[Any, pa.DataType]
+) -> None:
+    dataset = await caller.dataset("record", {"id": "CRM"})
+    await caller.send(dataset, "first", parquet(*first), PARQUET)
+
+    refusal = await refusal_of(caller.send(dataset, "second", parquet(*second), PARQUET))
+
+    assert told(refusal) == (PRECONDITION, "FIELD_TYPE_CONFLICT", "n")
+    assert refusal.message.count("another name") == refusal.message.count("Send it as") == 1

@@ -168,7 +168,8 @@ def rows_rejected(refused: RowsRefusedError) -> DomainError:
     first = refused.rows[0]
     told = [f"row {error.row}: {error.message}" if error.row else error.message for error in refused.rows]
     is_conflict = first.code == Reason.FIELD_TYPE_CONFLICT
-    way_out = " Send it as that, or give it another name." if is_conflict else ""
+    has_way_out = "another name" in first.message  # some conflicts name one
+    way_out = " Send it as that, or give it another name." if is_conflict and not has_way_out else ""
     message = f"Nothing was kept. {told[0]}{way_out}"
     if is_conflict and first.row is None:
         return FailedPreconditionError(first.code, message, metadata={"path": first.path})

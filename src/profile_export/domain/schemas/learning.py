@@ -312,7 +312,8 @@ def _double(value: float | Decimal, path: FieldPath) -> float:
     if isinstance(value, int) and not _a_double_holds(value):
         raise ValueRefusedError(
             path,
-            f"is the integer {_shown(value)}, which a double cannot hold exactly: send it as text",
+            f"is the integer {_shown(value)}, which a double cannot hold exactly: declare the field "
+            "as long or a decimal, or send it as text",
             Reason.NUMBER_NOT_EXACT,
         )
     return double

@@ -7,7 +7,7 @@ A row has exactly as many cells as the header. A shorter one is refused too: it 
 middle of a cell whose quote was never closed, and must not pass for a record. Such a quote costs its own line only:
 reading goes on with the next one. The characters that make CSV (RFC 4180) are those of Python's reader; a blank between
 a closing quote and a comma is refused. A first column without a name, as pandas and R write for the numbers of rows, is
-left out. A row that repeats the header is refused: files were joined.
+left out. A row that repeats the header, or begins with a byte order mark, is refused: files were joined.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from profile_export.ingest.formats.json import (
     BYTE_ORDER_MARK,
     check_is_text,
     exact_number,
+    joined_file,
     json_decoder,
     json_refusal,
     old_line_ends,
@@ -95,7 +96,7 @@ def read_csv(task: IngestTask, reading: AppliedReading) -> Iterator[SentRow]:
             text = lines.text()
             if not text.isspace():
                 record = _record(cells, header, columns, reading) if isinstance(cells, list) else cells
-                yield SentRow(number, record, text)
+                yield SentRow(number, joined_file() if text.startswith(BYTE_ORDER_MARK) else record, text)
 
 
 def _next(reader: Iterator[list[str]], lines: _Lines) -> list[str] | ValueRefusedError | None:
@@ -112,6 +113,10 @@ def _next(reader: Iterator[list[str]], lines: _Lines) -> list[str] | ValueRefuse
         if lines.at_end:
             lines.reopen()
             return _refused("has a quote that is never closed")
+        if _LONE_RETURN.search(lines.text().rstrip(_LINE_END)):
+            return _refused(
+                "holds a CR alone: end lines with LF or CRLF, and put cells with line breaks into quotes"
+            )
         return _refused(f"is not CSV: {error}")
     return lines.refusal or cells
 
@@ -177,7 +182,7 @@ class _Lines:
             return line.decode()
         except UnicodeDecodeError as error:
             byte = self._size - len(line) + error.start + 1
-            self.refusal = _refused(f"is not UTF-8 at byte {byte}")
+            self.refusal = _refused(f"is not UTF-8 at byte {byte}: write the file as UTF-8")
             return line.decode(errors="replace")
 
 

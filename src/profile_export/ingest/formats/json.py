@@ -47,7 +47,8 @@ def json_refusal(error: ValueError | RecursionError | ValueRefusedError) -> Valu
         case ValueRefusedError():
             return error
         case UnicodeDecodeError():
-            complaint, code = f"is not UTF-8 at byte {error.start + 1}", Reason.JSON_INVALID
+            complaint = f"is not UTF-8 at byte {error.start + 1}: write the file as UTF-8"
+            code = Reason.JSON_INVALID
         case json.JSONDecodeError():
             complaint = f"is not JSON: {error.msg} at character {error.pos + 1}"
             code = Reason.JSON_INVALID
@@ -152,6 +153,11 @@ def old_line_ends() -> FileRefusedError:
     )
 
 
+def joined_file() -> ValueRefusedError:
+    """Return the refusal of a row, not the first, that begins with the mark of UTF-8."""
+    return ValueRefusedError((), "begins with a byte order mark: files that were joined have one each")
+
+
 def read_json_lines(task: IngestTask, _: AppliedReading) -> Iterator[SentRow]:
     """Read an upload of JSON lines; any line can be refused without touching the next."""
     decoder = json_decoder(task.fields)
@@ -165,7 +171,9 @@ def read_json_lines(task: IngestTask, _: AppliedReading) -> Iterator[SentRow]:
                     raise old_line_ends()
             if len(line) > limit and len(line.rstrip(_LINE_END)) > limit:
                 yield SentRow(number, too_large(limit), line)
-            elif not line.isspace():
+            elif line.startswith(BYTE_ORDER_MARK):
+                yield SentRow(number, joined_file(), line)
+            elif line.strip():
                 yield SentRow(number, _parsed(line, decoder), line)
 
 
@@ -181,6 +189,13 @@ def bounded_lines(source: BinaryIO, limit: int) -> Iterator[bytes]:
 def _parsed(line: bytes, decoder: json.JSONDecoder) -> Any:
     try:
         return decoder.decode(line.decode())
+    except json.JSONDecodeError as error:
+        if error.doc.lstrip()[:1] in {"{", "["} and error.pos >= len(error.doc.rstrip()):
+            complaint = (
+                "ends within an object or array: JSON lines have each object on one line, as jq -c writes it"
+            )
+            return ValueRefusedError((), complaint, Reason.JSON_INVALID)
+        return json_refusal(error)
     except (ValueError, RecursionError, ValueRefusedError) as error:
         return json_refusal(error)
 
@@ -249,7 +264,7 @@ class _Window:
             self.text = rest + self._decoder.decode(chunk, final=self.at_end)
         except UnicodeDecodeError as error:
             byte = self._bytes_read - len(error.object) + error.start + 1
-            message = f"The file is not UTF-8 at byte {byte}."
+            message = f"The file is not UTF-8 at byte {byte}: write it as UTF-8."
             raise FileRefusedError(message) from None
         self.position = 0
 

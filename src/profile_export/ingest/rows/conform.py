@@ -409,7 +409,7 @@ def _scalar(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
         return _parsed(column, target, place)
     if pa.types.is_floating(found):
         column = column.cast(pa.float64())
-        column = _without(column, pc.invert(pc.is_finite(column)), "is NaN or infinite", place)
+        column = _without(column, pc.invert(pc.is_finite(column)), "is NaN or infinite: write null", place)
     if pa.types.is_decimal(found) and target in {TEXT, LONG}:
         return _whole(column, target, place)
     return column.cast(arrow_type(target))
@@ -432,12 +432,13 @@ def _whole(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
 
 def _integers(column: pa.Array, target: FieldType, place: Place) -> pa.Array:
     if pa.types.is_uint64(column.type):
-        column = _without(column, pc.greater(column, _MAX_LONG), "is not an integer of 64 bits", place)
+        complaint = f"is an integer above {_MAX_LONG}: write it as text"
+        column = _without(column, pc.greater(column, _MAX_LONG), complaint, place)
     longs = column.cast(pa.int64())
     if target != DOUBLE:
         return longs.cast(arrow_type(target))
     doubles = longs.cast(pa.float64(), safe=False)
-    complaint = "is an integer that a double cannot hold exactly"
+    complaint = "is an integer that a double cannot hold exactly: send it in a field of another name"
     return _without(doubles, _beyond_doubles(longs), complaint, place, Reason.NUMBER_NOT_EXACT)
 
 
