@@ -130,6 +130,53 @@ def test_a_dataset_is_changed_and_deleted(terminal: Terminal) -> None:
     assert (bare["name"], bare["tags"]) == ("Customers", {})
 
 
+def test_types_within_arrays_and_maps_are_declared_by_the_paths_of_messages(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    # given a dataset with integers that no double holds, in arrays, in objects in arrays, and in a map
+    row = {"crmId": "1", "l": [2**53 + 1], "o": [{"p": {"q": 2**53 + 1}, "r": 0.5}], "m": {"k": 2**53 + 1}}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    create = ("datasets", "create", "CRM", "--kind", "record", "--primary", "crmId=CRM")
+    refused = terminal.type("datasets", "upload", terminal.get(*create), path)
+
+    # when their types are declared by the paths that refusals name
+    paths = ("l[]=long", "o[].p.q=long", "o[].r=double", "m.*=long")
+    declared = terminal.get(*create, *(word for one in paths for word in ("--declare", one)))
+    terminal.get("datasets", "upload", declared, path)
+
+    # then they are stored as they were sent
+    assert "The field 'l[]' is the integer 9007199254740993" in refused.stderr
+    [shown] = json.loads(terminal.get("datasets", "preview", declared, "--json"))
+    assert shown == {
+        "crmId": "1",
+        "l": ["9007199254740993"],
+        "o": [{"p": {"q": "9007199254740993"}, "r": 0.5}],
+        "m": {"k": "9007199254740993"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("declared", "line"),
+    [
+        (["*=long"], "--declare '*' is no path, such as orders[].price, or points.* for a map."),
+        (["[]=long"], "--declare '[]' is no path"),
+        (["a[].=long"], "--declare 'a[].' is no path"),
+        (["a[]=long", "a=long"], "--declare says two types of 'a'."),
+        (["a[].b=long", "a[].b=double"], "--declare says two types of 'a[].b'."),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_not_declared(
+    terminal: Terminal, declared: list[str], line: str
+) -> None:
+    options = [word for one in declared for word in ("--declare", one)]
+
+    done = terminal.type("datasets", "create", "CRM", "--kind", "record", *options)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line in done.stderr
+
+
 def test_a_dataset_is_deleted_by_who_says_so_and_brought_back(terminal: Terminal) -> None:
     # given a dataset
     dataset_id = terminal.get("datasets", "create", "CRM", "--kind", "record")
@@ -144,7 +191,7 @@ def test_a_dataset_is_deleted_by_who_says_so_and_brought_back(terminal: Terminal
     assert (unasked.returncode, "add --yes" in unasked.stderr) == (2, True)
     assert "CRM" in there
     assert deleted.startswith(f"dataset {dataset_id} deleted; until 20")
-    assert deleted.endswith(f"profile-export datasets undelete {dataset_id}")
+    assert deleted.endswith(f"profile-export datasets undelete {dataset_id} --sandbox {terminal.sandbox}")
     assert "CRM" not in terminal.get("datasets", "list")
     assert "deleted, back until" in terminal.get("datasets", "list", "--deleted")
     shown = lines(terminal.get("datasets", "show", dataset_id))

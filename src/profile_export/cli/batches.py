@@ -15,10 +15,10 @@ from rich.progress import Progress
 from rich.text import Text
 
 from profile_export.cli.inference import infer_types
-from profile_export.cli.schemas import known_paths
+from profile_export.cli.schemas import declared_fields, known_paths
 from profile_export.cli.sources import Format, Source, find_sources, not_taken
 from profile_export.cli.terminal.cells import Size, batch_state, count, size
-from profile_export.cli.terminal.command import AsJson, command
+from profile_export.cli.terminal.command import AsJson, command, server_options
 from profile_export.cli.terminal.names import DATASET
 from profile_export.cli.terminal.output import (
     Fact,
@@ -67,7 +67,7 @@ def _tell(batch: Batch) -> None:
 
 
 def _show(batch: Batch) -> None:
-    rejected = f"{count(batch.rejected_rows)} (profile-export batches rejected {batch.id})"
+    rejected = f"{count(batch.rejected_rows)} (profile-export batches rejected {batch.id}{server_options()})"
     whole = [error for error in batch.errors if not error.HasField("row_number")]
     print_facts(
         [
@@ -133,7 +133,9 @@ async def list_(
     ]
     headers = ("id", "ingested", "rows", "rejected", "files", "size")
     print_rows(
-        headers, rows, empty=f"No batches. Upload one: profile-export datasets upload {dataset_id} PATH"
+        headers,
+        rows,
+        empty=f"No batches. Upload one: profile-export datasets upload {dataset_id} PATH{server_options()}",
     )
 
 
@@ -239,7 +241,8 @@ def print_rejected(
     headers = ("file", "row", "reason", "field", "why", "as sent")
     print_rows(headers, cells, empty="No rejected rows.", free=("file", "why", "as sent"), stderr=stderr)
     if total > len(rows):
-        hint = f"{count(len(rows))} of {count(total)} rejected rows; all: profile-export batches rejected {batch_id}"
+        command_line = f"profile-export batches rejected {batch_id}{server_options()}"
+        hint = f"{count(len(rows))} of {count(total)} rejected rows; all: {command_line}"
         console(stderr=stderr).print(Text(hint, style="dim"), soft_wrap=True)
 
 
@@ -309,7 +312,7 @@ async def upload(
     with TemporaryDirectory(prefix="profile-export-") as folder:
         files = await _ready(sources, Path(folder))
         if infer:
-            await _infer(client, dataset_id, files, sources, options)
+            await _infer(client, dataset_id, files, sources, options, as_data=as_data)
             return
         display = _Display(bar, files, [str(source.path) for source in sources])
         try:
@@ -365,14 +368,20 @@ async def _infer(
     files: Sequence[UploadFile],
     sources: Sequence[Source],
     options: UploadOptions,
+    *,
+    as_data: bool,
 ) -> None:
-    """Print the command that declares the types which the files seem to have."""
+    """Print the command that declares the types which the files seem to have, or what it would send."""
     known = known_paths(await client.get_dataset(dataset_id))
     looked_at = [(file.path, source.format) for file, source in zip(files, sources, strict=True)]
     types = await asyncio.to_thread(infer_types, looked_at, options.null_values, options.renames, known)
-    if types:
-        declared = (f"--declare {shlex.quote(f'{path}={kind}')}" for path, kind in types.items())
-        typer.echo(f"profile-export datasets update {shlex.quote(dataset_id)} {' '.join(declared)}")
+    declared = [f"{path}={kind}" for path, kind in types.items()]
+    if as_data:
+        added = [as_json(field) for field in declared_fields(declared)]
+        print_json({"dataset_id": dataset_id, "add_declared_fields": added})
+    elif declared:
+        words = " ".join(f"--declare {shlex.quote(one)}" for one in declared)
+        typer.echo(f"profile-export datasets update {shlex.quote(dataset_id)} {words}{server_options()}")
     else:
         complain("Nothing to declare: what is not known yet is text.")
 
@@ -461,7 +470,7 @@ async def _explain(client: Client, error: ClientError, display: _Display) -> Non
     if len(display.paths) > 1 and error.code in {"INVALID_ARGUMENT", "FAILED_PRECONDITION"}:
         error.message += (
             f" The batch {last.batch_id} stays open: upload the same files again, or give it up with "
-            f"`profile-export batches abort {last.batch_id}`."
+            f"`profile-export batches abort {last.batch_id}{server_options()}`."
         )
         if last.file_name:
             error.message = f"{display.paths[last.file_name]}: {error.message}"

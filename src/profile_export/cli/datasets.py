@@ -34,7 +34,7 @@ from profile_export.cli.terminal.cells import (
     to_the_second,
     values_by_path,
 )
-from profile_export.cli.terminal.command import AsJson, RequestId, command, no
+from profile_export.cli.terminal.command import AsJson, RequestId, command, no, server_options
 from profile_export.cli.terminal.names import DATASET, DELETED_DATASET
 from profile_export.cli.terminal.output import (
     complain,
@@ -268,7 +268,7 @@ async def update(
 def _show_deleted(dataset: Dataset) -> None:
     typer.echo(
         f"dataset {dataset.id} deleted; until {_back_until(dataset)} this brings it back: "
-        f"profile-export datasets undelete {dataset.id}"
+        f"profile-export datasets undelete {dataset.id}{server_options()}"
     )
 
 
@@ -334,7 +334,7 @@ async def preview(
         for number, row in enumerate(found, 1)
         for place, (path, value) in enumerate(values_by_path(row))
     ]
-    way_out = f"No rows. Upload some: profile-export datasets upload {dataset_id} PATH"
+    way_out = f"No rows. Upload some: profile-export datasets upload {dataset_id} PATH{server_options()}"
     print_rows(("row", "field", "value"), lines, empty=way_out, free=("value",))
 
 

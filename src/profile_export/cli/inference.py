@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 
 import typer
 
+from profile_export.cli.schemas import is_plain_path
 from profile_export.cli.sources import Format
 
 MOST_ROWS = 100_000
@@ -28,11 +30,11 @@ def _is_long(text: str) -> bool:
 
 
 def _is_double(text: str) -> bool:
+    """Whether a double keeps every digit of a number, as it is written again."""
     if _is_long(text):
         return abs(int(text)) <= _EXACT_IN_A_DOUBLE
-    return (
-        bool(re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?", text)) and not text.isdigit()
-    )
+    is_number = re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?", text)
+    return bool(is_number) and not text.isdigit() and Decimal(repr(float(text))) == Decimal(text)
 
 
 _FITS: Mapping[str, Callable[[str], bool]] = {
@@ -42,7 +44,7 @@ _FITS: Mapping[str, Callable[[str], bool]] = {
     "date": lambda text: bool(re.fullmatch(_DAY, text)),
     # What is no instant after all, such as a 30th of February, is a bad row when it is uploaded.
     "timestamp": lambda text: bool(
-        re.fullmatch(_DAY + r"[Tt ][0-9:]{8}([.,][0-9]+)? ?([Zz]|UTC|[+-][0-9]{2}(:?[0-9]{2})?)", text)
+        re.fullmatch(_DAY + r"[Tt ][0-9:]{8}([.,][0-9]{1,6}0*)? ?([Zz]|UTC|[+-][0-9]{2}(:?[0-9]{2})?)", text)
     ),
 }
 """The types that a column may have besides text, the narrower first, and whether a value can be one."""
@@ -72,16 +74,47 @@ def infer_types(
                 f"{path.name} is no CSV or TSV: --infer looks at those alone, since JSON and Parquet bring types."
             )
         try:
-            with path.open(encoding="utf-8-sig", newline="") as lines:
-                rows = csv.reader(lines, delimiter=_DELIMITERS[file_format], skipinitialspace=True)
-                header = [name.strip(_BLANKS) for name in next(rows, [])]
+            # Lines end as the service reads them: a file whose lines end in CR alone is refused there.
+            with path.open(encoding="utf-8-sig", newline="\n") as lines:
+                rows = _rows(lines, _DELIMITERS[file_format])
+                header = next(rows, [])
                 names = [renames.get(name, name) for name in header]
+                _check_header(header, _DELIMITERS[file_format])
                 for row in islice(rows, MOST_ROWS):
-                    for name, cell in zip(names, row, strict=False):
-                        text = cell.strip(_BLANKS)
-                        if text and text not in nulls and name and name not in known:
+                    if len(row) != len(header) or row == header:
+                        continue  # a bad row
+                    for name, text in zip(names, row, strict=True):
+                        if text and text not in nulls and name and name not in known and is_plain_path(name):
                             kinds = left.get(name, list(_FITS))
                             left[name] = [kind for kind in kinds if _FITS[kind](text)]
-        except (UnicodeError, csv.Error) as error:
-            raise typer.BadParameter(f"{path.name} cannot be read as {file_format.name}: {error}.") from None
+        except (UnicodeError, csv.Error, ValueError) as error:
+            reason = _reason(error)
+            raise typer.BadParameter(f"{path.name} cannot be read as {file_format.name}: {reason}.") from None
     return {name: kinds[0] for name, kinds in left.items() if kinds}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeError):
+        return "it is not UTF-8"
+    if isinstance(error, csv.Error) and "new-line" in str(error):
+        return "its lines end in CR alone"
+    return str(error)
+
+
+def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True):
+        yield [cell.strip(_BLANKS) for cell in row]
+
+
+def _check_header(header: Sequence[str], delimiter: str) -> None:
+    """Refuse what an upload would refuse as a header.
+
+    Raises:
+        ValueError: There is none, or one column that looks like several.
+    """
+    if not header:
+        message = "it has no header"
+        raise ValueError(message)
+    if len(header) == 1 and any(mark in header[0] for mark in ",;|\t" if mark != delimiter):
+        message = f"one column was found, {header[0]!r}, with other marks than {delimiter!r} in it"
+        raise ValueError(message)

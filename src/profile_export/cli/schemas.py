@@ -12,6 +12,7 @@ from profile_export.cli.terminal.cells import word
 from profile_export.cli.terminal.command import command, no, version_number
 from profile_export.cli.terminal.output import print_facts, print_id, print_rows
 from profile_export.client import (
+    ArrayType,
     Client,
     CreateSchemaResponse,
     Dataset,
@@ -21,6 +22,8 @@ from profile_export.client import (
     FieldDeclaration,
     FieldType,
     IdentityField,
+    MapType,
+    ObjectType,
     ScalarType,
     Schema,
     UnionSchema,
@@ -47,7 +50,8 @@ Declared = Annotated[
     typer.Option(
         "--declare",
         metavar="PATH=TYPE",
-        help=f"Type of a field: {', '.join(_SCALARS)} or decimal(PRECISION,SCALE). May be given again.",
+        help=f"Type of a field: {', '.join(_SCALARS)} or decimal(PRECISION,SCALE). 'tags[]' is what an array holds, "
+        "'orders[].price' a field of the objects in one, 'points.*' what a map holds. May be given again.",
     ),
 ]
 Tagged = Annotated[
@@ -215,9 +219,70 @@ def identity_fields(identities: Sequence[str] | None, primary: str | None) -> li
 
 
 def declared_fields(declared: Sequence[str] | None) -> list[FieldDeclaration]:
-    """Read the option --declare."""
-    pairs = [_pair("--declare", one, "orderTotal=decimal(12,2)") for one in declared or ()]
-    return [FieldDeclaration(path=path, type=_type(text)) for path, text in pairs]
+    """Read the option --declare, whose paths lead into arrays and maps as those in messages do."""
+    found: dict[str, FieldType] = {}
+    for one in declared or ():
+        path, text = _pair("--declare", one, "orderTotal=decimal(12,2)")
+        field, steps = _way(path)
+        if not field or not all(steps):
+            raise typer.BadParameter(
+                f"--declare {path!r} is no path, such as orders[].price, or points.* for a map."
+            )
+        kind = _around(_type(text), steps)
+        found[field] = _merged(path, found[field], kind) if field in found else kind
+    return [FieldDeclaration(path=path, type=kind) for path, kind in found.items()]
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether --declare takes a path for names alone, which lead into no array and no map."""
+    return not _way(path)[1]
+
+
+def _way(path: str) -> tuple[str, list[str]]:
+    """Return the field at the beginning of a path, and the steps from there.
+
+    A step is `[]` into an array, `*` into a map, or a name in an object.
+    """
+    steps: list[str] = []
+    for part in path.split("."):
+        name = part
+        while name.endswith("[]"):
+            name = name.removesuffix("[]")
+        steps += [name, *["[]"] * ((len(part) - len(name)) // 2)]
+    inside = next((place for place, step in enumerate(steps) if step in {"[]", "*"}), len(steps))
+    return ".".join(steps[:inside]), steps[inside:]
+
+
+def _around(kind: FieldType, steps: Sequence[str]) -> FieldType:
+    """Return the type that holds another one behind the steps."""
+    for step in reversed(steps):
+        if step == "[]":
+            kind = FieldType(array=ArrayType(item=kind))
+        elif step == "*":
+            kind = FieldType(map=MapType(value=kind))
+        else:
+            kind = FieldType(object=ObjectType(fields=[Field(name=step, type=kind)]))
+    return kind
+
+
+def _merged(path: str, one: FieldType, other: FieldType) -> FieldType:
+    """Return the type with all that two declare of the same field."""
+    match one.WhichOneof("kind"), other.WhichOneof("kind"):
+        case "array", "array":
+            return FieldType(array=ArrayType(item=_merged(path, one.array.item, other.array.item)))
+        case "map", "map":
+            return FieldType(map=MapType(value=_merged(path, one.map.value, other.map.value)))
+        case "object", "object":
+            members = {field.name: field.type for field in one.object.fields}
+            for field in other.object.fields:
+                there = members.get(field.name)
+                members[field.name] = _merged(path, there, field.type) if there else field.type
+            return FieldType(
+                object=ObjectType(fields=[Field(name=name, type=kind) for name, kind in members.items()])
+            )
+    if one != other:
+        raise typer.BadParameter(f"--declare says two types of {path!r}.")
+    return one
 
 
 def tag_values(tags: Sequence[str] | None) -> dict[str, list[str]]:

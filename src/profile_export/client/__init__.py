@@ -22,6 +22,7 @@ from profile_export.v1.batch_pb2 import BatchState as BatchState
 from profile_export.v1.batch_pb2 import BatchUpload as BatchUpload
 from profile_export.v1.batch_pb2 import DataFile as DataFile
 from profile_export.v1.batch_pb2 import RejectedRow as RejectedRow
+from profile_export.v1.dataset_pb2 import ArrayType as ArrayType
 from profile_export.v1.dataset_pb2 import Dataset as Dataset
 from profile_export.v1.dataset_pb2 import DatasetKind as DatasetKind
 from profile_export.v1.dataset_pb2 import DecimalType as DecimalType
@@ -29,7 +30,9 @@ from profile_export.v1.dataset_pb2 import Field as Field
 from profile_export.v1.dataset_pb2 import FieldDeclaration as FieldDeclaration
 from profile_export.v1.dataset_pb2 import FieldType as FieldType
 from profile_export.v1.dataset_pb2 import IdentityField as IdentityField
+from profile_export.v1.dataset_pb2 import MapType as MapType
 from profile_export.v1.dataset_pb2 import MirrorStatus as MirrorStatus
+from profile_export.v1.dataset_pb2 import ObjectType as ObjectType
 from profile_export.v1.dataset_pb2 import ScalarType as ScalarType
 from profile_export.v1.dataset_service_pb2 import CompleteBatchResponse as CompleteBatchResponse
 from profile_export.v1.dataset_service_pb2 import GetReceiptResponse as GetReceiptResponse
