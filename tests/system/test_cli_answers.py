@@ -65,6 +65,11 @@ def test_a_time_that_was_shown_is_the_same_when_it_is_typed(
     [
         ("2026-01-31T00:00:00", "2026-01-31T09:00:00+09:00"),
         ("2026-01-31", "does not say in which zone"),
+        ("2026-01-31T00:00:00.1234567Z", "has digits behind the microsecond, 7: leave them out."),
+        (
+            "2026-01-31T00:00:00,12345600010+09:00",
+            "has digits behind the microsecond, 00010: leave them out.",
+        ),
         ("yesterday", "is no time"),
         ("0001-01-01T00:00:00+14:00", "within the years 1 to 9999"),
         ("9999-12-31T23:59:59-01:00", "within the years 1 to 9999"),
@@ -218,12 +223,17 @@ def test_a_name_does_where_an_id_does_unless_two_have_it(terminal: Terminal, peo
     # and a name that nothing or more than one has is refused
     second = terminal.get("datasets", "create", "People", "--kind", "union")
     several = terminal.type("jobs", "create", "--to", "People")
-    mistyped = terminal.type("datasets", "show", "CRN")
+    mistyped = [terminal.type("datasets", "show", name) for name in ("CRN", "crm", "Crn")]
     assert (several.returncode, several.stderr.count("\n")) == (2, 1)
     assert first in several.stderr
     assert second in several.stderr
-    assert mistyped.returncode == 1
-    assert "nearest is 'CRM'" in mistyped.stderr
+    assert [done.returncode for done in mistyped] == [1, 1, 1]
+    assert all("nearest is 'CRM'" in done.stderr for done in mistyped)
+
+    # and one that only a deleted one has is told as that
+    terminal.get("datasets", "delete", "CRM", "--yes")
+    deleted = terminal.type("datasets", "upload", "CRM", people)
+    assert "A deleted one has this name: `profile-export datasets list --deleted` shows it." in deleted.stderr
 
 
 def test_jobs_are_listed_by_state_destination_and_time(terminal: Terminal) -> None:

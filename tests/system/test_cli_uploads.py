@@ -586,6 +586,18 @@ def test_a_download_names_batches_that_count_no_more_and_prunes_them_when_asked(
     assert (out / "mine" / "x.parquet").exists()
 
 
+def test_a_download_without_a_file_says_so(terminal: Terminal, tmp_path: Path) -> None:
+    dataset_id = terminal.get(*CREATE)
+    terminal.get("datasets", "upload", dataset_id, write(tmp_path / "none.jsonl", []))
+    download = ("datasets", "download", dataset_id, "--to", tmp_path / "out")
+
+    plain, as_json = terminal.type(*download), terminal.type(*download, "--json")
+
+    assert (plain.returncode, plain.stdout) == (0, "")
+    assert plain.stderr == "profile-export: No row, and so no file.\n"
+    assert (json.loads(as_json.stdout), as_json.stderr) == ([], "")
+
+
 def test_types_are_found_and_told_as_a_command_that_declares_them(terminal: Terminal, tmp_path: Path) -> None:
     # given a file whose columns hold values of all types, some of them absent
     path = tmp_path / "people.csv"

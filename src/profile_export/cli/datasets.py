@@ -376,12 +376,13 @@ async def download(
                 task = bar.add_task(file.name, total=file.bytes, note="")
                 progress = partial(_advance, bar, task)
                 path = await client.download(batch_id, file, to / batch_id, progress=progress)
-                if as_data:
-                    fetched.append({"batch_id": batch_id, "path": str(path), **as_json(file)})
-                else:
+                fetched.append({"batch_id": batch_id, "path": str(path), **as_json(file)})
+                if not as_data:
                     typer.echo(path)
     if as_data:
         print_json(fetched)
+    elif not fetched:
+        complain("No row, and so no file.")
     return None
 
 

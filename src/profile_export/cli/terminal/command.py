@@ -35,6 +35,7 @@ _SERVER_OPTIONS = {"address": ADDRESS, "org": ORG, "sandbox": SANDBOX}
 _HIGHEST_ID = 2**63 - 1
 _HIGHEST_VERSION = 2**31 - 1
 _MOST_DIGITS = 20
+_LOST_DIGITS = re.compile(r"[.,][0-9]{6}(0*[1-9][0-9]*)")
 _ASKED: ContextVar[Server] = ContextVar("asked")
 _GIVEN: ContextVar[Mapping[str, str | None]] = ContextVar("given")
 
@@ -195,6 +196,10 @@ def instant(option: str, text: str) -> datetime | None:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(f"{option} {text!r} is no time: {form}.") from None
+    if found := _LOST_DIGITS.search(text):
+        raise typer.BadParameter(
+            f"{option} {text!r} has digits behind the microsecond, {found[1]}: leave them out."
+        )
     if time.tzinfo is None:
         raise typer.BadParameter(f"{option} {text!r} does not say in which zone: {form}.")
     try:

@@ -27,10 +27,11 @@ class Listing(Protocol):
 
 @dataclass(frozen=True)
 class Named:
-    """Marks an option that takes an id, or the name that only one of the things listed has."""
+    """Marks an option that takes an id, or the name that only one of the things listed has; of `deleted` none has."""
 
     things: str
     listed: Listing
+    deleted: Listing | None = None
 
     async def id_of(self, client: Client, text: str) -> tuple[str, str]:
         """Return the id that a text means, and advice for the case that nothing has that id.
@@ -48,9 +49,15 @@ class Named:
             raise typer.BadParameter(_ambiguous(text, self.things, found))
         if found:
             return str(found[0].id), ""
-        nearest = difflib.get_close_matches(text, {one.name for one in await self.listed(client, None)}, n=1)
+        if self.deleted and await self.deleted(client, text):
+            return (
+                text,
+                f"A deleted one has this name: `profile-export {self.things} list --deleted` shows it.",
+            )
+        names = {one.name.casefold(): one.name for one in await self.listed(client, None)}
+        nearest = difflib.get_close_matches(text.casefold(), names, n=1)
         if nearest:
-            return text, f"None has this name; the nearest is {one_line(nearest[0])!r}."
+            return text, f"None has this name; the nearest is {one_line(names[nearest[0]])!r}."
         return text, f"`profile-export {self.things.split()[-1]} list` shows which there are."
 
 
@@ -66,6 +73,6 @@ async def _deleted(client: Client, name: str | None) -> Sequence[Any]:
     return [one for one in listed if one.HasField("delete_time")]
 
 
-DATASET = Named("datasets", Client.list_datasets)
+DATASET = Named("datasets", Client.list_datasets, _deleted)
 DELETED_DATASET = Named("deleted datasets", _deleted)
 POLICY = Named("merge policies", Client.list_policies)
