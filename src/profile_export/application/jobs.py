@@ -31,7 +31,7 @@ from profile_export.domain.job import JobView
 from profile_export.domain.lists import Page, PageRequest
 from profile_export.domain.schemas.types import WIDE, ObjectType, is_wide
 from profile_export.lake.rows import first_rows
-from profile_export.processes.turns import FairTurns, compute_if
+from profile_export.processes.turns import FairTurns, compute, compute_if
 from profile_export.store.catalog.datasets import Catalog
 from profile_export.store.catalog.policies import Policies
 from profile_export.store.files.snapshots import Snapshots
@@ -98,7 +98,7 @@ class Estimates:
             facts = await attempt.resolve()
             result = await attempt.run(sample)
             paths = [of_segments.get(file.batch_id, place) / file.name for file in result.files]
-            rows = await asyncio.to_thread(lambda: list(islice(first_rows(paths), sample_rows)))
+            rows = await compute(lambda: list(islice(first_rows(paths), sample_rows))) if sample_rows else []
         return Estimated(
             estimate(plan, sample, result), _notes(plan, sample, facts.findings, result.counts), rows
         )

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from profile_export.domain.catalog import batches as columns
 from profile_export.domain.catalog.batches import OWN_COLUMNS
@@ -31,12 +33,12 @@ _VALUES_HELD = 500_000
 
 
 def _plain_rows(rows: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Yield rows as plain values, maps as dicts; little is made of what is not asked for."""
+    """Yield rows as plain values; little is made of what is not asked for."""
     start = 0
     while start < rows.num_rows:
         some = _fitting(rows.slice(start))
         # One column after the other: of thousands together Arrow would make the values in one go.
-        values = [column.to_pylist(maps_as_pydicts="strict") for column in some.columns]
+        values = [_values(column) for column in some.columns]
         for row in zip(*values, strict=True):
             yield dict(zip(some.schema.names, row, strict=True))
         start += some.num_rows
@@ -52,23 +54,72 @@ def _fitting(rows: pa.RecordBatch) -> pa.RecordBatch:
     return rows
 
 
+def _values(column: pa.Array) -> list[Any]:
+    """Return the values of a column: maps as dicts, objects as dicts of the members that are not null.
+
+    An array of objects with other names each has a place for every name in every object, nearly all of them null.
+    """
+    kind = column.type
+    if pa.types.is_struct(kind):
+        objects: list[Any] = [{} if there else None for there in column.is_valid().to_pylist()]
+        for name, member in _members(column):
+            places = pc.indices_nonzero(member.is_valid())
+            values = _values(member.take(places) if member.null_count else member)
+            for place, value in zip(places.to_pylist(), values, strict=True):
+                objects[place][name] = value
+        return objects
+    if pa.types.is_list(kind):
+        items = iter(_values(column.flatten()))
+        lengths = pc.list_value_length(column).to_pylist()
+        return [None if length is None else list(islice(items, length)) for length in lengths]
+    if pa.types.is_map(kind):
+        keys, values = map(_values, _entries(column))
+        spans = pairwise(pc.subtract(column.offsets, column.offsets[0]).to_pylist())
+        return [
+            dict(zip(keys[start:end], values[start:end], strict=True)) if there else None
+            for there, (start, end) in zip(column.is_valid().to_pylist(), spans, strict=True)
+        ]
+    return list(column.to_pylist(maps_as_pydicts="strict"))
+
+
 def _value_count(column: pa.Array) -> int:
-    """Return how many values a column has at all depths: members of objects, items of arrays, entries of maps."""
+    """Return how many values a column has at all depths: members that are not null, items, entries of maps."""
     kind, own = column.type, len(column)
     if not own:
         return 0
     if pa.types.is_struct(kind):
-        return own + sum(map(_value_count, column.flatten()))
+        return own + sum(_value_count(member) - int(member.null_count) for _, member in _members(column))
     if pa.types.is_list(kind):
         return own + _value_count(column.flatten())
     if pa.types.is_map(kind):
-        # Keys and items of a slice are those of the whole array.
-        first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
-        return own + sum(_value_count(part.slice(first, end - first)) for part in (column.keys, column.items))
+        return own + sum(map(_value_count, _entries(column)))
     return own
 
 
+def _members(column: pa.StructArray) -> Iterator[tuple[str, pa.Array]]:
+    """Yield the members of objects that some of them have, null where the object is."""
+    for field, member in zip(column.type, column.flatten(), strict=True):
+        if member.null_count < len(member):
+            yield field.name, member
+
+
+def _entries(column: pa.MapArray) -> tuple[pa.Array, pa.Array]:
+    """Return the keys and the items of maps; what stands there is those of the whole array that it is a slice of."""
+    first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
+    return column.keys.slice(first, end - first), column.items.slice(first, end - first)
+
+
 _ROWS_READ_AT_ONCE = 100
+_CELLS_READ_AT_ONCE = 5_000_000
+"""Of all columns, nulls among them: an array of objects with other names each has as many as items times names."""
+
+
+def _rows_read_at_once(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    cells = sum(
+        int(group.column(column).num_values) for group in groups for column in range(group.num_columns)
+    )
+    return max(1, min(_ROWS_READ_AT_ONCE, _CELLS_READ_AT_ONCE * int(metadata.num_rows) // max(1, cells)))
 
 
 def first_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
@@ -76,7 +127,7 @@ def first_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
         with open_data_file(path) as file:
             columns = [name for name in file.schema_arrow.names if name not in OWN_COLUMNS]
-            for batch in file.iter_batches(_ROWS_READ_AT_ONCE, columns=columns):
+            for batch in file.iter_batches(_rows_read_at_once(file.metadata), columns=columns):
                 yield from _plain_rows(batch)
 
 
@@ -189,7 +240,7 @@ def _source_row(dataset_id: str, line: Mapping[str, Any]) -> SourceRow:
         _stated(line[columns.NAMESPACE], line[columns.IDENTITY], line[columns.AUTHENTICATED_STATE]),
         {name: value for name, value in line.items() if name not in columns.SYSTEM_COLUMNS},
         tuple(
-            _stated(link["namespace"], link["id"], link["authenticated_state"])
+            _stated(link["namespace"], link["id"], link.get("authenticated_state"))
             for link in line[columns.LINKS] or ()
         ),
     )
