@@ -253,7 +253,7 @@ def test_a_preview_shows_the_newest_rows_value_by_value(terminal: Terminal, tmp_
 
     shown = lines(terminal.get("datasets", "preview", dataset_id, "--rows", "1"))
 
-    assert shown == ["row field value", "1 crmId new", "person.name.firstName Ada", 'tags ["a"]']
+    assert shown == ["row field value", "1 crmId new", "1 person.name.firstName Ada", '1 tags ["a"]']
     rows = json.loads(terminal.get("datasets", "preview", dataset_id, "--json"))
     assert [row["crmId"] for row in rows] == ["new", "old"]
 

@@ -70,6 +70,7 @@ def test_events_are_listed_in_either_order_within_a_window(terminal: Terminal, p
     events = ("profiles", "events", "CRM:C-1", "--policy", policy)
 
     shown = terminal.get(*events, "--field", "page")
+    whole = terminal.get(*events, "--limit", "1").splitlines()[1:]
     latest = json.loads(terminal.get(*events, "--latest-first", "--limit", "2", "--json"))
     window = ("--from", "2026-03-01T11:00:00Z", "--to", "2026-03-01T12:00:00Z")
     within = json.loads(terminal.get(*events, *window, "--filter", "id != e2", "--json"))
@@ -79,6 +80,8 @@ def test_events_are_listed_in_either_order_within_a_window(terminal: Terminal, p
     assert [line.split()[1:] for line in told[1:]] == [
         [f"e{hour}", "page", "page", f"{hour}"] for hour in range(3)
     ]
+    assert len(whole) > 1
+    assert len({tuple(line.split("\t")[:2]) for line in whole}) == 1
     assert [event["id"] for event in latest] == ["e2", "e1"]
     assert [event["values"]["page"] for event in within] == ["page 1"]
 

@@ -335,7 +335,7 @@ async def preview(
         for place, (path, value) in enumerate(values_by_path(row))
     ]
     way_out = f"No rows. Upload some: profile-export datasets upload {dataset_id} PATH{server_options()}"
-    print_rows(("row", "field", "value"), lines, empty=way_out, free=("value",))
+    print_rows(("row", "field", "value"), lines, empty=way_out, free=("value",), once=("row",))
 
 
 command(group, "upload")(upload)

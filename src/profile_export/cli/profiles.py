@@ -71,7 +71,7 @@ def _show_either(found: Profile | GetProfileResponse) -> None:
         for place, source in enumerate((one.won, *one.lost))
     ]
     headers = ("field", "", "dataset", "batch", "ingested", "value")
-    print_rows(headers, lines, empty="No fields.", free=("value",))
+    print_rows(headers, lines, empty="No fields.", free=("value",), once=("field",))
     if found.unexplained_fields:
         typer.echo(f"Not explained: {found.unexplained_fields} fields more; name some with --field.")
 
@@ -101,7 +101,9 @@ def _show_events(found: list[ProfileEvent]) -> None:
         for event in found
         for place, (path, value) in enumerate(values_by_path(as_json(event.values)))
     ]
-    print_rows(("time", "id", "field", "value"), lines, empty="No events.", free=("value",))
+    print_rows(
+        ("time", "id", "field", "value"), lines, empty="No events.", free=("value",), once=("time", "id")
+    )
 
 
 @command(group, "events", _show_events)

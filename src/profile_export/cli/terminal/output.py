@@ -90,6 +90,7 @@ def print_rows(
     *,
     empty: str,
     free: Sequence[str] = (),
+    once: Sequence[str] = (),
     stderr: bool = False,
 ) -> None:
     """Write rows, or one sentence if there are none.
@@ -102,6 +103,7 @@ def print_rows(
         rows: The cells of each.
         empty: The sentence.
         free: The columns of free text, which may take several lines. Ids, numbers and times never do.
+        once: The first columns, in which an empty cell means what stands above it; a pipe gets that again.
         stderr: Whether they stand beside the answer.
     """
     listed = [tuple(row) for row in rows]
@@ -109,8 +111,12 @@ def print_rows(
     if not listed:
         screen.print(Text(empty, style="dim"), soft_wrap=True)
     elif not screen.is_terminal:
+        above: Sequence[Cell] = headers
         for line in (headers, *listed):
-            typer.echo("\t".join(map(plain, line)), err=stderr)
+            above = [
+                above[place] if place < len(once) and cell == "" else cell for place, cell in enumerate(line)
+            ]
+            typer.echo("\t".join(map(plain, above)), err=stderr)
     else:
         _print_for_people(screen, headers, listed, free)
 
