@@ -107,6 +107,25 @@ async def test_every_column_of_the_output_is_optional_and_says_its_batch(caller:
     assert [row["_batch_id"] for row in await caller.rows(job.batch_id)] == [job.batch_id]
 
 
+@pytest.mark.parametrize("graph", [merge_policy_pb2.IDENTITY_GRAPH_NONE, merge_policy_pb2.IDENTITY_GRAPH_PDG])
+async def test_the_rows_of_a_file_are_in_the_order_of_their_profiles(
+    caller: Caller, graph: merge_policy_pb2.IdentityGraph.ValueType
+) -> None:
+    crm = await caller.dataset("record", {"crmId": "CRM", "email": "Email"})
+    shop = await caller.dataset("record", {"email": "Email"})
+    people = [{"crmId": f"{number}", "email": f"{number}@x.org"} for number in range(3_000)]
+    await caller.upload(crm, "crm", people)
+    await caller.upload(shop, "shop", [{"email": one["email"], "city": "Oslo"} for one in people[::2]])
+
+    job = await caller.export(await caller.dataset("union"), policy=await caller.policy(graph))
+
+    for file in await caller.files(job.batch_id):
+        table = pq.read_table(unquote(urlsplit(file.location).path), columns=["_profile_id"])
+        ids = table["_profile_id"].to_pylist()
+        assert len(ids) >= 3_000
+        assert ids == sorted(set(ids))
+
+
 async def test_rows_and_look_ups_of_one_person_have_one_id_while_the_identities_stay(caller: Caller) -> None:
     # given two people, one of whom two sources know under other identities
     crm = await caller.dataset("record", {"crmId": "CRM", "email": "Email"})

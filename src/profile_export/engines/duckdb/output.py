@@ -104,7 +104,7 @@ class Output:
         out = [f"{column.name} AS {name(column.field)}" for column in output_columns(shape)]
         out.append(f"{_PROFILE_ID} AS {name(columns.PROFILE_ID)}")
         out.append(f"getvariable('batch_id') AS {name(columns.BATCH_ID)}")
-        query = f"SELECT {', '.join(out)} FROM profiles WHERE {kept}"
+        query = f"SELECT {', '.join(out)} FROM profiles WHERE {kept} ORDER BY {name(columns.PROFILE_ID)}"
         told = {**self._plan.origin, "batch-id": batch_id}
         about = ", ".join(f"{name(columns.ABOUT_FILE + key)}: {text(value)}" for key, value in told.items())
         # DuckDB marks columns that it finds out to be without nulls as required, which readers take for the table's
