@@ -1,5 +1,6 @@
 """The command line and the server as processes."""
 
+import faulthandler
 import multiprocessing
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from profile_export.cli import main
 
+_PATIENCE = 60
 COMMAND = (sys.executable, "-m", "profile_export")
 
 # A process for each command, but libraries are loaded once for all of them: that takes longer than most commands.
@@ -70,10 +72,10 @@ class Terminal:
             source.write_bytes(given)
             command = _LOADED.Process(target=_run, args=(typed, variables, source, out, err))
             command.start()
-            command.join(60)
+            command.join(_PATIENCE)
             if command.exitcode is None:
                 command.kill()
-                raise TimeoutError(typed)
+                raise TimeoutError(f"{typed}, after {out.read_text()!r} and\n{err.read_text()}")
             return subprocess.CompletedProcess(typed, command.exitcode, out.read_text(), err.read_text())
 
     def get(self, *words: str | Path, **more: str) -> str:
@@ -88,6 +90,7 @@ def _run(words: Sequence[str], variables: Mapping[str, str], source: Path, out: 
     sys.stdin = os.fdopen(0)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), descriptor)
+    faulthandler.dump_traceback_later(_PATIENCE - 5, file=2)  # where it hangs, if it does
     os.environ.clear()
     os.environ.update(variables)
     time.tzset()

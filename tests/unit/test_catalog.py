@@ -162,6 +162,28 @@ def test_a_dataset_without_records_cannot_be_told_to_patch_them(kind: DatasetKin
     assert refused.metadata["field"] == "tags.unifiedProfile"
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["enbled:false", "enabled", "enabled:no", "ENABLED:FALSE", "isUpsert:", "x:true", " enabled:false", ""],
+)
+def test_what_nearly_says_how_a_dataset_takes_part_is_refused_with_what_may_be_said(value: str) -> None:
+    refused = refusal_of(lambda: check_tags(DatasetKind.RECORD, {"unifiedProfile": ("enabled:true", value)}))
+
+    assert refused.metadata["field"] == "tags.unifiedProfile"
+    assert repr(value) in str(refused)
+    assert "enabled:false" in str(refused)
+
+
+def test_tags_of_others_and_all_that_adobe_writes_are_kept() -> None:
+    check_tags(
+        DatasetKind.RECORD,
+        {
+            "unifiedProfile": ("enabled:true", "enabledAt:2026-01-31 10:00:00", "isUpsert:false"),
+            "unifiedIdentity": ("enabled:yes",),
+        },
+    )
+
+
 # --- Declared identity fields ---
 
 

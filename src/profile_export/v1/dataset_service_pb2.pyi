@@ -118,8 +118,9 @@ class CreateDatasetRequest(_message.Message):
     def tags(self) -> _containers.MessageMap[_builtins.str, _dataset_pb2.TagValues]:
         """Optional. Two values under the tag `unifiedProfile` have a meaning: `enabled:false` keeps the dataset out
         of exports and of the union schema, `isUpsert:true` makes records patch field by field instead of replacing
-        (refused where there are none). `unifiedProfile: ["enabled:true"]` is the default. Other tags are kept as
-        they are. At most 100 entries, with keys of at most 255 characters.
+        (refused where there are none). `unifiedProfile: ["enabled:true"]` is the default; besides, `isUpsert:false`
+        and `enabledAt:` with a time are kept, and anything else under it is refused. Other tags are kept as they are.
+        At most 100 entries, with keys of at most 255 characters.
         """
 
     @_builtins.property

@@ -45,7 +45,10 @@ from profile_export.domain.schemas.types import (
 _TENANT_PART = re.compile(r"[A-Za-z0-9@_.-]{1,64}")
 PROFILE_TAG = "unifiedProfile"
 _UPSERTS = "isUpsert:true"
+# As Adobe's Catalog writes them.
+_OF_PROFILE_TAG = re.compile(r"(enabled|isUpsert):(true|false)|enabledAt:.+", re.DOTALL)
 _ETAG_DIGITS = 24
+_MOST_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +279,17 @@ def with_declared(fields: ObjectType, declared_fields: Sequence[FieldDeclaration
 
 
 def check_tags(kind: DatasetKind, tags: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise InvalidArgumentError if a tag has no effect: a dataset without records is to upsert them."""
+    """Raise InvalidArgumentError if a tag has not the effect that its words promise.
+
+    That is one that nearly says what `unifiedProfile` may say, or a dataset without records that is to upsert them.
+    """
+    for value in tags.get(PROFILE_TAG, ()):
+        if not _OF_PROFILE_TAG.fullmatch(value):
+            raise InvalidArgumentError.of_field(
+                f"tags.{PROFILE_TAG}",
+                f"cannot be {value[:_MOST_SHOWN]!r}: write enabled:true, enabled:false, isUpsert:true, isUpsert:false, "
+                "or enabledAt: and a time.",
+            )
     if _UPSERTS in tags.get(PROFILE_TAG, ()) and kind is not DatasetKind.RECORD:
         raise InvalidArgumentError.of_field(
             f"tags.{PROFILE_TAG}", f"'{_UPSERTS}' makes records patch, and this dataset holds none."

@@ -205,7 +205,7 @@ def _loss(known: FieldType | str, found: FieldType | str) -> str:
     both = (known, found)
     if LARGE_LONG in both and DOUBLE in both:
         return ", and no double holds some of these integers"
-    if not all(map(_is_number, both)):
+    if not all(map(_is_number, both)) or (LONG in both and DOUBLE in both):
         return ""
     if DOUBLE in both:
         return ", whose digits no double keeps"
