@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from profile_export.client import (
@@ -70,10 +71,9 @@ async def test_data_beyond_the_limit_is_exported_with_progress_that_tells_the_tr
             assert job.state == JobState.JOB_STATE_SUCCEEDED, job
             assert job.attempt == 1
             assert job.metrics.peak_memory_bytes <= LIMIT_MB * 10**6
-            assert wrong_rows([file.location for file in await client.list_files(job.batch_id)]) == (
-                0,
-                persons,
-            )
+            files = [unquote(urlsplit(file.location).path) for file in await client.list_files(job.batch_id)]
+            assert wrong_rows(files) == (0, persons)
+            assert all(in_order(file) for file in files)
 
     reached = [(told.phase, told.done) for _, told in progress]
     assert reached == sorted(reached)
@@ -99,9 +99,13 @@ def notes(folder: Path, source: int, persons: int) -> Path:
     return path
 
 
-def wrong_rows(locations: list[str]) -> tuple[int, int]:
+def in_order(file: str) -> bool:
+    ids = pq.read_table(file, columns=["_profile_id"])["_profile_id"].to_pylist()
+    return bool(ids == sorted(ids))
+
+
+def wrong_rows(files: list[str]) -> tuple[int, int]:
     """Count the exported rows that are not as they should be, and all persons among them."""
-    files = [unquote(urlsplit(location).path) for location in locations]
     number = "identityMap['CRM'][1].id[3:]"
     right = " AND ".join(
         f"note_{source} = repeat(md5({number} || '-{source}'), {-(-NOTE_BYTES // 32)})"

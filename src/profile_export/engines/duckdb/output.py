@@ -7,12 +7,21 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import duckdb
 
 from profile_export.domain.catalog import batches as columns
-from profile_export.domain.export.plan import LEFT_OUT_REASONS, ExportCounts, ExportPlan, WrittenFile
+from profile_export.domain.export.plan import (
+    HIGHEST_KEY,
+    LEFT_OUT_REASONS,
+    LOWEST_KEY,
+    ExportCounts,
+    ExportPlan,
+    KeyRange,
+    WrittenFile,
+)
 from profile_export.engines.duckdb.query import output_columns
 from profile_export.engines.duckdb.spelling import name, text
 from profile_export.engines.expression.tables import Shape
@@ -20,6 +29,8 @@ from profile_export.engines.expression.tables import Shape
 _BYTES_PER_FILE = 128 * 2**20
 _MOST_BYTES_PER_ROW_GROUP = 64 * 2**20
 """As DuckDB holds it while it is filled, by each thread; rows of a few fields come to their number before."""
+FEWEST_ROWS = 16
+"""A slice of so few rows is not halved where memory is too small for it."""
 _OF_MEMORY = 32
 """A row group takes no more than this part of the memory, since it is encoded and compressed beside it."""
 # As `domain.merging.identity.profile_id` has it; of a negative number the digits are those of its two's complement.
@@ -70,6 +81,7 @@ class Output:
     ) -> None:
         self._connection, self._plan = connection, plan
         self._folder, self._segment_folders = folder, segment_folders
+        self._widest = HIGHEST_KEY - LOWEST_KEY + 1
         self._bytes_per_row_group = min(_MOST_BYTES_PER_ROW_GROUP, memory // _OF_MEMORY)
 
     def count(self) -> ExportCounts:
@@ -84,23 +96,57 @@ class Output:
         }
         return ExportCounts(**found, by_namespace=names, segment_members=members)
 
-    def write(self, shape: Shape, index: int) -> tuple[WrittenFile, ...]:
+    def write(self, shape: Shape, key_range: KeyRange) -> tuple[WrittenFile, ...]:
         """Write the files of a range: all rows, or for each segment those that are in it; safe on the disk then."""
         batches = self._plan.segment_batches
         if not batches:
-            return self._write_batch(shape, index, self._folder, self._plan.batch_id, "left_out IS NULL")
+            return self._write_batch(shape, key_range, self._folder, self._plan.batch_id, "left_out IS NULL")
         admitted = "left_out IS NULL AND list_contains(admitted, {})"
         return tuple(
             file
             for position, (folder, batch_id) in enumerate(zip(self._segment_folders, batches, strict=True))
-            for file in self._write_batch(shape, index, folder, batch_id, admitted.format(position))
+            for file in self._write_batch(shape, key_range, folder, batch_id, admitted.format(position))
         )
 
     def _write_batch(
-        self, shape: Shape, index: int, folder: Path, batch_id: str, kept: str
+        self, shape: Shape, key_range: KeyRange, folder: Path, batch_id: str, kept: str
     ) -> tuple[WrittenFile, ...]:
-        outgoing = folder / f"range-{index}"
+        """Write the rows in the order of their profiles: at once, or in slices where memory is too small for that.
+
+        As for merging, a slice that does not fit is halved, as are those that come after it.
+        """
         self._connection.execute(f"SET VARIABLE batch_id = {text(batch_id)}")
+        outgoing = folder / f"range-{key_range.index}"
+        files: list[WrittenFile] = []
+        waiting = [key_range]
+        while waiting:
+            key_slice = waiting.pop()
+            if key_slice.width > self._widest:
+                waiting += reversed(key_slice.halves())
+                continue
+            in_slice = f"{kept} AND profile_high BETWEEN {key_slice.low} AND {key_slice.high}"
+            try:
+                written = self._copy(shape, outgoing, batch_id, in_slice)
+            except duckdb.OutOfMemoryException:
+                if self._plan.rows_in(key_slice) <= FEWEST_ROWS:
+                    raise
+                rmtree(outgoing, ignore_errors=True)
+                self._widest = key_slice.width - 1
+                waiting.append(key_slice)
+                continue
+            for path, rows, size in written:
+                if rows == 0:
+                    # Nobody of this slice is exported, or in the segment.
+                    path.unlink()
+                    continue
+                final = folder / f"{key_range.index}-{len(files)}.parquet"
+                path.rename(final)
+                files.append(WrittenFile(final.name, rows, size, _digest_on_disk(final), batch_id))
+            outgoing.rmdir()
+        return tuple(files)
+
+    def _copy(self, shape: Shape, folder: Path, batch_id: str, kept: str) -> list[tuple[Path, int, int]]:
+        """Write rows of `profiles` into a folder; return the path of each file, its rows and its bytes."""
         out = [f"{column.name} AS {name(column.field)}" for column in output_columns(shape)]
         out.append(f"{_PROFILE_ID} AS {name(columns.PROFILE_ID)}")
         out.append(f"getvariable('batch_id') AS {name(columns.BATCH_ID)}")
@@ -111,21 +157,11 @@ class Output:
         # schema.
         with _without(self._connection, "statistics_propagation"):
             written = self._connection.execute(
-                f"COPY ({query}) TO {text(str(outgoing))}"
+                f"COPY ({query}) TO {text(str(folder))}"
                 f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {_BYTES_PER_FILE},"
                 f" ROW_GROUP_SIZE_BYTES {self._bytes_per_row_group}, RETURN_STATS, KV_METADATA {{{about}}})"
             ).fetchall()
-        files = []
-        for number, (path, rows, size, *_) in enumerate(sorted(written)):
-            if rows == 0:
-                # Nobody of this range is in the segment.
-                Path(path).unlink()
-                continue
-            final = folder / f"{index}-{number}.parquet"
-            Path(path).rename(final)
-            files.append(WrittenFile(final.name, rows, size, _digest_on_disk(final), batch_id))
-        outgoing.rmdir()
-        return tuple(files)
+        return [(Path(path), rows, size) for path, rows, size, *_ in sorted(written)]
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from profile_export.domain.export.plan import (
 from profile_export.domain.merging.policy import IdentityGraph
 from profile_export.engines.duckdb.engine import Close, Failed, FindGraph, Open, Resolve, Run
 from profile_export.engines.duckdb.identity_findings import links_most, shared_identities, spelled_apart
-from profile_export.engines.duckdb.output import Output
+from profile_export.engines.duckdb.output import FEWEST_ROWS, Output
 from profile_export.engines.duckdb.query import compiled, output_columns
 from profile_export.engines.duckdb.sources import (
     MovedRows,
@@ -113,8 +113,8 @@ class _ProgressMeter:
 
 
 _ROWS_READ_AT_ONCE = 100_000
-_FEW_ROWS, _FEWEST_ROWS = 4_096, 16
-"""From the first down, memory goes to what each thread reads at once; from the second down, a slice is not halved."""
+_FEW_ROWS = 4_096
+"""From so many down, memory goes to what each thread reads at once."""
 _PAIRS_AT_ONCE = 250_000
 _ALL = "all_{}"
 _GRAPH = "identity_graph"
@@ -217,7 +217,7 @@ class DuckDbSession:
         self._merge(shape, key_range)
         counts = replace(self._output.count(), links_most=self._links_most)
         with self._meter.measuring(self._progress_share(key_range)):
-            files = self._output.write(shape, key_range.index) if counts.profiles_exported else ()
+            files = self._output.write(shape, key_range) if counts.profiles_exported else ()
         self._connection.execute("DROP TABLE profiles")
         return RangeResult(files, counts)
 
@@ -254,7 +254,7 @@ class DuckDbSession:
                 into = "INSERT INTO profiles"
             except duckdb.OutOfMemoryException:
                 rows = self._plan.rows_in(key_slice)
-                if rows <= _FEWEST_ROWS:
+                if rows <= FEWEST_ROWS:
                     raise
                 if rows <= _FEW_ROWS and self._threads > 1:
                     self._threads = 1
