@@ -36,15 +36,15 @@ BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
 # Beside the unit tests. What the others run through, these run through as well.
 TRACED = {
     "contract": """
-        belonging compaction documents engine engine_parts failures ingest_csv ingest_formats ingest_json_array
-        ingest_json_lines ingest_parquet ingest_parquet_writers ingest_refusals ingest_rules keeper
-        kept_graphs mirror_table processes resolution rules trash
+        belonging compaction documents engine engine_against_merge engine_parts engine_shapes expiries failures
+        ingest_csv ingest_formats ingest_json_array ingest_json_lines ingest_parquet ingest_parquet_writers
+        ingest_readings ingest_refusals ingest_rules keeper kept_graphs mirror_table processes resolution rules trash
     """,
     "service": """
         batches datasets estimates invalid_requests jobs limits page_tokens policies postgresql receipts schemas
-        segments server_shell tenancy uploads upserts watch
+        segments server_shell tenancy uploads upserts watch watch_jobs
     """,
-    "system": "cli cli_catalog cli_db cli_exports cli_profiles cli_uploads cli_verify demo",
+    "system": "cli cli_answers cli_catalog cli_db cli_exports cli_profiles cli_uploads cli_verify demo",
 }
 
 
