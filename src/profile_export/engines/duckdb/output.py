@@ -11,6 +11,7 @@ from shutil import rmtree
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 
 from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import (
@@ -134,19 +135,22 @@ class Output:
                 self._widest = key_slice.width - 1
                 waiting.append(key_slice)
                 continue
-            for path, rows, size in written:
+            for path in written:
+                rows = pq.read_metadata(path).num_rows
                 if rows == 0:
                     # Nobody of this slice is exported, or in the segment.
                     path.unlink()
                     continue
                 final = folder / f"{key_range.index}-{len(files)}.parquet"
                 path.rename(final)
-                files.append(WrittenFile(final.name, rows, size, _digest_on_disk(final), batch_id))
+                files.append(
+                    WrittenFile(final.name, rows, final.stat().st_size, _digest_on_disk(final), batch_id)
+                )
             outgoing.rmdir()
         return tuple(files)
 
-    def _copy(self, shape: Shape, folder: Path, batch_id: str, kept: str) -> list[tuple[Path, int, int]]:
-        """Write rows of `profiles` into a folder; return the path of each file, its rows and its bytes."""
+    def _copy(self, shape: Shape, folder: Path, batch_id: str, kept: str) -> list[Path]:
+        """Write rows of `profiles` into a folder; return the paths of its files."""
         out = [f"{column.name} AS {name(column.field)}" for column in output_columns(shape)]
         out.append(f"{_PROFILE_ID} AS {name(columns.PROFILE_ID)}")
         out.append(f"getvariable('batch_id') AS {name(columns.BATCH_ID)}")
@@ -156,12 +160,12 @@ class Output:
         # DuckDB marks columns that it finds out to be without nulls as required, which readers take for the table's
         # schema.
         with _without(self._connection, "statistics_propagation"):
-            written = self._connection.execute(
+            ((_, written),) = self._connection.execute(
                 f"COPY ({query}) TO {text(str(folder))}"
                 f" (FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES {_BYTES_PER_FILE},"
-                f" ROW_GROUP_SIZE_BYTES {self._bytes_per_row_group}, RETURN_STATS, KV_METADATA {{{about}}})"
+                f" ROW_GROUP_SIZE_BYTES {self._bytes_per_row_group}, RETURN_FILES, KV_METADATA {{{about}}})"
             ).fetchall()
-        return [(Path(path), rows, size) for path, rows, size, *_ in sorted(written)]
+        return [Path(path) for path in sorted(written)]
 
 
 @contextmanager
