@@ -11,7 +11,6 @@ from shutil import rmtree
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
 
 from profile_export.domain.catalog import batches as columns
 from profile_export.domain.export.plan import (
@@ -24,6 +23,7 @@ from profile_export.domain.export.plan import (
     WrittenFile,
 )
 from profile_export.engines.duckdb.query import output_columns
+from profile_export.engines.duckdb.sources import scan
 from profile_export.engines.duckdb.spelling import name, text
 from profile_export.engines.expression.tables import Shape
 
@@ -136,7 +136,7 @@ class Output:
                 waiting.append(key_slice)
                 continue
             for path in written:
-                rows = pq.read_metadata(path).num_rows
+                ((rows,),) = self._connection.execute(f"SELECT count(*) FROM {scan([path])}").fetchall()
                 if rows == 0:
                     # Nobody of this slice is exported, or in the segment.
                     path.unlink()
