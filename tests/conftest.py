@@ -32,6 +32,7 @@ structlog.configure(
 )
 compile_statements_once()
 
+# The second one is for the whole run: each of its hundreds of tests makes a database.
 BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
 # Beside the unit tests. What the others run through, these run through as well.
 TRACED = {

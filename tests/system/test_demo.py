@@ -24,6 +24,7 @@ def test_the_demo_shows_an_export_from_sources_to_rows_and_cleans_up(tmp_path: P
     done = _demo(tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) < 300  # a pipe is a thousand wide, and nothing fills it up
     told = re.sub(r" {2,}", "  ", done.stdout)
     for line in (
         "CRM  1,433 records",

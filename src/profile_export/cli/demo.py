@@ -250,7 +250,7 @@ def _say(screen: Console, line: str, style: str = "") -> None:
 
 
 def _show(screen: Console, thing: RenderableType) -> None:
-    screen.print(Padding(thing, (0, 0, 0, _INDENT)))
+    screen.print(Padding(thing, (0, 0, 0, _INDENT), expand=False))
 
 
 # --- What came out ---
